@@ -1,0 +1,42 @@
+"""What a bundle is, how a screen is cut, and the runtimes that execute it.
+
+Importing this package loads numpy alone; a runtime is imported by `load`, in its own file. `engine.export`
+and `engine.parity` need torch and are imported by name.
+"""
+
+from pathlib import Path
+
+from engine.backend import Backend, Features, infer, load
+from engine.errors import BundleError, EngineError, InferenceError, ParityError, RuntimeUnavailable
+from engine.fake import FakeBackend, fake_manifest
+from engine.golden import Golden, read_golden, self_test
+from engine.manifest import FrameLimits, LabelLimits, Manifest
+from engine.pixels import to_grey
+from engine.windows import Window, cover, cut
+
+DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
+
+__all__ = [
+    "DEFAULT_BUNDLE",
+    "Backend",
+    "BundleError",
+    "EngineError",
+    "FakeBackend",
+    "Features",
+    "FrameLimits",
+    "Golden",
+    "InferenceError",
+    "LabelLimits",
+    "Manifest",
+    "ParityError",
+    "RuntimeUnavailable",
+    "Window",
+    "cover",
+    "cut",
+    "fake_manifest",
+    "infer",
+    "load",
+    "read_golden",
+    "self_test",
+    "to_grey",
+]

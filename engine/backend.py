@@ -1,0 +1,151 @@
+"""The seam between what is inspected and what executes it.
+
+A backend runs the bundle's two graphs: `features` in batches of patches of one screen, `reason` once over
+all the patches of that screen. The service, the evaluation and the parity check know only this.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.errors import RuntimeUnavailable
+from engine.manifest import Manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Features:
+    """What the features graph says of n patches, rows in the order of the patches.
+
+    Attributes:
+        label_features: (n, C, d) features by label.
+        stage1: (n, C) scores of the first stage, cosines in the two-stage network.
+        activation: (n, C, h, w) where each label was seen, without an absolute level; (n, C, 1, 1) zeros
+            where a network has no such map.
+    """
+
+    label_features: NDArray[np.float32]
+    stage1: NDArray[np.float32]
+    activation: NDArray[np.float32]
+
+
+class Backend(Protocol):
+    """A bundle, loaded into a runtime. `features` is called by one thread at a time, `reason` by any."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's facts."""
+
+    @property
+    def runtime(self) -> str:
+        """Name of the runtime, such as `onnxruntime`."""
+
+    def features(self, pixels: NDArray[np.uint8]) -> Features:
+        """Features of one batch of patches of one screen.
+
+        The graph always runs `batch_size` patches, so that one shape is compiled and a score cannot
+        depend on how full a batch was; what is missing is filled up and dropped again inside.
+
+        Args:
+            pixels: (n, 1, P, P) grey, 1 <= n <= batch_size.
+
+        Raises:
+            ValueError: `pixels` has another shape or type, no patch, or more than batch_size.
+            InferenceError: the runtime failed; no patch of the batch has a result.
+        """
+
+    def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Probabilities of the patches of exactly one screen, which are seen together.
+
+        Args:
+            label_features: (K, C, d) of all the screen's patches.
+            stage1: (K, C) of the same patches.
+
+        Returns:
+            (K, C), each in [0, 1].
+
+        Raises:
+            ValueError: the shapes do not fit each other or the bundle, or K is 0.
+            InferenceError: the runtime failed.
+        """
+
+    def close(self) -> None:
+        """Give back the runtime's memory; closing twice is harmless, other calls then fail."""
+
+
+def load(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> Backend:
+    """Read a bundle, verify it and load it into a runtime.
+
+    Args:
+        bundle: folder of the bundle.
+        runtime: `onnxruntime`, or `auto` for the best that is installed.
+        threads: CPU threads of the runtime; by default the CPUs that the process may use.
+
+    Raises:
+        BundleError: the bundle must not be served.
+        RuntimeUnavailable: no such runtime here.
+    """
+    if runtime not in ("auto", "onnxruntime"):
+        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are auto and onnxruntime")
+    try:
+        from engine.onnxruntime import OnnxRuntimeBackend
+    except ImportError as error:
+        raise RuntimeUnavailable(f"onnxruntime cannot be imported: {error}") from error
+    return OnnxRuntimeBackend(bundle, threads=threads)
+
+
+def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:
+    """Features and probabilities of one screen, without a queue: batches in order, then the reasoning.
+
+    Args:
+        backend: what runs it.
+        patches: (K, 1, P, P) all the patches of one screen, K >= 1.
+
+    Returns:
+        The features over K and the (K, C) probabilities.
+
+    Raises:
+        ValueError: there is no patch, or the patches do not fit the bundle.
+        InferenceError: the runtime failed.
+    """
+    size = backend.manifest.batch_size
+    batches = [backend.features(patches[start : start + size]) for start in range(0, len(patches), size)]
+    if not batches:
+        raise ValueError("a screen has at least one patch")
+    features = Features(
+        label_features=np.concatenate([batch.label_features for batch in batches]),
+        stage1=np.concatenate([batch.stage1 for batch in batches]),
+        activation=np.concatenate([batch.activation for batch in batches]),
+    )
+    return features, backend.reason(features.label_features, features.stage1)
+
+
+def check_pixels(pixels: NDArray[np.uint8], manifest: Manifest) -> None:
+    """Hold the caller of `Backend.features` to its contract.
+
+    Raises:
+        ValueError: not (n, 1, P, P) uint8 with 1 <= n <= batch_size.
+    """
+    side = manifest.patch_px
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (1, side, side):
+        raise ValueError(f"patches are (n, 1, {side}, {side}) uint8, got {pixels.shape} {pixels.dtype}")
+    if not 1 <= len(pixels) <= manifest.batch_size:
+        raise ValueError(f"a batch has 1 to {manifest.batch_size} patches, got {len(pixels)}")
+
+
+def check_screen(
+    label_features: NDArray[np.float32], stage1: NDArray[np.float32], manifest: Manifest
+) -> None:
+    """Hold the caller of `Backend.reason` to its contract.
+
+    Raises:
+        ValueError: not (K, C, d) and (K, C) float32 with K >= 1.
+    """
+    if label_features.dtype != np.float32 or stage1.dtype != np.float32:
+        raise ValueError(f"features are float32, got {label_features.dtype} and {stage1.dtype}")
+    if label_features.ndim != 3 or label_features.shape[:2] != stage1.shape:
+        raise ValueError(f"label features {label_features.shape} do not fit scores {stage1.shape}")
+    if len(stage1) == 0 or stage1.shape[1] != len(manifest.labels):
+        raise ValueError(f"scores are (K, {len(manifest.labels)}) with K >= 1, got {stage1.shape}")

@@ -1,0 +1,136 @@
+"""PyTorch modules to a bundle: two ONNX graphs, golden patches, manifest and card. The only engine file with torch.
+
+The bundle is made in a folder beside its place and moved there whole, after its graphs, run by ONNX Runtime, agreed
+with the modules they came from.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from engine.backend import load
+from engine.manifest import Manifest, file_sha256
+from engine.parity import Difference, check_parity
+
+OPSET = 18
+
+
+def export(
+    out: Path,
+    *,
+    features: nn.Module,
+    reasoning: nn.Module,
+    manifest: Manifest,
+    golden_pixels: NDArray[np.uint8],
+    parity_pixels: NDArray[np.uint8],
+    card: str,
+) -> Difference:
+    """Write a verified bundle.
+
+    Args:
+        out: the bundle's folder; an existing one is replaced only when the new one is whole.
+        features: `pixels` (N, 1, P, P) uint8 to label features (N, C, d), cosines (N, C), activation (N, C, h, w).
+        reasoning: label features (K, C, d) and cosines (K, C) to probabilities (K, C).
+        manifest: all of it but `files`, which is filled in here.
+        golden_pixels: (G, 1, P, P) uint8, kept in the bundle for the self-test.
+        parity_pixels: (K, 1, P, P) uint8 patches on which graphs and modules must agree; not kept.
+        card: text of MODEL_CARD.md.
+
+    Returns:
+        The largest and the mean difference of probability between graphs and modules.
+
+    Raises:
+        ParityError: a difference over the manifest's fp32 tolerance, or a value that is not finite; nothing is
+            written.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    features, reasoning = features.eval(), reasoning.eval()
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _write_graphs(draft, features, reasoning, manifest)
+        probability = module_probability(features, reasoning, golden_pixels)
+        np.savez_compressed(draft / "golden.npz", pixels=golden_pixels, probability=probability)
+        (draft / "MODEL_CARD.md").write_text(card)
+        files = {path.name: file_sha256(path) for path in sorted(draft.iterdir())}
+        replace(manifest, files=files).write(draft)
+        backend = load(draft, runtime="onnxruntime")
+        try:
+            expected = module_probability(features, reasoning, parity_pixels)
+            difference = check_parity(backend, parity_pixels, expected, tolerance=manifest.parity_tolerance["fp32"])
+        finally:
+            backend.close()
+        draft.chmod(0o755)
+        if out.exists():
+            shutil.rmtree(out)
+        draft.rename(out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return difference
+
+
+def module_probability(
+    features: nn.Module, reasoning: nn.Module, pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Probabilities (K, C) by the modules, all K patches (K, 1, P, P) reasoned together."""
+    with torch.inference_mode():
+        parts = [features(torch.from_numpy(patch[None])) for patch in pixels]
+        label_features = torch.cat([part[0] for part in parts])
+        stage1 = torch.cat([part[1] for part in parts])
+        probability: NDArray[np.float32] = reasoning(label_features, stage1).numpy()
+    return probability
+
+
+def _write_graphs(folder: Path, features: nn.Module, reasoning: nn.Module, manifest: Manifest) -> None:
+    patch_px = manifest.patch_px
+    pixels = torch.zeros((2, 1, patch_px, patch_px), dtype=torch.uint8)
+    with torch.inference_mode():
+        label_features, stage1, _ = features(pixels)
+    n, k = torch.export.Dim("n", min=1), torch.export.Dim("k", min=1)
+    _write_graph(
+        folder / "features.onnx",
+        features,
+        (pixels,),
+        names=(["pixels"], ["label_features", "stage1", "activation"]),
+        dynamic={"pixels": {0: n}},
+    )
+    _write_graph(
+        folder / "reasoning.onnx",
+        reasoning,
+        (label_features.clone(), stage1.clone()),
+        names=(["label_features", "stage1"], ["probability"]),
+        dynamic={"label_features": {0: k}, "stage1": {0: k}},
+    )
+
+
+def _write_graph(
+    path: Path,
+    module: nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    *,
+    names: tuple[list[str], list[str]],
+    dynamic: dict[str, dict[int, torch.export.Dim]],
+) -> None:
+    with warnings.catch_warnings():
+        # the exporter and what it imports deprecate their own functions from release to release
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            inputs,
+            input_names=names[0],
+            output_names=names[1],
+            dynamic_shapes=dynamic,
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    assert program is not None
+    program.save(str(path))

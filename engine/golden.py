@@ -1,0 +1,85 @@
+"""The golden patches of a bundle: pixels, and the probabilities that they must give on every machine.
+
+They prove that what is loaded computes what was trained: at export, at load, and while a line runs.
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backend import Backend, infer
+from engine.errors import BundleError, InferenceError
+from engine.manifest import Manifest
+
+GOLDEN_FILE = "golden.npz"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Golden:
+    """Patches with known answers.
+
+    Attributes:
+        pixels: (G, 1, P, P) grey patches, G >= 1.
+        probability: (G, C) what they must give when they are reasoned over together.
+        tolerance: largest allowed difference of a probability.
+    """
+
+    pixels: NDArray[np.uint8]
+    probability: NDArray[np.float32]
+    tolerance: float
+
+
+def read_golden(bundle: Path) -> Golden:
+    """The golden patches of a bundle, with the tolerance of its float32 graph.
+
+    Raises:
+        BundleError: the bundle is not whole, or its golden patches do not fit its manifest.
+    """
+    manifest = Manifest.read(bundle)
+    arrays = _read_arrays(bundle / GOLDEN_FILE)
+    pixels, probability = arrays["pixels"], arrays["probability"]
+    side, count = manifest.patch_px, len(manifest.labels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (1, side, side) or not len(pixels):
+        raise _refused(f"pixels must be (G, 1, {side}, {side}) uint8, are {pixels.shape} {pixels.dtype}")
+    if probability.dtype != np.float32 or probability.shape != (len(pixels), count):
+        raise _refused(f"probability must be ({len(pixels)}, {count}) float32, is {probability.shape}")
+    if not ((probability >= 0) & (probability <= 1)).all():
+        raise _refused("probability must be from 0 to 1")
+    return Golden(pixels=pixels, probability=probability, tolerance=manifest.parity_tolerance["fp32"])
+
+
+def self_test(backend: Backend, golden: Golden) -> float:
+    """Run the golden patches and compare.
+
+    Returns:
+        The largest difference of a probability.
+
+    Raises:
+        InferenceError: it is over the tolerance or not a number, or the runtime failed.
+    """
+    _, probability = infer(backend, golden.pixels)
+    difference = float(np.abs(probability - golden.probability).max())
+    if not difference <= golden.tolerance:  # written so that NaN fails
+        raise InferenceError(
+            f"the golden patches differ by {difference:.3g}, over the tolerance of {golden.tolerance:g}"
+        )
+    return difference
+
+
+def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if sorted(file.files) != ["pixels", "probability"]:
+                raise _refused(f"must hold pixels and probability, holds {sorted(file.files)}")
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise _refused("cannot be read as arrays") from error
+
+
+def _refused(detail: str) -> BundleError:
+    return BundleError(detail, key=GOLDEN_FILE)

@@ -1,0 +1,210 @@
+"""What a bundle says of itself: `manifest.json`, read strictly and written canonically.
+
+A bundle is a folder: two graphs, golden patches, a model card, and this file, which carries every fact
+about the model that is not a weight. Reading refuses what it does not understand and names the key, so a
+line never runs on a bundle that was altered, cut short or made for another version of this code.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from engine.errors import BundleError
+from engine.fields import Table, parse_object
+
+SCHEMA_VERSION = 1
+MANIFEST_FILE = "manifest.json"
+REQUIRED_FILES = ("features.onnx", "reasoning.onnx", "golden.npz", "MODEL_CARD.md")
+# the features graph again, in another precision that was made at export
+PRECISION_FILES = {
+    "features.fp16.onnx": "fp16",
+    "features.int8.onnx": "int8",
+    "features.int8-trt.onnx": "int8-trt",
+}
+MAX_MANIFEST_BYTES = 2**20
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
+LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelLimits:
+    """Where a label's score is present, and where it is doubtful.
+
+    Attributes:
+        threshold: score from which the label counts as present.
+        review: (low, high): at or over high the screen fails, from low on a person looks.
+    """
+
+    threshold: float
+    review: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameLimits:
+    """What a frame must be for its verdict to be worth something.
+
+    Attributes:
+        saturated_ratio_max: largest share of pixels at 255.
+        contrast_min: grey levels between darkest and brightest pixel below which the frame is constant.
+    """
+
+    saturated_ratio_max: float
+    contrast_min: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Every fact about a bundle; labels stand in the order of the graphs' channels.
+
+    Attributes:
+        schema_version: version of this form, 1.
+        name: of the model.
+        version: of the model.
+        labels: limits by label.
+        patch_px: side of a patch, P.
+        overlap_px: pixels that neighbouring windows share at least.
+        batch_size: patches that the features graph takes at a time, N.
+        frame: limits of the frame checks.
+        files: SHA-256 by file name.
+        parity_tolerance: largest allowed difference of a probability by precision.
+        data_id: of the data set that the model was trained on.
+        training: figures and origin of the training.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    name: str
+    version: str
+    labels: dict[str, LabelLimits]
+    patch_px: int
+    overlap_px: int
+    batch_size: int
+    frame: FrameLimits
+    files: dict[str, str]
+    parity_tolerance: dict[str, float]
+    data_id: str
+    training: dict[str, float | str]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The labels, in channel order."""
+        return tuple(self.labels)
+
+    @classmethod
+    def read(cls, bundle: Path) -> "Manifest":
+        """Read a bundle's manifest and verify the files that it lists.
+
+        Raises:
+            BundleError: the manifest or a file is missing, malformed or altered; `key` says where.
+        """
+        try:
+            with (bundle / MANIFEST_FILE).open("rb") as file:
+                manifest = parse(file.read(MAX_MANIFEST_BYTES + 1))
+        except OSError as error:
+            raise BundleError(f"cannot be read: {error.strerror}", key=MANIFEST_FILE) from error
+        for name, expected in manifest.files.items():
+            try:
+                found = file_sha256(bundle / name)
+            except OSError as error:
+                raise BundleError(f"cannot be read: {error.strerror}", key=f"files.{name}") from error
+            if found != expected:
+                raise BundleError("was altered: its SHA-256 is another", key=f"files.{name}")
+        return manifest
+
+    def write(self, bundle: Path) -> None:
+        """Write `manifest.json`; whatever is written can be read again, and is then written the same.
+
+        Raises:
+            BundleError: a value that `read` would refuse.
+        """
+        canonical = parse(_to_json(self))
+        (bundle / MANIFEST_FILE).write_bytes(_to_json(canonical))
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file in lower-case hexadecimal, without holding it in memory."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse(raw: bytes) -> Manifest:
+    """Read the manifest's JSON; the bundle's files are not looked at.
+
+    Raises:
+        BundleError: the JSON breaks the form; `key` says where.
+    """
+    if len(raw) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"is larger than {MAX_MANIFEST_BYTES} bytes", key=MANIFEST_FILE)
+    top = parse_object(raw, path=MANIFEST_FILE)
+    top.expect(Manifest.__slots__)
+    if top.integer("schema_version", low=0, high=2**31) != SCHEMA_VERSION:
+        raise BundleError(f"only version {SCHEMA_VERSION} is understood", key="schema_version")
+    patch_px = top.integer("patch_px", low=1, high=2**14)
+    files = _files(top.table("files"))
+    return Manifest(
+        name=top.text("name", pattern=NAME),
+        version=top.text("version", pattern=NAME),
+        labels=_labels(top.table("labels")),
+        patch_px=patch_px,
+        overlap_px=top.integer("overlap_px", low=0, high=patch_px - 1),
+        batch_size=top.integer("batch_size", low=1, high=1024),
+        frame=_frame(top.table("frame")),
+        files=files,
+        parity_tolerance=_parity_tolerance(top.table("parity_tolerance"), files),
+        data_id=top.text("data_id"),
+        training=_training(top.table("training")),
+    )
+
+
+def _to_json(manifest: Manifest) -> bytes:
+    return (json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n").encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def _labels(table: Table) -> dict[str, LabelLimits]:
+    if not table.values:
+        raise BundleError("at least one label is needed", key=table.path)
+    limits = {}
+    for name in table.names(pattern=LABEL):
+        entry = table.table(name)
+        entry.expect(LabelLimits.__slots__)
+        low, high = entry.numbers("review", count=2, low=0.0, high=1.0)
+        if low > high:
+            raise BundleError(f"low {low} is over high {high}", key=entry.key("review"))
+        threshold = entry.number("threshold", low=0.0, high=1.0)
+        limits[name] = LabelLimits(threshold=threshold, review=(low, high))
+    return limits
+
+
+def _frame(table: Table) -> FrameLimits:
+    table.expect(FrameLimits.__slots__)
+    return FrameLimits(
+        saturated_ratio_max=table.number("saturated_ratio_max", low=0.0, high=1.0),
+        contrast_min=table.number("contrast_min", low=0.0, high=255.0),
+    )
+
+
+def _files(table: Table) -> dict[str, str]:
+    # names from a closed list: no separator, no `..`, no file of another's can be named
+    table.expect(REQUIRED_FILES, optional=PRECISION_FILES)
+    return {name: table.text(name, pattern=SHA256) for name in table.values}
+
+
+def _parity_tolerance(table: Table, files: dict[str, str]) -> dict[str, float]:
+    made = {precision for name, precision in PRECISION_FILES.items() if name in files}
+    table.expect(("fp32", *sorted(made)), optional=PRECISION_FILES.values())
+    return {precision: table.number(precision, low=0.0, high=1.0) for precision in table.values}
+
+
+def _training(table: Table) -> dict[str, float | str]:
+    values: dict[str, Any] = table.values
+    return {
+        name: table.text(name) if isinstance(values[name], str) else table.number(name)
+        for name in table.names(pattern=KEY)
+    }

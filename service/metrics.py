@@ -1,0 +1,75 @@
+"""What Prometheus may ask of a running service, in base units.
+
+Every label set exists from the first scrape, so that `rate()` sees the first defect and an alert can
+tell "none yet" from "not measured". Ids (screen, request) are never labels; they are in the record and
+the log. One process owns the registry; nothing here is global, so two apps can live in one process.
+"""
+
+from collections.abc import Callable, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+VERDICTS = ("pass", "fail", "review")
+STAGES = ("receive", "decode", "queue", "features", "reasoning", "aggregate", "record")
+
+# Takt of a line is 1/3 s to 10 s: an edge at each end of that range, and room on both sides.
+SCREEN_BUCKETS_S = (0.1, 0.2, 0.333, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0)
+STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.333, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+SCORE_BUCKETS = (*(step / 20 for step in range(1, 20)), 0.99, 1.0)
+
+
+class Metrics:
+    """The service's own registry and every series in it."""
+
+    def __init__(self, *, labels: Sequence[str], codes: Sequence[str]) -> None:
+        """Declare the series.
+
+        Args:
+            labels: names of the defects that the bundle tells apart.
+            codes: codes of the problem documents that the service can answer with.
+        """
+        self.registry = CollectorRegistry()
+        self.screens = self._counter("screens", "Screens answered with a verdict.", "verdict", VERDICTS)
+        self.errors = self._counter("errors", "Requests answered with a problem document.", "code", codes)
+        self.defects = self._counter("defects", "Defects reported, merged over patches.", "label", labels)
+        self.patches = Counter("inspect_patches", "Patches inferred for a verdict.", registry=self.registry)
+        self.screen_duration = Histogram(
+            "inspect_screen_duration_seconds",
+            "From the request's headers to its recorded answer.",
+            buckets=SCREEN_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.stage_duration = self._histogram(
+            "stage_duration_seconds", "Time of one screen in a stage.", "stage", STAGES, STAGE_BUCKETS_S
+        )
+        self.label_score = self._histogram(
+            "label_score", "Highest score of a label on a screen, 0 to 1.", "label", labels, SCORE_BUCKETS
+        )
+        self.screens_in_flight = Gauge(
+            "inspect_screens_in_flight", "Screens being received or inspected.", registry=self.registry
+        )
+        self.model_info = Gauge(
+            "inspect_model_info", "The bundle served.", ("name", "version", "runtime"), registry=self.registry
+        )
+
+    def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
+        """Declare the gauge `inspect_<name>`, whose value `read` gives at each scrape."""
+        Gauge(f"inspect_{name}", help_text, registry=self.registry).set_function(read)
+
+    def exposition(self) -> bytes:
+        """Every series in the Prometheus text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, help_text: str, label: str, values: Sequence[str]) -> Counter:
+        counter = Counter(f"inspect_{name}", help_text, (label,), registry=self.registry)
+        for value in values:
+            counter.labels(value)
+        return counter
+
+    def _histogram(
+        self, name: str, help_text: str, label: str, values: Sequence[str], buckets: Sequence[float]
+    ) -> Histogram:
+        histogram = Histogram(f"inspect_{name}", help_text, (label,), buckets=buckets, registry=self.registry)
+        for value in values:
+            histogram.labels(value)
+        return histogram

@@ -1,0 +1,140 @@
+"""A picture of a verdict: the frame made small, a box and a name for each defect, a legend on top.
+
+For people who look at doubtful screens; nothing is decided from it. Boxes of defects that would shrink
+to a dot are drawn large enough to be seen, so a drawn box is never smaller than the real one.
+"""
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from service.verdict import Defect, Verdict
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom exclusive
+
+LONGEST_PX = 1600
+LEAST_WIDTH_PX = 640  # room for the legend's words
+LEAST_BOX_PX = 16
+ROW_PX = 28
+MARGIN_PX = 8
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+LEGEND_SCALE, TAG_SCALE = 0.55, 0.45
+
+# BGR; the labels' colours tell apart on grey and for most colour-blind readers (after Okabe and Ito 2008)
+LABEL_COLOURS: tuple[Colour, ...] = (
+    (233, 180, 86),
+    (0, 159, 230),
+    (66, 228, 240),
+    (167, 121, 204),
+    (115, 158, 0),
+    (0, 94, 213),
+)
+VERDICT_COLOURS: dict[str, Colour] = {"pass": (90, 160, 60), "review": (0, 165, 235), "fail": (50, 50, 215)}
+INK, PAPER, BACKGROUND = (0, 0, 0), (255, 255, 255), (32, 32, 32)
+
+
+def draw(frame: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
+    """The verdict's defects on a small colour copy of its frame, under a legend.
+
+    Args:
+        frame: (H, W) grey, as it was inspected.
+        verdict: what was answered for it.
+
+    Returns:
+        (h, w, 3) BGR, at most 1600 pixels of frame in its longer side.
+    """
+    height, width = frame.shape
+    scale = min(1.0, LONGEST_PX / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    picture = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    if size[0] < LEAST_WIDTH_PX:
+        picture = cv2.copyMakeBorder(
+            picture, 0, 0, 0, LEAST_WIDTH_PX - size[0], cv2.BORDER_CONSTANT, value=BACKGROUND
+        )
+    colours = {label: LABEL_COLOURS[index % len(LABEL_COLOURS)] for index, label in enumerate(verdict.labels)}
+    boxes = [_on_picture(defect, scale, size) for defect in verdict.defects]
+    for defect, box in zip(verdict.defects, boxes, strict=True):
+        _outline(picture, box, colours[defect.label])
+    tags: list[Rectangle] = []
+    # the surest defects get the best places for their names
+    for defect, box in sorted(zip(verdict.defects, boxes, strict=True), key=lambda pair: -pair[0].score):
+        _tag(picture, defect, box, colours[defect.label], tags)
+    legend = _legend(picture.shape[1], frame.shape, verdict, colours)
+    return np.concatenate([legend, picture]).astype(np.uint8)
+
+
+def _on_picture(defect: Defect, scale: float, size: tuple[int, int]) -> Rectangle:
+    """The defect's box in pixels of the picture of `size` (width, height), grown to be seen."""
+    box = defect.box
+    left, right = _grown(box.left * scale, box.right * scale, size[0])
+    top, bottom = _grown(box.top * scale, box.bottom * scale, size[1])
+    return left, top, right, bottom
+
+
+def _grown(low: float, high: float, limit: int) -> tuple[int, int]:
+    lack = max(0.0, LEAST_BOX_PX - (high - low)) / 2
+    return max(0, int(low - lack)), min(limit, int(np.ceil(high + lack)))
+
+
+def _outline(picture: NDArray[np.uint8], box: Rectangle, colour: Colour) -> None:
+    left, top, right, bottom = box
+    for line, thickness in ((INK, 4), (colour, 2)):  # dark around bright shows on any grey
+        cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), line, thickness)
+
+
+def _tag(
+    picture: NDArray[np.uint8], defect: Defect, box: Rectangle, colour: Colour, tags: list[Rectangle]
+) -> None:
+    """Write the defect's name where no other name is; where all places are taken its colour names it."""
+    text = f"{defect.label} {defect.score:.2f}"
+    (width, height), _ = cv2.getTextSize(text, FONT, TAG_SCALE, 1)
+    places = _places(box, width + 6, height + 8, picture.shape[:2])
+    place = next((place for place in places if not any(_meet(place, tag) for tag in tags)), None)
+    if place is None:
+        return
+    tags.append(place)
+    left, top, right, bottom = place
+    cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), colour, cv2.FILLED)
+    cv2.putText(picture, text, (left + 3, bottom - 5), FONT, TAG_SCALE, INK, 1, cv2.LINE_AA)
+
+
+def _places(box: Rectangle, width: int, height: int, size: tuple[int, int]) -> Iterator[Rectangle]:
+    """Places for a tag around a box, the best first, all inside the picture of `size` (height, width)."""
+    left, top, right, bottom = box
+    corners = ((left, top - height), (left, bottom), (right, top), (left - width, top), (left, top))
+    for x, y in corners:
+        x, y = min(max(0, x), max(0, size[1] - width)), min(max(0, y), max(0, size[0] - height))
+        yield x, y, x + width, y + height
+
+
+def _meet(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _legend(
+    width: int, frame_shape: tuple[int, ...], verdict: Verdict, colours: dict[str, Colour]
+) -> NDArray[np.uint8]:
+    """A strip of `width` pixels: the verdict and its reasons, then one row for each label."""
+    strip = np.full((ROW_PX * (len(colours) + 1) + MARGIN_PX, width, 3), BACKGROUND, np.uint8)
+    word = verdict.verdict.upper()
+    (word_width, _), _ = cv2.getTextSize(word, FONT, LEGEND_SCALE, 2)
+    end = MARGIN_PX * 3 + word_width
+    cv2.rectangle(strip, (MARGIN_PX, 5), (end, ROW_PX), VERDICT_COLOURS[verdict.verdict], cv2.FILLED)
+    cv2.putText(strip, word, (2 * MARGIN_PX, ROW_PX - 7), FONT, LEGEND_SCALE, PAPER, 2, cv2.LINE_AA)
+    facts = [verdict.screen_id, f"{frame_shape[1]} x {frame_shape[0]}", *verdict.reasons]
+    _write(strip, "  ".join(facts), end + 2 * MARGIN_PX, ROW_PX - 7)
+    for row, (label, found) in enumerate(verdict.labels.items(), start=2):
+        baseline = row * ROW_PX - 7
+        cv2.rectangle(
+            strip, (MARGIN_PX, baseline - 12), (3 * MARGIN_PX, baseline + 2), colours[label], cv2.FILLED
+        )
+        count = f"{found.count} defect{'' if found.count == 1 else 's'}"
+        _write(strip, f"{label}   {found.score:.3f}   {count}", 4 * MARGIN_PX, baseline)
+    return strip
+
+
+def _write(strip: NDArray[np.uint8], text: str, left: int, baseline: int) -> None:
+    cv2.putText(strip, text, (left, baseline), FONT, LEGEND_SCALE, PAPER, 1, cv2.LINE_AA)

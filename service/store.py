@@ -1,0 +1,162 @@
+"""The record of what was answered: one SQLite row for each screen, written before the answer leaves.
+
+The answer is kept as the JSON text that was sent, so that asking again returns the same bytes whatever
+later versions would write. SQLite runs in WAL mode with `synchronous=FULL`: a verdict that the line has
+received survives a power cut. All calls block; the routes make them in a thread.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import alembic.command
+import alembic.config
+import alembic.util
+from sqlalchemy import Engine, String, create_engine, event, select
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.pool import ConnectionPoolEntry
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_TIMEOUT_S = 5.0
+
+
+class StoreError(Exception):
+    """The record could not be read or written; whoever asked must not be answered with a verdict."""
+
+
+class Base(DeclarativeBase):
+    """The tables of the record."""
+
+
+class ScreenRow(Base):
+    """One answered screen."""
+
+    __tablename__ = "screens"
+    # never reuse an id: the cursor of a page is one
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 - SQLAlchemy declares it so
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    screen_id: Mapped[str] = mapped_column(String(64), unique=True)
+    digest: Mapped[str] = mapped_column(String(32))
+    verdict: Mapped[str] = mapped_column(String(8))
+    recorded_at: Mapped[datetime]
+    answer: Mapped[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """A recorded answer; `digest` is of the pixels that it was given for, `answer` the JSON text."""
+
+    screen_id: str
+    digest: str
+    verdict: str
+    answer: str
+
+
+class Page(NamedTuple):
+    """Answers, newest first, and the cursor of the next page; None at the end."""
+
+    items: tuple[Answered, ...]
+    next: int | None
+
+
+class Store:
+    """The record in `state_dir`, made and migrated to the newest revision when it is opened."""
+
+    def __init__(self, state_dir: Path) -> None:
+        """Open the record.
+
+        Raises:
+            StoreError: the folder or the database cannot be made, read or migrated.
+        """
+        try:
+            state_dir.mkdir(parents=True, exist_ok=True)
+            self._engine = _engine(state_dir / "screens.sqlite")
+            _migrate(self._engine)
+        except (OSError, SQLAlchemyError, alembic.util.CommandError) as error:
+            raise StoreError(f"cannot open the record in {state_dir}: {error}") from error
+
+    def find(self, screen_id: str) -> Answered | None:
+        """The answer recorded for `screen_id`, or None.
+
+        Raises:
+            StoreError: the record cannot be read.
+        """
+        try:
+            with Session(self._engine) as session:
+                row = session.scalar(select(ScreenRow).where(ScreenRow.screen_id == screen_id))
+                return None if row is None else _answered(row)
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot read the record: {error}") from error
+
+    def record(self, answered: Answered) -> None:
+        """Write one answer durably; on return it survives a power cut.
+
+        Raises:
+            StoreError: nothing was written; for a `screen_id` that has an answer already, too.
+        """
+        row = ScreenRow(
+            screen_id=answered.screen_id,
+            digest=answered.digest,
+            verdict=answered.verdict,
+            answer=answered.answer,
+            recorded_at=datetime.now(UTC).replace(tzinfo=None),  # SQLite keeps no zone: all rows are UTC
+        )
+        try:
+            with Session(self._engine) as session, session.begin():
+                session.add(row)
+        except IntegrityError as error:
+            raise StoreError(f"screen {answered.screen_id} has an answer already") from error
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot write the record: {error}") from error
+
+    def page(self, *, limit: int, cursor: int | None = None) -> Page:
+        """Up to `limit` answers, newest first, older than `cursor`.
+
+        A cursor stays valid while screens are added: new ones come before the first page.
+
+        Raises:
+            StoreError: the record cannot be read.
+        """
+        query = select(ScreenRow).order_by(ScreenRow.id.desc()).limit(limit + 1)
+        if cursor is not None:
+            query = query.where(ScreenRow.id < cursor)
+        try:
+            with Session(self._engine) as session:
+                rows = session.scalars(query).all()
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot read the record: {error}") from error
+        shown = rows[:limit]
+        return Page(tuple(map(_answered, shown)), shown[-1].id if len(rows) > limit else None)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._engine.dispose()
+
+
+def _engine(path: Path) -> Engine:
+    engine = create_engine(f"sqlite:///{path}", connect_args={"timeout": BUSY_TIMEOUT_S})
+    event.listen(engine, "connect", _durable)
+    return engine
+
+
+def _durable(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def _migrate(engine: Engine) -> None:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        alembic.command.upgrade(config, "head")
+
+
+def _answered(row: ScreenRow) -> Answered:
+    return Answered(screen_id=row.screen_id, digest=row.digest, verdict=row.verdict, answer=row.answer)

@@ -1,0 +1,133 @@
+import sqlite3
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import create_engine
+
+from service.store import Answered, Base, Store, StoreError
+
+
+def answered(number: int) -> Answered:
+    return Answered(
+        screen_id=f"screen-{number}", digest=f"{number:032x}", verdict="pass", answer=f'{{"n": {number}}}\n'
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    store = Store(tmp_path)
+    yield store
+    store.close()
+
+
+def test_answer_comes_back_byte_for_byte(store: Store) -> None:
+    given = Answered(
+        screen_id="ü", digest="f" * 32, verdict="fail", answer='{"score": 0.1,\n "ü": "\\u0000"}'
+    )
+    store.record(given)
+    assert store.find("ü") == given
+
+
+def test_unknown_screen_has_no_answer(store: Store) -> None:
+    assert store.find("screen-1") is None
+
+
+def test_answers_survive_a_restart(tmp_path: Path) -> None:
+    first = Store(tmp_path)
+    first.record(answered(1))
+    first.close()
+    second = Store(tmp_path)
+    assert second.find("screen-1") == answered(1)
+    second.close()
+
+
+def test_second_answer_for_a_screen_is_refused_and_changes_nothing(store: Store) -> None:
+    store.record(answered(1))
+    other = Answered(screen_id="screen-1", digest="0" * 32, verdict="fail", answer="{}")
+    with pytest.raises(StoreError, match="screen-1 has an answer already"):
+        store.record(other)
+    assert store.find("screen-1") == answered(1)
+
+
+def test_pages_are_newest_first_and_end(store: Store) -> None:
+    for number in range(5):
+        store.record(answered(number))
+    first = store.page(limit=2)
+    second = store.page(limit=2, cursor=first.next)
+    third = store.page(limit=2, cursor=second.next)
+    assert [*first.items, *second.items, *third.items] == [answered(number) for number in (4, 3, 2, 1, 0)]
+    assert third.next is None
+
+
+def test_page_that_ends_exactly_has_no_next(store: Store) -> None:
+    for number in range(2):
+        store.record(answered(number))
+    assert store.page(limit=2).next is None
+
+
+def test_cursor_is_stable_while_screens_arrive(store: Store) -> None:
+    for number in range(4):
+        store.record(answered(number))
+    first = store.page(limit=2)
+    store.record(answered(4))
+    assert store.page(limit=2, cursor=first.next).items == (answered(1), answered(0))
+
+
+def test_empty_record_is_one_empty_page(store: Store) -> None:
+    assert store.page(limit=10) == ((), None)
+
+
+def test_threads_record_at_the_same_time(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(store.record, map(answered, range(40))))
+    assert len(store.page(limit=100).items) == 40
+
+
+def test_commits_are_durable(store: Store, tmp_path: Path) -> None:
+    with store._engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+
+
+def test_revisions_make_exactly_the_declared_tables(store: Store, tmp_path: Path) -> None:
+    engine = create_engine(f"sqlite:///{tmp_path / 'screens.sqlite'}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), Base.metadata) == []
+    engine.dispose()
+
+
+def test_failing_database_is_a_store_error(store: Store, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "screens.sqlite") as other:
+        other.execute("DROP TABLE screens")
+    other.close()
+    with pytest.raises(StoreError, match="cannot write"):
+        store.record(answered(1))
+    with pytest.raises(StoreError, match="cannot read"):
+        store.find("screen-1")
+    with pytest.raises(StoreError, match="cannot read"):
+        store.page(limit=1)
+
+
+def test_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "screens.sqlite").write_bytes(b"not a database, but long enough to be looked at " * 40)
+    with pytest.raises(StoreError, match="cannot open"):
+        Store(tmp_path)
+
+
+def test_record_of_a_later_version_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    with sqlite3.connect(tmp_path / "screens.sqlite") as other:
+        other.execute("UPDATE alembic_version SET version_num = '9999'")
+    other.close()
+    with pytest.raises(StoreError, match="cannot open"):
+        Store(tmp_path)
+
+
+def test_state_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot open"):
+        Store(tmp_path / "file" / "state")

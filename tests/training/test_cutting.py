@@ -1,0 +1,218 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import Window, cover
+from tests.training.data_form import write_screens
+from training.cutting import CELL_PX, Defect, cut, read_defects, read_parts
+
+PATCH = 128
+
+
+def boxed(left: int, top: int, right: int, bottom: int) -> Defect:
+    return Defect(label="scratch", left=left, top=top, right=right, bottom=bottom)
+
+
+def masked(pixels: list[tuple[int, int]]) -> Defect:
+    rows, columns = (np.array(values, np.int32) for values in zip(*pixels, strict=True))
+    return Defect(
+        label="scratch",
+        left=int(columns.min()),
+        top=int(rows.min()),
+        right=int(columns.max()) + 1,
+        bottom=int(rows.max()) + 1,
+        rows=rows,
+        columns=columns,
+    )
+
+
+WINDOW = Window(0, 0, 0, 0)
+SCRATCH = [(10, x) for x in range(1000)]  # along row 10, over eight patches of 128
+
+
+@pytest.mark.parametrize(
+    ("defect", "window", "presence"),
+    [
+        (boxed(10, 10, 20, 20), WINDOW, 1),  # whole
+        (boxed(200, 200, 210, 210), WINDOW, 0),  # elsewhere
+        (boxed(128, 0, 138, 10), WINDOW, 0),  # touching the border from outside
+        (boxed(125, 0, 145, 10), WINDOW, -1),  # 15 % of it
+        (boxed(124, 0, 144, 10), WINDOW, -1),  # 20 % is not more than 20 %
+        (boxed(123, 0, 143, 10), WINDOW, 1),  # 25 %
+        (boxed(64, 0, 1064, 4), WINDOW, 1),  # 6 % of a long box, but P/2 of it
+        (boxed(65, 0, 1065, 4), WINDOW, -1),  # one pixel less than P/2
+        (masked([(10, x) for x in range(112, 1112)]), WINDOW, 1),  # 1.6 % of a scratch, but P/8 long
+        (masked([(10, x) for x in range(113, 1113)]), WINDOW, -1),  # 15 px of it
+        (masked(SCRATCH), Window(0, 3, 0, 384), 1),  # the middle of a long scratch
+        (masked(SCRATCH), Window(1, 3, 128, 384), 0),
+    ],
+)
+def test_presence_in_a_window(defect: Defect, window: Window, presence: int) -> None:
+    assert defect.presence(window, PATCH) == presence
+
+
+def test_cells_are_those_that_the_mask_touches() -> None:
+    touched = masked([(0, 31), (0, 32), (127, 127), (200, 5)]).cells(WINDOW, PATCH)
+    assert np.argwhere(touched).tolist() == [[0, 0], [0, 1], [3, 3]]
+
+
+def test_cells_of_a_box_reach_to_its_exclusive_end() -> None:
+    touched = boxed(32, 0, 64, 33).cells(WINDOW, PATCH)
+    assert np.argwhere(touched).tolist() == [[0, 1], [1, 1]]
+
+
+@given(
+    left=st.integers(0, 500),
+    top=st.integers(0, 700),
+    width=st.integers(1, 300),
+    height=st.integers(1, 300),
+)
+def test_every_defect_is_seen_somewhere(left: int, top: int, width: int, height: int) -> None:
+    """Wherever a compact defect lies, at least one window of the cover has it as present."""
+    defect = boxed(left, top, min(left + width, 640), min(top + height, 800))
+    found = [defect.presence(window, PATCH) for window in cover(800, 640, patch_px=PATCH)]
+    assert 1 in found
+
+
+@given(
+    left=st.integers(0, 600), top=st.integers(0, 700), width=st.integers(1, 300), height=st.integers(1, 300)
+)
+def test_a_window_has_cells_where_it_has_presence(left: int, top: int, width: int, height: int) -> None:
+    defect = boxed(left, top, left + width, top + height)
+    for window in cover(800, 640, patch_px=PATCH):
+        assert defect.cells(window, PATCH).any() == (defect.presence(window, PATCH) != 0)
+
+
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_cut_writes_patches_of_the_frame(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=10)
+    summary = cut(source, tmp_path / "cut", patch_px=PATCH)
+    windows = read_table(tmp_path / "cut" / "windows.csv")
+    assert len(windows) == 10 * 4 == sum(summary.patches.values())
+    for row in windows:
+        patch = cv2.imread(str(tmp_path / "cut" / "images" / row["img_names"]), cv2.IMREAD_UNCHANGED)
+        frame = cv2.imread(str(source / "screens" / f"{row['screen']}.png"), cv2.IMREAD_UNCHANGED)
+        assert patch is not None
+        assert frame is not None
+        top, left = int(row["top"]), int(row["left"])
+        assert (patch == frame[top : top + PATCH, left : left + PATCH]).all()
+    labels = read_table(tmp_path / "cut" / "labels.csv")
+    assert list(labels[0]) == ["img_names", "dot", "line"]
+    assert {value for row in labels for value in (row["dot"], row["line"])} <= {"-1", "0", "1"}
+
+
+def test_maps_agree_with_labels(tmp_path: Path) -> None:
+    cut(write_screens(tmp_path / "source"), tmp_path / "cut", patch_px=PATCH)
+    labels = read_table(tmp_path / "cut" / "labels.csv")
+    with np.load(tmp_path / "cut" / "maps.npz") as arrays:
+        cells = arrays["cells"]
+    for index, row in enumerate(labels):
+        for column, label in enumerate(("dot", "line")):
+            mine = cells[(cells[:, 0] == index) & (cells[:, 1] == column)]
+            values = set(mine[:, 4].tolist())
+            assert (int(row[label]) == 1) == (1 in values)
+            assert (int(row[label]) == 0) == (not values)
+    assert cells[:, 2:4].max() < PATCH // CELL_PX
+
+
+def test_the_split_is_by_screen_and_validation_comes_out_of_training(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=40)
+    parts = read_parts(source, [f"t{n:03d}" for n in range(40)], test_fold=None)
+    given_parts = {row["screen"]: row["part"] for row in read_table(source / "splits.csv")}
+    assert sum(part == "validation" for part in parts.values()) == round(0.15 * 32)
+    assert all(given_parts[screen] == "train" for screen, part in parts.items() if part == "validation")
+    assert all(parts[screen] == "test" for screen, part in given_parts.items() if part == "test")
+    assert parts == read_parts(source, [f"t{n:03d}" for n in range(40)], test_fold=None)
+
+
+def test_folds_give_the_test_part(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=10)
+    (source / "splits.csv").unlink()
+    rows = "".join(f"t{n:03d},{n % 5}\n" for n in range(10))
+    (source / "folds.csv").write_text("screen,fold\n" + rows)
+    cut(source, tmp_path / "cut", patch_px=PATCH, test_fold=3)
+    parts = {row["screen"]: row["part"] for row in read_table(tmp_path / "cut" / "splits.csv")}
+    assert [screen for screen, part in parts.items() if part == "test"] == ["t003", "t008"]
+    with pytest.raises(ValueError, match="--test-fold"):
+        cut(source, tmp_path / "other", patch_px=PATCH, test_fold=7)
+
+
+def test_the_papers_rule_drops_patches_with_too_little_of_a_defect(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source")
+    known = cut(source, tmp_path / "known", patch_px=PATCH)
+    paper = cut(source, tmp_path / "paper", patch_px=PATCH, rule="paper")
+    unknown = sum("-1" in row.values() for row in read_table(tmp_path / "known" / "labels.csv"))
+    assert unknown > 0
+    assert paper.dropped == unknown
+    assert sum(paper.patches.values()) == sum(known.patches.values()) - unknown
+    assert not any("-1" in row.values() for row in read_table(tmp_path / "paper" / "labels.csv"))
+
+
+def test_overlap_gives_more_windows(tmp_path: Path) -> None:
+    cut(write_screens(tmp_path / "source", screens=3), tmp_path / "cut", patch_px=PATCH, stride_px=64)
+    assert len(read_table(tmp_path / "cut" / "windows.csv")) == 3 * 2 * 3
+    assert json.loads((tmp_path / "cut" / "cut.json").read_text())["stride_px"] == 64
+
+
+def test_masks_belong_to_their_rows(tmp_path: Path) -> None:
+    found = read_defects(write_screens(tmp_path / "source"))
+    with_mask = [d for defects in found.values() for d in defects if d.rows is not None]
+    assert with_mask
+    for defect in with_mask:
+        assert defect.rows is not None
+        assert defect.columns is not None
+        assert (defect.top, defect.bottom) == (defect.rows.min(), defect.rows.max() + 1)
+        assert (defect.left, defect.right) == (defect.columns.min(), defect.columns.max() + 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: (s / "boxes.csv").unlink(), "boxes.csv is missing"),
+        (lambda s: (s / "splits.csv").unlink(), "neither splits.csv nor folds.csv"),
+        (lambda s: (s / "splits.csv").write_text("screen,part\nt000,train\n"), "no part is given"),
+        (lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt1,dot,5,5,5,9\n"), "empty"),
+        (lambda s: (s / "boxes.csv").write_text("screen,label,left\nt1,dot,5\n"), "row 0"),
+        (lambda s: [p.unlink() for p in (s / "screens").iterdir()], "no .png or .jpg"),
+        (lambda s: (s / "screens" / "t000.png").write_bytes(b"no"), "cannot be read"),
+    ],
+)
+def test_a_folder_that_is_not_in_the_form_is_refused(tmp_path: Path, change: object, message: str) -> None:
+    source = write_screens(tmp_path / "source", screens=6)
+    assert callable(change)
+    change(source)
+    with pytest.raises(ValueError, match=message):
+        cut(source, tmp_path / "cut", patch_px=PATCH)
+
+
+@pytest.mark.parametrize(("patch", "stride"), [(100, None), (0, None), (128, 0), (128, 129)])
+def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, patch: int, stride: int | None) -> None:
+    source = write_screens(tmp_path / "source", screens=3)
+    with pytest.raises(ValueError, match="--patch|--stride"):
+        cut(source, tmp_path / "cut", patch_px=patch, stride_px=stride)
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=3)
+    with pytest.raises(ValueError, match="is not empty"):
+        cut(source, source, patch_px=PATCH)
+
+
+def test_labels_can_be_given(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=4)
+    cut(source, tmp_path / "cut", patch_px=PATCH, labels=("line", "crack", "dot"))
+    assert list(read_table(tmp_path / "cut" / "labels.csv")[0])[1:] == ["line", "crack", "dot"]
+    with pytest.raises(ValueError, match="'line'"):
+        cut(source, tmp_path / "other", patch_px=PATCH, labels=("dot",))

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.data_form import write_screens
+from training.cutting import cut
+from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate
+from training.evaluation import groups, report
+
+
+def test_macro_figures_are_those_of_the_paper() -> None:
+    """F of the averaged P and R, not the mean of the labels' F; unknown entries take no part."""
+    probability = np.array([[0.9, 0.8], [0.6, 0.4], [0.2, 0.9], [0.7, 0.1]], np.float32)
+    target = np.array([[1, 1], [0, 1], [0, -1], [1, 0]], np.int8)
+    found = report(probability, target, labels=["a", "b"], thresholds=[0.5, 0.5])
+    a, b = found.per_label["a"], found.per_label["b"]
+    assert (a.precision, a.recall, a.accuracy) == pytest.approx((2 / 3, 1, 3 / 4))
+    assert (b.precision, b.recall, b.accuracy) == pytest.approx((1, 1 / 2, 2 / 3))
+    precision, recall = (2 / 3 + 1) / 2, (1 + 1 / 2) / 2
+    assert found.precision == pytest.approx(precision)
+    assert found.recall == pytest.approx(recall)
+    assert found.f_measure == pytest.approx(2 * precision * recall / (precision + recall))
+    assert found.f_measure != pytest.approx((a.f_measure + b.f_measure) / 2)
+    assert (b.positives, b.negatives) == (2, 1)
+
+
+def test_each_label_has_its_own_threshold() -> None:
+    probability = np.array([[0.4, 0.4]], np.float32)
+    found = report(probability, np.array([[1, 1]], np.int8), labels=["a", "b"], thresholds=[0.3, 0.5])
+    assert [found.per_label[label].recall for label in ("a", "b")] == [1, 0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("data")
+    cut(write_screens(base / "source"), base / "cut", patch_px=128)
+    return base / "cut"
+
+
+@pytest.mark.parametrize("group", ["screen", "single", "batch:7"])
+def test_groups_hold_every_patch_once(folder: Path, group: str) -> None:
+    patches = PatchSet([folder], None)
+    found = groups(patches, group)
+    assert sorted(np.concatenate(found).tolist()) == list(range(len(patches)))
+    if group == "screen":
+        assert all(len(set(patches.screens[g].tolist())) == 1 for g in found)
+    if group == "batch:7":
+        assert {len(g) for g in found[:-1]} == {7}
+
+
+@pytest.mark.parametrize("group", ["batch", "batch:0", "batch:x", "line"])
+def test_an_unknown_group_is_refused(folder: Path, group: str) -> None:
+    with pytest.raises(ValueError, match="--group"):
+        groups(PatchSet([folder], None), group)
+
+
+def test_parts_share_no_screen(folder: Path) -> None:
+    parts = {part: set(PatchSet([folder], part).screen_names) for part in ("train", "validation", "test")}
+    assert not parts["train"] & parts["validation"]
+    assert not parts["train"] & parts["test"]
+    assert not parts["validation"] & parts["test"]
+    assert all(parts.values())
+
+
+def test_two_folders_are_one_set_with_screens_of_their_own(folder: Path) -> None:
+    once, twice = PatchSet([folder], "test"), PatchSet([folder, folder], "test")
+    assert len(twice) == 2 * len(once)
+    assert len(twice.by_screen()) == 2 * len(once.by_screen())
+
+
+def test_a_batch_holds_what_the_tables_say(folder: Path) -> None:
+    patches = PatchSet([folder], "train")
+    batch = collate([patches[k] for k in range(5)])
+    assert batch.pixels.shape == (5, 1, 128, 128)
+    assert batch.labels.tolist() == patches.labels[:5].tolist()
+    assert batch.maps.shape == (5, 2, 4, 4)
+    present = (batch.maps == 1).flatten(2).any(dim=2)
+    assert (present == (batch.labels == 1)).all()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_balanced_epochs_have_the_share_and_divide_over_devices(folder: Path, world: int) -> None:
+    labels = PatchSet([folder], "train").labels
+    samplers = [
+        BalancedSampler(labels, positives=0.5, count=40, seed=0, epoch=3, rank=rank, world=world)
+        for rank in range(world)
+    ]
+    drawn = [index for sampler in samplers for index in sampler]
+    assert len(drawn) == 40
+    assert sum(bool((labels[index] == 1).any()) for index in drawn) == 20
+    assert {len(sampler) for sampler in samplers} == {40 // world}
+
+
+def test_epochs_differ_and_repeat(folder: Path) -> None:
+    labels = PatchSet([folder], "train").labels
+    orders = [
+        list(BalancedSampler(labels, positives=None, count=None, seed=0, epoch=epoch)) for epoch in (0, 1, 0)
+    ]
+    assert orders[0] == orders[2] != orders[1]
+    assert sorted(orders[0]) == list(range(len(labels)))
+
+
+def test_screens_are_never_divided(folder: Path) -> None:
+    patches = PatchSet([folder], "train")
+    whole = {tuple(indices.tolist()) for indices in patches.by_screen()}
+    for batch in ScreenBatches(patches, batch=8, count=None, seed=0, epoch=0):
+        assert len(batch) >= 8
+        screens = patches.screens[batch]
+        for number in set(screens.tolist()):
+            assert tuple(i for i, s in zip(batch, screens, strict=True) if s == number) in whole

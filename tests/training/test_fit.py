@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+
+from engine import load
+from tests.training.data_form import write_screens
+from training.bundling import export_run
+from training.config import Config, read_config
+from training.cutting import cut
+from training.datasets import PatchSet
+from training.evaluation import evaluate
+from training.fit import fit, load_run, network_probability
+
+TOML = """
+name = "toy"
+run = "run"
+relations = "screen"
+threads = 1
+
+[data]
+folders = ["cut"]
+
+[network]
+trunk = "light"
+pooling = "attention"
+feature_width = 16
+projection_width = 16
+relation_width = 8
+
+[phase1]
+epochs = 5
+batch = 16
+optimiser = "adamw"
+learning_rate = 4e-3
+
+[phase2]
+epochs = 2
+batch = 16
+optimiser = "adamw"
+learning_rate = 1e-3
+
+[loss]
+map = 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("fit")
+    cut(write_screens(base / "source", screens=45), base / "cut", patch_px=128)
+    (base / "toy.toml").write_text(TOML)
+    return base / "toy.toml"
+
+
+@pytest.fixture(scope="module")
+def run(toml: Path) -> Config:
+    config = read_config(toml)
+    fit(config)
+    return config
+
+
+def test_training_learns(run: Config) -> None:
+    with (run.run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["phase"], row["epoch"]) for row in rows] == [
+        *(("phase1", str(e)) for e in range(1, 6)),
+        *(("phase2", str(e)) for e in range(1, 3)),
+    ]
+    assert float(rows[4]["loss"]) < 0.5 * float(rows[0]["loss"])
+    assert list((run.run / "tensorboard").iterdir())
+
+
+def test_a_run_that_was_killed_ends_like_one_that_was_not(run: Config, toml: Path) -> None:
+    """SIGKILL after the first checkpoint, then the same command again: the same weights."""
+    command = [sys.executable, "-m", "training", "fit", str(toml), "--set", "run=killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    last = toml.parent / "killed" / "last.ckpt"
+    deadline = time.monotonic() + 60
+    while not last.is_file() and killed.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert last.is_file()
+    resumed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    whole = load_file(run.run / "phase2.safetensors")
+    again = load_file(toml.parent / "killed" / "phase2.safetensors")
+    for key, value in whole.items():
+        torch.testing.assert_close(again[key], value, atol=1e-5, rtol=1e-4, msg=key)
+
+
+def test_a_run_folder_belongs_to_one_configuration(run: Config) -> None:
+    other = run.model_copy(update={"seed": 5})
+    with pytest.raises(ValueError, match="another configuration"):
+        fit(other)
+
+
+def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: Path) -> None:
+    manifest, difference = export_run(run.run, tmp_path / "bundle", version="7")
+    assert difference.largest <= manifest.parity_tolerance["fp32"]
+    assert (manifest.name, manifest.version, manifest.label_names) == ("toy", "7", ("dot", "line"))
+    card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
+    assert "toy 7" in card
+    assert "| dot |" in card
+
+    network, config, _ = load_run(run.run)
+    patches = PatchSet(config.data.folders, "test")
+    expected = network_probability(network, patches, Fabric(accelerator="cpu"))
+    backend = load(tmp_path / "bundle", threads=1)
+    for indices in patches.by_screen():
+        pixels = np.stack([patches.patch(int(i)) for i in indices])[:, None]
+        found = [backend.features(pixels[k : k + 1]) for k in range(len(pixels))]
+        probability = backend.reason(
+            np.concatenate([f.label_features for f in found]), np.concatenate([f.stage1 for f in found])
+        )
+        np.testing.assert_allclose(probability, expected[indices], atol=1e-4)
+    for group in ("screen", "single", "batch:8"):
+        assert evaluate(backend, config.data.folders, part="test", group=group).patches == len(patches)
+    backend.close()
+
+
+def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no finished run"):
+        export_run(tmp_path, tmp_path / "bundle", version="1")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("phase1.epoch=3", "phase1.epoch"),
+        ("phase1.epochs=-1", "phase1.epochs"),
+        ("network.pooling=middle", "network"),
+        ("loss.map=1.0", "loss.map"),
+        ("seed", "key=value"),
+        ("name.first=1", "not a section"),
+    ],
+)
+def test_a_configuration_is_checked_at_the_door(tmp_path: Path, override: str, message: str) -> None:
+    (tmp_path / "c.toml").write_text('name = "x"\nrun = "r"\n[data]\nfolders = ["d"]\n')
+    with pytest.raises(ValueError, match=message):
+        read_config(tmp_path / "c.toml", [override])
+
+
+def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text('name = "x"\nrun = "r"\n[data]\nfolders = ["d"]\n')
+    config = read_config(tmp_path / "c.toml", ["phase1.epochs=2", "network.trunk=light"])
+    assert (config.phase1.epochs, config.network.trunk) == (2, "light")
+    assert (config.phase2.epochs, config.phase2.batch, config.phase2.learning_rate) == (40, 32, 1e-3)
+    assert (config.phase2.momentum, config.phase2.weight_decay, config.phase2.optimiser) == (0.9, 5e-4, "sgd")
+    assert (config.loss.contrast, config.loss.temperature, config.loss.map) == (0.4, 0.1, 0)
+    assert (config.network.pooling, config.network.feature_width) == ("average", 512)
+    assert config.data.folders == [tmp_path / "d"]

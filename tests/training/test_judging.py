@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from training.judging import judge, wilson
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Six screens: a, b, c have defects, d, e, f have none."""
+    (tmp_path / "screens").mkdir()
+    for name in "abcdef":
+        (tmp_path / "screens" / f"{name}.png").write_bytes(b"")  # only its name is read
+    boxes = ["a,dot,10,10,20,20,100", "a,line,50,50,90,60,400", "b,dot,0,0,5,5,25", "c,line,0,0,9,9,81"]
+    (tmp_path / "boxes.csv").write_text("\n".join(["screen,label,left,top,right,bottom,area_px", *boxes, ""]))
+    parts = [f"{name},{'test' if name in 'ad' else 'train'}" for name in "abcdef"]
+    (tmp_path / "splits.csv").write_text("\n".join(["screen,part", *parts, ""]))
+    return tmp_path
+
+
+def answer(screen: str, verdict: str, *found: tuple[str, tuple[int, int, int, int]]) -> dict[str, Any]:
+    names = ("left", "top", "right", "bottom")
+    return {
+        "screen_id": screen,
+        "verdict": verdict,
+        "labels": {label: {"present": label in [f[0] for f in found]} for label in ("dot", "line")},
+        "defects": [{"label": label, "box": dict(zip(names, box, strict=True))} for label, box in found],
+    }
+
+
+def write(folder: Path, answers: list[Any]) -> Path:
+    file = folder / "verdicts.json"
+    file.write_text(json.dumps(answers))
+    return file
+
+
+def test_screens_labels_and_boxes_are_counted(source: Path) -> None:
+    answers = [
+        answer("a", "fail", ("dot", (19, 19, 30, 30)), ("line", (0, 0, 10, 10))),  # dot found, line missed
+        answer("b", "pass"),  # an escape
+        answer("c", "review", ("line", (8, 8, 9, 9))),
+        answer("d", "fail", ("dot", (1, 1, 2, 2))),  # overkill
+        answer("e", "review"),
+        answer("f", "pass"),
+    ]
+    found = judge(write(source, answers), source)
+    assert found.escape[:2] == (1, 3)
+    assert found.overkill[:2] == (1, 3)
+    assert found.review[:2] == (2, 6)
+    assert found.review_of_clean[:2] == (1, 3)
+    assert found.labels["dot"].boxes_found[:2] == (1, 2)
+    assert found.labels["line"].boxes_found[:2] == (1, 2)
+    assert found.labels["dot"].false_boxes == 1
+    assert found.labels["line"].false_boxes == 1
+    assert (found.labels["dot"].precision, found.labels["dot"].recall) == (0.5, 0.5)
+    assert (found.labels["line"].precision, found.labels["line"].recall) == (1, 1)
+    assert found.f_measure == pytest.approx(0.75)
+    assert found.wrong == [{"screen": "b", "error": "escape"}, {"screen": "d", "error": "overkill"}]
+
+
+def test_boxes_that_only_touch_do_not_overlap(source: Path) -> None:
+    found = judge(write(source, [answer("a", "fail", ("dot", (20, 10, 30, 20)))]), source)
+    assert found.labels["dot"].boxes_found[:2] == (0, 1)
+
+
+def test_a_problem_is_not_a_verdict(source: Path) -> None:
+    problem = {"screen_id": "a", "code": "unreadable_image", "status": 422}
+    found = judge(write(source, [problem, answer("d", "pass")]), source)
+    assert found.unanswered == 1
+    assert found.escape[:2] == (0, 0)
+    assert found.overkill[:2] == (0, 1)
+
+
+def test_one_part_alone(source: Path) -> None:
+    answers = [answer(name, "pass") for name in "abcdef"]
+    found = judge(write(source, answers), source, part="test")
+    assert (found.screens, found.escape[:2], found.overkill[:2]) == (2, (1, 1), (0, 1))
+
+
+def test_boxes_by_contrast(source: Path) -> None:
+    rows = ["a,0,dot,4.0,10", "a,1,line,30.0,10", "b,2,dot,5.0,10", "c,3,line,7.0,9"]
+    (source / "conditions.csv").write_text("\n".join(["screen,id,label,contrast,size", *rows, ""]))
+    found = judge(write(source, [answer("a", "fail", ("dot", (10, 10, 12, 12))), answer("b", "pass")]), source)
+    assert {band: share[:2] for band, share in found.labels["dot"].by_contrast.items()} == {"0-6": (1, 2)}
+    assert {band: share[:2] for band, share in found.labels["line"].by_contrast.items()} == {"24-inf": (0, 1)}
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        ({"not": "a list"}, "not a JSON list"),
+        ([{"verdict": "pass"}], "entry 0: no screen_id"),
+        ([answer("z", "pass")], "no screen 'z'"),
+        ([answer("a", "pass"), answer("a", "fail")], "there twice"),
+    ],
+)
+def test_answers_that_cannot_be_judged_are_refused(source: Path, answers: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        judge(write(source, answers), source)
+
+
+@given(total=st.integers(1, 2000), data=st.data())
+def test_the_interval_holds_its_share(total: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, total))
+    share = wilson(count, total)
+    assert 0 <= share.low <= share.ratio + 1e-12
+    assert share.ratio <= share.high + 1e-12 <= 1 + 1e-9
+
+
+def test_wilson_against_published_values() -> None:
+    """Newcombe 1998, Table I, method 3 without continuity correction: 81/263, 15/148, 0/20."""
+    assert wilson(81, 263)[3:] == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson(15, 148)[3:] == pytest.approx((0.0624, 0.1605), abs=1e-4)
+    assert wilson(0, 20)[3:] == pytest.approx((0.0, 0.1611), abs=1e-4)

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor
+
+from training.network import (
+    CosineClassifier,
+    FeaturesGraph,
+    NetworkConfig,
+    ReasoningGraph,
+    TwoStageNetwork,
+    parameter_table,
+)
+from training.trunks import build_trunk, grey_stem
+
+SMALL = {"trunk": "light", "feature_width": 8, "projection_width": 8, "relation_width": 4}
+
+
+def small_network(**changes: object) -> TwoStageNetwork:
+    torch.manual_seed(0)
+    return TwoStageNetwork(3, NetworkConfig(**{**SMALL, **changes})).eval()  # type: ignore[arg-type]
+
+
+def patches(count: int, *, side: int = 64) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 1, side, side), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("pooling", ["average", "attention"])
+def test_shapes(pooling: str) -> None:
+    output = small_network(pooling=pooling)(patches(2))
+    assert output.feature_NLF.shape == (2, 3, 8)
+    assert output.cosine_NL.shape == output.logit_NL.shape == (2, 3)
+    assert output.score_NL is not None
+    assert output.score_NL.shape == (2, 3)
+    assert output.cosine_NL.abs().max() <= 1 + 1e-6
+
+
+def test_the_papers_parameters_add_up() -> None:
+    """ResNet-50 with one grey channel, C = 4, d = 512: the sum printed in the README."""
+    network = TwoStageNetwork(4, NetworkConfig())
+    table = dict(parameter_table(network))
+    colour_stem = 3 * 64 * 7 * 7
+    assert table["trunk"] == 23_508_032 - colour_stem + colour_stem // 3
+    assert table["category pooling"] == 2048 * 2048 + 2048
+    assert table["classifier 1"] == 2048 + 1  # w and the scale
+    nodes_edges_classifier2 = 2048 + 16 + 4 * (2048 + 256)
+    assert table["graph reasoning"] == nodes_edges_classifier2 + 2048 * 512 + 512 + 512 * 256
+
+
+def test_average_pooling_is_a_mean_and_one_linear_layer() -> None:
+    network = small_network()
+    trunk = network.trunk(torch.randn(2, 1, 64, 64))
+    feature, label_map = network.pooling(trunk)
+    expected = network.pooling.linear(trunk.mean(dim=(2, 3))).reshape(2, 3, 8)
+    torch.testing.assert_close(feature, expected)
+    assert label_map is None
+
+
+def test_flat_attention_is_average_pooling() -> None:
+    network = small_network(pooling="attention")
+    assert network.pooling.label_map is not None
+    torch.nn.init.zeros_(network.pooling.label_map.weight)
+    trunk = network.trunk(torch.randn(2, 1, 64, 64))
+    expected = network.pooling.linear(trunk.mean(dim=(2, 3))).reshape(2, 3, 8)
+    torch.testing.assert_close(network.pooling(trunk)[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_attention_reads_where_its_map_is_warm() -> None:
+    network = small_network(pooling="attention")
+    label_map = network.pooling.label_map
+    assert label_map is not None
+    trunk = torch.zeros(1, 128, 4, 4)
+    trunk[0, 0, 2, 3] = 50.0
+    torch.nn.init.zeros_(label_map.weight)
+    with torch.no_grad():
+        label_map.weight[:, 0] = 1.0
+    expected = network.pooling.linear(trunk[:, :, 2, 3]).reshape(1, 3, 8)
+    torch.testing.assert_close(network.pooling(trunk)[0], expected)
+
+
+def test_the_activation_explains_the_score() -> None:
+    """With average pooling, the mean of the map and the constants are the X part of classifier 2's score."""
+    network = small_network()
+    trunk = network.trunk(torch.randn(2, 1, 64, 64))
+    feature, _ = network.pooling(trunk)
+    x_columns = network.reasoning.classifier.weight[:, : 3 * 8]
+    constant = x_columns @ network.pooling.linear.bias
+    from_map = network.activation(trunk).mean(dim=(2, 3)) + constant
+    torch.testing.assert_close(from_map, feature.flatten(1) @ x_columns.T, atol=1e-4, rtol=1e-4)
+
+
+def test_reasoning_follows_the_equations() -> None:
+    """Equations 3 to 7, written out with loops over three patches."""
+    network = small_network()
+    stage = network.reasoning
+    stage.start_from(network.classifier1, torch.tensor([[4.0, 2, 0], [2, 5, 1], [0, 1, 3]]), network.config)
+    feature = torch.randn(3, 3, 8)
+    cosine = torch.rand(3, 3) * 2 - 1
+    edges = stage.edges
+    degree = torch.diag(edges.sum(dim=1) ** -0.5)
+    nodes = degree @ edges @ degree @ stage.nodes
+    z = [stage.projection(feature[k].flatten()) for k in range(3)]
+    rows = []
+    for i in range(3):
+        relation = torch.softmax(torch.stack([z[i] @ z[k] for k in range(3)]), dim=0)
+        to_label = sum(relation[k] * torch.softmax(cosine[k], dim=0) for k in range(3))
+        assert isinstance(to_label, Tensor)
+        enhanced = torch.relu(to_label @ nodes @ stage.relation.weight.T)
+        rows.append(stage.classifier.weight @ torch.cat([feature[i].flatten(), enhanced]))
+    scores = stage(feature, cosine, cosine * 10)
+    torch.testing.assert_close(scores, torch.stack(rows), atol=1e-5, rtol=1e-4)
+
+
+def test_edges_start_from_normalised_counts_and_an_empty_row_is_the_identity() -> None:
+    network = small_network()
+    counts = torch.tensor([[2.0, 2, 0], [2, 6, 0], [0, 0, 0]])
+    network.reasoning.start_from(network.classifier1, counts, network.config)
+    assert network.reasoning.edges.tolist() == [[0.5, 0.5, 0], [0.25, 0.75, 0], [0, 0, 1]]
+    torch.testing.assert_close(network.reasoning.nodes.data, network.classifier1.weight.data)
+
+
+def test_negative_edges_and_empty_rows_stay_finite() -> None:
+    network = small_network()
+    with torch.no_grad():
+        network.reasoning.edges.fill_(-1.0)
+    output = network(patches(2))
+    assert output.score_NL is not None
+    assert torch.isfinite(output.score_NL).all()
+
+
+def test_patches_of_other_screens_do_not_relate() -> None:
+    network = small_network()
+    first, second = patches(5)[:3], patches(5)[3:]
+    together = network(torch.cat([first, second]), group_N=torch.tensor([0, 0, 0, 1, 1])).score_NL
+    alone = torch.cat([network(first).score_NL, network(second).score_NL])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_share_of_a_batch_relates_to_all_of_it() -> None:
+    """What one of two devices computes of a gathered batch is its rows of the whole."""
+    network = small_network()
+    stage = network.reasoning
+    feature, cosine = torch.randn(4, 3, 8), torch.rand(4, 3)
+    whole = stage(feature, cosine, cosine)
+    share = stage(feature[:2], cosine[:2], cosine[:2], None, (feature, cosine, cosine))
+    torch.testing.assert_close(share, whole[:2])
+
+
+def test_the_cosine_ignores_length_and_its_scale_is_positive() -> None:
+    classifier = CosineClassifier(labels=2, feature_width=4, scale=10, learn_scale=True)
+    feature = torch.randn(3, 2, 4)
+    torch.testing.assert_close(classifier(feature), classifier(feature * 7))
+    assert classifier.logits(torch.ones(1, 2)).flatten().tolist() == pytest.approx([10, 10])
+
+
+def test_the_grey_stem_equals_the_colour_stem_on_grey() -> None:
+    colour = torchvision.models.resnet18(weights=None).conv1
+    grey = torch.randn(1, 1, 32, 32)
+    torch.testing.assert_close(
+        grey_stem(colour)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["light", "resnet18"])
+def test_trunks_have_stride_32(name: str) -> None:
+    trunk, channels = build_trunk(name)
+    assert trunk(torch.zeros(1, 1, 96, 64)).shape == (1, channels, 3, 2)
+
+
+def test_an_unknown_trunk_is_named() -> None:
+    with pytest.raises(ValueError, match="resnet51"):
+        build_trunk("resnet51")
+
+
+@pytest.mark.parametrize("pooling", ["average", "attention"])
+def test_the_two_graphs_are_the_network(pooling: str) -> None:
+    network = small_network(pooling=pooling)
+    label_features, stage1, activation = FeaturesGraph(network)(patches(3))
+    probability = ReasoningGraph(network)(label_features, stage1)
+    score = network(patches(3)).score_NL
+    assert score is not None
+    torch.testing.assert_close(probability, torch.sigmoid(score), atol=1e-6, rtol=1e-5)
+    assert activation.shape == (3, 3, 2, 2)
+
+
+@pytest.mark.parametrize("field", ["feature_width", "projection_width", "relation_width", "cosine_scale"])
+def test_a_width_that_is_not_positive_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        NetworkConfig(**{field: 0})  # type: ignore[arg-type]

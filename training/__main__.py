@@ -1,0 +1,174 @@
+"""`python -m training`: render, cut, fit, evaluate, export, judge. What needs torch is imported by its command."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from engine import EngineError
+
+app = typer.Typer(help="Images and labels in, bundle out.", no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+
+Json = Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file as well.")]
+
+
+@app.command()
+def render(
+    screens: Annotated[int, typer.Option(help="How many.", min=1)],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same screens.", min=0)],
+    out: Annotated[Path, typer.Option(help="Folder to write; the data form.")],
+    width: Annotated[int, typer.Option(help="Pixels across.", min=256)] = 5120,
+    height: Annotated[int, typer.Option(help="Pixels down.", min=256)] = 10240,
+    clean: Annotated[float, typer.Option(help="Share of screens without a defect.", min=0, max=1)] = 0.5,
+    preview: Annotated[bool, typer.Option("--preview", help="Write a contact sheet per label as well.")] = False,
+    processes: Annotated[Optional[int], typer.Option(help="Default: one per CPU.", min=1)] = None,
+) -> None:
+    """Render line-scan screens with defects, boxes and masks (no torch needed)."""
+    from training import screens as renderer
+
+    renderer.render(
+        out,
+        screens=screens,
+        seed=seed,
+        width=width,
+        height=height,
+        clean=clean,
+        preview=preview,
+        processes=processes,
+    )
+
+
+@app.command()
+def cut(
+    source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+    patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 32.")] = 1024,
+    stride: Annotated[Optional[int], typer.Option(help="Step of the window. Default: no overlap.")] = None,
+    rule: Annotated[str, typer.Option(help="known: partly visible is unknown; paper: such patches go.")] = "known",
+    test_fold: Annotated[Optional[int], typer.Option(help="Fold of folds.csv to test on.")] = None,
+    label: Annotated[Optional[list[str]], typer.Option(help="A label, in order; default: those in boxes.csv.")] = None,
+) -> None:
+    """Cut screens into labelled patches, split by screen (no torch needed)."""
+    from training import cutting
+
+    if rule not in ("known", "paper"):
+        raise typer.BadParameter("known or paper", param_hint="--rule")
+    summary = cutting.cut(
+        source,
+        out,
+        patch_px=patch,
+        stride_px=stride,
+        rule="paper" if rule == "paper" else "known",
+        test_fold=test_fold,
+        labels=label or (),
+    )
+    table = Table("part", "patches", *summary.labels["train"])
+    for part, count in summary.patches.items():
+        table.add_row(part, str(count), *map(str, summary.labels[part].values()))
+    console.print(table)
+    if summary.dropped:
+        console.print(f"{summary.dropped} patches dropped by the paper's rule")
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="TOML file.", exists=True, dir_okay=False)],
+    set_: Annotated[Optional[list[str]], typer.Option("--set", help="key=value, e.g. phase1.epochs=2.")] = None,
+) -> None:
+    """Train both phases; the same command resumes a run that was stopped."""
+    from training.config import read_config
+    from training.fit import fit as run_fit
+
+    settings = read_config(config, set_)
+    found = run_fit(settings)
+    console.print(f"validation F {found.f_measure:.4f} at 0.5 over {found.patches} patches: {settings.run}")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
+    group: Annotated[str, typer.Option(help="Patches reasoned together: screen, batch:N or single.")] = "screen",
+    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    json_file: Json = None,
+) -> None:
+    """Measure a bundle on patches at its own thresholds."""
+    from engine import load
+    from training.evaluation import evaluate as measure
+
+    backend = load(bundle)
+    try:
+        found = measure(backend, data, part=None if part == "all" else part, group=group)
+    finally:
+        backend.close()
+    table = Table("label", "accuracy", "precision", "recall", "F", "with it", "without")
+    for name, r in found.per_label.items():
+        figures = (f"{v:.4f}" for v in (r.accuracy, r.precision, r.recall, r.f_measure))
+        table.add_row(name, *figures, str(r.positives), str(r.negatives))
+    macro = (f"{v:.4f}" for v in (found.accuracy, found.precision, found.recall, found.f_measure))
+    table.add_row("macro", *macro, "", "", style="bold")
+    console.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    batch: Annotated[int, typer.Option(help="Patches the runtime takes at once.", min=1)] = 5,
+    overlap: Annotated[int, typer.Option(help="Overlap of the service's windows in pixels.", min=0)] = 0,
+    notes: Annotated[Optional[Path], typer.Option(help="Markdown for the model card.", exists=True)] = None,
+) -> None:
+    """Write a verified bundle of a run; refuses if the graphs differ from the module."""
+    from training.bundling import export_run
+
+    manifest, difference = export_run(
+        run,
+        out,
+        version=version,
+        batch_size=batch,
+        overlap_px=overlap,
+        notes=notes.read_text() if notes is not None else "",
+    )
+    console.print(
+        f"{manifest.name} {manifest.version} in {out}: graphs differ from the module by at most "
+        f"{difference.largest:.2g} in probability (mean {difference.mean:.2g})"
+    )
+
+
+@app.command()
+def judge(
+    verdicts: Annotated[Path, typer.Argument(help="JSON list of verdicts.", exists=True, dir_okay=False)],
+    source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],
+    part: Annotated[Optional[str], typer.Option(help="Judge only train, validation or test screens.")] = None,
+    test_fold: Annotated[Optional[int], typer.Option(help="Fold of folds.csv that is the test part.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Judge the service's verdicts: escape, overkill, review, labels, boxes (no torch needed)."""
+    from training import judging, tables
+
+    found = judging.judge(verdicts, source, part=part, test_fold=test_fold)
+    tables.print_judgement(found, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+def main() -> None:
+    """Run the command line; what the user can mend is one line, not a traceback."""
+    try:
+        app(standalone_mode=True)
+    except (ValueError, EngineError) as error:
+        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+        raise SystemExit(2) from error
+
+
+if __name__ == "__main__":
+    main()

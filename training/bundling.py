@@ -1,0 +1,169 @@
+"""A finished run to a bundle: calibrate, measure, describe, export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+
+from engine import FrameLimits, LabelLimits, Manifest
+from engine.export import Difference, export
+from training.calibration import calibrate
+from training.config import Config
+from training.datasets import PatchSet
+from training.evaluation import Report, report
+from training.fit import load_run, network_probability
+from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, parameter_table
+
+FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
+PARITY_PATCHES = 16
+GOLDEN_PATCHES = 2  # pixels of noise do not compress, and a bundle should stay small
+
+
+def export_run(
+    run: Path,
+    out: Path,
+    *,
+    version: str,
+    batch_size: int = 5,
+    overlap_px: int = 0,
+    notes: str = "",
+    frame: FrameLimits | None = None,
+) -> tuple[Manifest, Difference]:
+    """Make a bundle of a finished run.
+
+    Args:
+        run: the run's folder.
+        out: the bundle's folder.
+        version: the bundle's version; its name is the run's.
+        batch_size: patches that the runtime takes at once.
+        overlap_px: by how much the service's windows overlap.
+        notes: Markdown that the model card carries as it is.
+        frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 8 grey levels.
+
+    Raises:
+        ValueError: the run is not finished or its data is gone.
+        ParityError: the exported graphs do not give the module's probabilities.
+    """
+    network, config, labels = load_run(run)
+    fabric = Fabric(accelerator="cpu")
+    validation = PatchSet(config.data.folders, "validation")
+    probability = network_probability(network, validation, fabric)
+    limits = calibrate(probability, validation.labels, validation.screens, labels=labels)
+    measured = {"validation": _report(probability, validation, limits)}
+    test = _test_part(config)
+    if test is not None:
+        measured["test"] = _report(network_probability(network, test, fabric), test, limits)
+    chosen = parity_patches(probability, validation.labels)
+    manifest = Manifest(
+        schema_version=1,
+        name=config.name,
+        version=version,
+        labels=limits,
+        patch_px=validation.patch_px,
+        overlap_px=overlap_px,
+        batch_size=batch_size,
+        frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=8),
+        files={},
+        parity_tolerance={"fp32": FP32_TOLERANCE},
+        data_id=data_id(config.data.folders),
+        training=_facts(config, measured),
+    )
+    patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
+    difference = export(
+        out,
+        features=FeaturesGraph(network),
+        reasoning=ReasoningGraph(network),
+        manifest=manifest,
+        golden_pixels=patches[:GOLDEN_PATCHES],
+        parity_pixels=patches,
+        card=model_card(manifest, config, network, measured, notes=notes),
+    )
+    return manifest, difference
+
+
+def parity_patches(probability: NDArray[np.float32], target: NDArray[np.int8]) -> NDArray[np.int64]:
+    """Patches to compare graphs and module on: the most telling first, then the most doubtful.
+
+    The first two become the golden patches: one with as many labels as there are, and one without any.
+    """
+    labels = (target == 1).sum(axis=1)
+    clean = np.flatnonzero((target == 0).all(axis=1))
+    first = [int(np.argmax(labels)), int(clean[0]) if len(clean) else 0]
+    doubtful = np.argsort(np.abs(probability - 0.5).min(axis=1), kind="stable")
+    return np.array(list(dict.fromkeys([*first, *doubtful.tolist()]))[:PARITY_PATCHES])
+
+
+def data_id(folders: list[Path]) -> str:
+    """Identity of the training data: SHA-256 over the tables of the cut folders."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for table in ("labels.csv", "windows.csv", "splits.csv"):
+            digest.update((folder / table).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _report(
+    probability: NDArray[np.float32], patches: PatchSet, limits: Mapping[str, LabelLimits]
+) -> Report:
+    thresholds = [limit.threshold for limit in limits.values()]
+    return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
+
+
+def _test_part(config: Config) -> PatchSet | None:
+    parts = {part for folder in config.data.folders for part in _parts(folder)}
+    return PatchSet(config.data.folders, "test") if "test" in parts else None
+
+
+def _parts(folder: Path) -> set[str]:
+    rows = (folder / "splits.csv").read_text().splitlines()[1:]
+    return {row.rsplit(",", 1)[1] for row in rows}
+
+
+def _facts(config: Config, measured: Mapping[str, Report]) -> dict[str, float | str]:
+    facts: dict[str, float | str] = {"seed": float(config.seed), "trunk": config.network.trunk}
+    for part, found in measured.items():
+        for key in ("accuracy", "precision", "recall", "f_measure"):
+            facts[f"{part}_{key}"] = round(float(getattr(found, key)), 4)
+    return facts
+
+
+def model_card(
+    manifest: Manifest,
+    config: Config,
+    network: TwoStageNetwork,
+    measured: Mapping[str, Report],
+    *,
+    notes: str,
+) -> str:
+    """MODEL_CARD.md: what the bundle is, what it learnt from and how well."""
+    lines = [
+        f"# {manifest.name} {manifest.version}",
+        "",
+        f"Two-stage multi-label network (Zhou et al. 2023), trunk `{config.network.trunk}`, "
+        f"{config.network.pooling} pooling, patches of {manifest.patch_px} px.",
+        "",
+    ]
+    if notes:
+        lines += [notes.strip(), ""]
+    lines += ["## Parameters", "", "| part | parameters |", "| --- | --- |"]
+    table = parameter_table(network)
+    lines += [f"| {name} | {count:,} |" for name, count in [*table, ("sum", sum(c for _, c in table))]]
+    for part, found in measured.items():
+        lines += ["", f"## Patches of the {part} part ({found.patches})", ""]
+        lines += ["| label | threshold | precision | recall | F | patches with it |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            f"| {label} | {manifest.labels[label].threshold:.3f} | {r.precision:.3f} | {r.recall:.3f} "
+            f"| {r.f_measure:.3f} | {r.positives} |"
+            for label, r in found.per_label.items()
+        ]
+        lines += [f"| macro | | {found.precision:.3f} | {found.recall:.3f} | {found.f_measure:.3f} | |"]
+    lines += ["", "## Review bands", "", "| label | low | high |", "| --- | --- | --- |"]
+    lines += [f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()]
+    lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}.", ""]
+    shown = config.model_dump_json(indent=2, exclude={"run": True, "data": {"folders"}})
+    return "\n".join([*lines, "```json", shown, "```", ""])

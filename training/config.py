@@ -1,0 +1,128 @@
+"""The configuration of a training run: one TOML file, checked at the boundary, copied into the run's folder."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from training.network import NetworkConfig
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Data(_Section):
+    """Folders made by `python -m training cut`."""
+
+    folders: list[Path] = Field(min_length=1)  # all have the same labels and patch size
+    workers: int = Field(0, ge=0)  # processes that load and augment
+    positives: float | None = Field(None, gt=0, lt=1)  # share of patches with a defect in an epoch; None: as is
+    patches_per_epoch: int | None = Field(None, ge=1)  # None: all of them
+
+
+class Augmentation(_Section):
+    """Applied to the training part only. The paper names the kinds but not the strengths."""
+
+    flip: bool = True  # in both directions
+    quarter_turns: bool = True  # rotation by 0, 90, 180 or 270 degrees, which keeps every pixel
+    rotation_degrees: float = Field(0.0, ge=0, le=180)  # free rotation on top; corners are filled with 0
+    brightness: float = Field(0.2, ge=0)  # factor 1 +- brightness
+    contrast: float = Field(0.2, ge=0)
+    gamma: float = Field(0.0, ge=0, lt=1)  # exponent 1 +- gamma
+    noise: float = Field(0.0, ge=0)  # largest standard deviation of added noise, grey levels
+
+
+class Phase(_Section):
+    """One of the two phases. The defaults are the paper's."""
+
+    epochs: int = Field(40, ge=0)
+    batch: int = Field(32, ge=1)  # patches
+    optimiser: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)  # SGD only
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+
+
+class Loss(_Section):
+    """Weights of the parts of the loss. The defaults are the paper's."""
+
+    contrast: float = Field(0.4, ge=0)  # alpha, phase 1 only
+    temperature: float = Field(0.1, gt=0)
+    map: float = Field(0.0, ge=0)  # loss on the labels' maps, both phases; needs attention pooling
+    map_positive_weight: float = Field(4.0, gt=0)
+
+
+class Config(_Section):
+    """Everything that `fit` needs.
+
+    `relations` says which patches relate in phase 2: "batch" is the paper's shuffled batch, "screen" batches whole
+    screens and relates only patches of the same one, as the service does.
+    """
+
+    name: str = Field(min_length=1)
+    run: Path  # the folder that the run is written to
+    seed: int = 0
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    devices: int = Field(1, ge=1)
+    threads: int | None = Field(None, ge=1)  # CPU threads; None: torch's choice
+    relations: Literal["batch", "screen"] = "batch"
+    data: Data
+    network: NetworkConfig = NetworkConfig()
+    augmentation: Augmentation = Augmentation()
+    phase1: Phase = Phase()
+    phase2: Phase = Phase()
+    loss: Loss = Loss()
+
+    def model_post_init(self, _: Any) -> None:  # noqa: ANN401 - pydantic's signature
+        """Refuse what cannot work together."""
+        if self.loss.map > 0 and self.network.pooling != "attention":
+            raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
+
+
+Override = Annotated[str, "key=value, the key dotted, the value in TOML"]
+
+
+def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
+    """Read a TOML file and apply overrides such as `phase1.epochs=2`.
+
+    Relative folders are taken from the folder of the file.
+
+    Raises:
+        ValueError: not TOML, or a key is unknown, missing or out of range; the message names it.
+    """
+    try:
+        values = tomllib.loads(path.read_text())
+        for override in overrides or []:
+            _apply(values, override)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    try:
+        config = Config.model_validate(values)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path}: {problems}") from error
+    folder = path.parent
+    data = config.data.model_copy(update={"folders": [folder / f for f in config.data.folders]})
+    return config.model_copy(update={"run": folder / config.run, "data": data})
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    if not separator or not key:
+        raise ValueError(f"--set takes key=value, not {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word is a string
+    *sections, last = key.split(".")
+    for section in sections:
+        values = values.setdefault(section, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"--set {key}: {section} is not a section")
+    values[last] = value

@@ -1,0 +1,354 @@
+"""Screens with boxes to patches with labels: the `cut` command. numpy and OpenCV only.
+
+Reads the data form (`screens/`, `boxes.csv`, `masks/`, `splits.csv` or `folds.csv`) and writes `images/*.png`,
+`labels.csv`, `windows.csv`, `splits.csv`, `maps.npz` and `cut.json`. The split is by screen, never by patch.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from engine import Window, cover, to_grey
+
+Rule = Literal["known", "paper"]
+CELL_PX = 32  # side of a map cell: the trunks' stride
+VISIBLE_SHARE = 0.2  # of a defect's area; more than this in a patch makes its label present
+PART_OF_TRAINING_FOR_VALIDATION = 0.15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defect:
+    """One row of boxes.csv: where a defect lies, in pixels of its screen; right and bottom exclusive.
+
+    `rows` and `columns` are its pixels where there is a mask, else None.
+    """
+
+    label: str
+    left: int
+    top: int
+    right: int
+    bottom: int
+    rows: NDArray[np.int32] | None = None
+    columns: NDArray[np.int32] | None = None
+
+    def presence(self, window: Window, patch_px: int) -> int:
+        """1 present, -1 unknown (some of it, but too little to be sure), 0 absent in this window.
+
+        Present: more than 20 % of the area lies in the window, or the part inside is at least P/8 long by its mask,
+        P/2 by its box. Without the second clause a scratch over five patches would be labelled nowhere.
+        """
+        if self.rows is None or self.columns is None:
+            height = min(self.bottom, window.top + patch_px) - max(self.top, window.top)
+            width = min(self.right, window.left + patch_px) - max(self.left, window.left)
+            if height <= 0 or width <= 0:
+                return 0
+            share = height * width / ((self.bottom - self.top) * (self.right - self.left))
+            return 1 if share > VISIBLE_SHARE or max(height, width) >= patch_px / 2 else -1
+        rows, columns = self._inside(window, patch_px)
+        if len(rows) == 0:
+            return 0
+        long = max(np.ptp(rows), np.ptp(columns)) + 1 >= patch_px / 8
+        return 1 if long or len(rows) / len(self.rows) > VISIBLE_SHARE else -1
+
+    def cells(self, window: Window, patch_px: int) -> NDArray[np.bool_]:
+        """Map cells (h, w) of the window that the defect touches."""
+        side = -(-patch_px // CELL_PX)
+        touched = np.zeros((side, side), bool)
+        if self.rows is None or self.columns is None:
+            top, left = max(self.top - window.top, 0), max(self.left - window.left, 0)
+            bottom = min(self.bottom - window.top, patch_px)
+            right = min(self.right - window.left, patch_px)
+            if bottom > top and right > left:
+                touched[
+                    top // CELL_PX : -(-bottom // CELL_PX), left // CELL_PX : -(-right // CELL_PX)
+                ] = True
+            return touched
+        rows, columns = self._inside(window, patch_px)
+        touched[(rows - window.top) // CELL_PX, (columns - window.left) // CELL_PX] = True
+        return touched
+
+    def _inside(self, window: Window, patch_px: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        assert self.rows is not None
+        assert self.columns is not None
+        inside = (self.rows >= window.top) & (self.rows < window.top + patch_px)
+        inside &= (self.columns >= window.left) & (self.columns < window.left + patch_px)
+        return self.rows[inside], self.columns[inside]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutSummary:
+    """What `cut` wrote: patches by part, present labels by part, and patches dropped by the paper's rule."""
+
+    patches: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    dropped: int
+
+
+def cut(
+    source: Path,
+    out: Path,
+    *,
+    patch_px: int = 1024,
+    stride_px: int | None = None,
+    rule: Rule = "known",
+    test_fold: int | None = None,
+    labels: Sequence[str] = (),
+) -> CutSummary:
+    """Cut every screen of a data folder into equal patches and label them.
+
+    Args:
+        source: a folder in the data form.
+        out: a folder that does not exist yet or is empty.
+        patch_px: side of a patch, a multiple of 32.
+        stride_px: step of the window, at most `patch_px`; None: no overlap.
+        rule: "known" marks too small a part of a defect as unknown; "paper" drops such patches.
+        test_fold: where the folder has folds.csv, the fold to test on.
+        labels: the labels in order; empty: those that boxes.csv names, sorted.
+
+    Raises:
+        ValueError: the folder is not in the data form, a size does not fit, `out` is not empty, or boxes.csv names
+            a label that is not among `labels`.
+    """
+    stride_px = patch_px if stride_px is None else stride_px
+    if patch_px <= 0 or patch_px % CELL_PX:
+        raise ValueError(f"--patch must be a positive multiple of {CELL_PX}, not {patch_px}")
+    if not 0 < stride_px <= patch_px:
+        raise ValueError(f"--stride must lie in 1..{patch_px}, not {stride_px}")
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty")
+    screens = screen_files(source)
+    parts = read_parts(source, list(screens), test_fold=test_fold)
+    defects = read_defects(source)
+    labels = _choose_labels(defects, labels)
+    (out / "images").mkdir(parents=True)
+
+    def cut_screen(name: str) -> _Patches:
+        return _cut_screen(
+            screens[name], out, defects.get(name, []), labels, patch_px=patch_px, stride_px=stride_px, rule=rule
+        )
+
+    with ThreadPoolExecutor() as pool:
+        done = list(track(pool.map(cut_screen, screens), total=len(screens), description="cut"))
+    _write_tables(out, dict(zip(screens, done, strict=True)), labels, parts)
+    summary = _summarise(dict(zip(screens, done, strict=True)), labels, parts)
+    facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule, "labels": labels}
+    (out / "cut.json").write_text(json.dumps({**facts, **asdict(summary)}, indent=2) + "\n")
+    return summary
+
+
+def _choose_labels(defects: dict[str, list[Defect]], wanted: Sequence[str]) -> list[str]:
+    found = {defect.label for on_screen in defects.values() for defect in on_screen}
+    if wanted and not found <= set(wanted):
+        raise ValueError(f"boxes.csv names {sorted(found - set(wanted))[0]!r}, which is not among the labels")
+    if not wanted and not found:
+        raise ValueError("boxes.csv names no label: give them by --label")
+    return list(wanted) or sorted(found)
+
+
+def screen_files(source: Path) -> dict[str, Path]:
+    """Screen name to image file, sorted by name.
+
+    Raises:
+        ValueError: there are none.
+    """
+    files = {p.stem: p for p in sorted((source / "screens").glob("*")) if p.suffix in (".png", ".jpg")}
+    if not files:
+        raise ValueError(f"{source / 'screens'} holds no .png or .jpg")
+    return files
+
+
+def read_defects(source: Path) -> dict[str, list[Defect]]:
+    """Defects of each screen that has any, with their masks where there are masks.
+
+    Raises:
+        ValueError: boxes.csv is missing or a row of it is malformed; the message names the row.
+    """
+    table = source / "boxes.csv"
+    if not table.is_file():
+        raise ValueError(f"{table} is missing")
+    found: dict[str, list[Defect]] = {}
+    masks: dict[str, dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]] = {}
+    with table.open(newline="") as file:
+        for index, row in enumerate(csv.DictReader(file)):
+            try:
+                screen, label = row["screen"], row["label"]
+                left, top, right, bottom = (int(row[k]) for k in ("left", "top", "right", "bottom"))
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{table}, row {index}: {error!r}") from error
+            if not (0 <= left < right and 0 <= top < bottom):
+                raise ValueError(f"{table}, row {index}: an empty or negative box")
+            if screen not in masks:
+                masks[screen] = _read_masks(source / "masks" / f"{screen}.npz")
+            rows, columns = masks[screen].get(index, (None, None))
+            found.setdefault(screen, []).append(
+                Defect(label=label, left=left, top=top, right=right, bottom=bottom, rows=rows, columns=columns)
+            )
+    return found
+
+
+def _read_masks(path: Path) -> dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]:
+    if not path.is_file():
+        return {}
+    with np.load(path, allow_pickle=False) as arrays:
+        rows, columns, ids = arrays["row"], arrays["column"], arrays["id"]
+    return {int(i): (rows[ids == i], columns[ids == i]) for i in np.unique(ids)}
+
+
+def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -> dict[str, str]:
+    """Part of each screen: train, validation or test.
+
+    Where the folder names no validation part, 15 % of the training screens, drawn with a fixed seed.
+
+    Raises:
+        ValueError: neither splits.csv nor folds.csv, a screen is missing from it, or the fold does not exist.
+    """
+    if (source / "folds.csv").is_file():
+        folds = {row["screen"]: int(row["fold"]) for row in _rows(source / "folds.csv")}
+        if test_fold not in folds.values():
+            raise ValueError(f"--test-fold must be one of {sorted(set(folds.values()))}")
+        parts = {screen: "test" if fold == test_fold else "train" for screen, fold in folds.items()}
+    elif (source / "splits.csv").is_file():
+        parts = {row["screen"]: row["part"] for row in _rows(source / "splits.csv")}
+    else:
+        raise ValueError(f"{source} has neither splits.csv nor folds.csv")
+    missing = [screen for screen in screens if screen not in parts]
+    if missing:
+        raise ValueError(f"no part is given for screen {missing[0]} (and {len(missing) - 1} more)")
+    unknown = set(parts.values()) - {"train", "validation", "test"}
+    if unknown:
+        raise ValueError(f"unknown part {sorted(unknown)[0]!r}: train, validation or test")
+    if "validation" not in parts.values():
+        training = sorted(screen for screen in screens if parts[screen] == "train")
+        count = round(PART_OF_TRAINING_FOR_VALIDATION * len(training))
+        drawn = np.random.default_rng(0).permutation(len(training))[:count]
+        parts.update({training[i]: "validation" for i in drawn})
+    return {screen: parts[screen] for screen in screens}
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@dataclass(frozen=True, slots=True)
+class _Patches:
+    """The patches of one screen: windows, names, labels (K, L), map cells (n, 5): patch, label, row, column, value."""
+
+    windows: list[Window]
+    names: list[str]
+    labels: NDArray[np.int8]
+    cells: NDArray[np.int16]
+    dropped: int
+
+
+def _cut_screen(
+    path: Path,
+    out: Path,
+    defects: list[Defect],
+    labels: list[str],
+    *,
+    patch_px: int,
+    stride_px: int,
+    rule: Rule,
+) -> _Patches:
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f"{path} cannot be read")
+    frame = to_grey(image)
+    windows, names, rows, cells, dropped = [], [], [], [], 0
+    for window in cover(*frame.shape, patch_px=patch_px, overlap_px=patch_px - stride_px):
+        presence, touched = _label_window(defects, labels, window, patch_px)
+        if rule == "paper" and (presence < 0).any():
+            dropped += 1
+            continue
+        name = f"{path.stem}_{window.row:02d}_{window.column:02d}"
+        patch = frame[window.top : window.top + patch_px, window.left : window.left + patch_px]
+        _write_png(out / "images" / f"{name}.png", patch)
+        cells.append(np.insert(touched, 0, len(names), axis=1))
+        windows.append(window)
+        names.append(name)
+        rows.append(presence)
+    return _Patches(
+        windows,
+        names,
+        np.array(rows, np.int8).reshape(-1, len(labels)),
+        np.concatenate([*cells, np.empty((0, 5), np.int64)]).astype(np.int16),
+        dropped,
+    )
+
+
+def _label_window(
+    defects: list[Defect], labels: list[str], window: Window, patch_px: int
+) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Labels (L,) and map cells (n, 4): label, row, column, value. Where defects disagree 1 beats -1 beats 0."""
+    presence = np.zeros(len(labels), np.int8)
+    side = -(-patch_px // CELL_PX)
+    maps = np.zeros((len(labels), side, side), np.int8)
+    for defect in defects:
+        found = defect.presence(window, patch_px)
+        if found == 0:
+            continue
+        index = labels.index(defect.label)
+        presence[index] = found if presence[index] != 1 else 1
+        touched = defect.cells(window, patch_px)
+        maps[index][touched & (maps[index] != 1)] = found
+    where = np.argwhere(maps != 0)
+    return presence, np.column_stack([where, maps[maps != 0]])
+
+
+def _write_png(path: Path, patch: NDArray[np.uint8]) -> None:
+    # level 1: a noisy frame hardly compresses, and higher levels take four times as long
+    if not cv2.imwrite(str(path), patch, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        raise OSError(f"{path} could not be written")
+
+
+def _write_tables(out: Path, done: dict[str, _Patches], labels: list[str], parts: dict[str, str]) -> None:
+    patches = [(screen, cut_, k) for screen, cut_ in done.items() for k in range(len(cut_.names))]
+    _write_csv(
+        out / "labels.csv", ["img_names", *labels], ([f"{c.names[k]}.png", *c.labels[k]] for _, c, k in patches)
+    )
+    _write_csv(
+        out / "windows.csv",
+        ["img_names", "screen", "row", "column", "left", "top"],
+        (
+            [f"{c.names[k]}.png", s, c.windows[k].row, c.windows[k].column, c.windows[k].left, c.windows[k].top]
+            for s, c, k in patches
+        ),
+    )
+    _write_csv(out / "splits.csv", ["screen", "part"], parts.items())
+    first, shifted = 0, []
+    for cut_ in done.values():
+        cells = cut_.cells.astype(np.int32)
+        cells[:, 0] += first
+        shifted.append(cells)
+        first += len(cut_.names)
+    np.savez_compressed(out / "maps.npz", cells=np.concatenate(shifted))
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+
+
+def _summarise(done: dict[str, _Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:
+    patches = dict.fromkeys(("train", "validation", "test"), 0)
+    present = {part: dict.fromkeys(labels, 0) for part in patches}
+    for screen, cut_ in done.items():
+        part = parts[screen]
+        patches[part] += len(cut_.names)
+        for label, count in zip(labels, (cut_.labels == 1).sum(axis=0), strict=True):
+            present[part][label] += int(count)
+    return CutSummary(patches=patches, labels=present, dropped=sum(c.dropped for c in done.values()))

@@ -1,0 +1,238 @@
+"""Cut folders as torch datasets: patches, labels, maps and screens. Knows nothing of the network."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from torchvision.transforms import v2
+
+from training.cutting import CELL_PX
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Patches that go through the network together.
+
+    `pixels` (N, 1, P, P) uint8 grey; `labels` (N, L) and `maps` (N, L, h, w) with 1 present, 0 absent, -1 unknown;
+    `screens` (N,) number of each patch's screen.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    maps: Tensor
+    screens: Tensor
+
+
+class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
+    """One part of one or more cut folders.
+
+    The pixels are decoded once into `pixels.u8` beside the images and memory-mapped from then on: a full-size PNG
+    takes longer to decode than a small network takes to learn from it.
+
+    Raises:
+        ValueError: the folders disagree in labels or patch size, or hold no patch of the part.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], part: str | None, *, transform: v2.Transform | None = None
+    ) -> None:
+        cuts = [_CutFolder(folder) for folder in folders]
+        first = cuts[0]
+        for other in cuts[1:]:
+            if (other.label_names, other.patch_px) != (first.label_names, first.patch_px):
+                raise ValueError(f"{other.folder} and {first.folder} differ in labels or patch size")
+        self.label_names = first.label_names
+        self.patch_px = first.patch_px
+        self.transform = transform
+        self._pixels = [cut.pixels() for cut in cuts]
+        self._maps = [cut.maps() for cut in cuts]
+        self._rows = [(c, k) for c, cut in enumerate(cuts) for k in cut.rows_of(part)]
+        if not self._rows:
+            raise ValueError(f"no patch of the part {part!r} in {', '.join(map(str, folders))}")
+        self.labels: NDArray[np.int8] = np.stack([cuts[c].labels[k] for c, k in self._rows])
+        self.names = [cuts[c].names[k] for c, k in self._rows]
+        self.screen_names = [cuts[c].screens[k] for c, k in self._rows]
+        numbers = {
+            key: n for n, key in enumerate(dict.fromkeys((c, cuts[c].screens[k]) for c, k in self._rows))
+        }
+        self.screens = np.array([numbers[c, cuts[c].screens[k]] for c, k in self._rows])
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, int]:
+        folder, row = self._rows[index]
+        pixels = torch.from_numpy(self._pixels[folder][row].copy())[None]
+        target = torch.from_numpy(self._dense_map(folder, row))
+        if self.transform is not None:
+            pixels, target = self.transform(pixels, target)
+        return pixels, torch.from_numpy(self.labels[index]), target, int(self.screens[index])
+
+    def patch(self, index: int) -> NDArray[np.uint8]:
+        """The pixels (P, P) of one patch, without augmentation."""
+        folder, row = self._rows[index]
+        return self._pixels[folder][row]
+
+    def by_screen(self) -> list[NDArray[np.int64]]:
+        """Indices of the patches of each screen."""
+        return [np.flatnonzero(self.screens == number) for number in np.unique(self.screens)]
+
+    def _dense_map(self, folder: int, row: int) -> NDArray[np.int8]:
+        side = -(-self.patch_px // CELL_PX)
+        dense = np.zeros((len(self.label_names), side, side), np.int8)
+        cells = self._maps[folder].get(row)
+        if cells is not None:
+            dense[cells[:, 0], cells[:, 1], cells[:, 2]] = cells[:, 3]
+        return dense
+
+
+def collate(rows: list[tuple[Tensor, Tensor, Tensor, int]]) -> Batch:
+    """Stack what `PatchSet` gives."""
+    pixels, labels, maps, screens = zip(*rows, strict=True)
+    return Batch(torch.stack(pixels), torch.stack(labels), torch.stack(maps), torch.tensor(screens))
+
+
+class _CutFolder:
+    """The tables of one cut folder."""
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "cut.json").is_file():
+            raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
+        self.folder = folder
+        facts = json.loads((folder / "cut.json").read_text())
+        self.patch_px: int = facts["patch_px"]
+        with (folder / "labels.csv").open(newline="") as file:
+            header, *rows = csv.reader(file)
+        self.label_names = tuple(header[1:])
+        self.names = [row[0] for row in rows]
+        self.labels = np.array([row[1:] for row in rows], np.int8).reshape(len(rows), -1)
+        with (folder / "windows.csv").open(newline="") as file:
+            self.screens = [row["screen"] for row in csv.DictReader(file)]
+        with (folder / "splits.csv").open(newline="") as file:
+            self.parts = {row["screen"]: row["part"] for row in csv.DictReader(file)}
+
+    def rows_of(self, part: str | None) -> list[int]:
+        return [k for k, screen in enumerate(self.screens) if part is None or self.parts[screen] == part]
+
+    def pixels(self) -> NDArray[np.uint8]:
+        shape = (len(self.names), self.patch_px, self.patch_px)
+        cache = self.folder / "pixels.u8"
+        if not (cache.is_file() and cache.stat().st_size == int(np.prod(shape))):
+            self._decode(cache, shape)
+        return np.memmap(cache, np.uint8, "r", shape=shape)
+
+    def _decode(self, cache: Path, shape: tuple[int, int, int]) -> None:
+        partial = cache.with_suffix(".partial")
+        pixels = np.memmap(partial, np.uint8, "w+", shape=shape)
+        for k, name in enumerate(track(self.names, description=f"decode {self.folder.name}")):
+            image = cv2.imread(str(self.folder / "images" / name), cv2.IMREAD_GRAYSCALE)
+            if image is None or image.shape != shape[1:]:
+                raise ValueError(f"{self.folder / 'images' / name} is not a patch of {self.patch_px} px")
+            pixels[k] = image
+        pixels.flush()
+        partial.replace(cache)
+
+    def maps(self) -> dict[int, NDArray[np.int32]]:
+        with np.load(self.folder / "maps.npz", allow_pickle=False) as arrays:
+            cells = arrays["cells"]
+        order = np.argsort(cells[:, 0], kind="stable")
+        patches, starts = np.unique(cells[order, 0], return_index=True)
+        return dict(zip(patches.tolist(), np.split(cells[order, 1:], starts[1:]), strict=True))
+
+
+class BalancedSampler(Sampler[int]):
+    """Indices of one epoch: shuffled, with a given share of patches that have a defect where one is asked for.
+
+    Args:
+        labels: (N, L) of the set.
+        positives: share with a label that is 1, or None for the set's own.
+        count: patches in an epoch, or None for all of them.
+        seed: with the epoch it decides the order.
+        epoch: number of the epoch.
+        rank, world: this device's number and how many there are; each takes its share.
+    """
+
+    def __init__(
+        self,
+        labels: NDArray[np.int8],
+        *,
+        positives: float | None,
+        count: int | None,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        present = (labels == 1).any(axis=1)
+        self._pools = [np.flatnonzero(present), np.flatnonzero(~present)]
+        self._positives = positives if min(map(len, self._pools)) else None
+        self._count = (count if count is not None else len(labels)) // world * world
+        self._seed = [seed, epoch]
+        self._rank, self._world = rank, world
+
+    def __len__(self) -> int:
+        return self._count // self._world
+
+    def __iter__(self) -> Iterator[int]:
+        yield from self._order()[self._rank :: self._world].tolist()
+
+    def _order(self) -> NDArray[np.int64]:
+        rng = np.random.default_rng(self._seed)
+        if self._positives is None:
+            return _draw(rng, np.concatenate(self._pools), self._count)
+        positive = round(self._positives * self._count)
+        drawn = [_draw(rng, self._pools[0], positive), _draw(rng, self._pools[1], self._count - positive)]
+        return rng.permutation(np.concatenate(drawn))
+
+
+class ScreenBatches(Sampler[list[int]]):
+    """Batches of whole screens of one epoch, at least `batch` patches each; a screen is never divided.
+
+    The arguments are those of `BalancedSampler`. A last batch that is too small is left out, and so are batches that
+    would give one device more work than another.
+    """
+
+    def __init__(
+        self,
+        patches: PatchSet,
+        *,
+        batch: int,
+        count: int | None,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        screens = patches.by_screen()
+        order = np.random.default_rng([seed, epoch]).permutation(len(screens))
+        batches: list[list[int]] = [[]]
+        for number in order:
+            batches[-1].extend(screens[number].tolist())
+            if len(batches[-1]) >= batch:
+                batches.append([])
+        whole = batches[:-1] or batches  # fewer patches than one batch: that is the batch
+        limit = len(whole) if count is None else max(1, min(len(whole), count // batch))
+        self._batches = whole[: max(limit // world, 1) * world][rank::world]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        yield from self._batches
+
+
+def _draw(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """`count` of the pool, each as often as any other but for one."""
+    rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
+    return np.concatenate(rounds)[:count]

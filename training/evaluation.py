@@ -1,0 +1,162 @@
+"""How good: probabilities against labels, macro as in Zhou et al. 2023. Unknown labels take part in no figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import Progress
+from torchmetrics.functional.classification import multilabel_stat_scores
+
+from engine import Backend, Features
+from training.datasets import PatchSet
+from training.measures import f_measure
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelReport:
+    """One label: accuracy, precision, recall and F-measure in [0, 1], and the known patches by truth."""
+
+    accuracy: float
+    precision: float
+    recall: float
+    f_measure: float
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Macro figures over the labels, in [0, 1].
+
+    `accuracy`, `precision` and `recall` are means over the labels; `f_measure` is 2PR/(P+R) of the averaged P and R
+    (not the mean of the labels' F), which gives every F of the paper's tables.
+    """
+
+    accuracy: float
+    precision: float
+    recall: float
+    f_measure: float
+    patches: int
+    per_label: dict[str, LabelReport]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def report(
+    probability: NDArray[np.float32],
+    target: NDArray[np.int8],
+    *,
+    labels: Sequence[str],
+    thresholds: Sequence[float],
+) -> Report:
+    """Compare probabilities with labels.
+
+    Args:
+        probability: (N, L) in [0, 1].
+        target: (N, L); 1, 0 or -1 for unknown.
+        labels: L names.
+        thresholds: L; a label is predicted where its probability is at or over its threshold.
+    """
+    predicted = torch.from_numpy((probability >= np.asarray(thresholds, np.float32)).astype(np.int64))
+    truth = torch.from_numpy(target.astype(np.int64))
+    scores = multilabel_stat_scores(predicted, truth, num_labels=len(labels), average=None, ignore_index=-1)
+    per_label = {
+        name: _label_report(*map(int, row[:4])) for name, row in zip(labels, scores.tolist(), strict=True)
+    }
+    reports = list(per_label.values())
+    precision = float(np.mean([r.precision for r in reports]))
+    recall = float(np.mean([r.recall for r in reports]))
+    return Report(
+        accuracy=float(np.mean([r.accuracy for r in reports])),
+        precision=precision,
+        recall=recall,
+        f_measure=f_measure(precision, recall),
+        patches=len(target),
+        per_label=per_label,
+    )
+
+
+def _label_report(tp: int, fp: int, tn: int, fn: int) -> LabelReport:
+    precision = tp / (tp + fp) if tp + fp else 0.0
+    recall = tp / (tp + fn) if tp + fn else 0.0
+    known = tp + fp + tn + fn
+    return LabelReport(
+        accuracy=(tp + tn) / known if known else 0.0,
+        precision=precision,
+        recall=recall,
+        f_measure=f_measure(precision, recall),
+        positives=tp + fn,
+        negatives=fp + tn,
+    )
+
+
+def groups(patches: PatchSet, group: str) -> list[NDArray[np.int64]]:
+    """Indices of the patches that are reasoned together.
+
+    Args:
+        patches: the set.
+        group: "screen" as served, "single" each patch alone, or "batch:32" shuffled batches of 32 as in the paper.
+
+    Raises:
+        ValueError: any other group.
+    """
+    everything = np.arange(len(patches))
+    if group == "screen":
+        return patches.by_screen()
+    if group == "single":
+        return np.array_split(everything, len(everything))
+    kind, _, size = group.partition(":")
+    if kind != "batch" or not size.isdigit() or int(size) < 1:
+        raise ValueError(f"--group is screen, single or batch:N, not {group!r}")
+    shuffled = np.random.default_rng(0).permutation(everything)
+    return np.split(shuffled, range(int(size), len(shuffled), int(size)))
+
+
+def bundle_probability(backend: Backend, patches: PatchSet, *, group: str) -> NDArray[np.float32]:
+    """Probabilities (N, L) of a set by a bundle, patches reasoned in groups."""
+    probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
+    size = backend.manifest.batch_size
+    with Progress() as progress:
+        task = progress.add_task("evaluate", total=len(patches))
+        for indices in groups(patches, group):
+            parts: list[Features] = []
+            for start in range(0, len(indices), size):
+                pixels = np.stack([patches.patch(int(i)) for i in indices[start : start + size]])[:, None]
+                parts.append(backend.features(pixels))
+                progress.advance(task, len(pixels))
+            label_features = np.concatenate([part.label_features for part in parts])
+            stage1 = np.concatenate([part.stage1 for part in parts])
+            probability[indices] = backend.reason(label_features, stage1)
+    return probability
+
+
+def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, group: str) -> Report:
+    """A bundle on cut folders, at the manifest's thresholds.
+
+    Args:
+        backend: a loaded bundle.
+        folders: cut folders with the bundle's labels and patch size.
+        part: train, validation or test; None takes all.
+        group: see `groups`.
+
+    Raises:
+        ValueError: labels or patch size of folder and bundle differ, or the group is unknown.
+    """
+    manifest = backend.manifest
+    patches = PatchSet(folders, part)
+    if patches.label_names != manifest.label_names or patches.patch_px != manifest.patch_px:
+        raise ValueError(
+            f"the bundle knows {manifest.label_names} at {manifest.patch_px} px, "
+            f"the data {patches.label_names} at {patches.patch_px} px"
+        )
+    probability = bundle_probability(backend, patches, group=group)
+    thresholds = [limits.threshold for limits in manifest.labels.values()]
+    return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)

@@ -1,0 +1,62 @@
+"""Losses over multi-label targets with unknown entries. Knows nothing of the network.
+
+Targets are 1 (present), 0 (absent) or -1 (unknown: takes part in nothing).
+Shape suffixes: N patches, L labels, F label-feature width, H W map rows and columns, A active pairs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def known_bce(logit: Tensor, target: Tensor, *, positive_weight: float = 1.0) -> Tensor:
+    """Binary cross-entropy averaged over the known entries; 0 with a gradient path where none is known.
+
+    Args:
+        logit: any shape.
+        target: the same shape; 1, 0 or -1.
+        positive_weight: weight of the entries that are 1.
+    """
+    known = target >= 0
+    weight = torch.where(target > 0, positive_weight, 1.0) * known
+    loss = functional.binary_cross_entropy_with_logits(
+        logit.float(), target.clamp_min(0).float(), weight=weight, reduction="sum"
+    )
+    return loss / weight.sum().clamp_min(1)
+
+
+def supervised_contrast(feature_NLF: Tensor, target_NL: Tensor, *, temperature: float = 0.1) -> Tensor:
+    """Multi-label supervised contrastive loss on label features (Zhou et al. 2023, Eq. 2).
+
+    Every active pair (patch i, label j) is an anchor; the other active features of label j are its positives, the
+    active features of the other labels its negatives. An anchor without a positive counts 0, and the sum is always
+    divided by the number of all anchors; no active pair at all gives 0 with a gradient path.
+    """
+    patch_A, label_A = torch.nonzero(target_NL == 1, as_tuple=True)
+    active_AF = functional.normalize(feature_NLF[patch_A, label_A].float(), dim=-1, eps=1e-6)
+    if len(active_AF) < 2:
+        return feature_NLF.float().sum() * 0.0
+    similarity_AA = active_AF @ active_AF.T / temperature
+    itself_AA = torch.eye(len(active_AF), dtype=torch.bool, device=active_AF.device)
+    log_sum_A = similarity_AA.masked_fill(itself_AA, float("-inf")).logsumexp(dim=1)
+    positive_AA = (label_A[:, None] == label_A[None, :]) & ~itself_AA
+    positives_A = positive_AA.sum(dim=1)
+    log_probability_AA = (similarity_AA - log_sum_A[:, None]) * positive_AA
+    term_A = -log_probability_AA.sum(dim=1) / positives_A.clamp_min(1)
+    return term_A.mean()
+
+
+def map_loss(map_NLHW: Tensor, target_NLHW: Tensor, *, positive_weight: float = 4.0) -> Tensor:
+    """Cross-entropy of the labels' maps against where the defects are, per cell; unknown cells (-1) take no part.
+
+    Not in the paper: it teaches a label's own map to find what is a thousandth of the patch.
+    """
+    return known_bce(map_NLHW, target_NLHW, positive_weight=positive_weight)
+
+
+def cooccurrence(target_NL: Tensor) -> Tensor:
+    """Counts M (L, L) of label pairs that are both present, the diagonal counting the label itself."""
+    present = (target_NL == 1).float()
+    return present.T @ present

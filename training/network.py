@@ -1,0 +1,300 @@
+"""The two-stage multi-label network of Zhou et al. 2023 (FITEE 24(2):203-216).
+
+Stage 1 (feature clustering): trunk, category pooling, cosine classifier. Stage 2 (graph reasoning): label graph,
+image relations, classifier 2. This file knows nothing of training, data or bundles.
+
+Shape suffixes: N patches, M patches to relate to, G grey channel (1), P patch side, D trunk channels, H W rows and columns of the trunk's
+map, L labels, F label-feature width (the paper's d), Z projection width, R relation width (the paper's r).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.trunks import build_trunk
+
+Pooling = Literal["average", "attention"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkConfig:
+    """What the network is. The defaults are the paper's.
+
+    Raises:
+        ValueError: a width or the scale is not positive, or the pooling is unknown.
+    """
+
+    trunk: str = "resnet50"
+    trunk_weights: str | None = None  # a torchvision weights name, e.g. "IMAGENET1K_V2"
+    pooling: Pooling = "average"  # "attention": each label looks where its own map is warm
+    feature_width: int = 512  # d
+    projection_width: int = 512  # of Z; the paper does not give it
+    relation_width: int = 256  # r; the paper does not give it
+    cosine_scale: float = 10.0  # start of the learnt scale on the cosine; see learn_scale
+    learn_scale: bool = True  # False with cosine_scale = 1 is the paper's bare cosine
+    relation_scores: Literal["bare", "scaled"] = "bare"  # which S enters the softmax of Eq. 6
+    symmetric: bool = False  # average E with its transpose, as an undirected graph would have it
+    normalise_nodes: bool = False  # unit nodes at the start of stage 2
+
+    def __post_init__(self) -> None:
+        for name in ("feature_width", "projection_width", "relation_width", "cosine_scale"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"network.{name} must be positive, not {getattr(self, name)}")
+        if self.pooling not in ("average", "attention"):
+            raise ValueError(f"network.pooling must be 'average' or 'attention', not {self.pooling!r}")
+        if self.relation_scores not in ("bare", "scaled"):
+            raise ValueError(
+                f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}"
+            )
+
+
+class CategoryPooling(nn.Module):
+    """Trunk map to label features: X (N, L, F), and the map that says where they were read.
+
+    `average` is the paper's global average pooling followed by one linear layer of output size L F. `attention`
+    replaces the uniform average by a softmax over positions of each label's own 1 x 1 map, so that a 3 px pinhole
+    is not drowned in a 1024 px patch; the linear layer is the same one.
+    """
+
+    def __init__(self, *, channels: int, labels: int, feature_width: int, pooling: Pooling) -> None:
+        super().__init__()
+        self.labels = labels
+        self.feature_width = feature_width
+        self.linear = nn.Linear(channels, labels * feature_width)
+        self.label_map: nn.Conv2d | None = None
+        self.sharpness: nn.Parameter | None = None
+        if pooling == "attention":
+            self.label_map = nn.Conv2d(channels, labels, kernel_size=1)
+            self.sharpness = nn.Parameter(torch.ones(labels))
+
+    def forward(self, trunk_NDHW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Label features (N, L, F) and, with attention, the labels' map logits (N, L, H, W)."""
+        if self.label_map is None or self.sharpness is None:
+            flat = self.linear(trunk_NDHW.mean(dim=(2, 3)))
+            return flat.reshape(-1, self.labels, self.feature_width), None
+        map_NLHW = self.label_map(trunk_NDHW)
+        weight_NLS = torch.softmax((map_NLHW * self.sharpness[:, None, None]).flatten(2), dim=-1)
+        pooled_NLD = weight_NLS @ trunk_NDHW.flatten(2).transpose(1, 2)
+        weight_LFD = self.linear.weight.reshape(self.labels, self.feature_width, -1)
+        bias_LF = self.linear.bias.reshape(self.labels, self.feature_width)
+        feature_LNF = pooled_NLD.transpose(0, 1) @ weight_LFD.transpose(1, 2) + bias_LF[:, None, :]
+        return feature_LNF.transpose(0, 1), map_NLHW
+
+
+class CosineClassifier(nn.Module):
+    """Classifier 1: S_ij = cos(X_ij, w_j), and a learnt positive scale that makes logits of cosines.
+
+    A cosine in [-1, 1] alone cannot give a confident sigmoid; the scale is kept as its logarithm so that it stays
+    positive.
+    """
+
+    def __init__(self, *, labels: int, feature_width: int, scale: float, learn_scale: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(labels, feature_width) * feature_width**-0.5)
+        log_scale = torch.tensor(float(scale)).log()
+        self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale)
+
+    def forward(self, feature_NLF: Tensor) -> Tensor:
+        """Cosines (N, L) in [-1, 1], always in float32: half precision loses the norms."""
+        feature = functional.normalize(feature_NLF.float(), dim=-1, eps=1e-6)
+        weight = functional.normalize(self.weight.float(), dim=-1, eps=1e-6)
+        return (feature * weight).sum(dim=-1)
+
+    def logits(self, cosine_NL: Tensor) -> Tensor:
+        """Logits (N, L) of the cosines."""
+        return cosine_NL * self.log_scale.exp()
+
+
+class GraphReasoning(nn.Module):
+    """Stage 2: label graph (Eq. 3), image relations (Eqs. 4-6), enhanced features (Eq. 7) and classifier 2."""
+
+    def __init__(self, labels: int, config: NetworkConfig) -> None:
+        super().__init__()
+        width = config.feature_width
+        self.scaled_scores = config.relation_scores == "scaled"
+        self.nodes = nn.Parameter(torch.randn(labels, width) * width**-0.5)
+        self.edges = nn.Parameter(torch.eye(labels))
+        self.projection = nn.Linear(labels * width, config.projection_width)
+        self.relation = nn.Linear(width, config.relation_width, bias=False)  # W_RN
+        self.classifier = nn.Linear(labels * width + config.relation_width, labels, bias=False)
+
+    def start_from(self, classifier: CosineClassifier, counts_LL: Tensor, config: NetworkConfig) -> None:
+        """Start nodes from classifier 1's weights and edges from co-occurrence counts.
+
+        Args:
+            classifier: trained classifier 1, whose raw weights (L, F) become the nodes.
+            counts_LL: co-occurrence counts M of the training set, the diagonal counting the label itself; an empty
+                row becomes the identity's.
+            config: for `symmetric` and `normalise_nodes`.
+        """
+        total = counts_LL.sum(dim=1, keepdim=True)
+        edges = torch.where(total > 0, counts_LL / total.clamp_min(1), torch.eye(len(counts_LL)))
+        if config.symmetric:
+            edges = (edges + edges.T) / 2
+        nodes = classifier.weight.detach()
+        if config.normalise_nodes:
+            nodes = functional.normalize(nodes, dim=-1)
+        with torch.no_grad():
+            self.edges.copy_(edges)
+            self.nodes.copy_(nodes)
+
+    def forward(
+        self,
+        feature_NLF: Tensor,
+        cosine_NL: Tensor,
+        logit_NL: Tensor,
+        group_N: Tensor | None = None,
+        everything: tuple[Tensor, Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """Scores S' (N, L) before the sigmoid.
+
+        Args:
+            feature_NLF: label features X.
+            cosine_NL: stage-1 cosines S.
+            logit_NL: the scaled cosines, used in Eq. 6 where the configuration says so.
+            group_N: screen of each patch; patches of different screens do not relate. None: all of them do.
+            everything: features, cosines and logits of all M patches to relate to, where these N are only one
+                device's share of the batch.
+        """
+        feature_MLF, cosine_ML, logit_ML = everything or (feature_NLF, cosine_NL, logit_NL)
+        flat = feature_NLF.flatten(1)
+        similarity_NM = self.projection(flat) @ self.projection(feature_MLF.flatten(1)).T
+        if group_N is not None:
+            foreign = group_N[:, None] != group_N[None, :]
+            similarity_NM = similarity_NM.masked_fill(foreign, float("-inf"))
+        relation_NM = torch.softmax(similarity_NM, dim=-1)
+        score_ML = logit_ML if self.scaled_scores else cosine_ML
+        to_label_NL = relation_NM @ torch.softmax(score_ML, dim=-1)
+
+        edges_LL = self.edges.clamp_min(0)  # learnt edges may turn negative; zeros stay reachable
+        degree_L = edges_LL.sum(dim=1).clamp_min(1e-6).rsqrt()
+        nodes_LF = (degree_L[:, None] * edges_LL * degree_L[None, :]) @ self.nodes
+        reasoned_NR = functional.relu(self.relation(to_label_NL @ nodes_LF))
+        return self.classifier(torch.cat([flat, reasoned_NR], dim=1))
+
+
+class Output(NamedTuple):
+    """What one forward pass gives.
+
+    `feature_NLF` X, `cosine_NL` S, `logit_NL` scaled S, `score_NL` S' (None in phase 1), `map_NLHW` the labels' map
+    logits (None with average pooling).
+    """
+
+    feature_NLF: Tensor
+    cosine_NL: Tensor
+    logit_NL: Tensor
+    score_NL: Tensor | None
+    map_NLHW: Tensor | None
+
+
+class TwoStageNetwork(nn.Module):
+    """Patches in, label scores out; both stages."""
+
+    def __init__(self, labels: int, config: NetworkConfig) -> None:
+        super().__init__()
+        if labels < 1:
+            raise ValueError("the network needs at least one label")
+        self.labels = labels
+        self.config = config
+        self.trunk, channels = build_trunk(config.trunk, weights=config.trunk_weights)
+        self.pooling = CategoryPooling(
+            channels=channels, labels=labels, feature_width=config.feature_width, pooling=config.pooling
+        )
+        self.classifier1 = CosineClassifier(
+            labels=labels,
+            feature_width=config.feature_width,
+            scale=config.cosine_scale,
+            learn_scale=config.learn_scale,
+        )
+        self.reasoning = GraphReasoning(labels, config)
+
+    def forward(
+        self,
+        pixel_NGPP: Tensor,
+        *,
+        reason: bool = True,
+        group_N: Tensor | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> Output:
+        """One pass.
+
+        Args:
+            pixel_NGPP: grey pixels (N, 1, P, P) in [0, 255], any dtype.
+            reason: run stage 2 as well (phase 2, evaluation).
+            group_N: screen of each patch, see `GraphReasoning.forward`.
+            gather: makes the global batch of the batches of several devices; relations are taken over it.
+        """
+        trunk_NDHW = self.trunk(preprocess(pixel_NGPP))
+        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
+        feature_NLF = feature_NLF.float()
+        cosine_NL = self.classifier1(feature_NLF)
+        logit_NL = self.classifier1.logits(cosine_NL)
+        score_NL = None
+        if reason:
+            relate_to = None if gather is None else (gather(feature_NLF), gather(cosine_NL), gather(logit_NL))
+            score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
+        return Output(feature_NLF, cosine_NL, logit_NL, score_NL, map_NLHW)
+
+    def activation(self, trunk_NDHW: Tensor) -> Tensor:
+        """Where each label's score comes from, (N, L, H, W), linear in the trunk's map.
+
+        With average pooling: the part of classifier 2 that is linear in the trunk's map, its X columns times the
+        pooling matrix, a 1 x 1 convolution (the class activation map of Zhou et al. 2016 for this head). With
+        attention: the map by which the label's features were pooled.
+        """
+        if self.pooling.label_map is not None:
+            return self.pooling.label_map(trunk_NDHW)
+        columns = self.labels * self.config.feature_width
+        weight_LD = self.reasoning.classifier.weight[:, :columns] @ self.pooling.linear.weight
+        return functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])
+
+
+def preprocess(pixel_NGPP: Tensor) -> Tensor:
+    """Grey [0, 255] to about [-1, 1]. A fixed scale: content never decides it, so a dark frame stays dark."""
+    return (pixel_NGPP.float() - 128.0) / 128.0
+
+
+def parameter_table(network: TwoStageNetwork) -> list[tuple[str, int]]:
+    """Parameters by part, in the order of the forward pass; nodes and classifier 1 counted separately."""
+    parts: list[tuple[str, nn.Module]] = [
+        ("trunk", network.trunk),
+        ("category pooling", network.pooling),
+        ("classifier 1", network.classifier1),
+        ("graph reasoning", network.reasoning),
+    ]
+    return [(name, sum(p.numel() for p in part.parameters())) for name, part in parts]
+
+
+class FeaturesGraph(nn.Module):
+    """What is exported as `features.onnx`: pixels to label features, cosines and activation maps."""
+
+    def __init__(self, network: TwoStageNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Pixels (N, 1, P, P) uint8 to label features (N, L, F), cosines (N, L) and activation (N, L, H, W)."""
+        trunk_NDHW = self.network.trunk(preprocess(pixels))
+        feature_NLF, map_NLHW = self.network.pooling(trunk_NDHW)
+        activation = self.network.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
+        return feature_NLF, self.network.classifier1(feature_NLF), activation
+
+
+class ReasoningGraph(nn.Module):
+    """What is exported as `reasoning.onnx`: the patches of one screen to probabilities."""
+
+    def __init__(self, network: TwoStageNetwork) -> None:
+        super().__init__()
+        self.reasoning = network.reasoning
+        self.classifier1 = network.classifier1
+
+    def forward(self, label_features: Tensor, stage1: Tensor) -> Tensor:
+        """Label features (K, L, F) and cosines (K, L) to probabilities (K, L)."""
+        logit_NL = self.classifier1.logits(stage1)
+        return torch.sigmoid(self.reasoning(label_features, stage1, logit_NL))
