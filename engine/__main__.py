@@ -18,6 +18,7 @@ from engine.golden import read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 
 SPEED_TEST_S = 2.0
+PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -40,12 +41,12 @@ def check(
             key = error.key if isinstance(error, BundleError) else None
             print(json.dumps({"bundle": str(bundle), "ok": False, "error": str(error), "key": key}, indent=2))
         else:
-            Console(stderr=True).print(f"{bundle}: {error}", style="red", markup=False, soft_wrap=True)
+            Console(stderr=True, **PLAIN).print(f"{bundle}: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from error
     if as_json:
         print(json.dumps(report, indent=2))
     else:
-        show(report, Console())
+        show(report, Console(**PLAIN))
 
 
 def examine(bundle: Path) -> dict[str, Any]:

@@ -51,7 +51,8 @@ class FakeBackend:
         self._refuse_if_closed()
         check_screen(label_features, stage1, self.manifest)
         logits = label_features[:, :, 0].astype(np.float64)
-        return (1 / (1 + np.exp(-logits))).astype(np.float32)
+        sigmoid = (1 + np.tanh(logits / 2)) / 2  # which no logit overflows
+        return sigmoid.astype(np.float32)
 
     def close(self) -> None:
         """See `Backend.close`."""

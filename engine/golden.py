@@ -7,9 +7,11 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from engine.backend import Backend, infer
@@ -17,6 +19,20 @@ from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest
 
 GOLDEN_FILE = "golden.npz"
+
+# what NumPy, zipfile, zlib and the parser of NumPy's headers raise on archives that were cut off, altered or
+# encrypted, or that are absurdly large
+BAD_ARCHIVE = (
+    OSError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    SyntaxError,
+    TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -73,11 +89,13 @@ def self_test(backend: Backend, golden: Golden) -> float:
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if sorted(file.files) != ["pixels", "probability"]:
-                raise _refused(f"must hold pixels and probability, holds {sorted(file.files)}")
-            return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        # the file is opened here because NumPy leaves it open when it is no archive
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            if not isinstance(arrays, NpzFile) or sorted(arrays) != ["pixels", "probability"]:
+                raise _refused("must be an archive of pixels and probability, nothing else")
+            return {name: arrays[name] for name in arrays}
+    except BAD_ARCHIVE as error:
         raise _refused("cannot be read as arrays") from error
 
 

@@ -122,8 +122,9 @@ class Manifest:
         Raises:
             BundleError: a value that `read` would refuse.
         """
-        canonical = parse(_to_json(self))
-        (bundle / MANIFEST_FILE).write_bytes(_to_json(canonical))
+        canonical = parse(json.dumps(asdict(self), indent=2).encode())
+        text = json.dumps(asdict(canonical), indent=2, ensure_ascii=False) + "\n"
+        (bundle / MANIFEST_FILE).write_bytes(text.encode())
 
 
 def file_sha256(path: Path) -> str:
@@ -158,12 +159,6 @@ def parse(raw: bytes) -> Manifest:
         parity_tolerance=_parity_tolerance(top.table("parity_tolerance"), files),
         data_id=top.text("data_id"),
         training=_training(top.table("training")),
-    )
-
-
-def _to_json(manifest: Manifest) -> bytes:
-    return (json.dumps(asdict(manifest), indent=2, ensure_ascii=False) + "\n").encode(
-        "utf-8", "surrogatepass"
     )
 
 

@@ -86,7 +86,7 @@ class OnnxRuntimeBackend:
         return probability
 
     def close(self) -> None:
-        """See `Backend.close`; a call that is under way in another thread ends well."""
+        """See `Backend.close`; a call under way in another thread holds its session until it ends."""
         self._features = self._reasoning = None
 
     def _full_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -1,4 +1,5 @@
 """Images and labels in, bundle out.
 
-The renderer and the cutter (`screens`, `cutting`) need numpy and OpenCV only; the network needs the `training` extra.
+The renderer and the cutter (`screens`, `cutting`) need numpy and OpenCV only; the network needs the extra
+`training`.
 """

@@ -1,8 +1,8 @@
 """The four defects and what looks like them, each drawn alone on a small array.
 
-A drawing is (h, w) float32 with zero for "nothing here": its strongest part is about 1, parts of the other polarity are
-negative. Where it stands on a screen and how strong it becomes there is decided in `screens`. The defects follow
-Zhou et al. 2023, Fig. 1: bubble, pinhole, scratch, tin ash.
+A drawing is (h, w) float32 with zero for "nothing here": its strongest part is about 1, parts of the other
+polarity are negative. Where it stands on a screen and how strong it is there is decided in `placing`. The
+defects follow Zhou et al. 2023: bubble, pinhole, scratch, tin ash.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 Drawing = NDArray[np.float32]
 
@@ -30,17 +30,19 @@ def bubble(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A ring with a soft rim, whole or in part, sometimes with a filled interior, fringes or a highlight."""
     radius = min(_log_uniform(rng, 30, 400), limit_px) / 2
     # thin rims on small bubbles, a wider range on large ones; broad soft rings are reflections, not bubbles
-    rim = float(rng.uniform(1.0, max(1.6, min(0.09 * radius, 7.0))))
+    rim = _log_uniform(rng, 0.9, max(1.6, min(0.06 * radius, 5.0)))
     polar = _polar(int(2 * radius * 1.25 + 8 * rim) + 5)
     edge = radius * _outline(rng, polar.angle, aspect=1.25, wobble=0.03)
     outward = polar.radius - edge
-    softness = np.where(outward < 0, rim * rng.uniform(1.0, 3.0), rim).astype(np.float32)
+    softness = np.where(outward < 0, rim * rng.uniform(1.0, 2.5), rim).astype(np.float32)
     ring = np.exp(-0.5 * (outward / softness) ** 2)
     ring *= _around(rng, polar.angle, partial=0.35)
     shape = ring
     inside = _step(-outward, rim)
     kind = rng.random()
-    if kind < 0.45:  # the pocket changes the reflection of the whole interior, more towards its rim or its middle
+    if (
+        kind < 0.45
+    ):  # the pocket changes the reflection of the whole interior, more towards its rim or its middle
         depth = np.clip(polar.radius / edge, 0, 1)
         profile = depth**2 if rng.random() < 0.5 else 1 - 0.7 * depth**2
         shape = shape + float(rng.uniform(-0.5, 0.6)) * inside * profile * (1 - np.clip(ring, 0, 1))
@@ -51,7 +53,7 @@ def bubble(rng: np.random.Generator, limit_px: int) -> Drawing:
         shape = shape - float(rng.uniform(0.2, 0.5)) * np.exp(-0.5 * ((outward - 3 * rim) / rim) ** 2)
     if rng.random() < 0.35:
         shape = shape + float(rng.uniform(0.5, 1.2)) * _highlight(rng, polar, radius)
-    return shape.astype(np.float32)
+    return _float32(shape)
 
 
 def pinhole(rng: np.random.Generator, limit_px: int) -> Drawing:
@@ -65,7 +67,7 @@ def pinhole(rng: np.random.Generator, limit_px: int) -> Drawing:
         shape = np.maximum(shape, rng.uniform(0.1, 0.3) * np.exp(-np.maximum(outward, 0) / (0.7 * radius)))
     elif rng.random() < 0.2:
         shape -= rng.uniform(0.15, 0.4) * np.exp(-0.5 * ((outward - 1.5) / 0.8) ** 2)
-    return shape.astype(np.float32)
+    return _float32(shape)
 
 
 def scratch(rng: np.random.Generator, limit_px: int) -> Drawing:
@@ -75,11 +77,12 @@ def scratch(rng: np.random.Generator, limit_px: int) -> Drawing:
     count = max(int(length / step), 6)
     points = _path(rng, count, step=step)
     strength = _strength(rng, count)
-    width = float(np.clip(_log_uniform(rng, 1, 4), 1, 1 + length / 40))
+    width = float(np.clip(_log_uniform(rng, 0.8, 3.6), 0.8, 0.8 + length / 40))
     canvas = _strokes([(points, strength)], width)
     if rng.random() < 0.2:  # a second edge of the same tool beside it
-        shift = np.array(rng.normal(0, 1, size=2))
-        shift *= rng.uniform(width + 2, 12) / np.hypot(*shift)
+        along = points[-1] - points[0]
+        shift = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1.0)
+        shift *= rng.choice([-1, 1]) * rng.uniform(width + 2, 12)
         part = slice(int(rng.integers(0, count // 3)), int(rng.integers(count // 2, count)))
         second = strength[part] * float(rng.uniform(0.3, 0.9))
         canvas = _strokes([(points, strength), (points[part] + shift, second)], width)
@@ -102,7 +105,7 @@ def tin_ash(rng: np.random.Generator, limit_px: int) -> Drawing:
     for x, y in positions + side / 2:
         diameter = _log_uniform(rng, 1.0, largest)
         polarity = -1.0 if mixed and rng.random() < 0.4 else 1.0
-        _speck(rng, shape, (x, y), radius=diameter / 2, strength=polarity * float(rng.uniform(0.4, 1.0)))
+        _speck(rng, shape, (x, y), radius=diameter / 2, strength=polarity * float(rng.uniform(0.5, 1.0)))
     if rng.random() < 0.25:  # the finest dust cannot be resolved
         haze = cv2.GaussianBlur(np.abs(shape), (0, 0), 0.06 * extent + 2)
         shape += float(rng.uniform(0.05, 0.15)) * haze / max(float(haze.max()), 1e-6)
@@ -125,15 +128,15 @@ def fibre(rng: np.random.Generator, limit_px: int) -> Drawing:
     heading += np.linspace(0, rng.choice([-1, 1]) * rng.uniform(1.5, 4.5), count)
     points = np.cumsum(4 * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
     canvas = _strokes([(points, np.ones(count))], float(rng.uniform(2, 4)))
-    return cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(1.0, 2.2))).astype(np.float32)
+    return _float32(cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(1.0, 2.2))))
 
 
 def blob(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A soft grain of dust or a drop's trace, out of focus; no defect."""
     radius = min(rng.uniform(15, 60), limit_px) / 2
     polar = _polar(int(4 * radius) + 5)
-    edge = radius * _outline(rng, polar.angle, aspect=1.8, wobble=0.12)
-    return np.exp(-1.4 * (polar.radius / edge) ** 2).astype(np.float32)
+    edge = radius * _outline(rng, polar.angle, aspect=1.8, wobble=0.04)
+    return _float32(np.exp(-1.4 * (polar.radius / edge) ** 2))
 
 
 def soft_ring(rng: np.random.Generator, limit_px: int) -> Drawing:
@@ -143,22 +146,24 @@ def soft_ring(rng: np.random.Generator, limit_px: int) -> Drawing:
     polar = _polar(int(2 * radius * 1.3 + 6 * width))
     edge = radius * _outline(rng, polar.angle, aspect=1.3, wobble=0.0)
     ring = np.exp(-0.5 * ((polar.radius - edge) / width) ** 2)
-    return (ring * _around(rng, polar.angle, partial=0.3)).astype(np.float32)
+    return _float32(ring * _around(rng, polar.angle, partial=0.3))
 
 
 def fingerprint(rng: np.random.Generator, limit_px: int) -> Drawing:
     """Ridges of a finger's grease, or its smear without ridges; no defect."""
     side = int(min(rng.uniform(150, 420), limit_px))
     polar = _polar(side)
-    edge = side / 2 * _outline(rng, polar.angle, aspect=1.5, wobble=0.08)
+    edge = 0.38 * side * _outline(rng, polar.angle, aspect=1.5, wobble=0.06)
     envelope = np.clip(1.1 - (polar.radius / edge) ** 2, 0, 1) ** 1.5
-    warp = cv2.resize(rng.normal(0, 1, size=(5, 5)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+    warp = cv2.resize(
+        rng.normal(0, 1, size=(5, 5)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC
+    )
     if rng.random() < 0.5:
-        return (envelope * np.clip(0.5 + 0.4 * warp, 0, 1)).astype(np.float32)
+        return _float32(envelope * np.clip(0.5 + 0.4 * warp, 0, 1))
     x = np.arange(side, dtype=np.float32) - side * float(rng.uniform(-0.2, 1.2))
     core = np.hypot(x[None], 0.7 * (x[:, None] + float(rng.uniform(-40, 40))))
     ridges = 0.5 + 0.5 * np.cos(2 * np.pi * core / float(rng.uniform(9, 18)) + 2.5 * warp)
-    return (envelope * ridges * np.clip(0.7 + 0.3 * warp, 0, 1)).astype(np.float32)
+    return _float32(envelope * ridges * np.clip(0.7 + 0.3 * warp, 0, 1))
 
 
 LOOK_ALIKES: dict[str, Callable[[np.random.Generator, int], Drawing]] = {
@@ -184,19 +189,21 @@ def _outline(
     turn = float(rng.uniform(0, np.pi))
     outline = 1 / np.sqrt(squeeze * np.cos(angle - turn) ** 2 + np.sin(angle - turn) ** 2 / squeeze)
     for order in (3, 4, 5):
-        outline *= 1 + float(rng.normal(0, wobble / (order - 1))) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
-    return outline.astype(np.float32)
+        outline *= 1 + float(rng.normal(0, wobble / (order - 1))) * np.cos(
+            order * angle + rng.uniform(0, 2 * np.pi)
+        )
+    return _float32(outline)
 
 
 def _around(rng: np.random.Generator, angle: NDArray[np.float32], *, partial: float) -> NDArray[np.float32]:
-    """Strength of a ring over its angle: brighter on one side; with the probability `partial` only an arc of it."""
+    """Strength of a ring over its angle, brighter on one side; with the probability `partial` only an arc."""
     side = float(rng.uniform(0, 2 * np.pi))
     strength = 1 - float(rng.uniform(0, 0.35)) * (1 - np.cos(angle - side))
     if rng.random() < partial:
         half_arc = float(rng.uniform(0.9, 2.6))
         away = np.abs((angle - side + np.pi) % (2 * np.pi) - np.pi)
         strength = strength * _step(half_arc - away, 0.12)
-    return strength.astype(np.float32)
+    return _float32(strength)
 
 
 def _highlight(rng: np.random.Generator, polar: Polar, radius: float) -> NDArray[np.float32]:
@@ -206,7 +213,7 @@ def _highlight(rng: np.random.Generator, polar: Polar, radius: float) -> NDArray
     along = away * radius * 0.7
     across = polar.radius - radius * float(rng.uniform(0.5, 0.85))
     length, width = radius * float(rng.uniform(0.12, 0.35)), max(1.0, radius * float(rng.uniform(0.03, 0.08)))
-    return np.exp(-0.5 * ((along / length) ** 2 + (across / width) ** 2)).astype(np.float32)
+    return _float32(np.exp(-0.5 * ((along / length) ** 2 + (across / width) ** 2)))
 
 
 def _path(rng: np.random.Generator, count: int, *, step: float) -> NDArray[np.float64]:
@@ -234,11 +241,11 @@ def _strength(rng: np.random.Generator, count: int) -> NDArray[np.float64]:
     if rng.random() < 0.4:
         for start in rng.integers(0, count, size=int(rng.integers(1, 5))):
             uneven[start : start + max(1, int(count * rng.uniform(0.02, 0.12)))] = 0
-    return uneven / max(uneven.max(), 1e-6)
+    return np.asarray(uneven / max(uneven.max(), 1e-6))
 
 
 def _strokes(strokes: list[tuple[NDArray[np.float64], NDArray[np.float64]]], width: float) -> Drawing:
-    """Draw lines of varying strength and about `width` pixels; each stroke is its points (n, 2) and strengths (n,)."""
+    """Draw lines about `width` pixels wide; a stroke is its points (n, 2) and its strength at each (n,)."""
     corner = np.min([points.min(axis=0) for points, _ in strokes], axis=0) - 8
     extent = np.max([points.max(axis=0) for points, _ in strokes], axis=0) - corner + 8
     canvas = np.zeros((int(extent[1]) + 1, int(extent[0]) + 1), np.uint8)
@@ -249,7 +256,7 @@ def _strokes(strokes: list[tuple[NDArray[np.float64], NDArray[np.float64]]], wid
             level = round(255 * float(strength[k]))
             if level > 0:
                 cv2.line(canvas, fixed[k], fixed[k + 1], level, thickness, cv2.LINE_AA, shift=4)
-    return canvas.astype(np.float32) / 255
+    return np.multiply(canvas, 1 / 255, dtype=np.float32)
 
 
 def _cloud(rng: np.random.Generator, count: int, extent: float) -> NDArray[np.float64]:
@@ -261,7 +268,9 @@ def _cloud(rng: np.random.Generator, count: int, extent: float) -> NDArray[np.fl
     positions = centres[which] + rng.normal(0, 1, size=(count, 2)) * widths[which, None]
     stray = rng.random(count) < 0.25
     positions[stray] = rng.uniform(-1, 1, size=(int(stray.sum()), 2))
-    positions /= np.maximum(1, np.hypot(positions[:, 0], positions[:, 1]) / rng.uniform(0.6, 1, size=count))[:, None]
+    positions /= np.maximum(1, np.hypot(positions[:, 0], positions[:, 1]) / rng.uniform(0.6, 1, size=count))[
+        :, None
+    ]
     turn = rng.uniform(0, np.pi)
     rotate = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     return np.asarray((positions * spread) @ rotate.T)
@@ -292,7 +301,7 @@ def _speck(
 
 def _step(inwards: NDArray[np.floating], softness: float) -> NDArray[np.float32]:
     """0 outside, 1 inside, with an edge about `softness` wide."""
-    return (1 / (1 + np.exp(-np.clip(inwards / (0.6 * softness), -30, 30)))).astype(np.float32)
+    return _float32(1 / (1 + np.exp(-np.clip(inwards / (0.6 * softness), -30, 30))))
 
 
 def _smooth(rng: np.random.Generator, count: int, *, knots: int) -> NDArray[np.float64]:
@@ -303,3 +312,7 @@ def _smooth(rng: np.random.Generator, count: int, *, knots: int) -> NDArray[np.f
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
     return float(np.exp(rng.uniform(np.log(low), np.log(high))))
+
+
+def _float32(values: ArrayLike) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32)

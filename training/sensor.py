@@ -18,8 +18,8 @@ _BAND_ROWS = 128  # a band of every array in use stays in the second-level cache
 class Sensor:
     """One camera: `row_gain` (H,), `column_gain` (W,), noise and tone.
 
-    `shot_ratio` is the variance per grey level of light (255 over the full well), `read_noise` and `offset` are in
-    grey levels, `blur_px` is the sigma of the optics.
+    `shot_ratio` is the variance per grey level of light (255 over the full well); `read_noise` and `offset`
+    are grey levels; `blur_px` is the optics' sigma.
     """
 
     row_gain: NDArray[np.float32]
@@ -56,7 +56,9 @@ class Sensor:
         sigma = float(np.sqrt(self.shot_ratio * max(light, 0.0) + self.read_noise**2))
         step = sigma + 0.5
         below = max(light - step, 0.0)
-        slope = float(np.diff(self.grey(np.array([below, light + step], np.float32)))[0]) / (light + step - below)
+        slope = float(np.diff(self.grey(np.array([below, light + step], np.float32)))[0]) / (
+            light + step - below
+        )
         return float(np.hypot(sigma * slope, 12**-0.5))
 
     def blur(self, light: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -109,7 +111,7 @@ def _row_gain(rng: np.random.Generator, height: int) -> NDArray[np.float32]:
 
 
 def _column_gain(rng: np.random.Generator, width: int) -> NDArray[np.float32]:
-    """Fixed gain of each camera column: slow, random, a few outliers, sometimes the steps of the sensor's taps."""
+    """Fixed gain of each camera column: slow, random, a few outliers, sometimes steps between taps."""
     gain = 1 + rng.uniform(0, 0.08) * _slow(rng, width) + rng.uniform(0, 0.012) * rng.standard_normal(width)
     outliers = rng.integers(0, width, size=rng.poisson(1.5))
     gain[outliers] += rng.normal(0, 0.03, size=len(outliers))

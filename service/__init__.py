@@ -1,0 +1,1 @@
+"""HTTP in, verdict out. `service.inspector` is the file to read first."""

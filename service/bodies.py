@@ -1,0 +1,52 @@
+"""Receive a request body into one bounded buffer: step 1 of an inspection.
+
+Nothing is spooled to disk and no chunk is kept: a body too large is refused at its header where it says
+so, else at the chunk that passes the limit. A frame of 50 MiB is copied once, into the memory from which
+it is decoded.
+"""
+
+import asyncio
+
+from starlette.requests import ClientDisconnect, Request
+
+from service.errors import BodyTooLarge, DeadlineExceeded, IncompleteBody, UnsupportedMedia
+
+
+async def receive(request: Request, *, limit_bytes: int, timeout_s: float) -> memoryview:
+    """The whole body.
+
+    Args:
+        request: whose body has not been read.
+        limit_bytes: largest body accepted.
+        timeout_s: time that the sender has.
+
+    Raises:
+        BodyTooLarge: the header or the body is over the limit.
+        IncompleteBody: the sender went away, or sent another number of bytes than it said.
+        DeadlineExceeded: the sender was too slow.
+        UnsupportedMedia: the body is compressed as a whole.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMedia(f"content-encoding {encoding!r} is not supported: send the bytes as they are")
+    promised = _content_length(request)
+    if promised is not None and promised > limit_bytes:
+        raise BodyTooLarge(f"the body of {promised} bytes is over the limit of {limit_bytes}")
+    # memory is touched only as bytes arrive: a large promise that is not kept costs nothing
+    buffer = memoryview(bytearray(limit_bytes if promised is None else promised))
+    received = 0
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                end = received + len(chunk)
+                if end > len(buffer):
+                    raise _overflow(promised, limit_bytes)
+                buffer[received:end] = chunk
+                received = end
+    except TimeoutError as error:
+        raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from error
+    except ClientDisconnect as error:
+        raise IncompleteBody(f"the connection closed after {received} bytes") from error
+    if promised is not None and received < promised:
+        raise IncompleteBody(f"{received} bytes arrived of {promised}")
+    return buffer[:received]

@@ -1,0 +1,209 @@
+"""The whole product on one machine: render screens, serve, post them as a line would, show the verdicts.
+
+Rendering and serving run as processes of their own: this file knows the renderer by its command and its
+files, and the service by HTTP, as any client does.
+"""
+
+import csv
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import httpx
+from pydantic import TypeAdapter
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from service.overlay import draw
+from service.verdict import Verdict
+
+READY_WITHIN_S = 120.0
+ANSWER_WITHIN_S = 120.0
+STOP_WITHIN_S = 30.0
+POLL_S = 0.1
+
+
+class DemoError(Exception):
+    """A step of the demonstration failed; the message says which, and where its output is."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """One rendered screen and what the service answered; `seconds` from the first byte sent."""
+
+    screen_id: str
+    truth: str
+    answer: str
+    verdict: Verdict
+    seconds: float
+
+
+def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: Console) -> None:
+    """Render, serve, post, show.
+
+    Args:
+        out: folder to fill: `screens/`, `boxes.csv`, `overlays/`, `verdicts.json`, `server.log`.
+        screens: how many to render.
+        seed: of the renderer.
+        size: (height, width) of a screen, pixels.
+        console: where to show progress and the table.
+
+    Raises:
+        DemoError: rendering, serving or an inspection failed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with Progress(console=console) as progress:
+        _render(out, screens=screens, seed=seed, size=size, progress=progress)
+        truths = _truths(out)
+        with _server(out / "server.log", progress) as address:
+            inspected = [
+                _inspect(address, out, screen_id, truth)
+                for screen_id, truth in progress.track(truths.items(), description="inspect")
+            ]
+    (out / "verdicts.json").write_text(f"[{','.join(item.answer for item in inspected)}]\n")
+    console.print(_table(inspected))
+    console.print(f"overlays: {out / 'overlays'}   verdicts: {out / 'verdicts.json'}")
+
+
+def _render(out: Path, *, screens: int, seed: int, size: tuple[int, int], progress: Progress) -> None:
+    height, width = size
+    command = [sys.executable, "-m", "training", "render", "--out", str(out), "--screens", str(screens)]
+    command += ["--seed", str(seed), "--width", str(width), "--height", str(height)]
+    task = progress.add_task("render", total=screens)
+    with tempfile.TemporaryFile() as log:
+        started_at = time.time()
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - our own
+        while not _ended(process):
+            made = [path for path in (out / "screens").glob("*") if path.stat().st_mtime >= started_at]
+            progress.update(task, completed=min(len(made), screens))
+        progress.update(task, completed=screens)
+        if process.returncode != 0:
+            log.seek(0)
+            raise DemoError(f"rendering failed:\n{log.read().decode(errors='replace')}")
+
+
+def _truths(out: Path) -> dict[str, str]:
+    """What was drawn on each screen, in the order rendered: `scratch 2, bubble 1`, or `clean`."""
+    with (out / "splits.csv").open(newline="") as file:
+        drawn: dict[str, Counter[str]] = {row["screen"]: Counter() for row in csv.DictReader(file)}
+    with (out / "boxes.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            drawn[row["screen"]][row["label"]] += 1
+    return {
+        screen: ", ".join(f"{label} {count}" for label, count in counts.most_common()) or "clean"
+        for screen, counts in sorted(drawn.items())
+    }
+
+
+@contextmanager
+def _server(log_path: Path, progress: Progress) -> Iterator[str]:
+    """A server process on a free port with an empty record; its address while it is ready."""
+    task = progress.add_task("start the service", total=1)
+    with tempfile.TemporaryDirectory() as state_dir, log_path.open("wb") as log:
+        port = _free_port()
+        environment = {
+            **os.environ,
+            "INSPECT_HOST": "127.0.0.1",
+            "INSPECT_PORT": str(port),
+            "INSPECT_STATE_DIR": state_dir,
+        }
+        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)  # noqa: S603
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_until_ready(process, address, log_path)
+            progress.update(task, completed=1)
+            yield address
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+        if code != 0:
+            raise DemoError(f"the service ended with exit code {code}; see {log_path}")
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", address: str, log_path: Path) -> None:
+    limit = time.monotonic() + READY_WITHIN_S
+    while not _ended(process):
+        try:
+            if httpx.get(f"{address}/readyz").is_success:
+                return
+        except httpx.TransportError as error:
+            reason = str(error)
+        else:
+            reason = "not ready"
+        if time.monotonic() > limit:
+            raise DemoError(f"the service was not ready in {READY_WITHIN_S:.0f} s ({reason}); see {log_path}")
+    raise DemoError(f"the service ended with exit code {process.returncode}; see {log_path}")
+
+
+def _ended(process: "subprocess.Popen[bytes]") -> bool:
+    try:
+        process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _inspect(address: str, out: Path, screen_id: str, truth: str) -> Inspected:
+    """Post one screen as a line controller does, raw, and draw the answer."""
+    frame = cv2.imread(str(out / "screens" / f"{screen_id}.png"), cv2.IMREAD_GRAYSCALE)
+    if frame is None:
+        raise DemoError(f"cannot read the rendered screen {screen_id}")
+    height, width = frame.shape
+    started_at = time.monotonic()
+    try:
+        response = httpx.post(
+            f"{address}/v1/screens",
+            params={"screen_id": screen_id, "width": width, "height": height},
+            headers={"content-type": "application/octet-stream"},
+            content=frame.tobytes(),
+            timeout=ANSWER_WITHIN_S,
+        )
+    except httpx.TransportError as error:
+        raise DemoError(f"{screen_id}: no answer: {error}") from error
+    seconds = time.monotonic() - started_at
+    if not response.is_success:
+        raise DemoError(f"{screen_id}: {response.status_code} {response.text}")
+    verdict = TypeAdapter(Verdict).validate_json(response.text)
+    (out / "overlays").mkdir(exist_ok=True)
+    cv2.imwrite(str(out / "overlays" / f"{screen_id}.png"), draw(frame, verdict))
+    return Inspected(
+        screen_id=screen_id, truth=truth, answer=response.text, verdict=verdict, seconds=seconds
+    )
+
+
+def _table(inspected: Sequence[Inspected]) -> Table:
+    table = Table("screen", "drawn", "verdict", "labels", "defects", "seconds", "patches/s")
+    for item in inspected:
+        patches = item.verdict.proof.windows_inferred
+        table.add_row(
+            item.screen_id,
+            item.truth,
+            describe_verdict(item.verdict),
+            describe_labels(item.verdict),
+            str(len(item.verdict.defects)),
+            f"{item.seconds:.2f}",
+            f"{patches / item.seconds:.0f}",
+        )
+    return table

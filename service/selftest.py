@@ -1,0 +1,86 @@
+"""The proof that a device still computes what was trained: golden patches, at start and while it serves.
+
+Each device thread has one `SelfTest` and runs it ahead of the screens that wait. Whoever decides or
+reports reads the last `SelfTestReport`.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from engine import Backend, Golden, InferenceError, self_test
+
+FRESH_S = 120.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("service.selftest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelfTestReport:
+    """What is known of a device at one moment.
+
+    Attributes:
+        ok: whether the last run gave the known answers; False before the first.
+        age_s: time since a run last did; None when none ever did.
+        difference: largest difference of a probability in that run; None when none ever did.
+        detail: why the last run failed, for people; empty while `ok`.
+    """
+
+    ok: bool
+    age_s: float | None
+    difference: float | None
+    detail: str
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the last success is recent enough to prove a pass."""
+        return self.age_s is not None and self.age_s < FRESH_S
+
+
+class SelfTest:
+    """The self-test of one device.
+
+    `run` belongs to the device's thread; `report` may be called by any.
+
+    Args:
+        golden: patches with known answers.
+        interval_s: time from one run to the next.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, golden: Golden, *, interval_s: float, clock: Callable[[], float]) -> None:
+        self._golden = golden
+        self._interval_s = interval_s
+        self._clock = clock
+        self._due_at = -math.inf
+        # one tuple, so that a reader never sees half of a run: (ok, passed at, difference, detail)
+        self._last: tuple[bool, float | None, float | None, str] = (False, None, None, "has not run yet")
+
+    @property
+    def patches(self) -> int:
+        """How many patches one run infers."""
+        return len(self._golden.pixels)
+
+    def due_in_s(self) -> float:
+        """Time until the next run; 0 when it is due."""
+        return max(0.0, self._due_at - self._clock())
+
+    def run(self, backend: Backend) -> None:
+        """Run the golden patches and remember what came out; a failure is logged and reported, not raised."""
+        _, passed_at, difference, _ = self._last
+        try:
+            difference = self_test(backend, self._golden)
+        except InferenceError as error:
+            log.error("self-test failed", detail=str(error))
+            self._last = (False, passed_at, difference, str(error))
+        else:
+            self._last = (True, self._clock(), difference, "")
+        self._due_at = self._clock() + self._interval_s
+
+    def report(self) -> SelfTestReport:
+        """The device as it is known now."""
+        ok, passed_at, difference, detail = self._last
+        age_s = None if passed_at is None else max(0.0, self._clock() - passed_at)
+        return SelfTestReport(ok=ok, age_s=age_s, difference=difference, detail=detail)

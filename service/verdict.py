@@ -1,0 +1,128 @@
+"""What the line controller receives: frozen values with exactly the keys of the JSON answer.
+
+Boxes are half-open, in pixels of the whole frame. `tests/golden/verdict_*.json` hold the contract.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["pass", "fail", "review"]
+FrameSizeFrom = Literal["setting", "query", "header"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """Which bundle decided."""
+
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LabelResult:
+    """One label over the whole screen.
+
+    Attributes:
+        score: highest over the windows, 0 to 1.
+        count: merged defects of this label.
+        threshold: score from which it is present, of the bundle.
+        present: whether the score reaches the threshold.
+    """
+
+    score: float
+    count: int
+    threshold: float
+    present: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Box:
+    """Pixels of the frame; right and bottom are exclusive."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defect:
+    """One defect, merged over the patches that it crosses.
+
+    Attributes:
+        label: what it is.
+        score: of its strongest patch, 0 to 1.
+        row: of that patch in the grid of windows.
+        column: of that patch.
+        patches: how many patches it crosses.
+        box: where it is, as coarse as the activation map.
+    """
+
+    label: str
+    score: float
+    row: int
+    column: int
+    patches: int
+    box: Box
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """Why a pass may be believed.
+
+    Attributes:
+        frame_size_from: who agreed the frame's size: the line's setting, the raw frame's query, or the
+            file's header.
+        windows_expected: windows that cover a frame of the agreed size.
+        windows_inferred: how many of those have a score.
+        windows_extra: windows with a score besides those.
+        covered: whether every pixel of the frame lies in a window with a score.
+        finite: whether every score is a number.
+        self_test_age_s: time since the golden patches last gave their known answers on the device that
+            ran this screen; None when they never did.
+    """
+
+    frame_size_from: FrameSizeFrom
+    windows_expected: int
+    windows_inferred: int
+    windows_extra: int
+    covered: bool
+    finite: bool
+    self_test_age_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """Where the time went; `queue_s` is all the time that the screen waited for its device."""
+
+    receive_s: float
+    decode_s: float
+    queue_s: float
+    features_s: float
+    reasoning_s: float
+    aggregate_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """The answer for one screen.
+
+    Attributes:
+        screen_id: as the line named it.
+        verdict: `pass`, `fail` or `review`.
+        reasons: stable codes, the one that decided first; none for a pass. See `service.aggregation`.
+        model: which bundle decided.
+        labels: by name, in the bundle's order.
+        defects: the strongest first.
+        proof: why a pass may be believed.
+        timing: where the time went.
+    """
+
+    screen_id: str
+    verdict: Outcome
+    reasons: tuple[str, ...]
+    model: Model
+    labels: dict[str, LabelResult]
+    defects: tuple[Defect, ...]
+    proof: Proof
+    timing: Timing

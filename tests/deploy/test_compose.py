@@ -1,0 +1,121 @@
+"""docker-compose.yml: valid by the Compose specification, and true to the files that it mounts."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import read_settings
+from tests.deploy.dockerfile import DOCKERFILE, arguments_of, environment
+from tests.deploy.expressions import DEPLOY, ROOT
+
+COMPOSE = ROOT / "docker-compose.yml"
+WITH_DEFAULT = re.compile(r"\$\{\w+:-([^}]*)\}")  # ${NAME:-default}
+
+
+def services() -> dict[str, dict[str, Any]]:
+    """Services by name, every variable at its default."""
+    text = WITH_DEFAULT.sub(r"\1", COMPOSE.read_text())
+    assert "$" not in text
+    found: dict[str, dict[str, Any]] = yaml.safe_load(text)["services"]
+    return found
+
+
+def check(path: Path) -> subprocess.CompletedProcess[str]:
+    """Validate against the schema of the Compose specification."""
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(path)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_it_is_valid_by_the_compose_specification() -> None:
+    answer = check(COMPOSE)
+    assert answer.returncode == 0, answer.stdout
+
+
+def test_the_schema_finds_a_misspelt_key(tmp_path: Path) -> None:
+    misspelt = tmp_path / "docker-compose.yml"
+    misspelt.write_text(COMPOSE.read_text().replace("depends_on", "depend_on"))
+    answer = check(misspelt)
+    assert answer.returncode == 1
+    assert "depend_on" in answer.stdout
+
+
+def test_images_are_pinned_or_built_here() -> None:
+    for name, service in services().items():
+        if "build" in service:
+            build = service["build"]
+            assert (ROOT / build["context"] / build["dockerfile"]).resolve() == DOCKERFILE.resolve()
+        else:
+            assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), name
+
+
+def test_what_is_mounted_exists_and_is_read_only() -> None:
+    volumes = yaml.safe_load(COMPOSE.read_text())["volumes"]
+    for name, service in services().items():
+        for mount in service["volumes"]:
+            source, _, rest = mount.partition(":")
+            if source.startswith("."):
+                assert (ROOT / source).is_dir(), (name, source)
+                assert rest.endswith(":ro"), (name, mount)
+            else:
+                assert source in volumes, (name, source)
+
+
+def test_every_service_says_whether_it_is_healthy() -> None:
+    for name, service in services().items():
+        assert "build" in service or service["healthcheck"]["test"][0] == "CMD", name
+    assert arguments_of("HEALTHCHECK")  # of the image built here
+
+
+def test_nothing_listens_beyond_this_machine_by_default() -> None:
+    for name, service in services().items():
+        for port in service["ports"]:
+            assert port.startswith("127.0.0.1:"), (name, port)
+
+
+def test_the_service_takes_its_settings_and_refuses_frames_of_another_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in {**environment(), **services()["inspect"]["environment"]}.items():
+        if name.startswith("INSPECT_"):
+            monkeypatch.setenv(name, value)
+    assert read_settings().frame_size == (10240, 5120)
+
+
+def test_the_record_survives_the_container() -> None:
+    state_dir = environment()["INSPECT_STATE_DIR"]
+    assert f"state:{state_dir}" in services()["inspect"]["volumes"]
+
+
+def test_a_container_gets_time_for_the_screens_it_holds() -> None:
+    grace_s = float(services()["inspect"]["stop_grace_period"].removesuffix("s"))
+    assert grace_s > read_settings().deadline_s
+
+
+def test_prometheus_scrapes_the_service_by_its_name_and_port() -> None:
+    ((target,),) = [
+        entry["targets"] for entry in json.loads((DEPLOY / "prometheus" / "targets.json").read_text())
+    ]
+    name, _, port = target.partition(":")
+    assert name in services()
+    assert [port] == arguments_of("EXPOSE")
+
+
+def test_grafana_asks_prometheus_by_its_name() -> None:
+    path = DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml"
+    (datasource,) = yaml.safe_load(path.read_text())["datasources"]
+    assert datasource["url"] == "http://prometheus:9090"
+    assert services()["grafana"]["depends_on"] == {"prometheus": {"condition": "service_healthy"}}
+    assert "127.0.0.1:9090:9090" in services()["prometheus"]["ports"]
+
+
+def test_grafana_is_to_look_at_and_has_no_account() -> None:
+    settings = services()["grafana"]["environment"]
+    assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert settings["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert not [name for name in settings if "PASSWORD" in name]

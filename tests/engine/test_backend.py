@@ -1,0 +1,212 @@
+"""One contract, every backend that is installed: the same test body over each of them."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine import Backend, FakeBackend, Features, InferenceError, Manifest, RuntimeUnavailable, infer, load
+from tests.bundles import BACKGROUND, GAIN, LABELS, REACH, grey_of
+
+PATCH_PX, BATCH = 64, 5
+
+
+def fake_backend(bundle: Path) -> Backend:
+    """The tiny bundle's scores without its graphs."""
+
+    def scores(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        greys = np.array([grey_of(index) for index in range(len(LABELS))])[:, None, None]
+        distance = np.abs(pixels.astype(np.float64) - greys)
+        activation = np.maximum(0.0, 1 - distance / REACH).max((2, 3))
+        return np.asarray(1 / (1 + np.exp(-GAIN * (activation - 0.5))))
+
+    return FakeBackend(Manifest.read(bundle), scores)
+
+
+BACKENDS: dict[str, Callable[[Path], Backend]] = {
+    "fake": fake_backend,
+    "onnxruntime": lambda bundle: load(bundle, runtime="onnxruntime", threads=1),
+}
+
+
+@pytest.fixture(params=sorted(BACKENDS))
+def backend(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Backend]:
+    backend = BACKENDS[request.param](bundle)
+    assert backend.runtime == request.param
+    yield backend
+    backend.close()
+
+
+def patches(count: int, *, seed: int = 0) -> NDArray[np.uint8]:
+    """(count, 1, P, P) patches whose scores differ: each has a spot of about a label's grey."""
+    rng = np.random.default_rng(seed)
+    pixels = rng.integers(BACKGROUND - 20, BACKGROUND + 21, (count, 1, PATCH_PX, PATCH_PX))
+    for index, patch in enumerate(pixels):
+        top, left = rng.integers(0, PATCH_PX - 4, 2)
+        patch[0, top : top + 4, left : left + 4] = grey_of(index % len(LABELS)) - rng.integers(0, REACH)
+    return pixels.astype(np.uint8)
+
+
+def assert_same(left: Features, right: Features) -> None:
+    """Bit for bit."""
+    for field in fields(Features):
+        np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name))
+
+
+@pytest.mark.parametrize("count", range(1, BATCH + 1))
+def test_any_number_up_to_the_batch_size_comes_back_whole(backend: Backend, count: int) -> None:
+    features = backend.features(patches(count))
+    assert features.label_features.shape[:2] == (count, len(LABELS))
+    assert features.label_features.ndim == 3
+    assert features.stage1.shape == (count, len(LABELS))
+    assert features.activation.shape[:2] == (count, len(LABELS))
+    assert features.activation.ndim == 4
+    for field in fields(Features):
+        assert getattr(features, field.name).dtype == np.float32
+
+
+@pytest.mark.parametrize("count", range(1, BATCH))
+def test_a_score_does_not_depend_on_how_full_the_batch_is(backend: Backend, count: int) -> None:
+    full = backend.features(patches(BATCH))
+    part = backend.features(patches(BATCH)[:count])
+    assert_same(part, Features(**{f.name: getattr(full, f.name)[:count] for f in fields(Features)}))
+
+
+def test_a_score_does_not_depend_on_the_neighbours_in_the_batch(backend: Backend) -> None:
+    mine = patches(1, seed=1)
+    alone = backend.features(mine)
+    crowded = backend.features(np.concatenate([patches(BATCH - 1, seed=2), mine]))
+    assert_same(alone, Features(**{f.name: getattr(crowded, f.name)[-1:] for f in fields(Features)}))
+
+
+def test_rows_keep_the_order_of_the_patches(backend: Backend) -> None:
+    forward = backend.features(patches(BATCH)).stage1
+    assert len({row.tobytes() for row in forward}) == BATCH
+    np.testing.assert_array_equal(backend.features(patches(BATCH)[::-1]).stage1, forward[::-1])
+
+
+def test_the_same_patches_give_the_same_bits_again(backend: Backend) -> None:
+    first, second = (infer(backend, patches(12)) for _ in range(2))
+    assert_same(first[0], second[0])
+    np.testing.assert_array_equal(first[1], second[1])
+
+
+@pytest.mark.parametrize("count", [0, BATCH + 1])
+def test_no_patch_and_too_many_are_refused(backend: Backend, count: int) -> None:
+    with pytest.raises(ValueError, match=f"1 to {BATCH} patches, got {count}"):
+        backend.features(patches(count))
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        np.zeros((1, 1, PATCH_PX, PATCH_PX - 1), np.uint8),
+        np.zeros((1, 3, PATCH_PX, PATCH_PX), np.uint8),
+        np.zeros((1, PATCH_PX, PATCH_PX), np.uint8),
+        np.zeros((1, 1, PATCH_PX, PATCH_PX), np.float32),
+    ],
+)
+def test_pixels_of_another_form_are_refused(backend: Backend, pixels: NDArray[np.uint8]) -> None:
+    with pytest.raises(ValueError, match="patches are"):
+        backend.features(pixels)
+
+
+def test_reasoning_gives_a_probability_for_every_patch_and_label(backend: Backend) -> None:
+    features = backend.features(patches(BATCH))
+    for count in range(1, BATCH + 1):
+        probability = backend.reason(features.label_features[:count], features.stage1[:count])
+        assert probability.shape == (count, len(LABELS))
+        assert probability.dtype == np.float32
+        assert ((probability >= 0) & (probability <= 1)).all()
+
+
+@pytest.mark.parametrize(
+    ("label_features", "stage1"),
+    [
+        ((0, 4, 2), (0, 4)),  # no patch
+        ((3, 4, 2), (2, 4)),  # rows of two screens
+        ((3, 3, 2), (3, 3)),  # another number of labels
+        ((3, 4), (3, 4)),  # no features
+    ],
+)
+def test_reasoning_refuses_what_does_not_fit(
+    backend: Backend, label_features: tuple[int, ...], stage1: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=r"fit scores|K >= 1"):
+        backend.reason(np.zeros(label_features, np.float32), np.zeros(stage1, np.float32))
+
+
+def test_reasoning_refuses_another_type_of_numbers(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="float32"):
+        backend.reason(np.zeros((3, 4, 2)), np.zeros((3, 4)))  # type: ignore[arg-type]
+
+
+def test_threads_that_reason_at_the_same_time_get_their_own_answers(backend: Backend) -> None:
+    screens = [infer(backend, patches(7, seed=seed)) for seed in range(8)]
+
+    def reason(index: int) -> NDArray[np.float32]:
+        features = screens[index % 8][0]
+        return backend.reason(features.label_features, features.stage1)
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(reason, range(80)))
+    for index, answer in enumerate(answers):
+        np.testing.assert_array_equal(answer, screens[index % 8][1])
+
+
+def test_closed_twice_is_harmless_and_closed_is_closed(backend: Backend) -> None:
+    features = backend.features(patches(1))
+    backend.close()
+    backend.close()
+    with pytest.raises(InferenceError, match="closed"):
+        backend.features(patches(1))
+    with pytest.raises(InferenceError, match="closed"):
+        backend.reason(features.label_features, features.stage1)
+
+
+@pytest.mark.parametrize("count", [1, BATCH, BATCH + 1, 13])
+def test_infer_runs_a_screen_in_batches_and_reasons_once(backend: Backend, count: int) -> None:
+    pixels = patches(count)
+    features, probability = infer(backend, pixels)
+    alone = [backend.features(patch[None]) for patch in pixels]
+    joined = {f.name: np.concatenate([getattr(one, f.name) for one in alone]) for f in fields(Features)}
+    assert_same(features, Features(**joined))
+    np.testing.assert_array_equal(probability, backend.reason(features.label_features, features.stage1))
+
+
+def test_infer_refuses_a_screen_without_patches(backend: Backend) -> None:
+    with pytest.raises(ValueError, match="at least one patch"):
+        infer(backend, patches(0))
+
+
+def test_auto_takes_onnxruntime(bundle: Path) -> None:
+    backend = load(bundle)
+    assert backend.runtime == "onnxruntime"
+    backend.close()
+
+
+@pytest.mark.parametrize("runtime", ["tensorflow", "", "fake"])
+def test_a_runtime_that_is_not_known_is_unavailable(bundle: Path, runtime: str) -> None:
+    with pytest.raises(RuntimeUnavailable, match="is not known"):
+        load(bundle, runtime)
+
+
+def test_a_runtime_that_is_not_installed_is_unavailable(bundle: Path) -> None:
+    program = f"""
+import sys
+from pathlib import Path
+import engine
+sys.modules["onnxruntime"] = None  # what Python finds where a package is not installed
+try:
+    engine.load(Path({str(bundle)!r}))
+except engine.RuntimeUnavailable as error:
+    print(error)
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "onnxruntime cannot be imported" in answer.stdout

@@ -1,0 +1,37 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from engine.cpus import available_cpus
+
+
+@pytest.fixture
+def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(8)))
+
+
+@pytest.mark.usefixtures("eight_cpus")
+@pytest.mark.parametrize(
+    ("cpu_max", "count"),
+    [
+        ("max 100000\n", 8),  # no limit
+        ("200000 100000\n", 2),  # --cpus=2
+        ("250000 100000\n", 2),  # rounded down
+        ("50000 100000\n", 1),  # never none
+        ("3200000 100000\n", 8),  # more than there are
+        ("30000 10000\n", 3),  # another period
+    ],
+)
+def test_a_quota_bounds_the_affinity(tmp_path: Path, cpu_max: str, count: int) -> None:
+    (tmp_path / "cpu.max").write_text(cpu_max)
+    assert available_cpus(tmp_path / "cpu.max") == count
+
+
+@pytest.mark.usefixtures("eight_cpus")
+def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
+    assert available_cpus(tmp_path / "cpu.max") == 8
+
+
+def test_on_this_machine_there_is_at_least_one() -> None:
+    assert 1 <= available_cpus() <= len(os.sched_getaffinity(0))

@@ -1,0 +1,65 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from engine import FakeBackend, InferenceError, fake_manifest, infer
+
+
+def scoring(scores: NDArray[np.float64]) -> FakeBackend:
+    """A backend that gives these (n, C) scores for any n patches."""
+    labels = [f"label_{index}" for index in range(scores.shape[1])]
+    return FakeBackend(fake_manifest(labels, patch_px=8), lambda pixels: scores)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+def test_the_score_of_the_function_is_the_probability(values: list[float]) -> None:
+    _, probability = infer(scoring(np.array([values])), np.zeros((1, 1, 8, 8), np.uint8))
+    assert probability.dtype == np.float32
+    np.testing.assert_allclose(probability[0], values, atol=1e-6)
+
+
+def test_certain_scores_stay_certain() -> None:
+    _, probability = infer(scoring(np.array([[0.0, 1.0, 0.5]])), np.zeros((1, 1, 8, 8), np.uint8))
+    assert probability.tolist() == [[0.0, 1.0, 0.5]]
+
+
+def test_a_score_that_is_no_number_stays_so() -> None:
+    _, probability = infer(scoring(np.array([[float("nan"), 0.5]])), np.zeros((1, 1, 8, 8), np.uint8))
+    assert np.isnan(probability).tolist() == [[True, False]]
+
+
+def test_it_has_the_form_of_a_one_stage_network() -> None:
+    features = scoring(np.array([[0.9, 0.2]])).features(np.zeros((1, 1, 8, 8), np.uint8))
+    assert features.label_features.shape == (1, 2, 1)
+    np.testing.assert_array_equal(features.label_features[:, :, 0], features.stage1)
+    assert features.activation.shape == (1, 2, 1, 1)
+    assert not features.activation.any()
+
+
+def test_the_function_sees_the_patches_and_no_padding() -> None:
+    seen: list[NDArray[np.uint8]] = []
+
+    def brightness(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        seen.append(pixels)
+        return np.asarray(pixels.mean((2, 3)) / 255)
+
+    backend = FakeBackend(fake_manifest(["bright"], patch_px=8, batch_size=2), brightness)
+    patches = np.arange(0, 250, 50, dtype=np.uint8)[:, None, None, None] * np.ones((1, 1, 8, 8), np.uint8)
+    _, probability = infer(backend, patches)
+    np.testing.assert_allclose(probability[:, 0] * 255, [0, 50, 100, 150, 200], atol=1e-3)
+    assert [len(batch) for batch in seen] == [2, 2, 1]
+
+
+def test_an_error_of_the_function_goes_through() -> None:
+    def broken(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        raise InferenceError("no device")
+
+    with pytest.raises(InferenceError, match="no device"):
+        FakeBackend(fake_manifest(patch_px=8), broken).features(np.zeros((1, 1, 8, 8), np.uint8))
+
+
+def test_a_function_that_loses_a_row_is_found_out() -> None:
+    with pytest.raises(InferenceError, match=r"scores of shape \(1, 2\)"):
+        scoring(np.zeros((1, 2))).features(np.zeros((2, 1, 8, 8), np.uint8))

@@ -1,0 +1,164 @@
+import io
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from engine import (
+    BundleError,
+    FakeBackend,
+    Golden,
+    InferenceError,
+    Manifest,
+    fake_manifest,
+    load,
+    read_golden,
+    self_test,
+)
+from engine.manifest import file_sha256, parse
+from tests.bundles import LABELS, golden_pixels, probability_of
+
+PATCH_PX = 64
+PIXELS = golden_pixels(len(LABELS), patch_px=PATCH_PX)
+PROBABILITY = probability_of(PIXELS, len(LABELS))
+
+
+def put(bundle: Path, content: bytes) -> None:
+    """Another golden.npz under the right hash."""
+    (bundle / "golden.npz").write_bytes(content)
+    manifest = parse((bundle / "manifest.json").read_bytes())
+    sha256 = file_sha256(bundle / "golden.npz")
+    replace(manifest, files={**manifest.files, "golden.npz": sha256}).write(bundle)
+
+
+@pytest.fixture
+def copy(bundle: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(bundle, tmp_path / "bundle")
+
+
+def test_golden_patches_come_with_the_tolerance_of_the_manifest(bundle: Path) -> None:
+    golden = read_golden(bundle)
+    np.testing.assert_array_equal(golden.pixels, PIXELS)
+    np.testing.assert_array_equal(golden.probability, PROBABILITY)
+    assert golden.tolerance == Manifest.read(bundle).parity_tolerance["fp32"]
+
+
+def test_self_test_passes_and_says_by_how_much(bundle: Path) -> None:
+    golden = read_golden(bundle)
+    backend = load(bundle, threads=1)
+    assert 0 <= self_test(backend, golden) <= golden.tolerance
+    moved = replace(golden, probability=np.abs(golden.probability - np.float32(0.25)), tolerance=0.5)
+    assert self_test(backend, moved) == pytest.approx(0.25, abs=1e-3)
+
+
+@pytest.mark.parametrize("score", [0.52, 0.0, 1.0, float("nan")])
+def test_self_test_fails_over_the_tolerance_and_on_what_is_no_number(score: float) -> None:
+    manifest = fake_manifest(("bubble",), patch_px=8)
+    backend = FakeBackend(manifest, lambda pixels: np.full((len(pixels), 1), score))
+    golden = Golden(
+        pixels=np.zeros((7, 1, 8, 8), np.uint8),
+        probability=np.full((7, 1), 0.5, np.float32),
+        tolerance=0.01,
+    )
+    with pytest.raises(InferenceError, match="golden patches differ by"):
+        self_test(backend, golden)
+
+
+def test_a_golden_file_that_was_altered_is_not_opened(copy: Path) -> None:
+    (copy / "golden.npz").write_bytes(b"")
+    with pytest.raises(BundleError) as caught:
+        read_golden(copy)
+    assert caught.value.key == "files.golden.npz"
+
+
+Arrays = dict[str, NDArray[np.generic] | list[object]]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"pixels": PIXELS}, "an archive of pixels and probability"),
+        ({"pixels": PIXELS, "probability": PROBABILITY, "more": PIXELS}, "nothing else"),
+        ({"pixels": PIXELS[:, :, :, :60], "probability": PROBABILITY}, "pixels must be"),
+        ({"pixels": PIXELS[:, 0], "probability": PROBABILITY}, "pixels must be"),
+        ({"pixels": PIXELS[:0], "probability": PROBABILITY[:0]}, "pixels must be"),
+        ({"pixels": PIXELS.astype(np.float32), "probability": PROBABILITY}, "pixels must be"),
+        ({"pixels": PIXELS, "probability": PROBABILITY[:4]}, "probability must be"),
+        ({"pixels": PIXELS, "probability": PROBABILITY[:, :3]}, "probability must be"),
+        ({"pixels": PIXELS, "probability": PROBABILITY.astype(np.float64)}, "probability must be"),
+        ({"pixels": PIXELS, "probability": PROBABILITY + 1}, "from 0 to 1"),
+        ({"pixels": PIXELS, "probability": PROBABILITY * np.float32(np.nan)}, "from 0 to 1"),
+        # a pickle, which would run whatever it holds
+        ({"pixels": PIXELS, "probability": np.array([{}], object)}, "cannot be read"),
+    ],
+)
+def test_golden_arrays_of_another_form_are_refused(copy: Path, arrays: Arrays, message: str) -> None:
+    np.savez(copy / "other.npz", **arrays)  # type: ignore[arg-type]
+    put(copy, (copy / "other.npz").read_bytes())
+    with pytest.raises(BundleError, match=message) as caught:
+        read_golden(copy)
+    assert caught.value.key == "golden.npz"
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda raw: b"",
+        lambda raw: b"no archive",
+        lambda raw: raw[: len(raw) // 2],
+        lambda raw: raw[:-1],
+        lambda raw: raw[:200] + bytes(100) + raw[300:],
+        lambda raw: b"PK\x03\x04" + raw[4:100],
+    ],
+)
+def test_a_file_that_is_no_whole_archive_is_refused(copy: Path, spoil: Callable[[bytes], bytes]) -> None:
+    put(copy, spoil((copy / "golden.npz").read_bytes()))
+    with pytest.raises(BundleError) as caught:
+        read_golden(copy)
+    assert caught.value.key == "golden.npz"
+
+
+@given(st.data())
+def test_whatever_bytes_are_changed_it_is_read_or_refused(bundle: Path, data: st.DataObject) -> None:
+    raw = bytearray((bundle / "golden.npz").read_bytes())
+    # the archive's own structures lie at its ends
+    places = st.integers(0, 200) | st.integers(len(raw) - 200, len(raw) - 1)
+    for place, value in data.draw(st.dictionaries(places, st.integers(0, 255), min_size=1)).items():
+        raw[place] = value
+    with TemporaryDirectory() as folder:
+        copy = shutil.copytree(bundle, Path(folder) / "bundle")
+        put(copy, bytes(raw))
+        try:
+            golden = read_golden(copy)
+        except BundleError as error:
+            assert error.key == "golden.npz"  # noqa: PT017 - both outcomes are right, by the bytes drawn
+        else:
+            assert golden.pixels.shape == PIXELS.shape
+
+
+def test_an_array_that_no_memory_holds_is_refused(copy: Path) -> None:
+    header = io.BytesIO()
+    shape = {"descr": "|u1", "fortran_order": False, "shape": (2**46, 1, 64, 64)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(copy / "huge.npz", "w") as archive:
+        archive.writestr("pixels.npy", header.getvalue())
+        archive.writestr("probability.npy", header.getvalue())
+    put(copy, (copy / "huge.npz").read_bytes())
+    with pytest.raises(BundleError, match="cannot be read"):
+        read_golden(copy)
+
+
+def test_a_single_array_is_no_archive(copy: Path) -> None:
+    np.save(copy / "one.npy", PIXELS)
+    put(copy, (copy / "one.npy").read_bytes())
+    with pytest.raises(BundleError) as caught:
+        read_golden(copy)
+    assert caught.value.key == "golden.npz"

@@ -1,0 +1,86 @@
+"""Contact sheets of rendered screens, for the eye: crops at native resolution around defects."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+_CROP_PX = 256
+_COLUMNS, _ROWS = 6, 4
+_WHOLE_PX = 1400  # longer side of the downscaled frame
+
+
+def write_previews(folder: Path) -> None:
+    """Write `preview_<label>.png`, `preview_clean.png` and `preview_frames.png` beside the screens.
+
+    The crops of a label run from its weakest to its strongest defect; ticks at a crop's edges point at it.
+    """
+    with (folder / "boxes.csv").open(newline="") as file:
+        boxes = list(csv.DictReader(file))
+    with (folder / "conditions.csv").open(newline="") as file:
+        contrasts = [float(row["contrast"]) for row in csv.DictReader(file)]
+    with (folder / "splits.csv").open(newline="") as file:
+        names = [row["screen"] for row in csv.DictReader(file)]
+    for label in sorted({row["label"] for row in boxes}):
+        rows = sorted((k for k, row in enumerate(boxes) if row["label"] == label), key=contrasts.__getitem__)
+        chosen = [rows[round(k)] for k in np.linspace(0, len(rows) - 1, min(_COLUMNS * _ROWS, len(rows)))]
+        crops = [_around_box(folder, boxes[k]) for k in chosen]
+        cv2.imwrite(str(folder / f"preview_{label}.png"), _sheet(crops))
+    defective = {row["screen"] for row in boxes}
+    clean = [name for name in names if name not in defective][: _COLUMNS * _ROWS]
+    if clean:
+        crops = [
+            _crop(frame := _read(folder, name), frame.shape[0] // 2, frame.shape[1] // 2) for name in clean
+        ]
+        cv2.imwrite(str(folder / "preview_clean.png"), _sheet(crops))
+    cv2.imwrite(str(folder / "preview_frames.png"), _whole(folder, names[:6]))
+
+
+def _around_box(folder: Path, row: dict[str, str]) -> NDArray[np.uint8]:
+    left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
+    middle_row, middle_column = (top + bottom) // 2, (left + right) // 2
+    if (
+        max(right - left, bottom - top) > _CROP_PX
+    ):  # the middle of a long scratch's box may lie off the scratch
+        with np.load(folder / "masks" / f"{row['screen']}.npz", allow_pickle=False) as arrays:
+            rows, columns = arrays["row"], arrays["column"]
+        inside = np.flatnonzero((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))
+        pixel = inside[len(inside) // 2]
+        middle_row, middle_column = int(rows[pixel]), int(columns[pixel])
+    crop = _crop(_read(folder, row["screen"]), middle_row, middle_column)
+    crop[:4, _CROP_PX // 2] = 255
+    crop[_CROP_PX // 2, :4] = 255
+    return crop
+
+
+def _crop(frame: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
+    """A square of `frame`, moved inwards at its borders."""
+    top = min(max(row - _CROP_PX // 2, 0), frame.shape[0] - _CROP_PX)
+    left = min(max(column - _CROP_PX // 2, 0), frame.shape[1] - _CROP_PX)
+    return frame[top : top + _CROP_PX, left : left + _CROP_PX].copy()
+
+
+def _sheet(crops: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    columns = min(_COLUMNS, len(crops))
+    blank = np.zeros((_CROP_PX, _CROP_PX), np.uint8)
+    padded = crops + [blank] * (-len(crops) % columns)
+    framed = [cv2.copyMakeBorder(crop, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=255) for crop in padded]
+    return np.vstack([np.hstack(framed[k : k + columns]) for k in range(0, len(framed), columns)])
+
+
+def _whole(folder: Path, names: list[str]) -> NDArray[np.uint8]:
+    frames = [_read(folder, name) for name in names]
+    scale = _WHOLE_PX / 2 / max(frames[0].shape)
+    return np.hstack([cv2.resize(f, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA) for f in frames])
+
+
+def _read(folder: Path, name: str) -> NDArray[np.uint8]:
+    path = folder / "screens" / f"{name}.png"
+    frame = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if frame is None:
+        raise OSError(f"cannot read {path}")
+    return np.asarray(frame, np.uint8)

@@ -1,0 +1,205 @@
+"""Rendered screens in the data form: the `render` command. numpy, OpenCV and rich only.
+
+Writes `screens/*.png`, `boxes.csv`, `masks/*.npz`, `splits.csv` and `conditions.csv` (each defect's contrast
+over the local noise, and its longer side in pixels). Screen k depends on the seed and on k alone, so the
+number of processes changes nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import multiprocessing
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from training.defects import LABELS
+from training.placing import Defect, Placer
+from training.scene import draw_scene
+from training.sensor import Sensor
+
+MOST_DEFECTS = 12
+
+_SHARE = {"bubble": 0.15, "pinhole": 0.37, "scratch": 0.28, "tin_ash": 0.20}
+# given a defect, what else lies on the screen: ash brings pinholes, handling brings scratches
+_BESIDE = {
+    "bubble": {"bubble": 0.40, "pinhole": 0.28, "scratch": 0.22, "tin_ash": 0.10},
+    "pinhole": {"bubble": 0.10, "pinhole": 0.36, "scratch": 0.30, "tin_ash": 0.24},
+    "scratch": {"bubble": 0.09, "pinhole": 0.36, "scratch": 0.37, "tin_ash": 0.18},
+    "tin_ash": {"bubble": 0.08, "pinhole": 0.44, "scratch": 0.26, "tin_ash": 0.22},
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a screen will be: its name, its part of the split and the labels of its defects."""
+
+    index: int
+    name: str
+    part: str
+    labels: tuple[str, ...]
+
+
+def plan_screens(screens: int, *, seed: int, clean: float = 0.5) -> tuple[Plan, ...]:
+    """Draw which screens are clean, which defects the others have, and the split, without drawing a pixel.
+
+    Args:
+        screens: number of screens, at least 1.
+        seed: decides everything.
+        clean: share of screens without a defect, 0-1; exact but for rounding.
+
+    Raises:
+        ValueError: `screens` or `clean` is out of range.
+    """
+    if screens < 1 or not 0 <= clean <= 1:
+        raise ValueError(f"need at least one screen and a clean share in 0-1, got {screens} and {clean}")
+    rng = np.random.default_rng(np.random.SeedSequence(seed))
+    order = rng.permutation(screens)
+    clean_count = round(clean * screens)
+    groups = order[:clean_count], order[clean_count:]
+    single = set(rng.permutation(groups[1])[: round(len(groups[1]) / 3)].tolist())
+    labels: dict[int, tuple[str, ...]] = dict.fromkeys(groups[0].tolist(), ())
+    for index in groups[1].tolist():
+        # 2 to 12, few more often than many
+        count = 1 if index in single else 2 + int((MOST_DEFECTS - 1) * rng.random() ** 1.7)
+        labels[index] = _draw_labels(rng, count)
+    parts: dict[int, str] = {}
+    for group in groups:  # the same share of clean screens in every part
+        held = round(0.15 * len(group))
+        names = ["validation"] * held + ["test"] * held + ["train"] * (len(group) - 2 * held)
+        parts |= dict(zip(group.tolist(), names, strict=True))
+    return tuple(
+        Plan(index=k, name=f"s{seed}_{k:05d}", part=parts[k], labels=labels[k]) for k in range(screens)
+    )
+
+
+def draw_screen(
+    labels: tuple[str, ...], *, seed: int, index: int, height: int, width: int
+) -> tuple[NDArray[np.uint8], list[Defect]]:
+    """The frame (H, W) of one screen and its defects; the same for the same seed, index and size.
+
+    A defect for which there is no place where it would be seen is left out; at least one of `labels` stays.
+    """
+    rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, index])))
+    sensor = Sensor.draw(rng, height=height, width=width)
+    base = np.exp(rng.uniform(np.log(8), np.log(40))) if rng.random() < 0.55 else rng.uniform(40, 140)
+    scene = draw_scene(rng, height=height, width=width, base=sensor.light(float(base)))
+    sensor.blur(scene.light)
+    placer = Placer(rng, scene, sensor)
+    # large ones first: they need the room
+    ordered = sorted(labels, key=("bubble", "tin_ash", "scratch", "pinhole").index)
+    defects = [defect for label in ordered if (defect := placer.place(label)) is not None]
+    if labels and not defects:
+        raise RuntimeError(f"screen {index} of seed {seed} has no place for any of {', '.join(labels)}")
+    return sensor.expose(scene.light, rng), defects
+
+
+def render(
+    out: Path,
+    *,
+    screens: int,
+    seed: int,
+    width: int = 5120,
+    height: int = 10240,
+    clean: float = 0.5,
+    preview: bool = False,
+    processes: int | None = None,
+) -> None:
+    """Render screens into the folder `out`, in the data form.
+
+    Args:
+        out: made if it does not exist.
+        screens: number of screens.
+        seed: decides every pixel.
+        width: of a frame in pixels, at least 256.
+        height: likewise.
+        clean: share of screens without a defect, 0-1.
+        preview: also write contact sheets, `preview_*.png`.
+        processes: that render side by side; by default one per core.
+
+    Raises:
+        ValueError: an argument is out of range, or `out` already holds screens.
+    """
+    if min(width, height) < 256:
+        raise ValueError(f"a frame is at least 256 x 256 pixels, got {width} x {height}")
+    plans = plan_screens(screens, seed=seed, clean=clean)
+    if (out / "boxes.csv").exists():
+        raise ValueError(f"{out} already holds screens")
+    (out / "screens").mkdir(parents=True, exist_ok=True)
+    (out / "masks").mkdir(exist_ok=True)
+    tasks = [_Task(plan, out, seed, height, width) for plan in plans]
+    workers = min(processes or os.cpu_count() or 1, screens)
+    boxes: list[tuple[object, ...]] = []
+    conditions: list[tuple[object, ...]] = []
+    for plan, defects in zip(plans, track(_run(tasks, workers), "render", total=screens), strict=True):
+        first = len(boxes)
+        for number, defect in enumerate(defects, first):
+            boxes.append((plan.name, defect.label, *defect.box, len(defect.rows)))
+            conditions.append((plan.name, number, defect.label, f"{defect.contrast:.3f}", defect.size_px))
+        if defects:
+            _write_masks(out / "masks" / f"{plan.name}.npz", defects, first=first)
+    _write_csv(out / "boxes.csv", "screen,label,left,top,right,bottom,area_px", boxes)
+    _write_csv(out / "conditions.csv", "screen,id,label,contrast,size", conditions)
+    _write_csv(out / "splits.csv", "screen,part", [(plan.name, plan.part) for plan in plans])
+    if preview:
+        from training.preview import write_previews  # reads the folder back; only wanted here
+
+        write_previews(out)
+
+
+@dataclass(frozen=True, slots=True)
+class _Task:
+    plan: Plan
+    out: Path
+    seed: int
+    height: int
+    width: int
+
+
+def _run(tasks: list[_Task], workers: int) -> Iterator[list[Defect]]:
+    """The defects of each screen, in order, as the screens are written."""
+    if workers == 1:
+        yield from map(_render_one, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(
+        workers, initializer=cv2.setNumThreads, initargs=(1,)
+    ) as pool:
+        yield from pool.imap(_render_one, tasks)
+
+
+def _render_one(task: _Task) -> list[Defect]:
+    frame, defects = draw_screen(
+        task.plan.labels, seed=task.seed, index=task.plan.index, height=task.height, width=task.width
+    )
+    path = task.out / "screens" / f"{task.plan.name}.png"
+    if not cv2.imwrite(str(path), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        raise OSError(f"cannot write {path}")
+    return defects
+
+
+def _draw_labels(rng: np.random.Generator, count: int) -> tuple[str, ...]:
+    drawn: list[str] = []
+    for _ in range(count):
+        weights = _SHARE if not drawn else _BESIDE[drawn[int(rng.integers(len(drawn)))]]
+        drawn.append(str(rng.choice(LABELS, p=[weights[label] for label in LABELS])))
+    return tuple(drawn)
+
+
+def _write_masks(path: Path, defects: list[Defect], *, first: int) -> None:
+    ids = np.repeat(np.arange(first, first + len(defects), dtype=np.int32), [len(d.rows) for d in defects])
+    row = np.concatenate([d.rows for d in defects])
+    column = np.concatenate([d.columns for d in defects])
+    np.savez_compressed(path, row=row, column=column, id=ids)
+
+
+def _write_csv(path: Path, header: str, rows: list[tuple[object, ...]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(header.split(","))
+        writer.writerows(rows)
