@@ -135,9 +135,7 @@ def check_pixels(pixels: NDArray[np.uint8], manifest: Manifest) -> None:
         raise ValueError(f"a batch has 1 to {manifest.batch_size} patches, got {len(pixels)}")
 
 
-def check_screen(
-    label_features: NDArray[np.float32], stage1: NDArray[np.float32], manifest: Manifest
-) -> None:
+def check_screen(label_features: NDArray[np.float32], stage1: NDArray[np.float32], manifest: Manifest) -> None:
     """Hold the caller of `Backend.reason` to its contract.
 
     Raises:

@@ -77,9 +77,7 @@ def export(
     return difference
 
 
-def module_probability(
-    features: nn.Module, reasoning: nn.Module, pixels: NDArray[np.uint8]
-) -> NDArray[np.float32]:
+def module_probability(features: nn.Module, reasoning: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Probabilities (K, C) by the modules, all K patches (K, 1, P, P) reasoned together."""
     with torch.inference_mode():
         parts = [features(torch.from_numpy(patch[None])) for patch in pixels]

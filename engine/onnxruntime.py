@@ -130,9 +130,7 @@ def _run(
 def _check_whole(output: NDArray[Any], leading: tuple[int, ...], *, dimensions: int, name: str) -> None:
     """Refuse an answer that has lost rows or labels."""
     if output.dtype != np.float32 or output.ndim != dimensions or output.shape[:2] != leading:
-        raise InferenceError(
-            f"{name} came back as {output.shape} {output.dtype}, expected {leading} and float32"
-        )
+        raise InferenceError(f"{name} came back as {output.shape} {output.dtype}, expected {leading} and float32")
 
 
 def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:

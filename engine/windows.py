@@ -40,9 +40,7 @@ def cover(height: int, width: int, *, patch_px: int, overlap_px: int = 0) -> tup
         raise ValueError(f"a frame of {width} x {height} pixels is smaller than a patch of {patch_px}")
     tops = _starts(height, patch_px, patch_px - overlap_px)
     lefts = _starts(width, patch_px, patch_px - overlap_px)
-    return tuple(
-        Window(row, column, top, left) for row, top in enumerate(tops) for column, left in enumerate(lefts)
-    )
+    return tuple(Window(row, column, top, left) for row, top in enumerate(tops) for column, left in enumerate(lefts))
 
 
 def cut(frame: NDArray[np.uint8], windows: Sequence[Window], patch_px: int) -> NDArray[np.uint8]:

@@ -50,3 +50,19 @@ async def receive(request: Request, *, limit_bytes: int, timeout_s: float) -> me
     if promised is not None and received < promised:
         raise IncompleteBody(f"{received} bytes arrived of {promised}")
     return buffer[:received]
+
+
+def _content_length(request: Request) -> int | None:
+    """What the header promises; None where it promises nothing."""
+    value = request.headers.get("content-length")
+    if value is None:
+        return None
+    if not value.isascii() or not value.isdigit():
+        raise IncompleteBody(f"content-length {value[:40]!r} is not a number")
+    return int(value)
+
+
+def _overflow(promised: int | None, limit_bytes: int) -> BodyTooLarge | IncompleteBody:
+    if promised is None:
+        return BodyTooLarge(f"the body is over the limit of {limit_bytes} bytes")
+    return IncompleteBody(f"more than the {promised} bytes arrived that the header promised")

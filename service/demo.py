@@ -14,19 +14,21 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import httpx
-from pydantic import TypeAdapter
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from service.inspector import from_json
 from service.overlay import draw
+from service.tables import describe_labels, describe_verdict, table
 from service.verdict import Verdict
 
 READY_WITHIN_S = 120.0
@@ -64,8 +66,11 @@ def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: C
         DemoError: rendering, serving or an inspection failed.
     """
     out.mkdir(parents=True, exist_ok=True)
+    wanted = json.dumps({"screens": screens, "seed": seed, "height": size[0], "width": size[1]})
     with Progress(console=console) as progress:
-        _render(out, screens=screens, seed=seed, size=size, progress=progress)
+        if not _rendered(out, wanted):
+            _render(out, screens=screens, seed=seed, size=size, progress=progress)
+            (out / "demo.json").write_text(wanted)
         truths = _truths(out)
         with _server(out / "server.log", progress) as address:
             inspected = [
@@ -75,6 +80,20 @@ def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: C
     (out / "verdicts.json").write_text(f"[{','.join(item.answer for item in inspected)}]\n")
     console.print(_table(inspected))
     console.print(f"overlays: {out / 'overlays'}   verdicts: {out / 'verdicts.json'}")
+
+
+def _rendered(out: Path, wanted: str) -> bool:
+    """Whether an earlier demonstration left the same screens.
+
+    Raises:
+        DemoError: the folder holds others.
+    """
+    if not (out / "boxes.csv").exists():
+        return False
+    made = out / "demo.json"
+    if made.is_file() and made.read_text() == wanted:
+        return True
+    raise DemoError(f"{out} holds other screens: choose another folder with --out, or remove it")
 
 
 def _render(out: Path, *, screens: int, seed: int, size: tuple[int, int], progress: Progress) -> None:
@@ -119,7 +138,7 @@ def _server(log_path: Path, progress: Progress) -> Iterator[str]:
             "INSPECT_PORT": str(port),
             "INSPECT_STATE_DIR": state_dir,
         }
-        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)  # noqa: S603
+        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_until_ready(process, address, log_path)
@@ -167,9 +186,10 @@ def _ended(process: "subprocess.Popen[bytes]") -> bool:
 
 def _inspect(address: str, out: Path, screen_id: str, truth: str) -> Inspected:
     """Post one screen as a line controller does, raw, and draw the answer."""
-    frame = cv2.imread(str(out / "screens" / f"{screen_id}.png"), cv2.IMREAD_GRAYSCALE)
-    if frame is None:
+    image = cv2.imread(str(out / "screens" / f"{screen_id}.png"), cv2.IMREAD_GRAYSCALE)
+    if image is None:
         raise DemoError(f"cannot read the rendered screen {screen_id}")
+    frame = np.asarray(image, np.uint8)
     height, width = frame.shape
     started_at = time.monotonic()
     try:
@@ -185,25 +205,24 @@ def _inspect(address: str, out: Path, screen_id: str, truth: str) -> Inspected:
     seconds = time.monotonic() - started_at
     if not response.is_success:
         raise DemoError(f"{screen_id}: {response.status_code} {response.text}")
-    verdict = TypeAdapter(Verdict).validate_json(response.text)
+    verdict = from_json(response.text)
     (out / "overlays").mkdir(exist_ok=True)
     cv2.imwrite(str(out / "overlays" / f"{screen_id}.png"), draw(frame, verdict))
-    return Inspected(
-        screen_id=screen_id, truth=truth, answer=response.text, verdict=verdict, seconds=seconds
-    )
+    return Inspected(screen_id=screen_id, truth=truth, answer=response.text, verdict=verdict, seconds=seconds)
 
 
 def _table(inspected: Sequence[Inspected]) -> Table:
-    table = Table("screen", "drawn", "verdict", "labels", "defects", "seconds", "patches/s")
-    for item in inspected:
-        patches = item.verdict.proof.windows_inferred
-        table.add_row(
+    columns = ("screen", "drawn", "verdict", "labels", "defects", "seconds", "patches/s")
+    rows = [
+        (
             item.screen_id,
             item.truth,
             describe_verdict(item.verdict),
             describe_labels(item.verdict),
             str(len(item.verdict.defects)),
             f"{item.seconds:.2f}",
-            f"{patches / item.seconds:.0f}",
+            f"{item.verdict.proof.windows_inferred / item.seconds:.0f}",
         )
-    return table
+        for item in inspected
+    ]
+    return table(columns, rows)

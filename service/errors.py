@@ -139,9 +139,6 @@ class NotFound(ServiceError):
     status, code, title = 404, "not_found", "There is no such screen"
 
 
-def table() -> dict[str, type[ServiceError]]:
-    """The class that gives each code its status and title, in the order of this file."""
-    classes: dict[str, type[ServiceError]] = {}
-    for kind in ServiceError.__subclasses__():
-        classes[kind.code] = kind
-    return classes
+def concrete_errors() -> tuple[type[ServiceError], ...]:
+    """One class for each code, in the order of this file."""
+    return tuple(ServiceError.__subclasses__())

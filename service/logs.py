@@ -35,9 +35,7 @@ def configure(*, level: str, form: Literal["json", "console"]) -> None:
         ]
     else:
         render = [
-            structlog.dev.ConsoleRenderer(
-                colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
-            )
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
         ]
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(

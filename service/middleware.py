@@ -47,7 +47,7 @@ class RequestScope:
         started_at = time.monotonic()
         try:
             await self._app(scope, receive, send_with_id)
-        except Exception:  # noqa: BLE001 - the last resort; whatever it is, the line gets an answer
+        except Exception:
             log.exception("unexpected")
             if status == 0:
                 document = problem("internal_error", "see the service's log", instance=scope["path"])

@@ -49,11 +49,10 @@ def draw(frame: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
     height, width = frame.shape
     scale = min(1.0, LONGEST_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    picture = cv2.cvtColor(cv2.resize(frame, size, interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    picture = np.asarray(cv2.cvtColor(small, cv2.COLOR_GRAY2BGR), np.uint8)
     if size[0] < LEAST_WIDTH_PX:
-        picture = cv2.copyMakeBorder(
-            picture, 0, 0, 0, LEAST_WIDTH_PX - size[0], cv2.BORDER_CONSTANT, value=BACKGROUND
-        )
+        picture = np.pad(picture, ((0, 0), (0, LEAST_WIDTH_PX - size[0]), (0, 0)), constant_values=BACKGROUND[0])
     colours = {label: LABEL_COLOURS[index % len(LABEL_COLOURS)] for index, label in enumerate(verdict.labels)}
     boxes = [_on_picture(defect, scale, size) for defect in verdict.defects]
     for defect, box in zip(verdict.defects, boxes, strict=True):
@@ -63,7 +62,7 @@ def draw(frame: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
     for defect, box in sorted(zip(verdict.defects, boxes, strict=True), key=lambda pair: -pair[0].score):
         _tag(picture, defect, box, colours[defect.label], tags)
     legend = _legend(picture.shape[1], frame.shape, verdict, colours)
-    return np.concatenate([legend, picture]).astype(np.uint8)
+    return np.concatenate([legend, picture])
 
 
 def _on_picture(defect: Defect, scale: float, size: tuple[int, int]) -> Rectangle:
@@ -85,9 +84,7 @@ def _outline(picture: NDArray[np.uint8], box: Rectangle, colour: Colour) -> None
         cv2.rectangle(picture, (left, top), (right - 1, bottom - 1), line, thickness)
 
 
-def _tag(
-    picture: NDArray[np.uint8], defect: Defect, box: Rectangle, colour: Colour, tags: list[Rectangle]
-) -> None:
+def _tag(picture: NDArray[np.uint8], defect: Defect, box: Rectangle, colour: Colour, tags: list[Rectangle]) -> None:
     """Write the defect's name where no other name is; where all places are taken its colour names it."""
     text = f"{defect.label} {defect.score:.2f}"
     (width, height), _ = cv2.getTextSize(text, FONT, TAG_SCALE, 1)
@@ -128,9 +125,7 @@ def _legend(
     _write(strip, "  ".join(facts), end + 2 * MARGIN_PX, ROW_PX - 7)
     for row, (label, found) in enumerate(verdict.labels.items(), start=2):
         baseline = row * ROW_PX - 7
-        cv2.rectangle(
-            strip, (MARGIN_PX, baseline - 12), (3 * MARGIN_PX, baseline + 2), colours[label], cv2.FILLED
-        )
+        cv2.rectangle(strip, (MARGIN_PX, baseline - 12), (3 * MARGIN_PX, baseline + 2), colours[label], cv2.FILLED)
         count = f"{found.count} defect{'' if found.count == 1 else 's'}"
         _write(strip, f"{label}   {found.score:.3f}   {count}", 4 * MARGIN_PX, baseline)
     return strip

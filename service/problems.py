@@ -5,30 +5,39 @@ exceptions stay in the log: they may hold paths and data.
 """
 
 import math
-from collections.abc import Iterator
 from http import HTTPStatus
+from typing import NamedTuple
 
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
 from engine import InferenceError
-from service.errors import ServiceError
+from service.errors import ServiceError, concrete_errors
 from service.metrics import Metrics
+from service.store import StoreError
 
 MEDIA_TYPE = "application/problem+json"
 
-# what the errors of `service.errors` do not cover
-STATUSES = {
-    "not_found": 404,
-    "method_not_allowed": 405,
-    "invalid_request": 422,
-    "inference_failed": 500,
-    "internal_error": 500,
+
+class Kind(NamedTuple):
+    """What is the same for every problem with one code."""
+
+    status: int
+    title: str
+
+
+# every code that the service answers with: the errors of `service.errors`, and what they do not cover
+KINDS: dict[str, Kind] = {
+    **{error.code: Kind(error.status, error.title) for error in concrete_errors()},
+    "method_not_allowed": Kind(405, "The resource does not take this method"),
+    "inference_failed": Kind(500, "The model could not be run"),
+    "record_failed": Kind(500, "The record could not be written or read"),
+    "internal_error": Kind(500, "The service failed in a way that nobody expected"),
 }
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.problems")
@@ -39,17 +48,17 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str
-    code: str
+    type: str = Field(examples=["urn:screen-inspection:problem:incomplete_image"])
+    title: str = Field(examples=["The image is incomplete"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["the PNG file lacks its end mark"])
+    instance: str = Field(examples=["/v1/screens"])
+    code: str = Field(examples=["incomplete_image"])
 
 
 def codes() -> dict[str, int]:
     """HTTP status of every code that the service answers with."""
-    return {**STATUSES, **{error.code: error.status for error in _concrete(ServiceError)}}
+    return {code: kind.status for code, kind in KINDS.items()}
 
 
 def problem(code: str, detail: str, *, instance: str) -> Problem:
@@ -62,18 +71,21 @@ def problem(code: str, detail: str, *, instance: str) -> Problem:
     """
     return Problem(
         type=f"urn:screen-inspection:problem:{code}",
-        title=code.replace("_", " ").capitalize(),
-        status=codes()[code],
+        title=KINDS[code].title,
+        status=KINDS[code].status,
         detail=detail,
         instance=instance,
         code=code,
     )
 
 
-def describe(error: ServiceError | InferenceError, *, instance: str) -> Problem:
+def describe(error: ServiceError | InferenceError | StoreError, *, instance: str) -> Problem:
     """The document for an expected error."""
-    code = error.code if isinstance(error, ServiceError) else "inference_failed"
-    return problem(code, str(error), instance=instance)
+    if isinstance(error, ServiceError):
+        return problem(error.code, error.detail, instance=instance)
+    if isinstance(error, InferenceError):
+        return problem("inference_failed", str(error), instance=instance)
+    return problem("record_failed", "see the service's log", instance=instance)
 
 
 def respond(request: Request, document: Problem, headers: dict[str, str] | None = None) -> Response:
@@ -89,14 +101,14 @@ def install(app: FastAPI) -> None:
 
     What nobody expected is left to `service.middleware`, outside of which nothing of ours runs.
     """
-    app.add_exception_handler(ServiceError, _on_expected)
-    app.add_exception_handler(InferenceError, _on_expected)
+    for kind in (ServiceError, InferenceError, StoreError):
+        app.add_exception_handler(kind, _on_expected)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
 async def _on_expected(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError | InferenceError)
+    assert isinstance(error, ServiceError | InferenceError | StoreError)
     document = describe(error, instance=request.url.path)
     if document.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("failed", exc_info=error)
@@ -115,11 +127,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = HTTPStatus(error.status_code).name.lower()
+    if code not in KINDS:
+        code = "invalid_request" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error"
     document = problem(code, str(error.detail), instance=request.url.path)
     return respond(request, document, dict(error.headers or {}))
-
-
-def _concrete(error: type[ServiceError]) -> Iterator[type[ServiceError]]:
-    for child in error.__subclasses__():
-        yield child
-        yield from _concrete(child)

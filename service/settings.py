@@ -29,14 +29,20 @@ class SettingsError(ValueError):
     """A setting that is unknown, unreadable or out of range; the message names it."""
 
 
-def _frame_size(value: object) -> object:
-    """Read `WIDTHxHEIGHT`, the order in which cameras are described, as (height, width)."""
-    if not isinstance(value, str):
-        return value
-    match = FRAME_SIZE.fullmatch(value)
+def parse_frame_size(text: str) -> tuple[int, int]:
+    """Read `WIDTHxHEIGHT`, the order in which cameras are described, as (height, width).
+
+    Raises:
+        ValueError: it is written otherwise.
+    """
+    match = FRAME_SIZE.fullmatch(text)
     if match is None:
-        raise ValueError(f"expected WIDTHxHEIGHT such as 5120x10240, got {value!r}")
+        raise ValueError(f"expected WIDTHxHEIGHT such as 5120x10240, got {text!r}")
     return int(match[2]), int(match[1])
+
+
+def _frame_size(value: object) -> object:
+    return parse_frame_size(value) if isinstance(value, str) else value
 
 
 def default_state_dir() -> Path:

@@ -2,9 +2,13 @@
 
 from dataclasses import dataclass
 
+from anyio import CapacityLimiter
+
+from engine import Manifest
 from service.admission import Admission
 from service.inspector import Inspector
 from service.metrics import Metrics
+from service.scheduler import Scheduler
 from service.settings import Settings
 from service.store import Store
 
@@ -14,7 +18,10 @@ class Running:
     """The parts that routes work with; `request.state.running`."""
 
     settings: Settings
+    manifest: Manifest
     inspector: Inspector
+    scheduler: Scheduler
     store: Store
     metrics: Metrics
     admission: Admission
+    threads: CapacityLimiter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -15,7 +15,7 @@ from engine import EngineError
 app = typer.Typer(help="Images and labels in, bundle out.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 
-Json = Annotated[Optional[Path], typer.Option("--json", help="Write the figures to this file as well.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as well.")]
 
 
 @app.command()
@@ -27,7 +27,7 @@ def render(
     height: Annotated[int, typer.Option(help="Pixels down.", min=256)] = 10240,
     clean: Annotated[float, typer.Option(help="Share of screens without a defect.", min=0, max=1)] = 0.5,
     preview: Annotated[bool, typer.Option("--preview", help="Write a contact sheet per label as well.")] = False,
-    processes: Annotated[Optional[int], typer.Option(help="Default: one per CPU.", min=1)] = None,
+    processes: Annotated[int | None, typer.Option(help="Default: one per CPU.", min=1)] = None,
 ) -> None:
     """Render line-scan screens with defects, boxes and masks (no torch needed)."""
     from training import screens as renderer
@@ -49,10 +49,10 @@ def cut(
     source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 32.")] = 1024,
-    stride: Annotated[Optional[int], typer.Option(help="Step of the window. Default: no overlap.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Step of the window. Default: no overlap.")] = None,
     rule: Annotated[str, typer.Option(help="known: partly visible is unknown; paper: such patches go.")] = "known",
-    test_fold: Annotated[Optional[int], typer.Option(help="Fold of folds.csv to test on.")] = None,
-    label: Annotated[Optional[list[str]], typer.Option(help="A label, in order; default: those in boxes.csv.")] = None,
+    test_fold: Annotated[int | None, typer.Option(help="Fold of folds.csv to test on.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="A label, in order; default: those in boxes.csv.")] = None,
 ) -> None:
     """Cut screens into labelled patches, split by screen (no torch needed)."""
     from training import cutting
@@ -79,7 +79,7 @@ def cut(
 @app.command()
 def fit(
     config: Annotated[Path, typer.Argument(help="TOML file.", exists=True, dir_okay=False)],
-    set_: Annotated[Optional[list[str]], typer.Option("--set", help="key=value, e.g. phase1.epochs=2.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. phase1.epochs=2.")] = None,
 ) -> None:
     """Train both phases; the same command resumes a run that was stopped."""
     from training.config import read_config
@@ -125,7 +125,7 @@ def export(
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     batch: Annotated[int, typer.Option(help="Patches the runtime takes at once.", min=1)] = 5,
     overlap: Annotated[int, typer.Option(help="Overlap of the service's windows in pixels.", min=0)] = 0,
-    notes: Annotated[Optional[Path], typer.Option(help="Markdown for the model card.", exists=True)] = None,
+    notes: Annotated[Path | None, typer.Option(help="Markdown for the model card.", exists=True)] = None,
 ) -> None:
     """Write a verified bundle of a run; refuses if the graphs differ from the module."""
     from training.bundling import export_run
@@ -148,8 +148,8 @@ def export(
 def judge(
     verdicts: Annotated[Path, typer.Argument(help="JSON list of verdicts.", exists=True, dir_okay=False)],
     source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],
-    part: Annotated[Optional[str], typer.Option(help="Judge only train, validation or test screens.")] = None,
-    test_fold: Annotated[Optional[int], typer.Option(help="Fold of folds.csv that is the test part.")] = None,
+    part: Annotated[str | None, typer.Option(help="Judge only train, validation or test screens.")] = None,
+    test_fold: Annotated[int | None, typer.Option(help="Fold of folds.csv that is the test part.")] = None,
     json_file: Json = None,
 ) -> None:
     """Judge the service's verdicts: escape, overkill, review, labels, boxes (no torch needed)."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision import tv_tensors
@@ -38,7 +40,7 @@ class Augment(nn.Module):
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
 
 
-class QuarterTurn(v2.Transform):
+class QuarterTurn(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Rotation by a multiple of 90 degrees; every pixel is kept."""
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
@@ -47,10 +49,10 @@ class QuarterTurn(v2.Transform):
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
         """Turn image or mask."""
-        return tv_tensors.wrap(torch.rot90(inpt, params["turns"], dims=(-2, -1)), like=inpt)
+        return tv_tensors.wrap(torch.rot90(inpt, params["turns"], dims=(-2, -1)).contiguous(), like=inpt)
 
 
-class RandomGamma(v2.Transform):
+class RandomGamma(v2.Transform):  # type: ignore[misc]  # torchvision has no types
     """Another camera response: grey ** gamma, gamma in 1 +- strength, by a table of 256."""
 
     def __init__(self, strength: float) -> None:
@@ -65,24 +67,32 @@ class RandomGamma(v2.Transform):
         """Map the image's grey levels; a mask stays."""
         if not isinstance(inpt, tv_tensors.Image):
             return inpt
-        table = (255 * (torch.arange(256) / 255) ** params["gamma"]).round().to(torch.uint8)
-        return tv_tensors.wrap(table[inpt.long()], like=inpt)
+        table = np.rint(255 * (np.arange(256) / 255) ** params["gamma"]).astype(np.uint8)
+        return tv_tensors.wrap(torch.from_numpy(table[inpt.numpy()]), like=inpt)
 
 
-class RandomNoise(v2.Transform):
-    """Read noise of another camera: Gaussian, its standard deviation drawn from 0 to `largest` grey levels."""
+class RandomNoise(v2.Transform):  # type: ignore[misc]  # torchvision has no types
+    """Read noise of another camera: Gaussian, its standard deviation drawn from 0 to `largest` grey levels.
+
+    The noise is a stretch of a bank that is drawn once: drawn afresh for each patch it would cost
+    more than all the rest of the augmentation.
+    """
 
     def __init__(self, largest: float) -> None:
         super().__init__()
         self._largest = largest
+        self._bank = np.random.default_rng(0).standard_normal(2**22, dtype=np.float32)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the standard deviation."""
-        return {"sigma": self._largest * float(torch.rand(()))}
+        """Draw the standard deviation, and where the bank is begun."""
+        return {"sigma": self._largest * float(torch.rand(())), "start": int(torch.randint(len(self._bank) // 2, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
         """Add noise to the image; a mask stays."""
         if not isinstance(inpt, tv_tensors.Image):
             return inpt
-        noisy = inpt.float() + params["sigma"] * torch.randn(inpt.shape)
-        return tv_tensors.wrap(noisy.round().clamp(0, 255).to(torch.uint8), like=inpt)
+        grey = inpt.numpy().reshape(1, -1)
+        stretch = self._bank[params["start"] : params["start"] + grey.size]
+        noise = np.rint(params["sigma"] * stretch).astype(np.int16)
+        noisy = cv2.add(grey, noise[None], dtype=cv2.CV_8U)  # saturates
+        return tv_tensors.wrap(torch.from_numpy(noisy.reshape(inpt.shape)), like=inpt)

@@ -11,7 +11,8 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from engine import FrameLimits, LabelLimits, Manifest
-from engine.export import Difference, export
+from engine.export import export
+from engine.parity import Difference
 from training.calibration import calibrate
 from training.config import Config
 from training.datasets import PatchSet
@@ -70,7 +71,7 @@ def export_run(
         frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=8),
         files={},
         parity_tolerance={"fp32": FP32_TOLERANCE},
-        data_id=data_id(config.data.folders),
+        data_id=data_id([*config.data.folders, *config.phase1.folders, *config.phase2.folders]),
         training=_facts(config, measured),
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
@@ -107,9 +108,7 @@ def data_id(folders: list[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _report(
-    probability: NDArray[np.float32], patches: PatchSet, limits: Mapping[str, LabelLimits]
-) -> Report:
+def _report(probability: NDArray[np.float32], patches: PatchSet, limits: Mapping[str, LabelLimits]) -> Report:
     thresholds = [limit.threshold for limit in limits.values()]
     return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
 
@@ -155,7 +154,10 @@ def model_card(
     lines += [f"| {name} | {count:,} |" for name, count in [*table, ("sum", sum(c for _, c in table))]]
     for part, found in measured.items():
         lines += ["", f"## Patches of the {part} part ({found.patches})", ""]
-        lines += ["| label | threshold | precision | recall | F | patches with it |", "| --- | --- | --- | --- | --- | --- |"]
+        lines += [
+            "| label | threshold | precision | recall | F | patches with it |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
         lines += [
             f"| {label} | {manifest.labels[label].threshold:.3f} | {r.precision:.3f} | {r.recall:.3f} "
             f"| {r.f_measure:.3f} | {r.positives} |"
@@ -163,7 +165,9 @@ def model_card(
         ]
         lines += [f"| macro | | {found.precision:.3f} | {found.recall:.3f} | {found.f_measure:.3f} | |"]
     lines += ["", "## Review bands", "", "| label | low | high |", "| --- | --- | --- |"]
-    lines += [f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()]
+    lines += [
+        f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()
+    ]
     lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}.", ""]
     shown = config.model_dump_json(indent=2, exclude={"run": True, "data": {"folders"}})
     return "\n".join([*lines, "```json", shown, "```", ""])

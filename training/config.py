@@ -39,6 +39,7 @@ class Augmentation(_Section):
 class Phase(_Section):
     """One of the two phases. The defaults are the paper's."""
 
+    folders: list[Path] = []  # learns from these instead of data.folders, e.g. smaller patches of the same screens
     epochs: int = Field(40, ge=0)
     batch: int = Field(32, ge=1)  # patches
     optimiser: Literal["sgd", "adamw"] = "sgd"
@@ -108,8 +109,11 @@ def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{path}: {problems}") from error
     folder = path.parent
-    data = config.data.model_copy(update={"folders": [folder / f for f in config.data.folders]})
-    return config.model_copy(update={"run": folder / config.run, "data": data})
+    sections = {
+        name: section.model_copy(update={"folders": [folder / f for f in section.folders]})
+        for name, section in (("data", config.data), ("phase1", config.phase1), ("phase2", config.phase2))
+    }
+    return config.model_copy(update={"run": folder / config.run, **sections})
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -70,9 +70,7 @@ class Defect:
             bottom = min(self.bottom - window.top, patch_px)
             right = min(self.right - window.left, patch_px)
             if bottom > top and right > left:
-                touched[
-                    top // CELL_PX : -(-bottom // CELL_PX), left // CELL_PX : -(-right // CELL_PX)
-                ] = True
+                touched[top // CELL_PX : -(-bottom // CELL_PX), left // CELL_PX : -(-right // CELL_PX)] = True
             return touched
         rows, columns = self._inside(window, patch_px)
         touched[(rows - window.top) // CELL_PX, (columns - window.left) // CELL_PX] = True
@@ -266,7 +264,11 @@ def _cut_screen(
     if image is None:
         raise ValueError(f"{path} cannot be read")
     frame = to_grey(image)
-    windows, names, rows, cells, dropped = [], [], [], [], 0
+    windows: list[Window] = []
+    names: list[str] = []
+    rows: list[NDArray[np.int8]] = []
+    cells: list[NDArray[np.int64]] = []
+    dropped = 0
     for window in cover(*frame.shape, patch_px=patch_px, overlap_px=patch_px - stride_px):
         presence, touched = _label_window(defects, labels, window, patch_px)
         if rule == "paper" and (presence < 0).any():
@@ -315,9 +317,7 @@ def _write_png(path: Path, patch: NDArray[np.uint8]) -> None:
 
 def _write_tables(out: Path, done: dict[str, _Patches], labels: list[str], parts: dict[str, str]) -> None:
     patches = [(screen, cut_, k) for screen, cut_ in done.items() for k in range(len(cut_.names))]
-    _write_csv(
-        out / "labels.csv", ["img_names", *labels], ([f"{c.names[k]}.png", *c.labels[k]] for _, c, k in patches)
-    )
+    _write_csv(out / "labels.csv", ["img_names", *labels], ([f"{c.names[k]}.png", *c.labels[k]] for _, c, k in patches))
     _write_csv(
         out / "windows.csv",
         ["img_names", "screen", "row", "column", "left", "top"],

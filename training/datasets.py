@@ -44,9 +44,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         ValueError: the folders disagree in labels or patch size, or hold no patch of the part.
     """
 
-    def __init__(
-        self, folders: Sequence[Path], part: str | None, *, transform: v2.Transform | None = None
-    ) -> None:
+    def __init__(self, folders: Sequence[Path], part: str | None, *, transform: v2.Transform | None = None) -> None:
         cuts = [_CutFolder(folder) for folder in folders]
         first = cuts[0]
         for other in cuts[1:]:
@@ -63,9 +61,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         self.labels: NDArray[np.int8] = np.stack([cuts[c].labels[k] for c, k in self._rows])
         self.names = [cuts[c].names[k] for c, k in self._rows]
         self.screen_names = [cuts[c].screens[k] for c, k in self._rows]
-        numbers = {
-            key: n for n, key in enumerate(dict.fromkeys((c, cuts[c].screens[k]) for c, k in self._rows))
-        }
+        numbers = {key: n for n, key in enumerate(dict.fromkeys((c, cuts[c].screens[k]) for c, k in self._rows))}
         self.screens = np.array([numbers[c, cuts[c].screens[k]] for c, k in self._rows])
 
     def __len__(self) -> int:
@@ -82,7 +78,8 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
     def patch(self, index: int) -> NDArray[np.uint8]:
         """The pixels (P, P) of one patch, without augmentation."""
         folder, row = self._rows[index]
-        return self._pixels[folder][row]
+        pixels: NDArray[np.uint8] = self._pixels[folder][row]
+        return pixels
 
     def by_screen(self) -> list[NDArray[np.int64]]:
         """Indices of the patches of each screen."""

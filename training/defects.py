@@ -40,9 +40,7 @@ def bubble(rng: np.random.Generator, limit_px: int) -> Drawing:
     shape = ring
     inside = _step(-outward, rim)
     kind = rng.random()
-    if (
-        kind < 0.45
-    ):  # the pocket changes the reflection of the whole interior, more towards its rim or its middle
+    if kind < 0.45:  # the pocket changes the reflection of the whole interior, more towards its rim or its middle
         depth = np.clip(polar.radius / edge, 0, 1)
         profile = depth**2 if rng.random() < 0.5 else 1 - 0.7 * depth**2
         shape = shape + float(rng.uniform(-0.5, 0.6)) * inside * profile * (1 - np.clip(ring, 0, 1))
@@ -155,9 +153,7 @@ def fingerprint(rng: np.random.Generator, limit_px: int) -> Drawing:
     polar = _polar(side)
     edge = 0.38 * side * _outline(rng, polar.angle, aspect=1.5, wobble=0.06)
     envelope = np.clip(1.1 - (polar.radius / edge) ** 2, 0, 1) ** 1.5
-    warp = cv2.resize(
-        rng.normal(0, 1, size=(5, 5)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC
-    )
+    warp = cv2.resize(rng.normal(0, 1, size=(5, 5)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
     if rng.random() < 0.5:
         return _float32(envelope * np.clip(0.5 + 0.4 * warp, 0, 1))
     x = np.arange(side, dtype=np.float32) - side * float(rng.uniform(-0.2, 1.2))
@@ -189,9 +185,7 @@ def _outline(
     turn = float(rng.uniform(0, np.pi))
     outline = 1 / np.sqrt(squeeze * np.cos(angle - turn) ** 2 + np.sin(angle - turn) ** 2 / squeeze)
     for order in (3, 4, 5):
-        outline *= 1 + float(rng.normal(0, wobble / (order - 1))) * np.cos(
-            order * angle + rng.uniform(0, 2 * np.pi)
-        )
+        outline *= 1 + float(rng.normal(0, wobble / (order - 1))) * np.cos(order * angle + rng.uniform(0, 2 * np.pi))
     return _float32(outline)
 
 
@@ -268,9 +262,7 @@ def _cloud(rng: np.random.Generator, count: int, extent: float) -> NDArray[np.fl
     positions = centres[which] + rng.normal(0, 1, size=(count, 2)) * widths[which, None]
     stray = rng.random(count) < 0.25
     positions[stray] = rng.uniform(-1, 1, size=(int(stray.sum()), 2))
-    positions /= np.maximum(1, np.hypot(positions[:, 0], positions[:, 1]) / rng.uniform(0.6, 1, size=count))[
-        :, None
-    ]
+    positions /= np.maximum(1, np.hypot(positions[:, 0], positions[:, 1]) / rng.uniform(0.6, 1, size=count))[:, None]
     turn = rng.uniform(0, np.pi)
     rotate = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     return np.asarray((positions * spread) @ rotate.T)

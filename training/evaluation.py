@@ -68,9 +68,7 @@ def report(
     predicted = torch.from_numpy((probability >= np.asarray(thresholds, np.float32)).astype(np.int64))
     truth = torch.from_numpy(target.astype(np.int64))
     scores = multilabel_stat_scores(predicted, truth, num_labels=len(labels), average=None, ignore_index=-1)
-    per_label = {
-        name: _label_report(*map(int, row[:4])) for name, row in zip(labels, scores.tolist(), strict=True)
-    }
+    per_label = {name: _label_report(*map(int, row[:4])) for name, row in zip(labels, scores.tolist(), strict=True)}
     reports = list(per_label.values())
     precision = float(np.mean([r.precision for r in reports]))
     recall = float(np.mean([r.recall for r in reports]))

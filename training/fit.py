@@ -45,9 +45,7 @@ def fit(config: Config) -> Report:
         torch.set_num_threads(config.threads)
     # phase 1 leaves stage 2 without gradients, which plain DDP refuses
     strategy = "ddp_find_unused_parameters_true" if config.devices > 1 else "auto"
-    fabric = Fabric(
-        accelerator="auto", strategy=strategy, devices=config.devices, precision=config.precision
-    )
+    fabric = Fabric(accelerator="auto", strategy=strategy, devices=config.devices, precision=config.precision)
     fabric.launch()
     return Run(config, fabric).finish()
 
@@ -59,15 +57,19 @@ class Run:
         self.config = config
         self.fabric = fabric
         self.validation = PatchSet(config.data.folders, "validation")
-        self.training = PatchSet(
-            config.data.folders,
-            "train",
-            transform=Augment(config.augmentation),
-        )
-        _open_folder(config, self.training.label_names)
+        self.training = {name: self._training_set(getattr(config, name)) for name in PHASES}
+        labels = self.validation.label_names
+        _open_folder(config, labels)
         fabric.seed_everything(config.seed, verbose=False)
-        network = TwoStageNetwork(len(self.training.label_names), config.network)
+        network = TwoStageNetwork(len(labels), config.network)
         self.network = network.to(memory_format=torch.channels_last)
+
+    def _training_set(self, phase: Phase) -> PatchSet:
+        folders = phase.folders or self.config.data.folders
+        patches = PatchSet(folders, "train", transform=Augment(self.config.augmentation))
+        if patches.label_names != self.validation.label_names:
+            raise ValueError(f"{folders[0]} and {self.config.data.folders[0]} differ in labels")
+        return patches
 
     def finish(self) -> Report:
         """Train what is left to train."""
@@ -85,7 +87,7 @@ class Run:
         if resumed is None and reason:
             self.network.reasoning.start_from(
                 self.network.classifier1,
-                cooccurrence(torch.from_numpy(self.training.labels)),
+                cooccurrence(torch.from_numpy(self.training[name].labels)),
                 self.config.network,
             )
         optimiser = _optimiser(self.network, phase)
@@ -110,14 +112,14 @@ class Run:
             self._save_weights(name)
 
     def _batches(self, name: str, phase: Phase) -> Callable[[int], DataLoader[Any]]:
-        data, fabric = self.config.data, self.fabric
+        data, fabric, training = self.config.data, self.fabric, self.training[name]
         by_screen = name == "phase2" and self.config.relations == "screen"
 
         def of_epoch(epoch: int) -> DataLoader[Any]:
             seed = self.config.seed * 2 + (name == "phase2")
             if by_screen:
                 whole = ScreenBatches(
-                    self.training,
+                    training,
                     batch=phase.batch,
                     count=data.patches_per_epoch,
                     seed=seed,
@@ -125,12 +127,10 @@ class Run:
                     rank=fabric.global_rank,
                     world=fabric.world_size,
                 )
-                loader = DataLoader(
-                    self.training, batch_sampler=whole, num_workers=data.workers, collate_fn=collate
-                )
+                loader = DataLoader(training, batch_sampler=whole, num_workers=data.workers, collate_fn=collate)
             else:
                 shuffled = BalancedSampler(
-                    self.training.labels,
+                    training.labels,
                     positives=data.positives,
                     count=data.patches_per_epoch,
                     seed=seed,
@@ -139,7 +139,7 @@ class Run:
                     world=fabric.world_size,
                 )
                 loader = DataLoader(
-                    self.training,
+                    training,
                     batch_size=phase.batch,
                     sampler=shuffled,
                     num_workers=data.workers,
@@ -306,9 +306,7 @@ def _optimiser(network: TwoStageNetwork, phase: Phase) -> torch.optim.Optimizer:
     parameters = [p for p in network.parameters() if p.requires_grad]
     if phase.optimiser == "adamw":
         return torch.optim.AdamW(parameters, lr=phase.learning_rate, weight_decay=phase.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=phase.learning_rate, momentum=phase.momentum, weight_decay=phase.weight_decay
-    )
+    return torch.optim.SGD(parameters, lr=phase.learning_rate, momentum=phase.momentum, weight_decay=phase.weight_decay)
 
 
 def _learning_rate(phase: Phase, *, step: int, total: int) -> float:

@@ -3,8 +3,8 @@
 Stage 1 (feature clustering): trunk, category pooling, cosine classifier. Stage 2 (graph reasoning): label graph,
 image relations, classifier 2. This file knows nothing of training, data or bundles.
 
-Shape suffixes: N patches, M patches to relate to, G grey channel (1), P patch side, D trunk channels, H W rows and columns of the trunk's
-map, L labels, F label-feature width (the paper's d), Z projection width, R relation width (the paper's r).
+Shape suffixes: N patches, M patches to relate to, G grey channel (1), P patch side, D trunk channels, H W rows and
+columns of the trunk's map, L labels, F label-feature width (the paper's d), Z projection width, R relation width (the paper's r).
 """
 
 from __future__ import annotations
@@ -49,9 +49,7 @@ class NetworkConfig:
         if self.pooling not in ("average", "attention"):
             raise ValueError(f"network.pooling must be 'average' or 'attention', not {self.pooling!r}")
         if self.relation_scores not in ("bare", "scaled"):
-            raise ValueError(
-                f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}"
-            )
+            raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")
 
 
 class CategoryPooling(nn.Module):
@@ -176,7 +174,8 @@ class GraphReasoning(nn.Module):
         degree_L = edges_LL.sum(dim=1).clamp_min(1e-6).rsqrt()
         nodes_LF = (degree_L[:, None] * edges_LL * degree_L[None, :]) @ self.nodes
         reasoned_NR = functional.relu(self.relation(to_label_NL @ nodes_LF))
-        return self.classifier(torch.cat([flat, reasoned_NR], dim=1))
+        score_NL: Tensor = self.classifier(torch.cat([flat, reasoned_NR], dim=1))
+        return score_NL
 
 
 class Output(NamedTuple):
@@ -249,7 +248,8 @@ class TwoStageNetwork(nn.Module):
         attention: the map by which the label's features were pooled.
         """
         if self.pooling.label_map is not None:
-            return self.pooling.label_map(trunk_NDHW)
+            map_NLHW: Tensor = self.pooling.label_map(trunk_NDHW)
+            return map_NLHW
         columns = self.labels * self.config.feature_width
         weight_LD = self.reasoning.classifier.weight[:, :columns] @ self.pooling.linear.weight
         return functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])

@@ -85,9 +85,7 @@ class Placer:
                 return defect
         return None
 
-    def _lay(
-        self, label: str, shape: Drawing, *, near: tuple[int, int] | None, crowded: bool
-    ) -> Defect | None:
+    def _lay(self, label: str, shape: Drawing, *, near: tuple[int, int] | None, crowded: bool) -> Defect | None:
         height, width = self._scene.light.shape
         if near is None:
             row, column = int(self._rng.integers(height)), int(self._rng.integers(width))

@@ -33,9 +33,7 @@ def write_previews(folder: Path) -> None:
     defective = {row["screen"] for row in boxes}
     clean = [name for name in names if name not in defective][: _COLUMNS * _ROWS]
     if clean:
-        crops = [
-            _crop(frame := _read(folder, name), frame.shape[0] // 2, frame.shape[1] // 2) for name in clean
-        ]
+        crops = [_crop(frame := _read(folder, name), frame.shape[0] // 2, frame.shape[1] // 2) for name in clean]
         cv2.imwrite(str(folder / "preview_clean.png"), _sheet(crops))
     cv2.imwrite(str(folder / "preview_frames.png"), _whole(folder, names[:6]))
 
@@ -43,9 +41,7 @@ def write_previews(folder: Path) -> None:
 def _around_box(folder: Path, row: dict[str, str]) -> NDArray[np.uint8]:
     left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
     middle_row, middle_column = (top + bottom) // 2, (left + right) // 2
-    if (
-        max(right - left, bottom - top) > _CROP_PX
-    ):  # the middle of a long scratch's box may lie off the scratch
+    if max(right - left, bottom - top) > _CROP_PX:  # the middle of a long scratch's box may lie off the scratch
         with np.load(folder / "masks" / f"{row['screen']}.npz", allow_pickle=False) as arrays:
             rows, columns = arrays["row"], arrays["column"]
         inside = np.flatnonzero((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))

@@ -55,9 +55,7 @@ def _illumination(rng: np.random.Generator, *, height: int, width: int) -> NDArr
         field += _reflection(rng, x, ratio * y, ratio=ratio)
     field /= max(float(np.median(field)), 0.2)
     np.clip(field, 0.25, 3.0, out=field)
-    whole = cv2.resize(
-        field.astype(np.float32), (columns * _CELL_PX, rows * _CELL_PX), interpolation=cv2.INTER_CUBIC
-    )
+    whole = cv2.resize(field.astype(np.float32), (columns * _CELL_PX, rows * _CELL_PX), interpolation=cv2.INTER_CUBIC)
     # the cells at the edges are extrapolated: leave them outside the frame
     return np.ascontiguousarray(whole[_CELL_PX : _CELL_PX + height, _CELL_PX : _CELL_PX + width])
 
@@ -133,9 +131,7 @@ def _housing(rng: np.random.Generator, light: NDArray[np.float32], *, base: floa
     for top in range(0, height, _BAND_ROWS):
         band = light[top : top + _BAND_ROWS]
         share = panel[top : top + _BAND_ROWS].astype(np.float32) / 255
-        outside = around[top : top + _BAND_ROWS] * np.roll(
-            grain[: len(band)], int(rng.integers(width)), axis=1
-        )
+        outside = around[top : top + _BAND_ROWS] * np.roll(grain[: len(band)], int(rng.integers(width)), axis=1)
         band -= outside
         band *= share
         band += outside
@@ -146,9 +142,7 @@ def _table_level(rng: np.random.Generator, base: float) -> float:
     return float(rng.uniform(0.1, 0.8) * base if rng.random() < 0.5 else rng.uniform(2, 110))
 
 
-def _rounded(
-    low: NDArray[np.float64], high: NDArray[np.float64], *, corner: float, turn: float
-) -> NDArray[np.int32]:
+def _rounded(low: NDArray[np.float64], high: NDArray[np.float64], *, corner: float, turn: float) -> NDArray[np.int32]:
     """Outline (n, 1, 2) in 1/16 pixel of a rectangle (x, y) with round corners, turned about its middle."""
     quarter = np.linspace(0, np.pi / 2, 24)
     corner = min(corner, float((high - low).min()) / 2)

@@ -74,9 +74,7 @@ def plan_screens(screens: int, *, seed: int, clean: float = 0.5) -> tuple[Plan, 
         held = round(0.15 * len(group))
         names = ["validation"] * held + ["test"] * held + ["train"] * (len(group) - 2 * held)
         parts |= dict(zip(group.tolist(), names, strict=True))
-    return tuple(
-        Plan(index=k, name=f"s{seed}_{k:05d}", part=parts[k], labels=labels[k]) for k in range(screens)
-    )
+    return tuple(Plan(index=k, name=f"s{seed}_{k:05d}", part=parts[k], labels=labels[k]) for k in range(screens))
 
 
 def draw_screen(
@@ -167,9 +165,7 @@ def _run(tasks: list[_Task], workers: int) -> Iterator[list[Defect]]:
     if workers == 1:
         yield from map(_render_one, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(
-        workers, initializer=cv2.setNumThreads, initargs=(1,)
-    ) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
         yield from pool.imap(_render_one, tasks)
 
 

@@ -56,9 +56,7 @@ class Sensor:
         sigma = float(np.sqrt(self.shot_ratio * max(light, 0.0) + self.read_noise**2))
         step = sigma + 0.5
         below = max(light - step, 0.0)
-        slope = float(np.diff(self.grey(np.array([below, light + step], np.float32)))[0]) / (
-            light + step - below
-        )
+        slope = float(np.diff(self.grey(np.array([below, light + step], np.float32)))[0]) / (light + step - below)
         return float(np.hypot(sigma * slope, 12**-0.5))
 
     def blur(self, light: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -30,7 +30,9 @@ def print_judgement(found: Judgement, console: Console) -> None:
     labels.add_row("macro", "", "", f"{found.f_measure:.3f}", style="bold")
     console.print(labels)
 
-    bands = sorted({band for r in found.labels.values() for band in r.by_contrast}, key=lambda b: float(b.split("-")[0]))
+    bands = sorted(
+        {band for r in found.labels.values() for band in r.by_contrast}, key=lambda b: float(b.split("-")[0])
+    )
     if bands:
         table = Table("boxes found by contrast (in noise)", *bands)
         for name, r in found.labels.items():

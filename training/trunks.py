@@ -65,7 +65,9 @@ class LightTrunk(nn.Module):
         )
 
     def forward(self, pixel_NGPP: Tensor) -> Tensor:
-        return self.layers(pixel_NGPP)
+        """Pixels (N, 1, P, P) to the map (N, 128, P/32, P/32)."""
+        map_NDHW: Tensor = self.layers(pixel_NGPP)
+        return map_NDHW
 
 
 class SeparableBlock(nn.Module):
@@ -80,6 +82,7 @@ class SeparableBlock(nn.Module):
         self.residual = stride == 1 and inputs == outputs
 
     def forward(self, x: Tensor) -> Tensor:
+        """The block (N, C, H, W), smaller by its stride."""
         y = torch.relu(self.norm1(self.depthwise(x)))
         y = self.norm2(self.pointwise(y))
         return torch.relu(x + y) if self.residual else torch.relu(y)

@@ -98,9 +98,7 @@ def test_a_container_gets_time_for_the_screens_it_holds() -> None:
 
 
 def test_prometheus_scrapes_the_service_by_its_name_and_port() -> None:
-    ((target,),) = [
-        entry["targets"] for entry in json.loads((DEPLOY / "prometheus" / "targets.json").read_text())
-    ]
+    ((target,),) = [entry["targets"] for entry in json.loads((DEPLOY / "prometheus" / "targets.json").read_text())]
     name, _, port = target.partition(":")
     assert name in services()
     assert [port] == arguments_of("EXPOSE")

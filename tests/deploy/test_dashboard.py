@@ -52,9 +52,7 @@ def test_every_series_of_the_service_is_shown(exported: dict[str, set[str]]) -> 
 
 
 def test_every_query_names_the_provisioned_datasource() -> None:
-    provisioned = yaml.safe_load(
-        (DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
-    )
+    provisioned = yaml.safe_load((DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text())
     (datasource,) = provisioned["datasources"]
     assert {key: datasource[key] for key in DATASOURCE} == DATASOURCE
     variables = read_dashboard()["templating"]["list"]
@@ -64,9 +62,7 @@ def test_every_query_names_the_provisioned_datasource() -> None:
 
 
 def test_rates_look_back_over_whole_scrapes() -> None:
-    datasources = yaml.safe_load(
-        (DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text()
-    )
+    datasources = yaml.safe_load((DEPLOY / "grafana" / "provisioning" / "datasources" / "prometheus.yml").read_text())
     scraping = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
     interval = scraping["global"]["scrape_interval"]
     assert datasources["datasources"][0]["jsonData"]["timeInterval"] == interval
@@ -109,13 +105,9 @@ def test_throughput_is_drawn_against_the_floor(title: str, floor: float) -> None
 
 
 def test_the_provider_reads_the_folder_of_the_dashboard() -> None:
-    provisioned = yaml.safe_load(
-        (DEPLOY / "grafana" / "provisioning" / "dashboards" / "inspection.yml").read_text()
-    )
+    provisioned = yaml.safe_load((DEPLOY / "grafana" / "provisioning" / "dashboards" / "inspection.yml").read_text())
     (provider,) = provisioned["providers"]
-    mounts = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]["grafana"][
-        "volumes"
-    ]
+    mounts = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]["grafana"]["volumes"]
     assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in mounts
 
 

@@ -128,8 +128,7 @@ def panel_values(api: httpx.Client, title: str) -> list[dict[str, float]]:
     (panel,) = (panel for panel in panels() if panel["title"] == title)
     answers = [ask(api, filled(target["expr"])) for target in panel["targets"]]
     return [
-        {",".join(sample["metric"].values()): float(sample["value"][1]) for sample in samples}
-        for samples in answers
+        {",".join(sample["metric"].values()): float(sample["value"][1]) for sample in samples} for samples in answers
     ]
 
 

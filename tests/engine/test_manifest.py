@@ -41,9 +41,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         files={name: draw(HASHES) for name in (*REQUIRED_FILES, *extra)},
         parity_tolerance={p: draw(RATIOS) for p in ("fp32", *(PRECISION_FILES[name] for name in extra))},
         data_id=draw(LINES),
-        training=draw(
-            st.dictionaries(WORDS, LINES | st.floats(allow_nan=False, allow_infinity=False), max_size=4)
-        ),
+        training=draw(st.dictionaries(WORDS, LINES | st.floats(allow_nan=False, allow_infinity=False), max_size=4)),
     )
 
 

@@ -97,9 +97,7 @@ def test_known_frames(size: tuple[int, int], overlap_px: int, count: int, last: 
         ((64, 64), 0, 0, "patch_px must be at least 1"),
     ],
 )
-def test_impossible_sizes_are_refused(
-    size: tuple[int, int], patch_px: int, overlap_px: int, message: str
-) -> None:
+def test_impossible_sizes_are_refused(size: tuple[int, int], patch_px: int, overlap_px: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         cover(*size, patch_px=patch_px, overlap_px=overlap_px)
 

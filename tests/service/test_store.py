@@ -25,9 +25,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
 
 
 def test_answer_comes_back_byte_for_byte(store: Store) -> None:
-    given = Answered(
-        screen_id="ü", digest="f" * 32, verdict="fail", answer='{"score": 0.1,\n "ü": "\\u0000"}'
-    )
+    given = Answered(screen_id="ü", digest="f" * 32, verdict="fail", answer='{"score": 0.1,\n "ü": "\\u0000"}')
     store.record(given)
     assert store.find("ü") == given
 

@@ -82,9 +82,7 @@ def test_every_defect_is_seen_somewhere(left: int, top: int, width: int, height:
     assert 1 in found
 
 
-@given(
-    left=st.integers(0, 600), top=st.integers(0, 700), width=st.integers(1, 300), height=st.integers(1, 300)
-)
+@given(left=st.integers(0, 600), top=st.integers(0, 700), width=st.integers(1, 300), height=st.integers(1, 300))
 def test_a_window_has_cells_where_it_has_presence(left: int, top: int, width: int, height: int) -> None:
     defect = boxed(left, top, left + width, top + height)
     for window in cover(800, 640, patch_px=PATCH):
@@ -200,7 +198,7 @@ def test_a_folder_that_is_not_in_the_form_is_refused(tmp_path: Path, change: obj
 @pytest.mark.parametrize(("patch", "stride"), [(100, None), (0, None), (128, 0), (128, 129)])
 def test_sizes_that_do_not_fit_are_refused(tmp_path: Path, patch: int, stride: int | None) -> None:
     source = write_screens(tmp_path / "source", screens=3)
-    with pytest.raises(ValueError, match="--patch|--stride"):
+    with pytest.raises(ValueError, match=r"--patch|--stride"):
         cut(source, tmp_path / "cut", patch_px=patch, stride_px=stride)
 
 

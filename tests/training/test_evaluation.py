@@ -96,9 +96,7 @@ def test_balanced_epochs_have_the_share_and_divide_over_devices(folder: Path, wo
 
 def test_epochs_differ_and_repeat(folder: Path) -> None:
     labels = PatchSet([folder], "train").labels
-    orders = [
-        list(BalancedSampler(labels, positives=None, count=None, seed=0, epoch=epoch)) for epoch in (0, 1, 0)
-    ]
+    orders = [list(BalancedSampler(labels, positives=None, count=None, seed=0, epoch=epoch)) for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == list(range(len(labels)))
 

@@ -100,7 +100,7 @@ def test_boxes_by_contrast(source: Path) -> None:
         ([answer("a", "pass"), answer("a", "fail")], "there twice"),
     ],
 )
-def test_answers_that_cannot_be_judged_are_refused(source: Path, answers: Any, message: str) -> None:
+def test_answers_that_cannot_be_judged_are_refused(source: Path, answers: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         judge(write(source, answers), source)
 

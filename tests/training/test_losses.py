@@ -54,7 +54,7 @@ def test_contrast_falls_when_labels_cluster() -> None:
 def test_contrast_without_pairs_is_zero_with_a_gradient_path(target: Tensor) -> None:
     feature = torch.randn(3, 2, 4, requires_grad=True)
     loss = supervised_contrast(feature, target)
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
     assert feature.grad is not None
     assert feature.grad.abs().sum() == 0
@@ -71,7 +71,7 @@ def test_unknown_entries_take_no_part() -> None:
 def test_nothing_known_gives_zero_with_a_gradient_path() -> None:
     logit = torch.randn(2, 3, requires_grad=True)
     loss = known_bce(logit, -torch.ones(2, 3))
-    loss.backward()
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == 0
 
 

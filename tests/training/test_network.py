@@ -159,9 +159,7 @@ def test_the_cosine_ignores_length_and_its_scale_is_positive() -> None:
 def test_the_grey_stem_equals_the_colour_stem_on_grey() -> None:
     colour = torchvision.models.resnet18(weights=None).conv1
     grey = torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(
-        grey_stem(colour)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4
-    )
+    torch.testing.assert_close(grey_stem(colour)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["light", "resnet18"])

@@ -27,9 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_output_does_not_depend_on_the_number_of_processes(folder: Path, tmp_path: Path) -> None:
     render(tmp_path / "b", screens=12, seed=5, width=WIDTH, height=HEIGHT, clean=0.25, processes=2)
-    files = [
-        p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and "preview" not in p.name
-    ]
+    files = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and "preview" not in p.name]
     assert files == sorted(p.relative_to(tmp_path / "b") for p in (tmp_path / "b").rglob("*") if p.is_file())
     for file in files:
         if file.suffix == ".npz":
@@ -53,11 +51,7 @@ def test_boxes_are_tight_about_the_masks(folder: Path) -> None:
             assert box["label"] in LABELS
             tight = (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
             assert tuple(int(box[k]) for k in ("left", "top", "right", "bottom")) == tight
-            assert (
-                int(box["area_px"])
-                == len(rows)
-                == len(set(zip(rows.tolist(), columns.tolist(), strict=True)))
-            )
+            assert int(box["area_px"]) == len(rows) == len(set(zip(rows.tolist(), columns.tolist(), strict=True)))
             assert min(tight) >= 0
             assert tight[2] <= WIDTH
             assert tight[3] <= HEIGHT
@@ -101,9 +95,7 @@ def test_a_folder_is_not_rendered_over(folder: Path) -> None:
         render(folder, screens=1, seed=6, width=WIDTH, height=HEIGHT)
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"screens": 0}, {"clean": 1.5}, {"clean": -0.1}, {"width": 100}, {"height": 255}]
-)
+@pytest.mark.parametrize("wrong", [{"screens": 0}, {"clean": 1.5}, {"clean": -0.1}, {"width": 100}, {"height": 255}])
 def test_arguments_out_of_range_are_refused(wrong: dict[str, float], tmp_path: Path) -> None:
     arguments: dict[str, float] = {"screens": 2, "seed": 1, "width": 640, "height": 512} | wrong
     with pytest.raises(ValueError, match="got"):

@@ -1,0 +1,247 @@
+"""Probabilities and activation maps of one screen to its verdict: step 7 of an inspection. Pure.
+
+The score of a label on a screen is its highest over the windows. A pass is proven, never a default: where a proof is
+missing the screen goes to review, whatever its scores; then a score decides for fail, then for review.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import FrameLimits, Manifest, Window
+from service.selftest import SelfTestReport
+from service.verdict import Box, Defect, FrameSizeFrom, LabelResult, Outcome, Proof
+
+# why a screen did not pass, in the order in which they decide
+PROOF_REASONS = (
+    "windows_missing",
+    "pixels_not_covered",
+    "score_not_finite",
+    "frame_constant",
+    "frame_saturated",
+    "self_test_stale",
+)
+FAIL_REASON = "score_in_fail_range"
+REVIEW_REASON = "score_in_review_band"
+REASONS = (*PROOF_REASONS, FAIL_REASON, REVIEW_REASON)
+
+WARM = 0.5  # of the way from a map's median to its maximum: from there on a cell belongs to a defect
+FLAT = 1e-6  # a map that varies less says nothing about where
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Observed:
+    """Everything that is known of one screen before it is judged.
+
+    Attributes:
+        frame: (H, W) grey.
+        size_from: who agreed its size.
+        expected: windows that cover a frame of the agreed size.
+        windows: the K windows that were inferred.
+        probability: (K, C) scores of those windows, labels in the manifest's order.
+        activation: (K, C, h, w) where each label was seen, without an absolute level.
+        self_test: of the device that ran the screen.
+    """
+
+    frame: NDArray[np.uint8]
+    size_from: FrameSizeFrom
+    expected: Sequence[Window]
+    windows: Sequence[Window]
+    probability: NDArray[np.float32]
+    activation: NDArray[np.float32]
+    self_test: SelfTestReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """What follows from `Observed`: the parts of `Verdict` that it decides."""
+
+    verdict: Outcome
+    reasons: tuple[str, ...]
+    labels: dict[str, LabelResult]
+    defects: tuple[Defect, ...]
+    proof: Proof
+
+
+def aggregate(seen: Observed, manifest: Manifest) -> Judgement:
+    """Judge one screen."""
+    finite = bool(np.isfinite(seen.probability).all())
+    labels: dict[str, LabelResult] = {}
+    defects: list[Defect] = []
+    # an infinite or missing score is in no range: the proof fails on it, and JSON could not carry it
+    scores = np.nan_to_num(seen.probability, nan=0.0, posinf=1.0, neginf=0.0)
+    for column, (label, limits) in enumerate(manifest.labels.items()):
+        found = locate(
+            label,
+            scores[:, column],
+            seen.activation[:, column],
+            seen.windows,
+            threshold=limits.threshold,
+            patch_px=manifest.patch_px,
+        )
+        score = float(scores[:, column].max(initial=0.0))
+        labels[label] = LabelResult(
+            score=score, count=len(found), threshold=limits.threshold, present=score >= limits.threshold
+        )
+        defects += found
+    proof = Proof(
+        frame_size_from=seen.size_from,
+        windows_expected=len(seen.expected),
+        windows_inferred=len(set(seen.expected) & set(seen.windows)),
+        windows_extra=len(set(seen.windows) - set(seen.expected)),
+        covered=covers(seen.windows, seen.frame.shape, manifest.patch_px),
+        finite=finite,
+        self_test_age_s=seen.self_test.age_s,
+    )
+    missing = tuple(missing_proofs(proof, seen, manifest.frame))
+    verdict, reasons = decide(missing, labels, manifest)
+    # one order, whatever the order of windows and labels
+    defects.sort(key=lambda d: (-d.score, d.label, d.box.top, d.box.left, d.box.bottom, d.box.right))
+    return Judgement(verdict=verdict, reasons=reasons, labels=labels, defects=tuple(defects), proof=proof)
+
+
+def decide(
+    missing: tuple[str, ...], labels: dict[str, LabelResult], manifest: Manifest
+) -> tuple[Outcome, tuple[str, ...]]:
+    """Verdict and reasons: a missing proof, then fail, then review, then pass."""
+    in_fail, in_review = False, False
+    for label, found in labels.items():
+        low, high = manifest.labels[label].review
+        in_fail |= found.score >= high
+        in_review |= low <= found.score < high
+    reasons = (*missing, *([FAIL_REASON] if in_fail else []), *([REVIEW_REASON] if in_review else []))
+    if missing:
+        return "review", reasons
+    if in_fail:
+        return "fail", reasons
+    return ("review", reasons) if in_review else ("pass", ())
+
+
+def missing_proofs(proof: Proof, seen: Observed, limits: FrameLimits) -> Iterator[str]:
+    """The reason code of each proof that a pass would need and that is not there."""
+    if not proof.windows_inferred == proof.windows_expected > 0:
+        yield "windows_missing"
+    if not proof.covered:
+        yield "pixels_not_covered"
+    if not proof.finite:
+        yield "score_not_finite"
+    counts = cv2.calcHist([seen.frame], [0], None, [256], [0, 256]).ravel()  # one pass, no copy of the frame
+    levels = np.flatnonzero(counts)
+    if levels[-1] - levels[0] < limits.contrast_min:
+        yield "frame_constant"
+    if counts[255] > limits.saturated_ratio_max * seen.frame.size:
+        yield "frame_saturated"
+    if not (seen.self_test.ok and seen.self_test.fresh):
+        yield "self_test_stale"
+
+
+def covers(windows: Sequence[Window], shape: tuple[int, ...], patch_px: int) -> bool:
+    """Whether every pixel of a frame of `shape` (height, width) lies in a window."""
+    tops = np.array([window.top for window in windows])
+    lefts = np.array([window.left for window in windows])
+    if not len(tops):
+        return False
+    # between two neighbouring edges of windows the cover is the same: one look at each such cell is enough
+    ys = np.unique(np.clip([*tops, *(tops + patch_px), 0], 0, shape[0]))
+    xs = np.unique(np.clip([*lefts, *(lefts + patch_px), 0], 0, shape[1]))
+    if ys[-1] < shape[0] or xs[-1] < shape[1]:
+        return False
+    covered = np.zeros((len(ys) - 1, len(xs) - 1), np.bool_)
+    for top, left in zip(tops, lefts, strict=True):
+        rows, columns = (ys[:-1] >= top) & (ys[1:] <= top + patch_px), (xs[:-1] >= left) & (xs[1:] <= left + patch_px)
+        covered |= rows[:, None] & columns
+    return bool(covered.all())
+
+
+@dataclass(frozen=True, slots=True)
+class _Cell:
+    """One warm cell of a window's map, in pixels of the frame."""
+
+    window: int
+    box: Box
+
+
+def locate(
+    label: str,
+    scores: NDArray[np.float32],
+    activation: NDArray[np.float32],
+    windows: Sequence[Window],
+    *,
+    threshold: float,
+    patch_px: int,
+) -> list[Defect]:
+    """The defects of one label: warm cells of the windows that have it, joined over the borders of windows.
+
+    Cells that touch, or have one cold cell between them, belong to one defect: a scratch over five patches is one.
+
+    Args:
+        label: its name.
+        scores: (K,) of the windows.
+        activation: (K, h, w) of the windows.
+        windows: K.
+        threshold: score from which a window has the label.
+        patch_px: side of a window.
+    """
+    present = [k for k in range(len(windows)) if scores[k] >= threshold]
+    cells = [cell for k in present for cell in _warm_cells(k, activation[k], windows[k], patch_px)]
+    if not cells:
+        return []
+    pitch = max(1, patch_px // max(activation.shape[1:]))
+    spans = [_on_grid(cell.box, pitch) for cell in cells]
+    grid = np.zeros((max(s[1].stop for s in spans), max(s[0].stop for s in spans)), np.uint8)
+    for columns, rows in spans:
+        grid[rows, columns] = 1
+    # 3 x 3 on either side joins cells with one cold cell between them
+    joined = cv2.dilate(grid, np.ones((3, 3), np.uint8)) if pitch < patch_px else grid
+    _, regions = cv2.connectedComponents(joined, connectivity=8)
+    groups: dict[int, list[_Cell]] = {}
+    for cell, (columns, rows) in zip(cells, spans, strict=True):
+        groups.setdefault(int(regions[rows.start, columns.start]), []).append(cell)
+    return [_defect(label, group, scores, windows) for group in groups.values()]
+
+
+def _warm_cells(index: int, activation: NDArray[np.float32], window: Window, patch_px: int) -> Iterator[_Cell]:
+    height, width = activation.shape
+    median, highest = float(np.median(activation)), float(activation.max())
+    if not highest - median > FLAT:  # a flat map, or one that is not a number, says only that it is in the window
+        right, bottom = window.left + patch_px, window.top + patch_px
+        yield _Cell(index, Box(left=window.left, top=window.top, right=right, bottom=bottom))
+        return
+    for row, column in np.argwhere(activation > median + WARM * (highest - median)).tolist():
+        yield _Cell(
+            index,
+            Box(
+                left=window.left + column * patch_px // width,
+                top=window.top + row * patch_px // height,
+                right=window.left + -(-(column + 1) * patch_px // width),
+                bottom=window.top + -(-(row + 1) * patch_px // height),
+            ),
+        )
+
+
+def _on_grid(box: Box, pitch: int) -> tuple[slice, slice]:
+    """Columns and rows of a grid of `pitch` pixels that the box touches."""
+    columns = slice(box.left // pitch, -(-box.right // pitch))
+    return columns, slice(box.top // pitch, -(-box.bottom // pitch))
+
+
+def _defect(label: str, cells: Sequence[_Cell], scores: NDArray[np.float32], windows: Sequence[Window]) -> Defect:
+    crossed = {cell.window for cell in cells}
+    # equal scores: the first in row order, whatever the order of the windows
+    strongest = max(crossed, key=lambda k: (float(scores[k]), -windows[k].top, -windows[k].left))
+    return Defect(
+        label=label,
+        score=float(scores[strongest]),
+        row=windows[strongest].row,
+        column=windows[strongest].column,
+        patches=len(crossed),
+        box=Box(
+            left=min(cell.box.left for cell in cells),
+            top=min(cell.box.top for cell in cells),
+            right=max(cell.box.right for cell in cells),
+            bottom=max(cell.box.bottom for cell in cells),
+        ),
+    )

@@ -1,0 +1,102 @@
+"""Inspect files without HTTP: what the line's service would say of them, by the same code.
+
+Decoding and reasoning of one file overlap with the features of another, as they do in the service.
+"""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import InferenceError, load, read_golden
+from service.errors import ServiceError, UnreadableImage, UnsupportedMedia
+from service.images import RAW, SUFFIXES, Source
+from service.inspector import Forgetful, Inspection, Inspector
+from service.problems import Problem, describe
+from service.scheduler import Scheduler
+from service.settings import Settings
+
+IN_FLIGHT = 3
+NO_HURRY_S = 600.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileResult:
+    """One file: its inspection, or the problem that it met."""
+
+    path: Path
+    screen_id: str
+    outcome: Inspection | Problem
+
+
+@contextmanager
+def inspector(settings: Settings) -> Iterator[Inspector]:
+    """An inspector of the settings' bundle that keeps no record.
+
+    Raises:
+        EngineError: the bundle must not be used, or not here.
+    """
+    golden = read_golden(settings.bundle)
+    backend = load(settings.bundle, settings.runtime, threads=settings.threads)
+    with Scheduler(
+        [backend],
+        golden,
+        max_patches=settings.max_queue_patches * IN_FLIGHT,
+        self_test_interval_s=settings.self_test_interval_s,
+    ) as scheduler:
+        yield Inspector(
+            backend,
+            scheduler,
+            Forgetful(),
+            frame_size=settings.frame_size,
+            max_pixels=settings.max_pixels,
+        )
+
+
+def inspect_files(
+    inspector: Inspector, paths: Sequence[Path], *, raw_size: tuple[int, int] | None
+) -> Iterator[FileResult]:
+    """Results in the order of `paths`.
+
+    Args:
+        inspector: what inspects.
+        paths: image files, or raw pixels where the suffix names no image.
+        raw_size: (height, width) of raw files.
+    """
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        # a window over the paths, so that results that nobody has taken yet do not pile up in memory
+        for start in range(0, len(paths), IN_FLIGHT):
+            part = paths[start : start + IN_FLIGHT]
+            yield from pool.map(lambda path: _inspect(inspector, path, raw_size), part)
+
+
+def screen_id_of(path: Path) -> str:
+    """The file's name as a screen's: without its suffix, foreign characters replaced."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:64] or "_"
+
+
+def _inspect(inspector: Inspector, path: Path, raw_size: tuple[int, int] | None) -> FileResult:
+    screen_id = screen_id_of(path)
+    outcome: Inspection | Problem
+    try:
+        source = _read(path, raw_size)
+        outcome = inspector.inspect(screen_id, source, deadline_at=time.monotonic() + NO_HURRY_S)
+    except (ServiceError, InferenceError) as error:
+        outcome = describe(error, instance=str(path))
+    return FileResult(path=path, screen_id=screen_id, outcome=outcome)
+
+
+def _read(path: Path, raw_size: tuple[int, int] | None) -> Source:
+    media_type = SUFFIXES.get(path.suffix.lower())
+    if media_type is None and raw_size is None:
+        raise UnsupportedMedia(f"{path.suffix or 'no suffix'} names no image: give --size for raw pixels")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UnreadableImage(f"cannot be read: {error.strerror}") from error
+    if media_type is None:
+        return Source(data=data, media_type=RAW, size=raw_size)
+    return Source(data=data, media_type=media_type)

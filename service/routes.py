@@ -1,0 +1,221 @@
+"""The HTTP interface: steps 1 and 8 of an inspection, and what is asked about the service."""
+
+import functools
+import json
+import time
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Depends, Path, Query, Request
+from pydantic import BaseModel
+from starlette.responses import JSONResponse, Response
+
+from service import examples
+from service.bodies import receive
+from service.errors import InvalidRequest, NotFound, NotReady, UnsupportedMedia
+from service.images import MEDIA_TYPES, Source
+from service.inspector import Inspection, to_json
+from service.problems import MEDIA_TYPE, Problem, codes
+from service.state import Running
+from service.verdict import Verdict
+
+SCREEN_ID = r"^[A-Za-z0-9._-]{1,64}$"
+LONGEST_PAGE = 1000
+
+ScreenId = Annotated[str, Query(pattern=SCREEN_ID, description="The screen's name on the line: a serial number.")]
+
+
+def get_running(request: Request) -> Running:
+    """What the app holds."""
+    running: Running = request.state.running
+    return running
+
+
+CurrentRunning = Annotated[Running, Depends(get_running)]
+
+
+class Page(BaseModel):
+    """Answers, newest first, and the cursor of the next page; null at the end."""
+
+    items: list[Verdict]
+    next: int | None
+
+
+def _problems(*names: str) -> dict[int | str, dict[str, Any]]:
+    """The problem documents that a route answers with, for its documentation."""
+    statuses: dict[int, list[str]] = {}
+    for name in names:
+        statuses.setdefault(codes()[name], []).append(name)
+    return {
+        status: {
+            "description": ", ".join(f"`{name}`" for name in listed),
+            "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+        }
+        for status, listed in sorted(statuses.items())
+    }
+
+
+def _example(verdict: Verdict) -> dict[str, Any]:
+    return {"value": json.loads(to_json(verdict))}
+
+
+POST_PROBLEMS = (
+    *("incomplete_body", "body_too_large", "image_too_large", "unsupported_media", "invalid_request"),
+    *("unreadable_image", "incomplete_image", "image_too_small", "frame_size_mismatch", "conflict"),
+    *("in_progress", "queue_full", "not_ready", "deadline_exceeded", "inference_failed", "record_failed"),
+)
+POST_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "One grey frame: a PNG, BMP, TIFF, JPEG or binary PGM file, or its bare 8-bit pixels.",
+        "content": {media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in MEDIA_TYPES},
+    }
+}
+VERDICT_RESPONSE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The verdict, recorded before it is answered.",
+        "content": {"application/json": {"examples": {name: _example(v) for name, v in examples.VERDICTS.items()}}},
+    }
+}
+
+router = APIRouter()
+
+
+@router.post(
+    "/v1/screens",
+    response_model=Verdict,
+    responses={**VERDICT_RESPONSE, **_problems(*POST_PROBLEMS)},
+    openapi_extra=POST_BODY,
+    summary="Inspect one screen",
+)
+async def inspect_screen(
+    request: Request,
+    running: CurrentRunning,
+    screen_id: ScreenId,
+    width: Annotated[int | None, Query(ge=1, description="Of raw pixels; not with a file.")] = None,
+    height: Annotated[int | None, Query(ge=1, description="Of raw pixels; not with a file.")] = None,
+    deadline_s: Annotated[
+        float | None, Query(gt=0, le=300, description="After this the answer is no longer of use.")
+    ] = None,
+) -> Response:
+    """Send one frame and get its verdict.
+
+    The same id with the same pixels gets the same answer again; with other pixels it is refused.
+    An error is never a verdict: read `verdict` only from a 200.
+    """
+    received_at = time.monotonic()
+    settings = running.settings
+    deadline_at = received_at + (settings.deadline_s if deadline_s is None else deadline_s)
+    media_type = _media_type(request)
+    if (width is None) != (height is None):
+        raise InvalidRequest("width and height go together")
+    with running.admission.admit(screen_id):
+        body = await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic())
+        source = Source(
+            data=body,
+            media_type=media_type,
+            size=None if width is None or height is None else (height, width),
+        )
+        inspect = functools.partial(
+            running.inspector.inspect,
+            screen_id,
+            source,
+            deadline_at=deadline_at,
+            receive_s=time.monotonic() - received_at,
+        )
+        # a client that goes away does not stop it: the answer is recorded, and asked for again
+        inspection = await anyio.to_thread.run_sync(inspect, limiter=running.threads)
+    _measure(running, inspection, time.monotonic() - received_at)
+    return Response(inspection.answer, media_type="application/json")
+
+
+@router.get(
+    "/v1/screens/{screen_id}",
+    response_model=Verdict,
+    responses={**VERDICT_RESPONSE, **_problems("not_found", "invalid_request", "record_failed")},
+    summary="What was answered for a screen",
+)
+def read_screen(running: CurrentRunning, screen_id: Annotated[str, Path(pattern=SCREEN_ID)]) -> Response:
+    """The same bytes that were answered when it was inspected."""
+    answered = running.store.find(screen_id)
+    if answered is None:
+        raise NotFound(f"no screen {screen_id} was answered")
+    return Response(answered.answer, media_type="application/json")
+
+
+@router.get(
+    "/v1/screens",
+    response_model=Page,
+    responses=_problems("invalid_request", "record_failed"),
+    summary="What was answered, newest first",
+)
+def list_screens(
+    running: CurrentRunning,
+    limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50,
+    cursor: Annotated[int | None, Query(ge=0, le=2**63 - 1, description="`next` of the page before.")] = None,
+) -> Response:
+    """Pages are stable while screens arrive: new ones come before the first page."""
+    page = running.store.page(limit=limit, cursor=cursor)
+    items = ",".join(answered.answer for answered in page.items)
+    return Response(f'{{"items":[{items}],"next":{json.dumps(page.next)}}}', media_type="application/json")
+
+
+@router.get("/healthz", summary="Whether the process serves")
+async def healthz() -> JSONResponse:
+    """Always 200 while the process can answer; whether it can inspect, `/readyz` says."""
+    return JSONResponse({"status": "ok"})
+
+
+@router.get("/readyz", responses=_problems("not_ready"), summary="Whether a screen could pass now")
+async def readyz(running: CurrentRunning) -> JSONResponse:
+    """200 while the golden patches gave their known answers within the last two minutes, on every device."""
+    report = running.scheduler.report()
+    if not (report.ok and report.fresh):
+        raise NotReady(report.detail or "the last self-test is too old")
+    manifest = running.manifest
+    return JSONResponse(
+        {
+            "status": "ready",
+            "model": {"name": manifest.name, "version": manifest.version},
+            "self_test": {"age_s": report.age_s, "difference": report.difference},
+        }
+    )
+
+
+@router.get("/metrics", summary="Every series, for Prometheus", response_class=Response)
+async def metrics(running: CurrentRunning) -> Response:
+    """The Prometheus text format."""
+    return Response(running.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _media_type(request: Request) -> str:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in MEDIA_TYPES:
+        raise UnsupportedMedia(f"content-type {media_type!r}: send one of {', '.join(MEDIA_TYPES)}")
+    return media_type
+
+
+def _measure(running: Running, inspection: Inspection, duration_s: float) -> None:
+    """Count a verdict that is new; one that was answered again is no second screen."""
+    verdict = inspection.verdict
+    if verdict is None:
+        return
+    metrics = running.metrics
+    metrics.screens.labels(verdict.verdict).inc()
+    metrics.patches.inc(verdict.proof.windows_inferred + verdict.proof.windows_extra)
+    metrics.screen_duration.observe(duration_s)
+    for label, found in verdict.labels.items():
+        metrics.defects.labels(label).inc(found.count)
+        metrics.label_score.labels(label).observe(found.score)
+    timing = verdict.timing
+    stages = {
+        "receive": timing.receive_s,
+        "decode": timing.decode_s,
+        "queue": timing.queue_s,
+        "features": timing.features_s,
+        "reasoning": timing.reasoning_s,
+        "aggregate": timing.aggregate_s,
+        "record": inspection.record_s,
+    }
+    for stage, seconds in stages.items():
+        metrics.stage_duration.labels(stage).observe(seconds)

@@ -1,0 +1,32 @@
+"""Verdicts as words and rows, for people at a terminal."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.table import Table
+
+from service.verdict import Verdict
+
+COLOURS = {"pass": "green", "review": "yellow", "fail": "red"}
+
+
+def describe_verdict(verdict: Verdict) -> str:
+    """The verdict in its colour, and why."""
+    word = f"[{COLOURS[verdict.verdict]}]{verdict.verdict}[/]"
+    return " ".join([word, *verdict.reasons])
+
+
+def describe_labels(verdict: Verdict) -> str:
+    """Present labels with their counts, or the highest score where there is none."""
+    present = [f"{label} {found.count}" for label, found in verdict.labels.items() if found.present]
+    if present:
+        return ", ".join(present)
+    label, found = max(verdict.labels.items(), key=lambda item: item[1].score)
+    return f"[dim]none ({label} {found.score:.2f})[/]"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """A table; every cell may carry colours."""
+    made = Table(*columns)
+    for row in rows:
+        made.add_row(*row)
+    return made
