@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from training.cutting import Defect, read_defects, read_parts, screen_files
 from training.measures import f_measure
@@ -20,11 +20,10 @@ from training.measures import f_measure
 CONTRAST_BANDS = ((0.0, 6.0), (6.0, 12.0), (12.0, 24.0), (24.0, math.inf))  # in multiples of the local noise
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """`count` of `total`, with its 95 % Wilson interval (Wilson 1927)."""
+class Share(NamedTuple):
+    """`hits` of `total`, with its 95 % Wilson interval (Wilson 1927)."""
 
-    count: int
+    hits: int
     total: int
     ratio: float
     low: float

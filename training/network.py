@@ -4,7 +4,8 @@ Stage 1 (feature clustering): trunk, category pooling, cosine classifier. Stage 
 image relations, classifier 2. This file knows nothing of training, data or bundles.
 
 Shape suffixes: N patches, M patches to relate to, G grey channel (1), P patch side, D trunk channels, H W rows and
-columns of the trunk's map, L labels, F label-feature width (the paper's d), Z projection width, R relation width (the paper's r).
+columns of the trunk's map, L labels, F label-feature width (the paper's d), Z projection width,
+R relation width (the paper's r).
 """
 
 from __future__ import annotations

@@ -44,4 +44,4 @@ def print_judgement(found: Judgement, console: Console) -> None:
 
 def _cells(share: Share) -> tuple[str, str, str]:
     interval = f"{share.low:.1%} - {share.high:.1%}"
-    return f"{share.count}/{share.total}", f"{share.ratio:.1%}", interval
+    return f"{share.hits}/{share.total}", f"{share.ratio:.1%}", interval

@@ -34,7 +34,7 @@ def answer(screen: str, verdict: str, *found: tuple[str, tuple[int, int, int, in
     }
 
 
-def write(folder: Path, answers: list[Any]) -> Path:
+def write(folder: Path, answers: object) -> Path:
     file = folder / "verdicts.json"
     file.write_text(json.dumps(answers))
     return file

@@ -1,0 +1,91 @@
+"""Everything once, by the commands that an engineer types: render, cut, fit, export, check, inspect, judge."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+CONFIG = """
+name = "end-to-end"
+run = "run"
+relations = "screen"
+threads = 1
+
+[data]
+folders = ["cut"]
+
+[network]
+trunk = "light"
+pooling = "attention"
+feature_width = 16
+projection_width = 16
+relation_width = 8
+
+[phase1]
+folders = ["cut-small"]
+epochs = 1
+batch = 16
+optimiser = "adamw"
+
+[phase2]
+epochs = 1
+batch = 16
+optimiser = "adamw"
+
+[loss]
+map = 1.0
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which a network has been trained for two short epochs, and exported."""
+    folder = tmp_path_factory.mktemp("end_to_end")
+    (folder / "config.toml").write_text(CONFIG)
+    run(folder, "training render --screens 14 --seed 3 --width 512 --height 640 --out screens")
+    run(folder, "training cut screens --patch 256 --out cut")
+    run(folder, "training cut screens --patch 128 --out cut-small")
+    run(folder, "training fit config.toml")
+    run(folder, "training export run --out bundle --version 3")
+    return folder
+
+
+def run(folder: Path, command: str, *, code: int = 0) -> str:
+    """Standard output of `python -m command`."""
+    answer = subprocess.run([sys.executable, "-m", *command.split()], cwd=folder, capture_output=True, text=True)
+    assert answer.returncode == code, answer.stdout + answer.stderr
+    return answer.stdout
+
+
+def test_the_exported_bundle_is_what_it_says(folder: Path) -> None:
+    report = json.loads(run(folder, "engine check bundle --json"))
+    assert (report["name"], report["version"], report["patch_px"]) == ("end-to-end", "3", 256)
+    assert list(report["labels"]) == ["bubble", "pinhole", "scratch", "tin_ash"]
+
+
+def test_every_patch_is_evaluated(folder: Path) -> None:
+    run(folder, "training evaluate --bundle bundle --data cut --part all --json figures.json")
+    figures = json.loads((folder / "figures.json").read_text())
+    assert {"accuracy", "precision", "recall", "f_measure", "per_label"} <= figures.keys()
+    assert figures["patches"] == 14 * 2 * 3
+
+
+def test_every_screen_is_inspected_and_judged(folder: Path) -> None:
+    files = sorted(str(path.relative_to(folder)) for path in (folder / "screens" / "screens").iterdir())
+    verdicts = run(folder, f"service inspect {' '.join(files)} --bundle bundle --json --overlay overlays")
+    (folder / "verdicts.json").write_text(verdicts)
+    assert [entry["screen_id"] for entry in json.loads(verdicts)] == [Path(file).stem for file in files]
+    assert len(list((folder / "overlays").iterdir())) == 14
+    run(folder, "training judge verdicts.json screens --json judgement.json")
+    judgement = json.loads((folder / "judgement.json").read_text())
+    assert (judgement["screens"], judgement["unanswered"]) == (14, 0)
+
+
+def test_what_the_user_can_mend_is_one_line(folder: Path) -> None:
+    command = [sys.executable, "-m", "training", "cut", "screens", "--patch", "100", "--out", "other"]
+    answer = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert answer.returncode == 2
+    assert answer.stderr.startswith("error: --patch")
+    assert "Traceback" not in answer.stderr
