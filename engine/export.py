@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -131,4 +132,17 @@ def _write_graph(
             verbose=False,
         )
     assert program is not None
+    _read_bytes_by_the_cast_alone(program.model.graph)
     program.save(str(path))
+
+
+def _read_bytes_by_the_cast_alone(graph: Any) -> None:  # noqa: ANN401 - the exporter's graph, published without types
+    """Let whatever asks for the uint8 input, such as its shape, ask its cast: TensorRT takes bytes nowhere else."""
+    for value in graph.inputs:
+        cast = next((node for node, _ in value.uses() if node.op_type == "Cast"), None)
+        if cast is None:
+            continue
+        for node, index in list(value.uses()):
+            if node is not cast:
+                node.replace_input_with(index, cast.outputs[0])
+    graph.sort()

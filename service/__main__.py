@@ -1,25 +1,26 @@
 """`python -m service`: serve; `inspect` files without HTTP; `demo` renders, serves, posts and shows."""
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
-import cv2
 import typer
 import uvicorn
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from engine import EngineError
+from engine import BundleError, EngineError
 from service import demo as demonstration
-from service import logs
+from service import logs, overlay
 from service.app import create_app
 from service.demo import DemoError
-from service.files import FileResult, inspect_files, inspector
+from service.files import FileResult, inspect_files, inspector, picture_paths
 from service.inspector import from_json
-from service.overlay import draw
 from service.problems import Problem
 from service.settings import SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
@@ -27,9 +28,11 @@ from service.tables import describe_labels, describe_verdict, table
 
 # a client's last screens are answered before the process ends
 GRACE_S = 35
+# longer than any takt: a line controller keeps its connection from one screen to the next
+KEEP_ALIVE_S = 75
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-errors = Console(stderr=True)
+errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
 
 Size = Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of raw files.")]
 
@@ -41,12 +44,17 @@ def main(context: typer.Context) -> None:
         return
     settings = read_settings()
     logs.configure(level=settings.log_level, form=settings.log_format)
+    # whoever stops the service has asked for it: uvicorn ends by the signal that stopped it, which would be a failure
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    with _naming(settings.bundle):
+        service = create_app(settings)
     uvicorn.run(
-        create_app(settings),
+        service,
         host=settings.host,
         port=settings.port,
         log_config=None,  # uvicorn's lines take the form of ours
         access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=GRACE_S,
     )
 
@@ -57,8 +65,8 @@ def inspect(
     bundle: Annotated[Path | None, typer.Option(help="Bundle; default: that of the settings.")] = None,
     size: Size = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list, one entry a file.")] = False,
-    overlay: Annotated[
-        Path | None, typer.Option(help="PNG to draw the defects on; a folder for several files.")
+    overlay_path: Annotated[
+        Path | None, typer.Option("--overlay", help="PNG to draw the defects on; a folder for several files.")
     ] = None,
 ) -> None:
     """Inspect files without HTTP, by the same code as the service; exit code 1 if one could not be."""
@@ -66,21 +74,67 @@ def inspect(
     logs.configure(level="error", form="console")
     if bundle is not None:
         settings = settings.model_copy(update={"bundle": bundle})
-    raw_size = None if size is None else parse_frame_size(size)
-    with inspector(settings) as ready:
-        results = track(inspect_files(ready, files, raw_size=raw_size), "inspect", total=len(files), console=errors)
-        entries: list[dict[str, Any]] = []
-        rows: list[tuple[str, ...]] = []
-        for result in results:
+    raw_size = None if size is None else _size(size)
+    pictures = None if overlay_path is None else picture_paths(overlay_path, files)
+    if pictures is not None:
+        pictures[0].parent.mkdir(parents=True, exist_ok=True)
+    entries: list[dict[str, Any]] = []
+    rows: list[tuple[str, ...]] = []
+    with _naming(settings.bundle), inspector(settings) as ready:
+        results = track(
+            inspect_files(ready, files, raw_size=raw_size),
+            "inspect",
+            total=len(files),
+            console=errors,
+            disable=not errors.is_terminal,
+        )
+        for number, result in enumerate(results):
             entries.append(_entry(result))
             rows.append(_row(result))
-            if overlay is not None:
-                _draw(result, overlay, into_folder=len(files) > 1)
+            if pictures is not None:
+                _draw(result, pictures[number])
     if as_json:
         print(json.dumps(entries, indent=2))
     else:
-        Console().print(table(("file", "verdict", "labels", "defects", "patches"), rows))
+        Console(emoji=False).print(table(("file", "verdict", "labels", "defects", "patches"), rows))
     raise typer.Exit(0 if all("verdict" in entry for entry in entries) else 1)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for screens, verdicts and overlays.")] = Path("demo"),
+    screens: Annotated[int, typer.Option(help="How many to render.", min=1)] = 6,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same screens.", min=0)] = 7,
+    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of a screen.")] = "5120x10240",
+) -> None:
+    """Render screens, serve the embedded bundle, post them as a line would, show the verdicts."""
+    demonstration.run(out, screens=screens, seed=seed, size=_size(size), console=Console(emoji=False))
+
+
+def run() -> None:
+    """Run the command line; what the user can mend is one line, not a traceback."""
+    try:
+        app()
+    except (SettingsError, EngineError, StoreError, DemoError, OSError) as error:
+        errors.print(str(error), style="red", soft_wrap=True)
+        sys.exit(2)
+
+
+@contextmanager
+def _naming(bundle: Path) -> Iterator[None]:
+    """Say which bundle is wrong, where its own error names only what in it."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(error.detail, key=f"{bundle}: {error.key}") from error
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`--size` as (height, width)."""
+    try:
+        return parse_frame_size(text)
+    except ValueError as error:
+        raise SettingsError(f"--size: {error}") from error
 
 
 def _entry(result: FileResult) -> dict[str, Any]:
@@ -92,44 +146,18 @@ def _entry(result: FileResult) -> dict[str, Any]:
 
 
 def _row(result: FileResult) -> tuple[str, ...]:
+    path = escape(str(result.path))
     if isinstance(result.outcome, Problem):
-        return (str(result.path), f"[red]{result.outcome.code}[/]", escape(result.outcome.detail), "", "")
+        return (path, f"[red]{result.outcome.code}[/]", escape(result.outcome.detail), "", "")
     verdict = from_json(result.outcome.answer)
     counts = str(len(verdict.defects)), str(verdict.proof.windows_inferred)
-    return (str(result.path), describe_verdict(verdict), describe_labels(verdict), *counts)
+    return (path, describe_verdict(verdict), describe_labels(verdict), *counts)
 
 
-def _draw(result: FileResult, overlay: Path, *, into_folder: bool) -> None:
+def _draw(result: FileResult, picture: Path) -> None:
     """Draw an inspected file; one that could not be has no picture."""
-    if isinstance(result.outcome, Problem):
-        return
-    path = overlay
-    if into_folder:
-        overlay.mkdir(parents=True, exist_ok=True)
-        path = overlay / f"{result.screen_id}.png"
-    picture = draw(result.outcome.frame.pixels, from_json(result.outcome.answer))
-    if not cv2.imwrite(str(path), picture):
-        raise OSError(f"{path} could not be written")
-
-
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(help="Folder for screens, verdicts and overlays.")] = Path("demo"),
-    screens: Annotated[int, typer.Option(help="How many to render.", min=1)] = 6,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same screens.", min=0)] = 7,
-    size: Annotated[str, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels of a screen.")] = "5120x10240",
-) -> None:
-    """Render screens, serve the embedded bundle, post them as a line would, show the verdicts."""
-    demonstration.run(out, screens=screens, seed=seed, size=parse_frame_size(size), console=Console())
-
-
-def run() -> None:
-    """Run the command line; what the user can mend is one line, not a traceback."""
-    try:
-        app()
-    except (SettingsError, EngineError, StoreError, DemoError, ValueError, OSError) as error:
-        errors.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-        sys.exit(2)
+    if not isinstance(result.outcome, Problem):
+        overlay.write(picture, result.outcome.frame.pixels, from_json(result.outcome.answer))
 
 
 if __name__ == "__main__":

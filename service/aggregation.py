@@ -67,22 +67,30 @@ class Judgement:
 
 
 def aggregate(seen: Observed, manifest: Manifest) -> Judgement:
-    """Judge one screen."""
+    """Judge one screen.
+
+    Raises:
+        ValueError: the scores or the maps are not those of these windows and labels.
+    """
+    form = (len(seen.windows), len(manifest.labels))
+    if seen.probability.shape != form or seen.activation.shape[:2] != form:
+        raise ValueError(f"scores {seen.probability.shape} and maps {seen.activation.shape} do not fit {form}")
     finite = bool(np.isfinite(seen.probability).all())
     labels: dict[str, LabelResult] = {}
     defects: list[Defect] = []
-    # an infinite or missing score is in no range: the proof fails on it, and JSON could not carry it
-    scores = np.nan_to_num(seen.probability, nan=0.0, posinf=1.0, neginf=0.0)
-    for column, (label, limits) in enumerate(manifest.labels.items()):
+    # as float64, so that a score meets every limit as the number that the answer shows; one that is infinite or
+    # none is in no range: the proof fails on it, and JSON could not carry it
+    scores = np.nan_to_num(seen.probability.astype(np.float64), nan=0.0, posinf=1.0, neginf=0.0)
+    for index, (label, limits) in enumerate(manifest.labels.items()):
         found = locate(
             label,
-            scores[:, column],
-            seen.activation[:, column],
+            scores[:, index],
+            seen.activation[:, index],
             seen.windows,
             threshold=limits.threshold,
             patch_px=manifest.patch_px,
         )
-        score = float(scores[:, column].max(initial=0.0))
+        score = float(scores[:, index].max(initial=0.0))
         labels[label] = LabelResult(
             score=score, count=len(found), threshold=limits.threshold, present=score >= limits.threshold
         )
@@ -166,7 +174,7 @@ class _Cell:
 
 def locate(
     label: str,
-    scores: NDArray[np.float32],
+    scores: NDArray[np.float64],
     activation: NDArray[np.float32],
     windows: Sequence[Window],
     *,
@@ -175,7 +183,8 @@ def locate(
 ) -> list[Defect]:
     """The defects of one label: warm cells of the windows that have it, joined over the borders of windows.
 
-    Cells that touch, or have one cold cell between them, belong to one defect: a scratch over five patches is one.
+    Cells that touch, or have the room of one cold cell between them, belong to one defect: a scratch over five
+    patches is one.
 
     Args:
         label: its name.
@@ -189,28 +198,25 @@ def locate(
     cells = [cell for k in present for cell in _warm_cells(k, activation[k], windows[k], patch_px)]
     if not cells:
         return []
-    pitch = max(1, patch_px // max(activation.shape[1:]))
-    spans = [_on_grid(cell.box, pitch) for cell in cells]
-    grid = np.zeros((max(s[1].stop for s in spans), max(s[0].stop for s in spans)), np.uint8)
-    for columns, rows in spans:
-        grid[rows, columns] = 1
-    # 3 x 3 on either side joins cells with one cold cell between them
-    joined = cv2.dilate(grid, np.ones((3, 3), np.uint8)) if pitch < patch_px else grid
-    _, regions = cv2.connectedComponents(joined, connectivity=8)
+    cells_across = max(activation.shape[1:])
+    # without a map there are no cells to skip: a clean window between two others keeps them apart
+    gap_px = patch_px // cells_across if cells_across > 1 else 0
     groups: dict[int, list[_Cell]] = {}
-    for cell, (columns, rows) in zip(cells, spans, strict=True):
-        groups.setdefault(int(regions[rows.start, columns.start]), []).append(cell)
+    for cell, group in zip(cells, _joined([cell.box for cell in cells], gap_px), strict=True):
+        groups.setdefault(group, []).append(cell)
     return [_defect(label, group, scores, windows) for group in groups.values()]
 
 
 def _warm_cells(index: int, activation: NDArray[np.float32], window: Window, patch_px: int) -> Iterator[_Cell]:
     height, width = activation.shape
-    median, highest = float(np.median(activation)), float(activation.max())
-    if not highest - median > FLAT:  # a flat map, or one that is not a number, says only that it is in the window
+    # a map that is not of numbers says as little as a flat one; as float64, where a middle is always found
+    heat = np.where(np.isfinite(activation).all(), activation, 0.0).astype(np.float64)
+    median, highest = float(np.median(heat)), float(heat.max())
+    if highest - median <= FLAT:  # it says only that the defect is in the window
         right, bottom = window.left + patch_px, window.top + patch_px
         yield _Cell(index, Box(left=window.left, top=window.top, right=right, bottom=bottom))
         return
-    for row, column in np.argwhere(activation > median + WARM * (highest - median)).tolist():
+    for row, column in np.argwhere(heat > median + WARM * (highest - median)).tolist():
         yield _Cell(
             index,
             Box(
@@ -222,13 +228,22 @@ def _warm_cells(index: int, activation: NDArray[np.float32], window: Window, pat
         )
 
 
-def _on_grid(box: Box, pitch: int) -> tuple[slice, slice]:
-    """Columns and rows of a grid of `pitch` pixels that the box touches."""
-    columns = slice(box.left // pitch, -(-box.right // pitch))
-    return columns, slice(box.top // pitch, -(-box.bottom // pitch))
+def _joined(boxes: Sequence[Box], gap_px: int) -> list[int]:
+    """The group of each box: boxes that touch, or lie no more than `gap_px` apart on either axis, share one."""
+    # each grown to one side only, so that two meet where the gap between them is one `gap_px` and not two
+    corners = np.array([(box.left, box.top, box.right + gap_px, box.bottom + gap_px) for box in boxes])
+    # windows may start anywhere: a grid of all the edges that there are is exact, and small
+    xs, ys = np.unique(corners[:, 0::2]), np.unique(corners[:, 1::2])
+    lefts, rights = np.searchsorted(xs, corners[:, 0::2]).T
+    tops, bottoms = np.searchsorted(ys, corners[:, 1::2]).T
+    grid = np.zeros((len(ys), len(xs)), np.uint8)
+    for left, top, right, bottom in zip(lefts, tops, rights, bottoms, strict=True):
+        grid[top:bottom, left:right] = 1
+    _, regions = cv2.connectedComponents(grid, connectivity=8)
+    return [int(group) for group in regions[tops, lefts]]
 
 
-def _defect(label: str, cells: Sequence[_Cell], scores: NDArray[np.float32], windows: Sequence[Window]) -> Defect:
+def _defect(label: str, cells: Sequence[_Cell], scores: NDArray[np.float64], windows: Sequence[Window]) -> Defect:
     crossed = {cell.window for cell in cells}
     # equal scores: the first in row order, whatever the order of the windows
     strongest = max(crossed, key=lambda k: (float(scores[k]), -windows[k].top, -windows[k].left))

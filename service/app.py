@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from importlib.metadata import version
 from typing import TypedDict
 
 from anyio import CapacityLimiter
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from engine import Backend, Golden, load, read_golden
 from service import problems
@@ -48,16 +49,20 @@ def create_app(settings: Settings, *, backends: Sequence[Backend] = (), golden: 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        with Scheduler(
-            backends,
-            golden,
-            max_patches=settings.max_queue_patches,
-            self_test_interval_s=settings.self_test_interval_s,
-        ) as scheduler:
+        with (
+            closing(store),
+            Scheduler(
+                backends,
+                golden,
+                max_patches=settings.max_queue_patches,
+                self_test_interval_s=settings.self_test_interval_s,
+            ) as scheduler,
+        ):
             yield {"running": _run(settings, backends[0], scheduler, store)}
-        store.close()
 
-    app = FastAPI(
+    # a FastAPI whose /docs takes its scripts from this process: a line has no way out to the Internet
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Screen inspection",
         summary="A line-scan frame in, a proven verdict out.",
         version=version(DISTRIBUTION),

@@ -23,11 +23,12 @@ import cv2
 import httpx
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from service.inspector import from_json
-from service.overlay import draw
+from service.overlay import write
 from service.tables import describe_labels, describe_verdict, table
 from service.verdict import Verdict
 
@@ -72,14 +73,14 @@ def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: C
             _render(out, screens=screens, seed=seed, size=size, progress=progress)
             (out / "demo.json").write_text(wanted)
         truths = _truths(out)
-        with _server(out / "server.log", progress) as address:
+        with _server(out / "server.log", size, progress) as service:
             inspected = [
-                _inspect(address, out, screen_id, truth)
+                _inspect(service, out, screen_id, truth)
                 for screen_id, truth in progress.track(truths.items(), description="inspect")
             ]
     (out / "verdicts.json").write_text(f"[{','.join(item.answer for item in inspected)}]\n")
     console.print(_table(inspected))
-    console.print(f"overlays: {out / 'overlays'}   verdicts: {out / 'verdicts.json'}")
+    console.print(escape(f"overlays: {out / 'overlays'}   verdicts: {out / 'verdicts.json'}"), soft_wrap=True)
 
 
 def _rendered(out: Path, wanted: str) -> bool:
@@ -127,8 +128,8 @@ def _truths(out: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _server(log_path: Path, progress: Progress) -> Iterator[str]:
-    """A server process on a free port with an empty record; its address while it is ready."""
+def _server(log_path: Path, size: tuple[int, int], progress: Progress) -> Iterator[httpx.Client]:
+    """A server process set up for a line of this frame size, with an empty record; a client of it once it is ready."""
     task = progress.add_task("start the service", total=1)
     with tempfile.TemporaryDirectory() as state_dir, log_path.open("wb") as log:
         port = _free_port()
@@ -137,13 +138,15 @@ def _server(log_path: Path, progress: Progress) -> Iterator[str]:
             "INSPECT_HOST": "127.0.0.1",
             "INSPECT_PORT": str(port),
             "INSPECT_STATE_DIR": state_dir,
+            "INSPECT_FRAME_SIZE": f"{size[1]}x{size[0]}",
         }
         process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)
         try:
-            address = f"http://127.0.0.1:{port}"
-            _wait_until_ready(process, address, log_path)
-            progress.update(task, completed=1)
-            yield address
+            # a proxy of the environment leads away from this machine
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_WITHIN_S, trust_env=False) as service:
+                _wait_until_ready(process, service, log_path)
+                progress.update(task, completed=1)
+                yield service
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -161,16 +164,16 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", address: str, log_path: Path) -> None:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", service: httpx.Client, log_path: Path) -> None:
     limit = time.monotonic() + READY_WITHIN_S
     while not _ended(process):
         try:
-            if httpx.get(f"{address}/readyz").is_success:
+            response = service.get("/readyz")
+            if response.is_success:
                 return
+            reason = response.text
         except httpx.TransportError as error:
             reason = str(error)
-        else:
-            reason = "not ready"
         if time.monotonic() > limit:
             raise DemoError(f"the service was not ready in {READY_WITHIN_S:.0f} s ({reason}); see {log_path}")
     raise DemoError(f"the service ended with exit code {process.returncode}; see {log_path}")
@@ -184,7 +187,7 @@ def _ended(process: "subprocess.Popen[bytes]") -> bool:
     return True
 
 
-def _inspect(address: str, out: Path, screen_id: str, truth: str) -> Inspected:
+def _inspect(service: httpx.Client, out: Path, screen_id: str, truth: str) -> Inspected:
     """Post one screen as a line controller does, raw, and draw the answer."""
     image = cv2.imread(str(out / "screens" / f"{screen_id}.png"), cv2.IMREAD_GRAYSCALE)
     if image is None:
@@ -193,12 +196,11 @@ def _inspect(address: str, out: Path, screen_id: str, truth: str) -> Inspected:
     height, width = frame.shape
     started_at = time.monotonic()
     try:
-        response = httpx.post(
-            f"{address}/v1/screens",
+        response = service.post(
+            "/v1/screens",
             params={"screen_id": screen_id, "width": width, "height": height},
             headers={"content-type": "application/octet-stream"},
             content=frame.tobytes(),
-            timeout=ANSWER_WITHIN_S,
         )
     except httpx.TransportError as error:
         raise DemoError(f"{screen_id}: no answer: {error}") from error
@@ -207,7 +209,7 @@ def _inspect(address: str, out: Path, screen_id: str, truth: str) -> Inspected:
         raise DemoError(f"{screen_id}: {response.status_code} {response.text}")
     verdict = from_json(response.text)
     (out / "overlays").mkdir(exist_ok=True)
-    cv2.imwrite(str(out / "overlays" / f"{screen_id}.png"), draw(frame, verdict))
+    write(out / "overlays" / f"{screen_id}.png", frame, verdict)
     return Inspected(screen_id=screen_id, truth=truth, answer=response.text, verdict=verdict, seconds=seconds)
 
 

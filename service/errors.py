@@ -136,7 +136,7 @@ class Conflict(ServiceError):
 class NotFound(ServiceError):
     """No such screen was answered."""
 
-    status, code, title = 404, "not_found", "There is no such screen"
+    status, code, title = 404, "not_found", "There is nothing at this address"
 
 
 def concrete_errors() -> tuple[type[ServiceError], ...]:

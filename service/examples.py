@@ -68,7 +68,7 @@ REVIEW = Verdict(
         windows_extra=0,
         covered=True,
         finite=True,
-        self_test_age_s=None,
+        self_test_age_s=131.5,  # null would be right too, but FastAPI leaves it out of its document
     ),
     timing=_TIMING,
 )

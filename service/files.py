@@ -3,6 +3,7 @@
 Decoding and reasoning of one file overlap with the features of another, as they do in the service.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -76,6 +77,21 @@ def inspect_files(
 def screen_id_of(path: Path) -> str:
     """The file's name as a screen's: without its suffix, foreign characters replaced."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:64] or "_"
+
+
+def picture_paths(overlay: Path, paths: Sequence[Path]) -> list[Path]:
+    """Where the picture of each file goes: `overlay` itself for one file, else a name of its own in that folder.
+
+    Two files of one name, from two folders, get two pictures: the second has a number.
+    """
+    if len(paths) == 1 and not overlay.is_dir():
+        return [overlay]
+    names: dict[str, None] = {}
+    for path in paths:
+        first = screen_id_of(path)
+        numbered = (f"{first}-{number}" for number in itertools.count(2))
+        names[next(name for name in itertools.chain([first], numbered) if name not in names)] = None
+    return [overlay / f"{name}.png" for name in names]
 
 
 def _inspect(inspector: Inspector, path: Path, raw_size: tuple[int, int] | None) -> FileResult:

@@ -2,10 +2,11 @@
 
 The header is read first: the kind of file and its size are known, and refused where they do not fit, before
 memory for a single pixel is taken. A file that ends too early is refused even where its decoder would make do:
-libjpeg paints the rest grey, libpng leaves it black.
+libjpeg paints the rest grey, Pillow leaves the strips black that a TIFF lacks.
 """
 
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -16,7 +17,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from engine import to_grey
 from service.errors import (
@@ -66,6 +67,17 @@ END = {"PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 # what is not 8-bit grey or colour by itself becomes one of these first
 CHANNELS = {"L": (0,), "RGB": (2, 1, 0), "RGBA": (2, 1, 0, 3)}
 AS = {"1": "L", "P": "RGB", "LA": "RGBA", "PA": "RGBA"}
+# how a file holds values that Pillow would round to eight bits by a rule of its own
+NOT_8_BIT = re.compile(r";1[0-9]")
+# bits of a pixel in each way in which a BMP may hold it
+BMP_BITS = {"1": 1, "P;1": 1, "P;4": 4, "L": 8, "P": 8, "BGR": 24, "BGRX": 32, "BGRA": 32}
+# the compressions of TIFF that notice missing data; fax and JPEG paint it white or grey
+TIFF_COMPRESSIONS = {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate"}
+
+# what libjpeg paints where it has no data, and bytes that it would read as some other pixels: no marker is among
+# them, and the first makes none behind a byte of 255
+PAINTED = 128
+OTHER_PIXELS = bytes(range(0, 251, 7)) * 4
 
 # what Pillow and the decoders under it raise on files that are cut off, altered or absurd
 FOREIGN_ERRORS = (
@@ -74,19 +86,23 @@ FOREIGN_ERRORS = (
     SyntaxError,
     EOFError,
     TypeError,
-    KeyError,
-    IndexError,
-    OverflowError,
+    LookupError,
+    ArithmeticError,
     MemoryError,
     RuntimeError,
-    NotImplementedError,
     AttributeError,
+    AssertionError,
     struct.error,
     zlib.error,
+    Warning,  # where warnings are errors
 )
 
 # Pillow's own limit counts for the process; `max_pixels` is checked in its place, on every image, before decoding
 Image.MAX_IMAGE_PIXELS = None
+# Pillow's own reader leaves strips black that the file does not have
+TiffImagePlugin.READ_LIBTIFF = True
+# of odd metadata, which is not looked at; here, because filters belong to the process and frames to many threads
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -152,8 +168,8 @@ def decode(source: Source, *, agreed: tuple[int, int] | None, patch_px: int, max
     if source.size is not None:
         raise InvalidRequest(f"width and height go with {RAW} alone: a file carries its own")
     with _opened(source) as image:
-        accept(image.height, image.width)
-        pixels = _grey(image)
+        accept(*_stored_size(image))
+        pixels = _grey(image, source.data)
     return Frame(pixels=pixels, size_from="header" if agreed is None else "setting")
 
 
@@ -174,45 +190,118 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
         found = next((name for name, marks in MAGIC.items() if start.startswith(marks)), None)
         if found is not None:
             raise UnsupportedMedia(f"declared as {source.media_type}, but it is a {found} file")
-        raise UnreadableImage(f"this is no {kind} file")
+        raise UnreadableImage(f"the bytes do not begin as {source.media_type} does")
     end = END.get(kind, b"")
     # some encoders fill the last block of a file with zeros
-    if not bytes(source.data[-4096:]).rstrip(b"\x00").endswith(end.rstrip(b"\x00")):
+    if not bytes(source.data[-4096:]).rstrip(b"\x00").endswith(end):
         raise IncompleteImage(f"the {kind} file lacks its end mark")
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd metadata, which is not looked at
-            image = Image.open(io.BytesIO(source.data), formats=(kind,))
+        image = Image.open(io.BytesIO(source.data), formats=(kind,))
     except FOREIGN_ERRORS as error:
         raise UnreadableImage(f"the {kind} file cannot be read") from error
     with image:
         yield image
 
 
-def _grey(image: ImageFile.ImageFile) -> NDArray[np.uint8]:
-    """The pixels (H, W) of an opened file."""
-    frames = getattr(image, "n_frames", 1)
-    if frames != 1:
-        raise UnreadableImage(f"{frames} images in one file: send one")
-    if image.format == "PPM" and image.tile[0].codec_name != "raw":  # Pillow would stretch the values to 255
-        raise UnreadableImage("the largest value of a PGM file must be 255")
+def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
+    """(height, width) as the file holds its lines; Pillow's own size follows the orientation tag of a TIFF."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.tag_v2[ExifTags.Base.ImageLength], image.tag_v2[ExifTags.Base.ImageWidth]
+    return image.height, image.width
+
+
+def _grey(image: ImageFile.ImageFile, data: bytes | memoryview) -> NDArray[np.uint8]:
+    """The pixels (H, W) of the opened file `data`."""
     try:
-        image.load()
+        _check(image, len(data))
+        pixels = _values(_load(image))
+        if image.format == "JPEG" and pixels[-1, -1] == PAINTED and _is_painted(data, pixels):
+            raise IncompleteImage("the file has its end mark, but not all of its pixels")
+        return pixels
     except FOREIGN_ERRORS as error:
         # Pillow has no type of its own for this; the text has been the same since 2010, and both are refused
         if "truncated" in str(error):
             raise IncompleteImage(f"the file ends before its last pixel: {error}") from error
-        raise UnreadableImage(f"the pixels cannot be decoded: {error}") from error
-    plain: Image.Image = image
+        raise UnreadableImage(f"the pixels cannot be used: {error}") from error
+
+
+def _check(image: ImageFile.ImageFile, length: int) -> None:
+    """Refuse by its header what would be read by a guess or filled in."""
+    if getattr(image, "is_animated", False):
+        raise UnreadableImage("more than one image in the file: send one")
+    if not image.tile:
+        raise IncompleteImage("the file holds no pixels")
+    tile = image.tile[0]
+    if image.format == "PPM" and tile.codec_name != "raw":  # Pillow would stretch the values to 255
+        raise UnreadableImage("the largest value of a PGM file must be 255")
+    raw_mode = tile.args if isinstance(tile.args, str) else str(tile.args and tile.args[0])
+    if image.mode not in {*CHANNELS, *AS} or NOT_8_BIT.search(raw_mode):
+        raise UnreadableImage(f"values of mode {raw_mode} have no documented grey value: send 8-bit grey")
+    if image.format == "BMP":
+        _check_bmp(image, length)
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        _check_tiff(image, length)
+
+
+def _check_bmp(image: ImageFile.ImageFile, length: int) -> None:
+    codec, _, offset, args = image.tile[0]
+    if codec != "raw":
+        raise UnreadableImage("a run-length encoded BMP file may leave pixels out: send it uncompressed")
+    assert isinstance(args, tuple)
+    raw_mode, row_bytes, _ = args
+    # Pillow takes eight bits for one where the palette has two greys
+    if row_bytes != (image.width * BMP_BITS.get(raw_mode, 0) + 31) // 32 * 4:
+        raise UnreadableImage(f"a BMP file with values of mode {raw_mode}: send 8-bit grey")
+    if offset + row_bytes * image.height > length:
+        raise IncompleteImage("the file ends before its last pixel")
+
+
+def _check_tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> None:
+    tags = image.tag_v2
+    # zero after the last image; Pillow leaves it where it was when the tags end too early
+    if tags.next != 0:
+        raise IncompleteImage("the file ends before its last tag")
+    compression = image.info["compression"]
+    if compression not in TIFF_COMPRESSIONS:
+        raise UnreadableImage(f"a TIFF file with {compression}: send it uncompressed, or with LZW or deflate")
+    if ExifTags.Base.PhotometricInterpretation not in tags:
+        raise UnreadableImage("the TIFF file does not say whether 0 is black or white")
+    if set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {1}:
+        raise UnreadableImage("values of the TIFF file are not unsigned integers")
+    tiled = TiffImagePlugin.TILEOFFSETS in tags
+    starts = tags[TiffImagePlugin.TILEOFFSETS if tiled else TiffImagePlugin.STRIPOFFSETS]
+    sizes = tags[TiffImagePlugin.TILEBYTECOUNTS if tiled else TiffImagePlugin.STRIPBYTECOUNTS]
+    if any(start + size > length for start, size in zip(starts, sizes, strict=True)):
+        raise IncompleteImage("the file ends before its last pixel")
+
+
+def _load(image: ImageFile.ImageFile) -> Image.Image:
+    """The decoded image in a mode of `CHANNELS`, its lines in the order of the file."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.getexif().pop(ExifTags.Base.Orientation, None)  # Pillow would turn the image
+    image.load()
     if "transparency" in image.info:
-        plain = image.convert("RGBA")
-    elif image.mode in AS:
-        plain = image.convert(AS[image.mode])
-    if plain.mode not in CHANNELS:
-        raise UnreadableImage(f"values of mode {image.mode} have no documented grey value: send 8-bit grey")
-    values: NDArray[Any] = np.asarray(plain)
+        return image.convert("RGBA")
+    if image.mode in AS:
+        return image.convert(AS[image.mode])
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.copy()  # of the size of its lines, whatever the orientation tag made of it
+    return image
+
+
+def _values(image: Image.Image) -> NDArray[np.uint8]:
+    values: NDArray[Any] = np.asarray(image)
     if values.ndim == 3:
-        values = values[:, :, CHANNELS[plain.mode]]
-    try:
-        return to_grey(values)
-    except ValueError as error:
-        raise UnreadableImage(str(error)) from error
+        values = values[:, :, CHANNELS[image.mode]]
+    return to_grey(values)
+
+
+def _is_painted(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> bool:
+    """Whether a JPEG ran out of data before its last pixel: then other bytes before its end mark give other pixels.
+
+    It finds what a sender loses who ends its file in any case, not what somebody cuts on purpose: a few places, such as
+    within the last block or between the scans of a progressive file, stay unseen.
+    """
+    head, end, _ = bytes(data).rpartition(END["JPEG"])
+    with Image.open(io.BytesIO(head + OTHER_PIXELS + end), formats=("JPEG",)) as image:
+        return not np.array_equal(_values(image), pixels)

@@ -1,7 +1,17 @@
 """The file to read first: what happens to one screen, from its bytes to its recorded verdict.
 
-No HTTP here. The routes call `inspect` in a thread of the screen's own, and so does the command line; whatever goes
-wrong is an exception of `service.errors` or `engine`, and never a verdict.
+    1  receive    service.bodies        body -> bytes
+    2  decode     service.images        bytes -> frame (H, W)
+    3  cover      engine.windows        frame -> K windows
+    4  queue      service.scheduler     all K patches, or none
+    5  features   engine.backend        batches of one screen, on the device's own thread
+    6  reason     engine.backend        all K patches together -> (K, C) probabilities
+    7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
+    8  record     service.store         and only then answer
+
+No HTTP here: step 1 and the answer are the routes'. They call `inspect` in a thread of the screen's own, and so
+does the command line. Whatever goes wrong is an exception of `service.errors`, `service.store` or `engine`, and
+never a verdict.
 """
 
 import time
@@ -9,8 +19,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import structlog
 import xxhash
+from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from engine import Backend, Window, cover
@@ -112,30 +124,34 @@ class Inspector:
         manifest = self._backend.manifest
         lap = _Lap(self._clock)
 
+        # 2 decode
         frame = decode(source, agreed=self._frame_size, patch_px=manifest.patch_px, max_pixels=self._max_pixels)
-        digest = xxhash.xxh3_128_hexdigest(frame.pixels.data)
+        digest = digest_of(frame.pixels)
         decode_s = lap()
 
-        known = self._record.find(screen_id)
-        if known is not None:
-            if known.digest != digest:
-                raise Conflict(f"screen {screen_id} was answered before, for other pixels")
-            return Inspection(answer=known.answer, frame=frame, verdict=None, record_s=0.0)
+        if (before := self._record.find(screen_id)) is not None:
+            return _again(before, digest, frame)
 
+        # 3 cover
         windows = self._cover(*frame.pixels.shape)
-        computed = self._scheduler.compute(frame.pixels, windows, deadline_at=deadline_at)
 
+        # 4 queue, 5 features
+        computed = self._scheduler.compute(frame.pixels, windows, deadline_at=deadline_at)
+        features = computed.features
+
+        # 6 reason
         lap()
-        probability = self._backend.reason(computed.features.label_features, computed.features.stage1)
+        probability = self._backend.reason(features.label_features, features.stage1)
         reasoning_s = lap()
 
+        # 7 aggregate
         seen = Observed(
             frame=frame.pixels,
             size_from=frame.size_from,
             expected=self._cover(*(self._frame_size or frame.pixels.shape)),
             windows=windows,
             probability=probability,
-            activation=computed.features.activation,
+            activation=features.activation,
             self_test=computed.self_test,
         )
         judgement = aggregate(seen, manifest)
@@ -159,14 +175,28 @@ class Inspector:
             ),
         )
         answer = to_json(verdict)
+
+        # 8 record, and only then answer
         lap()
         self._record.record(Answered(screen_id=screen_id, digest=digest, verdict=verdict.verdict, answer=answer))
+        record_s = lap()
+
         log.info("inspected", screen_id=screen_id, verdict=verdict.verdict, reasons=verdict.reasons)
-        return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=lap())
+        return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s)
 
     def _cover(self, height: int, width: int) -> tuple[Window, ...]:
         manifest = self._backend.manifest
         return cover(height, width, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
+
+
+def digest_of(pixels: NDArray[np.uint8]) -> str:
+    """What tells one frame (H, W) from another, whatever file it came in: XXH3-128 of its pixels and its size.
+
+    A SHA-256 of a whole frame would take as long as receiving it; nobody who sends screens gains by a collision.
+    """
+    digest = xxhash.xxh3_128(pixels.data)
+    digest.update(repr(pixels.shape).encode())  # the same bytes in lines of another length are another frame
+    return digest.hexdigest()
 
 
 def to_json(verdict: Verdict) -> str:
@@ -181,6 +211,17 @@ def from_json(text: str) -> Verdict:
         ValueError: it is no verdict.
     """
     return _VERDICT.validate_json(text)
+
+
+def _again(before: Answered, digest: str, frame: Frame) -> Inspection:
+    """The answer that the screen got before, byte for byte.
+
+    Raises:
+        Conflict: it was given for other pixels.
+    """
+    if before.digest != digest:
+        raise Conflict(f"screen {before.screen_id} was answered before, for other pixels")
+    return Inspection(answer=before.answer, frame=frame, verdict=None, record_s=0.0)
 
 
 class _Lap:

@@ -5,6 +5,7 @@ to a dot are drawn large enough to be seen, so a drawn box is never smaller than
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -34,6 +35,16 @@ LABEL_COLOURS: tuple[Colour, ...] = (
 )
 VERDICT_COLOURS: dict[str, Colour] = {"pass": (90, 160, 60), "review": (0, 165, 235), "fail": (50, 50, 215)}
 INK, PAPER, BACKGROUND = (0, 0, 0), (255, 255, 255), (32, 32, 32)
+
+
+def write(path: Path, frame: NDArray[np.uint8], verdict: Verdict) -> None:
+    """Draw into a PNG file, whatever its name ends with.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    _, encoded = cv2.imencode(".png", draw(frame, verdict))
+    path.write_bytes(encoded.tobytes())
 
 
 def draw(frame: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
@@ -74,8 +85,11 @@ def _on_picture(defect: Defect, scale: float, size: tuple[int, int]) -> Rectangl
 
 
 def _grown(low: float, high: float, limit: int) -> tuple[int, int]:
+    """At least `LEAST_BOX_PX` long, and inside the picture: at an edge it grows inwards."""
     lack = max(0.0, LEAST_BOX_PX - (high - low)) / 2
-    return max(0, int(low - lack)), min(limit, int(np.ceil(high + lack)))
+    first, last = int(np.floor(low - lack)), int(np.ceil(high + lack))
+    inwards = max(0, -first) - max(0, last - limit)
+    return max(0, first + inwards), min(limit, last + inwards)
 
 
 def _outline(picture: NDArray[np.uint8], box: Rectangle, colour: Colour) -> None:
@@ -99,12 +113,19 @@ def _tag(picture: NDArray[np.uint8], defect: Defect, box: Rectangle, colour: Col
 
 
 def _places(box: Rectangle, width: int, height: int, size: tuple[int, int]) -> Iterator[Rectangle]:
-    """Places for a tag around a box, the best first, all inside the picture of `size` (height, width)."""
+    """Places for a tag, the best first: above, below and beside its box where the picture has room, then in it."""
     left, top, right, bottom = box
-    corners = ((left, top - height), (left, bottom), (right, top), (left - width, top), (left, top))
-    for x, y in corners:
-        x, y = min(max(0, x), max(0, size[1] - width)), min(max(0, y), max(0, size[0] - height))
-        yield x, y, x + width, y + height
+    for x, y in ((left, top - height), (left, bottom), (right, top), (left - width, top)):
+        place = _moved_in(x, y, width, height, size)
+        if not _meet(place, box):
+            yield place
+    yield _moved_in(left, top, width, height, size)
+
+
+def _moved_in(x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Rectangle:
+    """A tag at (x, y), moved until it lies in the picture of `size` (height, width)."""
+    x, y = min(max(0, x), max(0, size[1] - width)), min(max(0, y), max(0, size[0] - height))
+    return x, y, x + width, y + height
 
 
 def _meet(one: Rectangle, other: Rectangle) -> bool:

@@ -84,7 +84,7 @@ def describe(error: ServiceError | InferenceError | StoreError, *, instance: str
     if isinstance(error, ServiceError):
         return problem(error.code, error.detail, instance=instance)
     if isinstance(error, InferenceError):
-        return problem("inference_failed", str(error), instance=instance)
+        return problem("inference_failed", "the model failed on this screen; see the service's log", instance=instance)
     return problem("record_failed", "see the service's log", instance=instance)
 
 

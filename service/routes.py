@@ -44,7 +44,7 @@ class Page(BaseModel):
 def _problems(*names: str) -> dict[int | str, dict[str, Any]]:
     """The problem documents that a route answers with, for its documentation."""
     statuses: dict[int, list[str]] = {}
-    for name in names:
+    for name in (*names, "internal_error"):
         statuses.setdefault(codes()[name], []).append(name)
     return {
         status: {
@@ -171,7 +171,7 @@ async def readyz(running: CurrentRunning) -> JSONResponse:
     """200 while the golden patches gave their known answers within the last two minutes, on every device."""
     report = running.scheduler.report()
     if not (report.ok and report.fresh):
-        raise NotReady(report.detail or "the last self-test is too old")
+        raise NotReady(f"self-test: {report.detail or 'the last success is too old'}")
     manifest = running.manifest
     return JSONResponse(
         {

@@ -4,17 +4,16 @@ A screen waits whole or is refused whole. One thread a device takes screens in t
 each in batches of its own patches alone, so that a score cannot depend on what else is going on. Between batches
 the device looks whether its self-test is due, and whether anybody still waits for the screen.
 
-The only place of the service, besides the last resort around a request, that catches every exception: whatever a
-batch does, it fails its own screen, and the thread lives on.
+Whatever a batch does, it fails its own screen, and the thread lives on: with `service.selftest` the only place,
+besides the last resort around a request, that catches every exception.
 """
 
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from concurrent.futures import TimeoutError as FutureTimeout
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Self
 
 import numpy as np
@@ -22,11 +21,12 @@ import structlog
 from numpy.typing import NDArray
 
 from engine import Backend, Features, Golden, InferenceError, Window, cut
-from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, QueueFull
+from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, QueueFull, ServiceError
 from service.selftest import SelfTest, SelfTestReport
 
-# a guess until the first screen has been timed, for the first refusals
-FIRST_GUESS_PATCHES_PER_S = 100.0
+# what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
+FIRST_GUESS_S = 0.01
+NEWEST = 0.2  # share of the newest screen in the running mean of that time
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.scheduler")
 
@@ -46,17 +46,6 @@ class Computed:
     self_test: SelfTestReport
     queue_s: float
     features_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One screen in the queue."""
-
-    frame: NDArray[np.uint8]
-    windows: Sequence[Window]
-    deadline_at: float
-    queued_at: float
-    done: "Future[Computed]" = field(default_factory=Future)
 
 
 class Scheduler:
@@ -79,16 +68,11 @@ class Scheduler:
         self_test_interval_s: float,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.clock = clock
-        self._max_patches = max_patches
-        self._lock = threading.Condition()
-        self._jobs: deque[_Job] = deque()
-        self._patches = 0  # of the screens that wait or run
-        self._patches_per_s = FIRST_GUESS_PATCHES_PER_S * len(backends)
-        self._closing = False
+        self._clock = clock
+        self._queue = _Queue(max_patches=max_patches, devices=len(backends))
         self._devices = [
-            _Device(self, backend, SelfTest(golden, interval_s=self_test_interval_s, clock=clock), number)
-            for number, backend in enumerate(backends)
+            _Device(self._queue, backend, SelfTest(golden, interval_s=self_test_interval_s, clock=clock), clock)
+            for backend in backends
         ]
 
     def __enter__(self) -> Self:
@@ -112,143 +96,212 @@ class Scheduler:
             DeadlineExceeded: the deadline passed; what had not begun is dropped.
             InferenceError: the device failed on it.
         """
-        job = self._enqueue(frame, windows, deadline_at)
+        job = _Job(frame, windows, deadline_at, queued_at=self._clock())
+        self._queue.put(job)
         try:
-            return job.done.result(max(0.0, deadline_at - self.clock()))
-        except FutureTimeout as error:
-            job.done.cancel()
-            raise DeadlineExceeded("the deadline passed before the features were there") from error
+            return job.wait(max(0.0, deadline_at - self._clock()))
+        except Empty:
+            self._queue.withdraw(job)
+            raise DeadlineExceeded("the deadline passed before the features were there") from None
 
     @property
     def waiting_patches(self) -> int:
         """Patches that wait or run."""
-        return self._patches
+        return self._queue.patches
 
     def report(self) -> SelfTestReport:
         """The self-test of the device that is worst off: one stale device makes the service stale."""
-        reports = [device.report() for device in self._devices]
+        reports = [device.self_test.report() for device in self._devices]
         return max(reports, key=lambda r: (not r.ok, float("inf") if r.age_s is None else r.age_s))
 
     def close(self) -> None:
-        """Refuse what comes, fail what waits, end the threads and close the backends; twice is harmless."""
-        with self._lock:
-            self._closing = True
-            waiting, self._jobs = list(self._jobs), deque()
-            self._lock.notify_all()
-        for job in waiting:
-            self._finish(job, NotReady("the service is stopping"))
+        """Refuse what comes, fail what waits, end the threads and close the backends; twice is harmless.
+
+        A screen that runs fails at its next batch, so that stopping takes no longer than a batch.
+        """
+        for job in self._queue.close():
+            job.settle(NotReady("the service is stopping"))
         for device in self._devices:
             device.join()
 
-    def _enqueue(self, frame: NDArray[np.uint8], windows: Sequence[Window], deadline_at: float) -> _Job:
-        count = len(windows)
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One screen, from its arrival to its answer."""
+
+    frame: NDArray[np.uint8]
+    windows: Sequence[Window]
+    deadline_at: float
+    queued_at: float
+    abandoned: bool = False  # once nobody waits for it any more
+    _answer: "SimpleQueue[Computed | Exception]" = field(default_factory=SimpleQueue)
+
+    def settle(self, outcome: Computed | Exception) -> None:
+        """Hand the outcome to whoever still waits for it."""
+        if self.abandoned:
+            log.info("nobody waits for the screen any more", patches=len(self.windows))
+        else:
+            self._answer.put(outcome)
+
+    def wait(self, timeout_s: float) -> Computed:
+        """The outcome, returned or raised.
+
+        Raises:
+            Empty: there is none within `timeout_s`.
+        """
+        outcome = self._answer.get(timeout=timeout_s)
+        if isinstance(outcome, Computed):
+            return outcome
+        try:
+            raise outcome
+        finally:
+            del outcome  # it holds this call and with it the frame; held in turn, neither would be freed for long
+
+
+class _Queue:
+    """The screens that wait, and the places of those that run: all of a screen's patches have one, or none has.
+
+    Whoever takes a screen out frees its places: its sender (`withdraw`), `close`, or a device once it is done
+    (`release`).
+    """
+
+    def __init__(self, *, max_patches: int, devices: int) -> None:
+        self._max_patches = max_patches
+        self._devices = devices
+        self._patch_s = FIRST_GUESS_S
+        self._changed = threading.Condition()
+        self._jobs: deque[_Job] = deque()
+        self.patches = 0  # of the screens that wait or run
+        self.closed = False
+
+    def put(self, job: _Job) -> None:
+        """Append a screen; the exceptions are those of `Scheduler.compute`."""
+        count = len(job.windows)
         if count > self._max_patches:
             raise ImageTooLarge(f"{count} patches are over the limit of {self._max_patches}")
-        with self._lock:
-            if self._closing:
+        with self._changed:
+            if self.closed:
                 raise NotReady("the service is stopping")
-            over = self._patches + count - self._max_patches
+            over = self.patches + count - self._max_patches
             if over > 0:
-                retry_after_s = over / self._patches_per_s
-                raise QueueFull(f"{self._patches} of {self._max_patches} places are taken", retry_after_s=retry_after_s)
-            job = _Job(frame, windows, deadline_at, self.clock())
+                taken = f"{self.patches} of {self._max_patches} places are taken"
+                raise QueueFull(taken, retry_after_s=over * self._patch_s / self._devices)
             self._jobs.append(job)
-            self._patches += count
-            self._lock.notify()
-        return job
+            self.patches += count
+            self._changed.notify()
 
     def take(self, timeout_s: float) -> _Job | None:
         """The next screen, or None when there is none within `timeout_s`, or none will come any more."""
-        with self._lock:
-            if not self._jobs and not self._closing:
-                self._lock.wait(timeout_s)
+        with self._changed:
+            if not self._jobs and not self.closed:
+                self._changed.wait(timeout_s)
             return self._jobs.popleft() if self._jobs else None
 
-    @property
-    def closing(self) -> bool:
-        """Whether the devices should end."""
-        return self._closing
+    def withdraw(self, job: _Job) -> None:
+        """Forget a screen that nobody waits for any more; a device that has it already stops at its next batch."""
+        job.abandoned = True
+        with self._changed:
+            if job in self._jobs:
+                self._jobs.remove(job)
+                self.patches -= len(job.windows)
 
-    def finish(self, job: _Job, outcome: Computed | Exception) -> None:
-        """Hand the outcome to whoever still waits for it, and free the screen's places."""
-        if isinstance(outcome, Computed) and outcome.features_s > 0:
-            rate = len(job.windows) / outcome.features_s * len(self._devices)
-            self._patches_per_s += 0.2 * (rate - self._patches_per_s)
-        self._finish(job, outcome)
-
-    def _finish(self, job: _Job, outcome: Computed | Exception) -> None:
-        with self._lock:
-            self._patches -= len(job.windows)
-        try:
+    def release(self, job: _Job, outcome: Computed | Exception) -> None:
+        """Free the places of a screen that a device has done with."""
+        with self._changed:
+            self.patches -= len(job.windows)
             if isinstance(outcome, Computed):
-                job.done.set_result(outcome)
-            else:
-                job.done.set_exception(outcome)
-        except InvalidStateError:
-            log.info("nobody waits for the screen any more", patches=len(job.windows))
+                self._patch_s += NEWEST * (outcome.features_s / len(job.windows) - self._patch_s)
+
+    def close(self) -> list[_Job]:
+        """Take no more screens, and give back those that wait."""
+        with self._changed:
+            self.closed = True
+            waiting = list(self._jobs)
+            self._jobs.clear()
+            self.patches -= sum(len(job.windows) for job in waiting)
+            self._changed.notify_all()
+        return waiting
 
 
 class _Device:
-    """One backend and its thread."""
+    """One backend and its thread, which alone calls it, but for the reasoning."""
 
-    def __init__(self, scheduler: Scheduler, backend: Backend, self_test: SelfTest, number: int) -> None:
-        self._scheduler = scheduler
+    def __init__(self, queue: _Queue, backend: Backend, self_test: SelfTest, clock: Callable[[], float]) -> None:
+        self.self_test = self_test
+        self._queue = queue
         self._backend = backend
-        self._self_test = self_test
-        self._thread = threading.Thread(target=self._run, name=f"device-{number}", daemon=True)
+        self._clock = clock
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
-    def report(self) -> SelfTestReport:
-        """What is known of the device now."""
-        return self._self_test.report()
-
     def join(self) -> None:
-        """Wait for the batch under way, then for the end of the thread."""
+        """Wait for the batch or the self-test under way, then for the end of the thread."""
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._scheduler.closing:
+        while not self._queue.closed:
             self._test_if_due()
-            job = self._scheduler.take(self._self_test.due_in_s())
-            if job is not None:
-                self._scheduler.finish(job, self._compute(job))
+            self._serve_next()
         self._backend.close()
 
-    def _compute(self, job: _Job) -> Computed | Exception:
-        clock = self._scheduler.clock
+    def _serve_next(self) -> None:
+        job = self._queue.take(self.self_test.due_in_s())
+        if job is None:
+            return
+        try:
+            computed = self._compute(job)
+        except (InferenceError, ServiceError) as error:
+            self._finish(job, error)
+        except Exception as error:
+            log.exception("the device failed in a way that nobody expected")
+            self._finish(job, _unexpected(error))
+        else:
+            self._finish(job, computed)
+
+    def _finish(self, job: _Job, outcome: Computed | Exception) -> None:
+        self._queue.release(job, outcome)  # first, so that whoever has the answer finds the places free
+        job.settle(outcome)
+
+    def _compute(self, job: _Job) -> Computed:
         size = self._backend.manifest.batch_size
         batches: list[Features] = []
         features_s = 0.0
-        try:
-            for start in range(0, len(job.windows), size):
-                self._test_if_due()
-                if job.done.cancelled() or clock() >= job.deadline_at:
-                    return DeadlineExceeded("the deadline passed before all patches were computed")
-                started_at = clock()
-                patches = cut(job.frame, job.windows[start : start + size], self._backend.manifest.patch_px)
-                batch = self._backend.features(patches)
-                if len(batch.stage1) != len(patches):
-                    raise InferenceError(f"{len(batch.stage1)} answers for {len(patches)} patches")
-                batches.append(batch)
-                features_s += clock() - started_at
-        except InferenceError as error:
-            return error
-        except Exception as error:
-            log.exception("the device failed in a way that nobody expected")
-            failure = InferenceError("the device failed in a way that nobody expected")
-            failure.__cause__ = error
-            return failure
+        for start in range(0, len(job.windows), size):
+            self._test_if_due()
+            self._check_wanted(job)
+            started_at = self._clock()
+            batches.append(self._features(job.frame, job.windows[start : start + size]))
+            features_s += self._clock() - started_at
         return Computed(
             features=Features(
                 label_features=np.concatenate([batch.label_features for batch in batches]),
                 stage1=np.concatenate([batch.stage1 for batch in batches]),
                 activation=np.concatenate([batch.activation for batch in batches]),
             ),
-            self_test=self._self_test.report(),
-            queue_s=clock() - job.queued_at - features_s,
+            self_test=self.self_test.report(),
+            queue_s=max(0.0, self._clock() - job.queued_at - features_s),
             features_s=features_s,
         )
 
+    def _check_wanted(self, job: _Job) -> None:
+        if self._queue.closed:
+            raise NotReady("the service is stopping")
+        if job.abandoned or self._clock() >= job.deadline_at:
+            raise DeadlineExceeded("the deadline passed before all patches were computed")
+
+    def _features(self, frame: NDArray[np.uint8], windows: Sequence[Window]) -> Features:
+        batch = self._backend.features(cut(frame, windows, self._backend.manifest.patch_px))
+        for rows in (batch.label_features, batch.stage1, batch.activation):
+            if len(rows) != len(windows):  # the scores of one patch would be taken for another's
+                raise InferenceError(f"{len(rows)} answers for {len(windows)} patches")
+        return batch
+
     def _test_if_due(self) -> None:
-        if self._self_test.due_in_s() <= 0:
-            self._self_test.run(self._backend)
+        if self.self_test.due_in_s() <= 0:
+            self.self_test.run(self._backend)
+
+
+def _unexpected(error: Exception) -> InferenceError:
+    failure = InferenceError("the device failed in a way that nobody expected")
+    failure.__cause__ = error
+    return failure

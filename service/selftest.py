@@ -58,11 +58,6 @@ class SelfTest:
         # one tuple, so that a reader never sees half of a run: (ok, passed at, difference, detail)
         self._last: tuple[bool, float | None, float | None, str] = (False, None, None, "has not run yet")
 
-    @property
-    def patches(self) -> int:
-        """How many patches one run infers."""
-        return len(self._golden.pixels)
-
     def due_in_s(self) -> float:
         """Time until the next run; 0 when it is due."""
         return max(0.0, self._due_at - self._clock())
@@ -75,6 +70,10 @@ class SelfTest:
         except InferenceError as error:
             log.error("self-test failed", detail=str(error))
             self._last = (False, passed_at, difference, str(error))
+        except Exception:
+            # the device's thread lives on, and no screen passes until a run succeeds
+            log.exception("self-test failed in a way that nobody expected")
+            self._last = (False, passed_at, difference, "failed in a way that nobody expected")
         else:
             self._last = (True, self._clock(), difference, "")
         self._due_at = self._clock() + self._interval_s

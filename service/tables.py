@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from rich.table import Table
+from rich.table import Column, Table
 
 from service.verdict import Verdict
 
@@ -25,8 +25,8 @@ def describe_labels(verdict: Verdict) -> str:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    """A table; every cell may carry colours."""
-    made = Table(*columns)
+    """A table; every cell may carry colours. A narrow terminal breaks a word, and loses no part of it."""
+    made = Table(*(Column(column, overflow="fold") for column in columns))
     for row in rows:
         made.add_row(*row)
     return made

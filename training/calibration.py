@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from engine import LabelLimits
 # label, how many may score below `low` (escapes); of those without it, how many may reach `high` (overkill).
 ESCAPE_AIM = 0.002
 OVERKILL_AIM = 0.004
+# Of the screens without the label, how many may reach `low` at most, whatever that does to escapes: one defect that
+# the network does not see at all would otherwise send every screen to review.
+REVIEW_CAP = 0.03
 NARROWEST_BAND = 0.05  # a small validation part separates perfectly; a line needs some band all the same
 
 
@@ -27,7 +31,7 @@ def calibrate(
 
     The threshold gives the best F on the known patches, and where a range of thresholds does, its middle. The review
     band is placed on the highest score of each screen: from the score that nearly all screens with the label reach,
-    to the score that nearly no screen without it reaches.
+    to the score that nearly no screen without it reaches; `REVIEW_CAP` bounds how far down it goes.
 
     Args:
         probability: (N, L) of the validation part, patches reasoned by screen.
@@ -64,6 +68,10 @@ def best_threshold(score: NDArray[np.float32], truth: NDArray[np.bool_]) -> floa
 def _band(threshold: float, bad: NDArray[np.float32], good: NDArray[np.float32]) -> LabelLimits:
     low = float(np.quantile(bad, ESCAPE_AIM)) if len(bad) else threshold
     high = float(np.quantile(good, 1 - OVERKILL_AIM)) if len(good) else threshold
+    falling = -np.sort(-good)
+    allowed = math.ceil(REVIEW_CAP * len(good))
+    if allowed < len(falling):
+        low = max(low, float(falling[allowed - 1 : allowed + 1].mean()))
     low = min(low, threshold - NARROWEST_BAND)
     high = max(high, threshold + NARROWEST_BAND)
     return LabelLimits(

@@ -68,6 +68,7 @@ class Config(_Section):
 
     name: str = Field(min_length=1)
     run: Path  # the folder that the run is written to
+    start: Path | None = None  # weights (.safetensors) of an earlier run with the same network and labels
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     devices: int = Field(1, ge=1)
@@ -113,7 +114,8 @@ def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
         name: section.model_copy(update={"folders": [folder / f for f in section.folders]})
         for name, section in (("data", config.data), ("phase1", config.phase1), ("phase2", config.phase2))
     }
-    return config.model_copy(update={"run": folder / config.run, **sections})
+    start = None if config.start is None else folder / config.start
+    return config.model_copy(update={"run": folder / config.run, "start": start, **sections})
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

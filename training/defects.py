@@ -92,7 +92,7 @@ def scratch(rng: np.random.Generator, limit_px: int) -> Drawing:
 
 def tin_ash(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A cloud of irregular specks, denser in places; a part of it looks like pinholes."""
-    extent = min(_log_uniform(rng, 40, 500), limit_px)
+    extent = min(_log_uniform(rng, 70, 500), limit_px)
     wanted = _log_uniform(rng, 12, 150)
     count = int(np.clip(wanted, 12, max(12, extent**2 / 150)))
     side = int(extent) + 13

@@ -20,6 +20,7 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -62,6 +63,8 @@ class Run:
         _open_folder(config, labels)
         fabric.seed_everything(config.seed, verbose=False)
         network = TwoStageNetwork(len(labels), config.network)
+        if config.start is not None:
+            _start_from(network, config.start)
         self.network = network.to(memory_format=torch.channels_last)
 
     def _training_set(self, phase: Phase) -> PatchSet:
@@ -288,6 +291,18 @@ def load_run(run: Path) -> tuple[TwoStageNetwork, Config, tuple[str, ...]]:
     network = TwoStageNetwork(len(labels), dataclasses.replace(config.network, trunk_weights=None))
     network.load_state_dict(load_file(weights))
     return network.eval(), config, labels
+
+
+def _start_from(network: TwoStageNetwork, weights: Path) -> None:
+    """Begin with the weights of an earlier run.
+
+    Raises:
+        ValueError: they cannot be read, or are another network's.
+    """
+    try:
+        network.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"start: {weights} does not fit: {error}") from error
 
 
 def _open_folder(config: Config, labels: tuple[str, ...]) -> None:

@@ -16,13 +16,15 @@ from training.defects import DEFECTS, Drawing
 from training.scene import Scene
 from training.sensor import Sensor
 
-CONTRAST_FLOOR = {"bubble": 2.5, "pinhole": 4.5, "scratch": 3.0, "tin_ash": 5.0}
+CONTRAST_FLOOR = {"bubble": 3.0, "pinhole": 6.0, "scratch": 4.0, "tin_ash": 6.0}
 """Lowest contrast of a defect's strongest pixel over the local noise; what is small needs more."""
 
-GREY_FLOOR = 4.0
+GREY_FLOOR = 5.0
 """Lowest contrast of a defect's strongest pixel in grey levels."""
 
 _LEAST_PIXELS = {"bubble": 40, "pinhole": 4, "scratch": 20, "tin_ash": 15}
+_LEAST_SCRATCH_PX = 28  # a shorter one would be a pinhole
+_LEAST_SPECKS = 8  # fewer would be pinholes
 _TRIES = 60
 _CELL_PX = 8  # of the map of places already taken
 
@@ -126,7 +128,7 @@ class Placer:
         difference = np.abs(sensor.grey(changed) - sensor.grey(under))
         peak = float(difference.max())
         visible = difference > max(0.25 * peak, 0.5 * floor)
-        if peak < floor or visible.sum() < _LEAST_PIXELS[label]:
+        if peak < floor or not _is_still(label, rows[visible], columns[visible]):
             return None
         light[rows, columns] = changed
         self._taken[rows[visible] // _CELL_PX, columns[visible] // _CELL_PX] = True
@@ -151,3 +153,17 @@ class Placer:
         crop = self._sensor.grey(self._scene.light[top : top + 64, left : left + 64])
         detail = crop - cv2.blur(crop, (15, 15))
         return float(1.4826 * np.median(np.abs(detail)))
+
+
+def _is_still(label: str, rows: NDArray[np.signedinteger], columns: NDArray[np.signedinteger]) -> bool:
+    """Whether these pixels alone are enough for a person to give them the label and no other."""
+    if len(rows) < _LEAST_PIXELS[label]:
+        return False
+    if label == "scratch":
+        return bool(max(np.ptp(rows), np.ptp(columns)) >= _LEAST_SCRATCH_PX)
+    if label == "tin_ash":
+        drawn = np.zeros((np.ptp(rows) + 1, np.ptp(columns) + 1), np.uint8)
+        drawn[rows - rows.min(), columns - columns.min()] = 1
+        regions, _ = cv2.connectedComponents(drawn, connectivity=8)
+        return regions - 1 >= _LEAST_SPECKS
+    return True

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.calibration import best_threshold, calibrate
+from training.calibration import REVIEW_CAP, best_threshold, calibrate
 
 
 def f_at(score: np.ndarray[tuple[int], np.dtype[np.float32]], truth: list[bool], threshold: float) -> float:
@@ -50,3 +52,11 @@ def test_overlapping_screens_widen_the_band() -> None:
     low, high = calibrate(probability, target, np.arange(4), labels=["dot"])["dot"].review
     assert low < 0.36
     assert high > 0.59
+
+
+def test_a_defect_that_was_not_seen_does_not_send_every_screen_to_review() -> None:
+    good = np.linspace(0.01, 0.2, 100, dtype=np.float32)
+    probability = np.concatenate([good, [0.95, 0.9, 0.005]]).astype(np.float32)[:, None]
+    target = np.array([0] * 100 + [1] * 3, np.int8)[:, None]
+    low, _ = calibrate(probability, target, np.arange(103), labels=["dot"])["dot"].review
+    assert (good >= low).sum() == math.ceil(REVIEW_CAP * len(good))

@@ -108,6 +108,29 @@ def test_a_run_folder_belongs_to_one_configuration(run: Config) -> None:
         fit(other)
 
 
+def test_a_run_may_begin_with_the_weights_of_another(run: Config, toml: Path) -> None:
+    nothing = ["phase1.epochs=0", "phase2.epochs=0"]
+    begun = read_config(toml, ["run=begun", "start=run/phase1.safetensors", *nothing])
+    fit(begun)
+    first = load_file(run.run / "phase1.safetensors")
+    for key, value in load_file(begun.run / "phase1.safetensors").items():
+        torch.testing.assert_close(value, first[key], msg=key)
+
+
+def test_weights_of_another_network_are_refused(run: Config, toml: Path) -> None:
+    wider = read_config(toml, ["run=wider", "start=run/phase2.safetensors", "network.feature_width=32"])
+    with pytest.raises(ValueError, match="does not fit"):
+        fit(wider)
+
+
+def test_a_phase_may_learn_from_smaller_patches(run: Config, toml: Path) -> None:
+    cut(toml.parent / "source", toml.parent / "cut-small", patch_px=64)
+    config = read_config(toml, ["run=small", 'phase1.folders=["cut-small"]', "phase1.epochs=1", "phase2.epochs=1"])
+    assert config.phase1.folders == [toml.parent / "cut-small"]
+    validated = len(PatchSet(config.data.folders, "validation"))
+    assert fit(config).patches == validated  # still the patches that are served
+
+
 def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: Path) -> None:
     manifest, difference = export_run(run.run, tmp_path / "bundle", version="7")
     assert difference.largest <= manifest.parity_tolerance["fp32"]

@@ -1,0 +1,87 @@
+"""An export is written whole and verified, or not at all."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from engine import ParityError, fake_manifest, load, read_golden, self_test
+from engine.export import export, module_probability
+from training.network import FeaturesGraph, NetworkConfig, Pooling, ReasoningGraph, TwoStageNetwork
+
+LABELS = ("bubble", "pinhole", "scratch", "tin_ash")
+PATCH_PX = 64
+MANIFEST = fake_manifest(LABELS, patch_px=PATCH_PX, batch_size=3)
+PATCHES = np.random.default_rng(0).integers(0, 256, (7, 1, PATCH_PX, PATCH_PX), np.uint8)
+
+
+def graphs(trunk: str, pooling: Pooling) -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(0)
+    config = NetworkConfig(trunk=trunk, pooling=pooling, feature_width=8, projection_width=8, relation_width=4)
+    network = TwoStageNetwork(len(LABELS), config).eval()
+    return FeaturesGraph(network), ReasoningGraph(network)
+
+
+class Restless(nn.Module):
+    """A reasoning whose answer differs from what it was when it was exported."""
+
+    def __init__(self, reasoning: nn.Module) -> None:
+        super().__init__()
+        self.reasoning = reasoning
+
+    def forward(self, label_features: Tensor, stage1: Tensor) -> Tensor:
+        probability: Tensor = self.reasoning(label_features, stage1)
+        return probability if torch.compiler.is_exporting() else 1 - probability
+
+
+def write(out: Path, features: nn.Module, reasoning: nn.Module) -> None:
+    export(
+        out,
+        features=features,
+        reasoning=reasoning,
+        manifest=MANIFEST,
+        golden_pixels=PATCHES[:2],
+        parity_pixels=PATCHES,
+        card="# card\n",
+    )
+
+
+@pytest.mark.parametrize(("trunk", "pooling"), [("light", "attention"), ("resnet18", "average")])
+def test_the_bundle_computes_what_the_modules_compute(tmp_path: Path, trunk: str, pooling: Pooling) -> None:
+    features, reasoning = graphs(trunk, pooling)
+    write(tmp_path / "bundle", features, reasoning)
+    backend = load(tmp_path / "bundle", threads=1)
+    parts = [backend.features(PATCHES[start : start + 3]) for start in range(0, 7, 3)]
+    found = backend.reason(
+        np.concatenate([part.label_features for part in parts]), np.concatenate([part.stage1 for part in parts])
+    )
+    np.testing.assert_allclose(found, module_probability(features, reasoning, PATCHES), atol=1e-4)
+    assert parts[0].activation.shape == (3, len(LABELS), PATCH_PX // 32, PATCH_PX // 32)
+    assert self_test(backend, read_golden(tmp_path / "bundle")) < 1e-4
+    backend.close()
+
+
+def test_the_first_node_casts_the_pixels(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    write(tmp_path / "bundle", *graphs("light", "attention"))
+    graph = onnx.load(tmp_path / "bundle" / "features.onnx").graph
+    takers = [node.op_type for node in graph.node if "pixels" in node.input]
+    assert takers == ["Cast"]
+
+
+def test_graphs_that_differ_from_the_modules_are_not_written(tmp_path: Path) -> None:
+    features, reasoning = graphs("light", "attention")
+    with pytest.raises(ParityError, match="differ from their source"):
+        write(tmp_path / "bundle", features, Restless(reasoning))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_stays_when_its_successor_is_refused(tmp_path: Path) -> None:
+    features, reasoning = graphs("light", "attention")
+    write(tmp_path / "bundle", features, reasoning)
+    before = (tmp_path / "bundle" / "manifest.json").read_bytes()
+    with pytest.raises(ParityError):
+        write(tmp_path / "bundle", features, Restless(reasoning))
+    assert (tmp_path / "bundle" / "manifest.json").read_bytes() == before

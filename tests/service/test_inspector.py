@@ -1,0 +1,164 @@
+import json
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import InferenceError, cover
+from service.errors import Conflict, DeadlineExceeded, ServiceError
+from service.examples import VERDICTS
+from service.images import RAW, Source
+from service.inspector import digest_of, from_json, to_json
+from service.problems import problem
+from service.store import Answered, StoreError
+from tests.service.apps import PATCH_PX, SCREENS, SIZE, Device, Frame, encoded, frame, inspecting
+
+NEVER = 1e9  # 31 years on any clock
+
+
+@dataclass
+class Memory:
+    """A record in memory that fails when it is told to, and remembers in which order it was asked."""
+
+    answers: dict[str, Answered] = field(default_factory=dict)
+    failing: bool = False
+
+    def find(self, screen_id: str) -> Answered | None:
+        return self.answers.get(screen_id)
+
+    def record(self, answered: Answered) -> None:
+        if self.failing:
+            raise StoreError("disk full")
+        assert answered.screen_id not in self.answers
+        self.answers[answered.screen_id] = answered
+
+
+def raw(pixels: Frame) -> Source:
+    return Source(data=pixels.tobytes(), media_type=RAW, size=pixels.shape[:2])
+
+
+def png(pixels: Frame) -> Source:
+    return Source(data=encoded(pixels), media_type="image/png")
+
+
+def test_bytes_become_a_recorded_verdict() -> None:
+    record = Memory()
+    with inspecting(Device(), record) as inspector:
+        inspection = inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER)
+    verdict = inspection.verdict
+    assert verdict is not None
+    assert (verdict.screen_id, verdict.verdict, verdict.model.name) == ("one", "pass", "fake")
+    assert verdict.proof.windows_inferred == 6
+    assert from_json(inspection.answer) == verdict
+    assert record.answers["one"].answer == inspection.answer
+    assert record.answers["one"].verdict == "pass"
+    np.testing.assert_array_equal(inspection.frame.pixels, SCREENS["pass"])
+
+
+def test_each_stage_has_its_own_time() -> None:
+    with inspecting(Device()) as inspector:
+        inspection = inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER, receive_s=0.25)
+    assert inspection.verdict is not None
+    timing = inspection.verdict.timing
+    # one look at the clock before and one after each; what the scheduler measures is on its own clock
+    assert (timing.receive_s, timing.decode_s, timing.reasoning_s, timing.aggregate_s) == (0.25, 1, 1, 1)
+    assert inspection.record_s == 1
+    assert 0 < timing.features_s < 20
+
+
+def test_a_known_screen_is_not_computed_again_and_its_answer_not_written_again() -> None:
+    device, record = Device(), Memory()
+    with inspecting(device, record) as inspector:
+        first = inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER)
+        batches = device.batches
+        device.scores = (0.9, 0.9, 0.9, 0.9)  # even where the bundle would say otherwise by now
+        again = inspector.inspect("one", raw(SCREENS["pass"]), deadline_at=NEVER)
+    assert again.answer == first.answer
+    assert again.verdict is None
+    assert device.batches == batches
+    np.testing.assert_array_equal(again.frame.pixels, first.frame.pixels)
+
+
+def test_other_pixels_under_a_known_id_are_a_conflict_and_change_nothing() -> None:
+    device, record = Device(), Memory()
+    with inspecting(device, record) as inspector:
+        first = inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER)
+        batches = device.batches
+        with pytest.raises(Conflict, match="screen one"):
+            inspector.inspect("one", png(SCREENS["fail"]), deadline_at=NEVER)
+    assert record.answers["one"].answer == first.answer
+    assert device.batches == batches
+
+
+def test_without_a_record_every_screen_is_new() -> None:
+    device = Device()
+    with inspecting(device) as inspector:
+        for pixels in (SCREENS["pass"], SCREENS["pass"], SCREENS["fail"]):
+            assert inspector.inspect("one", png(pixels), deadline_at=NEVER).verdict is not None
+    assert device.batches == 3 * 2
+
+
+def test_what_cannot_be_recorded_has_no_verdict() -> None:
+    with inspecting(Device(), Memory(failing=True)) as inspector, pytest.raises(StoreError):
+        inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER)
+
+
+def test_a_failed_screen_is_not_recorded() -> None:
+    device, record = Device(), Memory()
+    device.failure = InferenceError("no device")
+    with inspecting(device, record) as inspector:
+        with pytest.raises(InferenceError, match="no device"):
+            inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER)
+        with pytest.raises(DeadlineExceeded):
+            inspector.inspect("two", png(SCREENS["pass"]), deadline_at=0)
+        with pytest.raises(ServiceError):
+            inspector.inspect("three", png(frame(size=(64, 63))), deadline_at=NEVER)
+    assert record.answers == {}
+
+
+def test_the_expected_windows_are_those_of_the_agreed_size() -> None:
+    with inspecting(Device(), frame_size=SIZE) as inspector:
+        inspection = inspector.inspect("one", raw(SCREENS["pass"]), deadline_at=NEVER)
+        with pytest.raises(ServiceError, match="this line sends 192 x 128"):
+            inspector.inspect("two", raw(frame(size=(128, 256))), deadline_at=NEVER)
+    assert inspection.verdict is not None
+    assert inspection.verdict.proof.frame_size_from == "setting"
+    assert inspection.verdict.proof.windows_expected == len(cover(*SIZE, patch_px=PATCH_PX))
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
+def test_a_digest_tells_sizes_and_pixels_apart(height: int, width: int, seed: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+    digest = digest_of(pixels)
+    assert len(digest) == 32
+    assert digest_of(pixels.copy()) == digest
+    other = pixels.copy()
+    other[-1, -1] ^= 1
+    assert digest_of(other) != digest
+    if height != width:
+        assert digest_of(pixels.reshape(width, height)) != digest
+
+
+@pytest.mark.parametrize("kind", VERDICTS)
+def test_json_is_one_line_and_reads_back(kind: str) -> None:
+    text = to_json(VERDICTS[kind])
+    assert "\n" not in text
+    assert from_json(text) == VERDICTS[kind]
+
+
+def test_what_is_no_verdict_does_not_read_as_one() -> None:
+    whole = json.loads(to_json(VERDICTS["pass"]))
+    texts = [
+        "",
+        "null",
+        "{}",
+        '{"verdict":"pass"}',
+        problem("record_failed", "", instance="/v1/screens").model_dump_json(),
+        json.dumps({**whole, "verdict": "ok"}),
+        *(json.dumps({key: value for key, value in whole.items() if key != left_out}) for left_out in whole),
+    ]
+    for text in texts:
+        with pytest.raises(ValueError, match="validation error"):
+            from_json(text)

@@ -1,0 +1,128 @@
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from starlette.responses import StreamingResponse
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.apps import GOLDEN, SCREENS, Device, encoded, logged, post, serve, serve_device
+
+MADE = re.compile(r"[0-9a-f]{32}")
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with serve_device(Device(), Settings(state_dir=tmp_path_factory.mktemp("state"))) as client:
+        yield client
+
+
+def app_with(route: Callable[[], Coroutine[None, None, object]], path: str, state_dir: Path) -> FastAPI:
+    """The real app with one route more."""
+    app = create_app(Settings(state_dir=state_dir), backends=[Device().backend()], golden=GOLDEN)
+    app.add_api_route(path, route)
+    return app
+
+
+@pytest.mark.parametrize("request_id", ["7", "line-3.screen_17", "x" * 128])
+def test_the_requests_own_id_comes_back(client: httpx.Client, request_id: str) -> None:
+    assert client.get("/healthz", headers={"x-request-id": request_id}).headers["x-request-id"] == request_id
+
+
+@pytest.mark.parametrize("request_id", [b"", b"a b", b"x" * 129, b"a;b", b"<b>", b"a\tb", "é".encode()])
+def test_an_id_that_could_do_harm_in_a_log_is_replaced(client: httpx.Client, request_id: bytes) -> None:
+    answered = client.get("/healthz", headers=[(b"x-request-id", request_id)])
+    assert MADE.fullmatch(answered.headers["x-request-id"])
+
+
+def test_requests_without_an_id_get_each_their_own(client: httpx.Client) -> None:
+    made = {client.get("/healthz").headers["x-request-id"] for _ in range(5)}
+    assert len(made) == 5
+    assert all(MADE.fullmatch(request_id) for request_id in made)
+
+
+@pytest.mark.parametrize("path", ["/nothing", "/v1/screens/none", "/v1/screens?limit=0", "/docs", "/openapi.json"])
+def test_every_answer_has_the_id(client: httpx.Client, path: str) -> None:
+    assert client.get(path, headers={"x-request-id": "seven"}).headers["x-request-id"] == "seven"
+
+
+def test_a_request_has_one_line_in_the_log_and_its_screen_another_with_the_same_id(tmp_path: Path) -> None:
+    headers = {"content-type": "image/png", "x-request-id": "seven"}
+    with logged() as lines, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
+        client.post("/v1/screens?screen_id=one", content=encoded(SCREENS["pass"]), headers=headers)
+    inspected, request = (line for line in lines if line.get("request_id") == "seven")
+    assert 0 <= request.pop("duration_s") < 20
+    assert request == {
+        "event": "request",
+        "log_level": "info",
+        "request_id": "seven",
+        "method": "POST",
+        "path": "/v1/screens",
+        "status": 200,
+    }
+    # written by the screen's own thread
+    assert inspected == {
+        "event": "inspected",
+        "log_level": "info",
+        "request_id": "seven",
+        "screen_id": "one",
+        "verdict": "pass",
+        "reasons": (),
+    }
+
+
+def test_a_refused_request_says_why_in_its_line_and_the_next_one_does_not(tmp_path: Path) -> None:
+    with logged() as lines, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
+        client.get("/v1/screens/none")
+        client.get("/v1/screens")
+    refused, next_one = (line for line in lines if line["event"] == "request")
+    assert (refused["status"], refused["code"]) == (404, "not_found")
+    assert refused["detail"] == "no screen none was answered"
+    assert next_one["status"] == 200
+    assert not {"code", "detail"} & next_one.keys()
+
+
+def test_what_machines_ask_every_few_seconds_is_logged_for_who_looks_for_it(tmp_path: Path) -> None:
+    with logged() as lines, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
+        for path in ("/healthz", "/readyz", "/metrics"):
+            client.get(path)
+    requests = [(line["path"], line["log_level"]) for line in lines if line["event"] == "request"]
+    assert requests == [("/healthz", "debug"), ("/readyz", "debug"), ("/metrics", "debug")]
+
+
+def test_what_nobody_expected_is_a_problem_without_its_text_and_logged_once(tmp_path: Path) -> None:
+    async def broken() -> None:
+        raise LookupError("a secret path")
+
+    with logged() as lines, serve(app_with(broken, "/broken", tmp_path)) as client:
+        response = client.get("/broken", headers={"x-request-id": "seven"})
+        assert response.status_code == 500
+        assert response.headers["x-request-id"] == "seven"
+        assert response.headers["content-type"] == "application/problem+json"
+        assert response.json()["code"] == "internal_error"
+        assert "secret" not in response.text
+        assert 'inspect_errors_total{code="internal_error"} 1.0' in client.get("/metrics").text
+        assert post(client, "one", SCREENS["pass"]).status_code == 200
+    failure, request = (line for line in lines if line.get("request_id") == "seven")
+    assert (failure["event"], failure["log_level"], failure["exc_info"]) == ("unexpected", "error", True)
+    assert (request["status"], request["code"]) == (500, "internal_error")
+
+
+def test_an_answer_that_breaks_off_is_no_whole_answer(tmp_path: Path) -> None:
+    async def half() -> StreamingResponse:
+        async def body() -> AsyncIterator[bytes]:
+            yield b'{"verdict": "pass"'
+            raise LookupError("halfway")
+
+        return StreamingResponse(body())
+
+    with logged() as lines, serve(app_with(half, "/half", tmp_path)) as client:
+        with pytest.raises(httpx.RemoteProtocolError):
+            client.get("/half", headers={"x-request-id": "seven"})
+        assert client.get("/healthz").status_code == 200
+    failure, request = (line for line in lines if line.get("request_id") == "seven")
+    assert failure["event"] == "unexpected"
+    assert request["status"] == 200  # which had been sent
