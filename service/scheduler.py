@@ -2,7 +2,7 @@
 
 A screen waits whole or is refused whole. One thread a device takes screens in the order of their arrival and runs
 each in batches of its own patches alone, so that a score cannot depend on what else is going on. Between batches
-the device looks whether its self-test is due, and whether anybody still waits for the screen.
+the device looks whether its self-test is due, and whether the screen's deadline has passed.
 
 Whatever a batch does, it fails its own screen, and the thread lives on: with `service.selftest` the only place,
 besides the last resort around a request, that catches every exception.
@@ -127,13 +127,17 @@ class Scheduler:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One screen, from its arrival to its answer."""
+    """One screen, from its arrival to its answer.
+
+    Attributes:
+        abandoned: nobody waits for the answer any more; one that stayed here would keep the frame, by its traceback.
+    """
 
     frame: NDArray[np.uint8]
     windows: Sequence[Window]
     deadline_at: float
     queued_at: float
-    abandoned: bool = False  # once nobody waits for it any more
+    abandoned: bool = False
     _answer: "SimpleQueue[Computed | Exception]" = field(default_factory=SimpleQueue)
 
     def settle(self, outcome: Computed | Exception) -> None:
@@ -198,7 +202,7 @@ class _Queue:
             return self._jobs.popleft() if self._jobs else None
 
     def withdraw(self, job: _Job) -> None:
-        """Forget a screen that nobody waits for any more; a device that has it already stops at its next batch."""
+        """Forget a screen that nobody waits for any more; a device that has it already stops by the deadline."""
         job.abandoned = True
         with self._changed:
             if job in self._jobs:
@@ -286,7 +290,7 @@ class _Device:
     def _check_wanted(self, job: _Job) -> None:
         if self._queue.closed:
             raise NotReady("the service is stopping")
-        if job.abandoned or self._clock() >= job.deadline_at:
+        if self._clock() >= job.deadline_at:
             raise DeadlineExceeded("the deadline passed before all patches were computed")
 
     def _features(self, frame: NDArray[np.uint8], windows: Sequence[Window]) -> Features:

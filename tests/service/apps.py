@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 from numpy.typing import NDArray
+from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
@@ -78,6 +79,27 @@ def post_raw(client: httpx.Client, screen_id: str, pixels: Frame, **query: str |
         content=pixels.tobytes(),
         headers={"content-type": "application/octet-stream"},
     )
+
+
+def code_of(response: httpx.Response) -> str:
+    """The code of a problem document, and that it is one."""
+    assert response.headers["content-type"] == "application/problem+json"
+    document = response.json()
+    assert document["status"] == response.status_code
+    assert document["type"].endswith(document["code"])
+    code: str = document["code"]
+    return code
+
+
+def is_problem(response: httpx.Response, status: int, code: str) -> bool:
+    return (response.status_code, code_of(response)) == (status, code)
+
+
+def count(client: httpx.Client, series: str, /, **labels: str) -> float:
+    """One sample of the service's metrics."""
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    (value,) = (s.value for family in families for s in family.samples if s.name == series and s.labels == labels)
+    return float(value)
 
 
 @contextmanager

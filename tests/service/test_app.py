@@ -15,16 +15,10 @@ from service.images import MEDIA_TYPES
 from service.problems import codes
 from service.settings import Settings
 from service.store import StoreError
-from tests.bundles import tiny_bundle
 from tests.service.apps import CLEAN, GOLDEN, SCREENS, Device, post, serve, serve_device
 
 # codes of other resources than /v1/screens
 ELSEWHERE = {"not_found", "method_not_allowed"}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,14 @@ from service.inspector import Inspection, Inspector, from_json
 from service.problems import Problem
 from service.routes import SCREEN_ID
 from service.settings import Settings
-from tests.bundles import tiny_bundle
 from tests.service.apps import SCREENS, SIZE, Device, Frame, encoded, inspecting
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=80)
 
 
 @pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    folder = tmp_path_factory.mktemp("files")
-    return Settings(bundle=tiny_bundle(folder / "bundle"), state_dir=folder / "state")
+def settings(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    return Settings(bundle=bundle, state_dir=tmp_path_factory.mktemp("files") / "state")
 
 
 @pytest.fixture(scope="module")

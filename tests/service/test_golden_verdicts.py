@@ -12,7 +12,6 @@ from service.app import create_app
 from service.examples import VERDICTS
 from service.inspector import from_json, to_json
 from service.settings import Settings
-from tests.bundles import tiny_bundle
 from tests.service.apps import SCREENS, post, serve
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -33,9 +32,8 @@ def keys(value: object) -> object:
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    folder = tmp_path_factory.mktemp("golden")
-    with serve(create_app(Settings(bundle=tiny_bundle(folder / "bundle"), state_dir=folder / "state"))) as client:
+def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path_factory.mktemp("golden")))) as client:
         yield client
 
 

@@ -17,7 +17,6 @@ from rich.console import Console
 
 from service import demo
 from service.demo import DemoError
-from tests.bundles import tiny_bundle
 from tests.deploy.processes import STOP_WITHIN_S, free_port, server
 from tests.service.apps import SCREENS, encoded, post
 
@@ -31,11 +30,6 @@ def _nobody_elses_settings() -> Iterator[None]:
         for name in [name for name in os.environ if name.upper().startswith("INSPECT_")]:
             patch.delenv(name)
         yield
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_bundle(tmp_path_factory.mktemp("bundle") / "tiny")
 
 
 @pytest.fixture(scope="module")

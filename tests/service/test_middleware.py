@@ -6,6 +6,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from starlette.responses import StreamingResponse
+from structlog.typing import EventDict
 
 from service.app import create_app
 from service.settings import Settings
@@ -49,16 +50,21 @@ def test_every_answer_has_the_id(client: httpx.Client, path: str) -> None:
     assert client.get(path, headers={"x-request-id": "seven"}).headers["x-request-id"] == "seven"
 
 
+def of(lines: list[EventDict], request_id: str) -> list[EventDict]:
+    """The lines of one request; those of other tests' apps may still come."""
+    return [line for line in lines if line.get("request_id") == request_id]
+
+
 def test_a_request_has_one_line_in_the_log_and_its_screen_another_with_the_same_id(tmp_path: Path) -> None:
-    headers = {"content-type": "image/png", "x-request-id": "seven"}
+    headers = {"content-type": "image/png", "x-request-id": "inspecting"}
     with logged() as lines, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
         client.post("/v1/screens?screen_id=one", content=encoded(SCREENS["pass"]), headers=headers)
-    inspected, request = (line for line in lines if line.get("request_id") == "seven")
+    inspected, request = of(lines, "inspecting")
     assert 0 <= request.pop("duration_s") < 20
     assert request == {
         "event": "request",
         "log_level": "info",
-        "request_id": "seven",
+        "request_id": "inspecting",
         "method": "POST",
         "path": "/v1/screens",
         "status": 200,
@@ -67,7 +73,7 @@ def test_a_request_has_one_line_in_the_log_and_its_screen_another_with_the_same_
     assert inspected == {
         "event": "inspected",
         "log_level": "info",
-        "request_id": "seven",
+        "request_id": "inspecting",
         "screen_id": "one",
         "verdict": "pass",
         "reasons": (),
@@ -76,9 +82,9 @@ def test_a_request_has_one_line_in_the_log_and_its_screen_another_with_the_same_
 
 def test_a_refused_request_says_why_in_its_line_and_the_next_one_does_not(tmp_path: Path) -> None:
     with logged() as lines, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
-        client.get("/v1/screens/none")
-        client.get("/v1/screens")
-    refused, next_one = (line for line in lines if line["event"] == "request")
+        client.get("/v1/screens/none", headers={"x-request-id": "refused"})
+        client.get("/v1/screens", headers={"x-request-id": "next"})
+    (refused,), (next_one,) = of(lines, "refused"), of(lines, "next")
     assert (refused["status"], refused["code"]) == (404, "not_found")
     assert refused["detail"] == "no screen none was answered"
     assert next_one["status"] == 200
@@ -88,9 +94,9 @@ def test_a_refused_request_says_why_in_its_line_and_the_next_one_does_not(tmp_pa
 def test_what_machines_ask_every_few_seconds_is_logged_for_who_looks_for_it(tmp_path: Path) -> None:
     with logged() as lines, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
         for path in ("/healthz", "/readyz", "/metrics"):
-            client.get(path)
-    requests = [(line["path"], line["log_level"]) for line in lines if line["event"] == "request"]
-    assert requests == [("/healthz", "debug"), ("/readyz", "debug"), ("/metrics", "debug")]
+            client.get(path, headers={"x-request-id": "machine"})
+    asked = [(line["path"], line["log_level"]) for line in of(lines, "machine")]
+    assert asked == [("/healthz", "debug"), ("/readyz", "debug"), ("/metrics", "debug")]
 
 
 def test_what_nobody_expected_is_a_problem_without_its_text_and_logged_once(tmp_path: Path) -> None:
@@ -98,15 +104,15 @@ def test_what_nobody_expected_is_a_problem_without_its_text_and_logged_once(tmp_
         raise LookupError("a secret path")
 
     with logged() as lines, serve(app_with(broken, "/broken", tmp_path)) as client:
-        response = client.get("/broken", headers={"x-request-id": "seven"})
+        response = client.get("/broken", headers={"x-request-id": "broken"})
         assert response.status_code == 500
-        assert response.headers["x-request-id"] == "seven"
+        assert response.headers["x-request-id"] == "broken"
         assert response.headers["content-type"] == "application/problem+json"
         assert response.json()["code"] == "internal_error"
         assert "secret" not in response.text
         assert 'inspect_errors_total{code="internal_error"} 1.0' in client.get("/metrics").text
         assert post(client, "one", SCREENS["pass"]).status_code == 200
-    failure, request = (line for line in lines if line.get("request_id") == "seven")
+    failure, request = of(lines, "broken")
     assert (failure["event"], failure["log_level"], failure["exc_info"]) == ("unexpected", "error", True)
     assert (request["status"], request["code"]) == (500, "internal_error")
 
@@ -121,8 +127,8 @@ def test_an_answer_that_breaks_off_is_no_whole_answer(tmp_path: Path) -> None:
 
     with logged() as lines, serve(app_with(half, "/half", tmp_path)) as client:
         with pytest.raises(httpx.RemoteProtocolError):
-            client.get("/half", headers={"x-request-id": "seven"})
+            client.get("/half", headers={"x-request-id": "half"})
         assert client.get("/healthz").status_code == 200
-    failure, request = (line for line in lines if line.get("request_id") == "seven")
+    failure, request = of(lines, "half")
     assert failure["event"] == "unexpected"
     assert request["status"] == 200  # which had been sent

@@ -94,19 +94,17 @@ def test_more_patches_than_there_are_places_is_no_matter_of_waiting() -> None:
     assert device.order == [2]
 
 
-def test_the_wait_that_is_told_follows_the_speed_of_the_device() -> None:
-    def told(patch_s: float) -> float:
-        """What a screen of 10 patches hears while 10 others run on a device of that speed."""
+def test_the_wait_that_is_told_follows_the_speed_of_the_devices() -> None:
+    def told(patch_s: float, devices: int) -> float:
+        """What a screen of 10 patches hears while 10 others run on devices of that speed."""
         now_s, gate = [0.0], Gate()
-        device = Device()
 
         def spend(number: int) -> None:
             now_s[0] += patch_s * BATCH
             if number == 99:
                 gate.stop()
 
-        device.on_batch = spend
-        with line(device, max_patches=10, clock=lambda: now_s[0]) as here:
+        with line(*(Device(spend) for _ in range(devices)), max_patches=10, clock=lambda: now_s[0]) as here:
             for number in range(30):
                 here.compute(number, 10, within_s=NEVER_S)
             answer = here.send(99, 10, within_s=NEVER_S)
@@ -116,8 +114,9 @@ def test_the_wait_that_is_told_follows_the_speed_of_the_device() -> None:
             answer.result(GUARD_S)
         return caught.value.retry_after_s
 
-    assert told(0.5) == pytest.approx(5, rel=0.05)
-    assert told(0.002) == pytest.approx(0.02, rel=0.05)
+    assert told(0.5, devices=1) == pytest.approx(5, rel=0.05)
+    assert told(0.002, devices=1) == pytest.approx(0.02, rel=0.05)
+    assert told(0.5, devices=2) == pytest.approx(2.5, rel=0.05)
 
 
 def test_the_self_test_runs_before_the_first_screen() -> None:
@@ -183,11 +182,25 @@ def test_an_idle_device_tests_itself_at_its_interval() -> None:
 
 
 def test_the_report_is_that_of_the_device_that_is_worst_off() -> None:
-    good, bad = Device(), Device()
-    bad.golden_score = 0.9
-    for devices in ((good, bad), (bad, good)):
-        with capture_logs(), line(*devices) as here:
-            until(lambda: "differ by 0.4" in here.scheduler.report().detail)
+    now_s = [0.0]
+    (one, gate_of_one), (other, gate_of_other) = held_at(1), held_at(1)
+    with capture_logs(), line(one, other, interval_s=60, clock=lambda: now_s[0]) as here:
+        until(lambda: here.scheduler.report().ok)
+        # one of them stays with a screen, and its last success grows old
+        held = here.send(1, within_s=NEVER_S)
+        until(lambda: gate_of_one.reached.is_set() or gate_of_other.reached.is_set())
+        free = other if gate_of_one.reached.is_set() else one
+        now_s[0] = 60.0
+        assert here.compute(2).self_test.age_s == 0
+        assert here.scheduler.report().age_s == 60
+        # a failure is worse than age
+        now_s[0], free.golden_score = 130.0, 0.9
+        here.compute(3)
+        report = here.scheduler.report()
+        assert (report.ok, report.age_s) == (False, 70)
+        gate_of_one.opened.set()
+        gate_of_other.opened.set()
+        held.result(GUARD_S)
 
 
 def test_one_device_without_a_proof_leaves_the_service_without_one() -> None:
