@@ -1,16 +1,18 @@
 """What a bundle is, how a screen is cut, and the runtimes that execute it.
 
 Importing this package loads numpy alone; a runtime is imported by `load`, in its own file. `engine.export`
-and `engine.parity` need torch and are imported by name.
+needs torch and is imported by name.
 """
 
 from pathlib import Path
 
 from engine.backend import Backend, Features, infer, load
+from engine.cpus import available_cpus
 from engine.errors import BundleError, EngineError, InferenceError, ParityError, RuntimeUnavailable
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest
+from engine.parity import Difference
 from engine.pixels import to_grey
 from engine.windows import Window, cover, cut
 
@@ -20,6 +22,7 @@ __all__ = [
     "DEFAULT_BUNDLE",
     "Backend",
     "BundleError",
+    "Difference",
     "EngineError",
     "FakeBackend",
     "Features",
@@ -31,6 +34,7 @@ __all__ = [
     "ParityError",
     "RuntimeUnavailable",
     "Window",
+    "available_cpus",
     "cover",
     "cut",
     "fake_manifest",

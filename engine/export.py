@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engine.backend import load
-from engine.manifest import Manifest, file_sha256
+from engine.manifest import MANIFEST_FILE, Manifest, file_sha256
 from engine.parity import Difference, check_parity
 
 OPSET = 18
@@ -38,7 +38,7 @@ def export(
     """Write a verified bundle.
 
     Args:
-        out: the bundle's folder; an existing one is replaced only when the new one is whole.
+        out: the bundle's folder; an existing bundle is replaced only when the new one is whole.
         features: `pixels` (N, 1, P, P) uint8 to label features (N, C, d), cosines (N, C), activation (N, C, h, w).
         reasoning: label features (K, C, d) and cosines (K, C) to probabilities (K, C).
         manifest: all of it but `files`, which is filled in here.
@@ -50,12 +50,16 @@ def export(
         The largest and the mean difference of probability between graphs and modules.
 
     Raises:
+        ValueError: `out` exists and is no bundle.
         ParityError: a difference over the manifest's fp32 tolerance, or a value that is not finite; nothing is
             written.
     """
+    if out.exists() and not (out / MANIFEST_FILE).is_file():
+        raise ValueError(f"{out} exists and is no bundle: it would be lost")
     out.parent.mkdir(parents=True, exist_ok=True)
     features, reasoning = features.eval(), reasoning.eval()
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    old = draft.with_name(f"{draft.name}-old")
     try:
         _write_graphs(draft, features, reasoning, manifest)
         probability = module_probability(features, reasoning, golden_pixels)
@@ -71,10 +75,12 @@ def export(
             backend.close()
         draft.chmod(0o755)
         if out.exists():
-            shutil.rmtree(out)
+            out.rename(old)
         draft.rename(out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+        if out.exists():
+            shutil.rmtree(old, ignore_errors=True)
     return difference
 
 

@@ -51,7 +51,8 @@ class FrameLimits:
 
     Attributes:
         saturated_ratio_max: largest share of pixels at 255.
-        contrast_min: grey levels between darkest and brightest pixel below which the frame is constant.
+        contrast_min: grey levels between the darkest and the brightest block, each averaged, below which the frame is
+            constant; a block's side is a 32nd of the frame's shorter one.
     """
 
     saturated_ratio_max: float
@@ -173,6 +174,8 @@ def _labels(table: Table) -> dict[str, LabelLimits]:
         if low > high:
             raise BundleError(f"low {low} is over high {high}", key=entry.key("review"))
         threshold = entry.number("threshold", low=0.0, high=1.0)
+        if not low <= threshold <= high:  # else a screen could pass with a defect present, or fail without one
+            raise BundleError(f"{threshold} is outside of the review band", key=entry.key("threshold"))
         limits[name] = LabelLimits(threshold=threshold, review=(low, high))
     return limits
 

@@ -28,6 +28,8 @@ FAIL_REASON = "score_in_fail_range"
 REVIEW_REASON = "score_in_review_band"
 REASONS = (*PROOF_REASONS, FAIL_REASON, REVIEW_REASON)
 
+BLOCKS = 32  # along the shorter side of a frame: their averages differ where it shows something
+
 WARM = 0.5  # of the way from a map's median to its maximum: from there on a cell belongs to a defect
 FLAT = 1e-6  # a map that varies less says nothing about where
 
@@ -136,14 +138,21 @@ def missing_proofs(proof: Proof, seen: Observed, limits: FrameLimits) -> Iterato
         yield "pixels_not_covered"
     if not proof.finite:
         yield "score_not_finite"
-    counts = cv2.calcHist([seen.frame], [0], None, [256], [0, 256]).ravel()  # one pass, no copy of the frame
-    levels = np.flatnonzero(counts)
-    if levels[-1] - levels[0] < limits.contrast_min:
+    if _contrast(seen.frame) < limits.contrast_min:
         yield "frame_constant"
+    counts = cv2.calcHist([seen.frame], [0], None, [256], [0, 256]).ravel()  # one pass, no copy of the frame
     if counts[255] > limits.saturated_ratio_max * seen.frame.size:
         yield "frame_saturated"
     if not (seen.self_test.ok and seen.self_test.fresh):
         yield "self_test_stale"
+
+
+def _contrast(frame: NDArray[np.uint8]) -> int:
+    """Grey levels between the darkest and the brightest block: averaged, a dark sensor's noise is no image."""
+    height, width = frame.shape
+    block_px = max(1, min(height, width) // BLOCKS)
+    blocks = cv2.resize(frame, (width // block_px, height // block_px), interpolation=cv2.INTER_AREA)
+    return int(blocks.max()) - int(blocks.min())
 
 
 def covers(windows: Sequence[Window], shape: tuple[int, ...], patch_px: int) -> bool:

@@ -6,11 +6,14 @@ Decoding and reasoning of one file overlap with the features of another, as they
 import itertools
 import re
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import structlog
 
 from engine import InferenceError, load, read_golden
 from service.errors import ServiceError, UnreadableImage, UnsupportedMedia
@@ -22,6 +25,8 @@ from service.settings import Settings
 
 IN_FLIGHT = 3
 NO_HURRY_S = 600.0
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("service.files")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,7 @@ def inspector(settings: Settings) -> Iterator[Inspector]:
     with Scheduler(
         [backend],
         golden,
-        max_patches=settings.max_queue_patches * IN_FLIGHT,
+        max_patches=settings.max_queue_patches * IN_FLIGHT,  # files do not refuse each other
         self_test_interval_s=settings.self_test_interval_s,
     ) as scheduler:
         yield Inspector(
@@ -68,10 +73,13 @@ def inspect_files(
         raw_size: (height, width) of raw files.
     """
     with ThreadPoolExecutor(IN_FLIGHT) as pool:
-        # a window over the paths, so that results that nobody has taken yet do not pile up in memory
-        for start in range(0, len(paths), IN_FLIGHT):
-            part = paths[start : start + IN_FLIGHT]
-            yield from pool.map(lambda path: _inspect(inspector, path, raw_size), part)
+        pending: deque[Future[FileResult]] = deque()
+        for path in paths:
+            if len(pending) == IN_FLIGHT:  # no more: results that nobody has taken yet hold their frames
+                yield pending.popleft().result()
+            pending.append(pool.submit(_inspect, inspector, path, raw_size))
+        while pending:
+            yield pending.popleft().result()
 
 
 def screen_id_of(path: Path) -> str:
@@ -100,7 +108,10 @@ def _inspect(inspector: Inspector, path: Path, raw_size: tuple[int, int] | None)
     try:
         source = _read(path, raw_size)
         outcome = inspector.inspect(screen_id, source, deadline_at=time.monotonic() + NO_HURRY_S)
-    except (ServiceError, InferenceError) as error:
+    except InferenceError as error:
+        log.error("failed", path=str(path), exc_info=error)
+        outcome = describe(error, instance=str(path))
+    except ServiceError as error:
         outcome = describe(error, instance=str(path))
     return FileResult(path=path, screen_id=screen_id, outcome=outcome)
 

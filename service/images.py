@@ -63,9 +63,8 @@ MAGIC = {
 # last bytes of the formats that mark their end
 END = {"PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 
-# channels of each of Pillow's modes that has a documented grey value, in the order that `to_grey` expects;
-# what is not 8-bit grey or colour by itself becomes one of these first
-CHANNELS = {"L": (0,), "RGB": (2, 1, 0), "RGBA": (2, 1, 0, 3)}
+# Pillow's modes that have a documented grey value; what is not 8-bit grey or colour by itself becomes one of them
+PLAIN = ("L", "RGB", "RGBA")
 AS = {"1": "L", "P": "RGB", "LA": "RGBA", "PA": "RGBA"}
 # how a file holds values that Pillow would round to eight bits by a rule of its own
 NOT_8_BIT = re.compile(r";1[0-9]")
@@ -168,8 +167,13 @@ def decode(source: Source, *, agreed: tuple[int, int] | None, patch_px: int, max
     if source.size is not None:
         raise InvalidRequest(f"width and height go with {RAW} alone: a file carries its own")
     with _opened(source) as image:
-        accept(*_stored_size(image))
+        stored = _stored_size(image)
+        accept(*stored)
         pixels = _grey(image, source.data)
+    if pixels.shape != stored:
+        raise IncompleteImage(
+            f"{pixels.shape[1]} x {pixels.shape[0]} pixels came out of a file of {stored[1]} x {stored[0]}"
+        )
     return Frame(pixels=pixels, size_from="header" if agreed is None else "setting")
 
 
@@ -235,8 +239,10 @@ def _check(image: ImageFile.ImageFile, length: int) -> None:
     if image.format == "PPM" and tile.codec_name != "raw":  # Pillow would stretch the values to 255
         raise UnreadableImage("the largest value of a PGM file must be 255")
     raw_mode = tile.args if isinstance(tile.args, str) else str(tile.args and tile.args[0])
-    if image.mode not in {*CHANNELS, *AS} or NOT_8_BIT.search(raw_mode):
+    if image.mode not in {*PLAIN, *AS} or NOT_8_BIT.search(raw_mode):
         raise UnreadableImage(f"values of mode {raw_mode} have no documented grey value: send 8-bit grey")
+    if image.info.get("progressive"):
+        raise UnreadableImage("a progressive JPEG hides what it lacks: send a baseline one")
     if image.format == "BMP":
         _check_bmp(image, length)
     if isinstance(image, TiffImagePlugin.TiffImageFile):
@@ -276,7 +282,7 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> None:
 
 
 def _load(image: ImageFile.ImageFile) -> Image.Image:
-    """The decoded image in a mode of `CHANNELS`, its lines in the order of the file."""
+    """The decoded image in a mode of `PLAIN`, its lines in the order of the file."""
     if isinstance(image, TiffImagePlugin.TiffImageFile):
         image.getexif().pop(ExifTags.Base.Orientation, None)  # Pillow would turn the image
     image.load()
@@ -291,16 +297,17 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
 
 def _values(image: Image.Image) -> NDArray[np.uint8]:
     values: NDArray[Any] = np.asarray(image)
-    if values.ndim == 3:
-        values = values[:, :, CHANNELS[image.mode]]
-    return to_grey(values)
+    if image.mode == "RGBA" and values[:, :, 3].min() < 255:
+        raise ValueError("the image is partly transparent: what lies behind it is unknown")
+    # a view: a copy of a colour frame would cost three frames of memory
+    return to_grey(values if values.ndim == 2 else values[:, :, 2::-1])
 
 
 def _is_painted(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> bool:
     """Whether a JPEG ran out of data before its last pixel: then other bytes before its end mark give other pixels.
 
-    It finds what a sender loses who ends its file in any case, not what somebody cuts on purpose: a few places, such as
-    within the last block or between the scans of a progressive file, stay unseen.
+    It finds what a sender loses who ends its file in any case, not what is lost in the middle: within the last block,
+    or between two restart markers, it stays unseen.
     """
     head, end, _ = bytes(data).rpartition(END["JPEG"])
     with Image.open(io.BytesIO(head + OTHER_PIXELS + end), formats=("JPEG",)) as image:

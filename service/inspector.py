@@ -14,6 +14,7 @@ does the command line. Whatever goes wrong is an exception of `service.errors`, 
 never a verdict.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from engine import Backend, Window, cover
+from engine import Backend, Window, available_cpus, cover
 from service.aggregation import Observed, aggregate
 from service.errors import Conflict
 from service.images import Frame, Source, decode
@@ -103,6 +104,8 @@ class Inspector:
         self._frame_size = frame_size
         self._max_pixels = max_pixels
         self._clock = clock
+        # more at a time would be no faster, and each holds a colour frame
+        self._decoding = threading.BoundedSemaphore(available_cpus())
 
     def inspect(self, screen_id: str, source: Source, *, deadline_at: float, receive_s: float = 0.0) -> Inspection:
         """One screen: decode, cover, compute, reason, judge, record.
@@ -125,7 +128,8 @@ class Inspector:
         lap = _Lap(self._clock)
 
         # 2 decode
-        frame = decode(source, agreed=self._frame_size, patch_px=manifest.patch_px, max_pixels=self._max_pixels)
+        with self._decoding:
+            frame = decode(source, agreed=self._frame_size, patch_px=manifest.patch_px, max_pixels=self._max_pixels)
         digest = digest_of(frame.pixels)
         decode_s = lap()
 

@@ -42,6 +42,8 @@ def parse_frame_size(text: str) -> tuple[int, int]:
 
 
 def _frame_size(value: object) -> object:
+    if isinstance(value, list):  # of a TOML file: in which order?
+        raise ValueError('expected a text such as "5120x10240"')
     return parse_frame_size(value) if isinstance(value, str) else value
 
 

@@ -16,7 +16,7 @@ PACKAGES = ("engine", "service", "training")
 # training -> engine <- service
 MAY_KNOW = {"engine": {"engine"}, "service": {"service", "engine"}, "training": {"training", "engine"}}
 # outside of their own package: everything from the root, but for what needs torch or serves the export
-ENGINE_DOORS = {"engine", "engine.export", "engine.parity"}
+ENGINE_DOORS = {"engine", "engine.export"}
 TRAINING_LIBRARIES = {
     "lightning_fabric",
     "onnx",

@@ -165,8 +165,8 @@ def main() -> None:
     """Run the command line; what the user can mend is one line, not a traceback."""
     try:
         app(standalone_mode=True)
-    except (ValueError, EngineError) as error:
-        Console(stderr=True).print(f"[red]error:[/] {error}", highlight=False)
+    except (ValueError, OSError, EngineError) as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(2) from error
 
 

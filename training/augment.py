@@ -85,7 +85,7 @@ class RandomNoise(v2.Transform):  # type: ignore[misc]  # torchvision has no typ
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw the standard deviation, and where the bank is begun."""
-        return {"sigma": self._largest * float(torch.rand(())), "start": int(torch.randint(len(self._bank) // 2, ()))}
+        return {"sigma": self._largest * float(torch.rand(())), "start": int(torch.randint(len(self._bank), ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
         """Add noise to the image; a mask stays."""
@@ -93,6 +93,8 @@ class RandomNoise(v2.Transform):  # type: ignore[misc]  # torchvision has no typ
             return inpt
         grey = inpt.numpy().reshape(1, -1)
         stretch = self._bank[params["start"] : params["start"] + grey.size]
+        if stretch.size < grey.size:
+            stretch = np.resize(np.concatenate([stretch, self._bank]), grey.size)
         noise = np.rint(params["sigma"] * stretch).astype(np.int16)
         noisy = cv2.add(grey, noise[None], dtype=cv2.CV_8U)  # saturates
         return tv_tensors.wrap(torch.from_numpy(noisy.reshape(inpt.shape)), like=inpt)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from engine import FrameLimits, LabelLimits, Manifest
+from engine import Difference, FrameLimits, LabelLimits, Manifest
 from engine.export import export
-from engine.parity import Difference
 from training.calibration import calibrate
 from training.config import Config
 from training.datasets import PatchSet
@@ -44,7 +44,8 @@ def export_run(
         batch_size: patches that the runtime takes at once.
         overlap_px: by how much the service's windows overlap.
         notes: Markdown that the model card carries as it is.
-        frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 8 grey levels.
+        frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
+            which the darkest of rendered frames have and a frame without light has not.
 
     Raises:
         ValueError: the run is not finished or its data is gone.
@@ -68,7 +69,7 @@ def export_run(
         patch_px=validation.patch_px,
         overlap_px=overlap_px,
         batch_size=batch_size,
-        frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=8),
+        frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=2),
         files={},
         parity_tolerance={"fp32": FP32_TOLERANCE},
         data_id=data_id([*config.data.folders, *config.phase1.folders, *config.phase2.folders]),
@@ -169,5 +170,6 @@ def model_card(
         f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()
     ]
     lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}.", ""]
-    shown = config.model_dump_json(indent=2, exclude={"run": True, "data": {"folders"}})
+    folders: dict[str, Any] = {section: {"folders"} for section in ("data", "phase1", "phase2")}
+    shown = config.model_dump_json(indent=2, exclude={"run": True, "start": True, **folders})
     return "\n".join([*lines, "```json", shown, "```", ""])

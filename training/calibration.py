@@ -65,14 +65,17 @@ def best_threshold(score: NDArray[np.float32], truth: NDArray[np.bool_]) -> floa
     return float(np.clip((float(ranked[best]) + float(below)) / 2, 0.01, 0.99))
 
 
+def _cap(good: NDArray[np.float32]) -> float:
+    """The score that no more than `REVIEW_CAP` of the screens without the label reach; 0 where all of them may."""
+    falling = -np.sort(-good)
+    allowed = math.ceil(REVIEW_CAP * len(good))
+    return float(falling[allowed - 1 : allowed + 1].mean()) if allowed < len(falling) else 0.0
+
+
 def _band(threshold: float, bad: NDArray[np.float32], good: NDArray[np.float32]) -> LabelLimits:
     low = float(np.quantile(bad, ESCAPE_AIM)) if len(bad) else threshold
     high = float(np.quantile(good, 1 - OVERKILL_AIM)) if len(good) else threshold
-    falling = -np.sort(-good)
-    allowed = math.ceil(REVIEW_CAP * len(good))
-    if allowed < len(falling):
-        low = max(low, float(falling[allowed - 1 : allowed + 1].mean()))
-    low = min(low, threshold - NARROWEST_BAND)
+    low = max(min(low, threshold - NARROWEST_BAND), _cap(good))
     high = max(high, threshold + NARROWEST_BAND)
     return LabelLimits(
         threshold=round(threshold, 4),

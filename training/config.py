@@ -20,7 +20,7 @@ class Data(_Section):
 
     folders: list[Path] = Field(min_length=1)  # all have the same labels and patch size
     workers: int = Field(0, ge=0)  # processes that load and augment
-    positives: float | None = Field(None, gt=0, lt=1)  # share of patches with a defect in an epoch; None: as is
+    positives: float | None = Field(None, gt=0, lt=1)  # share with a defect in a shuffled epoch; None: as is
     patches_per_epoch: int | None = Field(None, ge=1)  # None: all of them
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -128,6 +128,7 @@ def cut(
     screens = screen_files(source)
     parts = read_parts(source, list(screens), test_fold=test_fold)
     defects = read_defects(source)
+    _refuse_strangers(source / "boxes.csv", defects, screens)
     labels = _choose_labels(defects, labels)
     (out / "images").mkdir(parents=True)
 
@@ -232,6 +233,13 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
         drawn = np.random.default_rng(0).permutation(len(training))[:count]
         parts.update({training[i]: "validation" for i in drawn})
     return {screen: parts[screen] for screen in screens}
+
+
+def _refuse_strangers(table: Path, named: Iterable[str], screens: Collection[str]) -> None:
+    """Refuse a table that names a screen which is not there: its defects would silently be nowhere."""
+    stranger = next((name for name in named if name not in screens), None)
+    if stranger is not None:
+        raise ValueError(f"{table} names the screen {stranger!r}, which is not there (names have no suffix)")
 
 
 def _rows(path: Path) -> list[dict[str, str]]:

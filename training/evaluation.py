@@ -13,19 +13,24 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torchmetrics.functional.classification import multilabel_stat_scores
 
-from engine import Backend, Features
+from engine import Backend, infer
 from training.datasets import PatchSet
-from training.measures import f_measure
+from training.measures import f_measure, wilson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelReport:
-    """One label: accuracy, precision, recall and F-measure in [0, 1], and the known patches by truth."""
+    """One label: accuracy, precision, recall and F-measure in [0, 1], and the known patches by truth.
+
+    The intervals are Wilson's of 95 %.
+    """
 
     accuracy: float
     precision: float
     recall: float
     f_measure: float
+    precision_interval: tuple[float, float]
+    recall_interval: tuple[float, float]
     positives: int
     negatives: int
 
@@ -91,6 +96,8 @@ def _label_report(tp: int, fp: int, tn: int, fn: int) -> LabelReport:
         precision=precision,
         recall=recall,
         f_measure=f_measure(precision, recall),
+        precision_interval=wilson(tp, tp + fp)[3:],
+        recall_interval=wilson(tp, tp + fn)[3:],
         positives=tp + fn,
         negatives=fp + tn,
     )
@@ -121,18 +128,12 @@ def groups(patches: PatchSet, group: str) -> list[NDArray[np.int64]]:
 def bundle_probability(backend: Backend, patches: PatchSet, *, group: str) -> NDArray[np.float32]:
     """Probabilities (N, L) of a set by a bundle, patches reasoned in groups."""
     probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
-    size = backend.manifest.batch_size
     with Progress() as progress:
         task = progress.add_task("evaluate", total=len(patches))
         for indices in groups(patches, group):
-            parts: list[Features] = []
-            for start in range(0, len(indices), size):
-                pixels = np.stack([patches.patch(int(i)) for i in indices[start : start + size]])[:, None]
-                parts.append(backend.features(pixels))
-                progress.advance(task, len(pixels))
-            label_features = np.concatenate([part.label_features for part in parts])
-            stage1 = np.concatenate([part.stage1 for part in parts])
-            probability[indices] = backend.reason(label_features, stage1)
+            pixels = np.stack([patches.patch(int(index)) for index in indices])[:, None]
+            _, probability[indices] = infer(backend, pixels)
+            progress.advance(task, len(indices))
     return probability
 
 

@@ -57,10 +57,11 @@ class Run:
     def __init__(self, config: Config, fabric: Fabric) -> None:
         self.config = config
         self.fabric = fabric
-        self.validation = PatchSet(config.data.folders, "validation")
-        self.training = {name: self._training_set(getattr(config, name)) for name in PHASES}
+        with fabric.rank_zero_first():  # the first device decodes the pixels and begins the folder
+            self.validation = PatchSet(config.data.folders, "validation")
+            _open_folder(config, self.validation.label_names)
+            self.training = {name: self._training_set(getattr(config, name)) for name in PHASES}
         labels = self.validation.label_names
-        _open_folder(config, labels)
         fabric.seed_everything(config.seed, verbose=False)
         network = TwoStageNetwork(len(labels), config.network)
         if config.start is not None:
@@ -117,6 +118,10 @@ class Run:
     def _batches(self, name: str, phase: Phase) -> Callable[[int], DataLoader[Any]]:
         data, fabric, training = self.config.data, self.fabric, self.training[name]
         by_screen = name == "phase2" and self.config.relations == "screen"
+        # forked, they share the memory-mapped pixels; other ways to start them would copy every one
+        workers: dict[str, Any] = {"num_workers": data.workers}
+        if data.workers:
+            workers["multiprocessing_context"] = "fork"
 
         def of_epoch(epoch: int) -> DataLoader[Any]:
             seed = self.config.seed * 2 + (name == "phase2")
@@ -130,7 +135,7 @@ class Run:
                     rank=fabric.global_rank,
                     world=fabric.world_size,
                 )
-                loader = DataLoader(training, batch_sampler=whole, num_workers=data.workers, collate_fn=collate)
+                loader = DataLoader(training, batch_sampler=whole, **workers, collate_fn=collate)
             else:
                 shuffled = BalancedSampler(
                     training.labels,
@@ -145,7 +150,7 @@ class Run:
                     training,
                     batch_size=phase.batch,
                     sampler=shuffled,
-                    num_workers=data.workers,
+                    **workers,
                     collate_fn=collate,
                     drop_last=len(shuffled) >= phase.batch,
                 )
@@ -310,11 +315,22 @@ def _open_folder(config: Config, labels: tuple[str, ...]) -> None:
     config.run.mkdir(parents=True, exist_ok=True)
     file = config.run / "config.json"
     if file.is_file():
-        if Config.model_validate_json(file.read_text()) != config:
+        if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
             raise ValueError(f"{config.run} was begun with another configuration: choose another run folder")
         return
     file.write_text(config.model_dump_json(indent=2) + "\n")
     (config.run / "labels.json").write_text(json.dumps(labels) + "\n")
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What decides the outcome of a run: not where its folders are seen from, nor how many hands it has."""
+    resolved = {
+        name: section.model_copy(update={"folders": [folder.resolve() for folder in section.folders]})
+        for name, section in (("data", config.data), ("phase1", config.phase1), ("phase2", config.phase2))
+    }
+    start = None if config.start is None else config.start.resolve()
+    kept = config.model_copy(update={**resolved, "start": start})
+    return kept.model_dump(exclude={"run": True, "threads": True, "data": {"workers"}})
 
 
 def _optimiser(network: TwoStageNetwork, phase: Phase) -> torch.optim.Optimizer:

@@ -12,32 +12,28 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from training.cutting import Defect, read_defects, read_parts, screen_files
-from training.measures import f_measure
+from training.measures import Share, f_measure, wilson
 
 CONTRAST_BANDS = ((0.0, 6.0), (6.0, 12.0), (12.0, 24.0), (24.0, math.inf))  # in multiples of the local noise
 
 
-class Share(NamedTuple):
-    """`hits` of `total`, with its 95 % Wilson interval (Wilson 1927)."""
-
-    hits: int
-    total: int
-    ratio: float
-    low: float
-    high: float
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelJudgement:
-    """One label over the screens: presence (tp, fp, fn by `present`) and boxes found."""
+    """One label over the screens: presence (tp, fp, fn by `present`), escapes, and boxes found.
+
+    `escape`: of the screens that have the label, those that passed; `escape_by_contrast` the same by the contrast of
+    the label's strongest defect on the screen, `by_contrast` the boxes found by the contrast of each.
+    """
 
     precision: float
     recall: float
     f_measure: float
     screens_with: int
+    escape: Share
+    escape_by_contrast: dict[str, Share]
     boxes_found: Share
     false_boxes: int
     by_contrast: dict[str, Share]
@@ -64,17 +60,6 @@ class Judgement:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
-
-
-def wilson(count: int, total: int) -> Share:
-    """A share with its 95 % Wilson score interval; no observation gives the interval (0, 1)."""
-    if total == 0:
-        return Share(0, 0, 0.0, 0.0, 1.0)
-    z = 1.959964
-    ratio = count / total
-    centre = (ratio + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(ratio * (1 - ratio) / total + z * z / (4 * total * total))
-    return Share(count, total, ratio, max(0.0, centre - half), min(1.0, centre + half))
 
 
 def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: int | None = None) -> Judgement:
@@ -167,6 +152,7 @@ def _judge_label(
 ) -> LabelJudgement:
     tp = fp = fn = false_boxes = 0
     hits: list[tuple[bool, float | None]] = []
+    passed: list[tuple[bool, float | None]] = []
     for name, answer in answers.items():
         defects = truth.get(name, [])
         contrasts: list[float | None] = list(contrast.get(name, [])) or [None] * len(defects)
@@ -174,24 +160,34 @@ def _judge_label(
         boxes = [d["box"] for d in answer["defects"] if d["label"] == label]
         present = label in answer["labels"] and answer["labels"][label]["present"]
         tp, fp, fn = tp + (present and bool(real)), fp + (present and not real), fn + (not present and bool(real))
+        if real:
+            strongest = max((c for _, c in real if c is not None), default=None)
+            passed.append((answer["verdict"] == "pass", strongest))
         hits += [(any(_overlap(defect, box) for box in boxes), c) for defect, c in real]
         false_boxes += sum(not any(_overlap(defect, box) for defect, _ in real) for box in boxes)
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
-    bands = {}
-    for low, high in CONTRAST_BANDS:
-        inside = [hit for hit, c in hits if c is not None and low <= c < high]
-        if inside:
-            bands[f"{low:g}-{high:g}"] = wilson(sum(inside), len(inside))
     return LabelJudgement(
         precision=precision,
         recall=recall,
         f_measure=f_measure(precision, recall),
         screens_with=tp + fn,
+        escape=wilson(sum(escaped for escaped, _ in passed), len(passed)),
+        escape_by_contrast=_by_band(passed),
         boxes_found=wilson(sum(hit for hit, _ in hits), len(hits)),
         false_boxes=false_boxes,
-        by_contrast=bands,
+        by_contrast=_by_band(hits),
     )
+
+
+def _by_band(outcomes: list[tuple[bool, float | None]]) -> dict[str, Share]:
+    """The share of true outcomes in each band of contrast that has any."""
+    bands = {}
+    for low, high in CONTRAST_BANDS:
+        inside = [outcome for outcome, contrast in outcomes if contrast is not None and low <= contrast < high]
+        if inside:
+            bands[f"{low:g}-{high:g}"] = wilson(sum(inside), len(inside))
+    return bands
 
 
 def _overlap(defect: Defect, box: dict[str, int]) -> bool:

@@ -8,6 +8,7 @@ number of processes changes nothing.
 from __future__ import annotations
 
 import csv
+import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -82,9 +83,21 @@ def draw_screen(
 ) -> tuple[NDArray[np.uint8], list[Defect]]:
     """The frame (H, W) of one screen and its defects; the same for the same seed, index and size.
 
-    A defect for which there is no place where it would be seen is left out; at least one of `labels` stays.
+    A defect for which there is no place where it would be seen is left out; at least one of `labels` stays: where
+    none can, the screen is drawn anew.
     """
-    rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence([seed, index])))
+    for attempt in itertools.count():
+        entropy = [seed, index, attempt] if attempt else [seed, index]
+        rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
+        frame, defects = _draw(rng, labels, height=height, width=width)
+        if defects or not labels:
+            break
+    return frame, defects
+
+
+def _draw(
+    rng: np.random.Generator, labels: tuple[str, ...], *, height: int, width: int
+) -> tuple[NDArray[np.uint8], list[Defect]]:
     sensor = Sensor.draw(rng, height=height, width=width)
     base = np.exp(rng.uniform(np.log(8), np.log(40))) if rng.random() < 0.55 else rng.uniform(40, 140)
     scene = draw_scene(rng, height=height, width=width, base=sensor.light(float(base)))
@@ -93,8 +106,6 @@ def draw_screen(
     # large ones first: they need the room
     ordered = sorted(labels, key=("bubble", "tin_ash", "scratch", "pinhole").index)
     defects = [defect for label in ordered if (defect := placer.place(label)) is not None]
-    if labels and not defects:
-        raise RuntimeError(f"screen {index} of seed {seed} has no place for any of {', '.join(labels)}")
     return sensor.expose(scene.light, rng), defects
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from training.judging import Judgement, Share
+from training.judging import Judgement
+from training.measures import Share
 
 
 def print_judgement(found: Judgement, console: Console) -> None:
@@ -22,24 +23,35 @@ def print_judgement(found: Judgement, console: Console) -> None:
     if found.unanswered:
         console.print(f"[red]{found.unanswered} screens have no verdict[/]")
 
-    labels = Table("label", "precision", "recall", "F", "screens", "boxes found", "95 % interval", "false boxes")
+    labels = Table(
+        "label", "precision", "recall", "F", "screens", "escaped", "boxes found", "95 % interval", "false boxes"
+    )
     for name, r in found.labels.items():
         figures = (f"{v:.3f}" for v in (r.precision, r.recall, r.f_measure))
         count, _, interval = _cells(r.boxes_found)
-        labels.add_row(name, *figures, str(r.screens_with), count, interval, str(r.false_boxes))
+        escaped = _cells(r.escape)[0]
+        labels.add_row(name, *figures, str(r.screens_with), escaped, count, interval, str(r.false_boxes))
     labels.add_row("macro", "", "", f"{found.f_measure:.3f}", style="bold")
     console.print(labels)
 
-    bands = sorted(
-        {band for r in found.labels.values() for band in r.by_contrast}, key=lambda b: float(b.split("-")[0])
-    )
-    if bands:
-        table = Table("boxes found by contrast (in noise)", *bands)
-        for name, r in found.labels.items():
-            table.add_row(name, *(_cells(r.by_contrast[b])[0] if b in r.by_contrast else "" for b in bands))
-        console.print(table)
+    boxes = {name: r.by_contrast for name, r in found.labels.items()}
+    escapes = {name: r.escape_by_contrast for name, r in found.labels.items()}
+    for title, by_label in (("boxes found, by contrast", boxes), ("screens escaped, by contrast", escapes)):
+        _print_bands(title, by_label, console)
     for wrong in found.wrong:
         console.print(f"{wrong['error']}: {wrong['screen']}")
+
+
+def _print_bands(title: str, by_label: dict[str, dict[str, Share]], console: Console) -> None:
+    """Shares by label and band of contrast, which is in multiples of the local noise."""
+    bands = sorted({band for shares in by_label.values() for band in shares}, key=lambda b: float(b.split("-")[0]))
+    if not bands:
+        return
+    table = Table(title, *bands)
+    for name, shares in by_label.items():
+        cells = (_cells(shares[band]) if band in shares else ("", "", "") for band in bands)
+        table.add_row(name, *(f"{count}\n[dim]{interval}[/]" for count, _, interval in cells))
+    console.print(table)
 
 
 def _cells(share: Share) -> tuple[str, str, str]:

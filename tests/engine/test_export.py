@@ -78,6 +78,13 @@ def test_graphs_that_differ_from_the_modules_are_not_written(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_that_is_no_bundle_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "screens").mkdir()
+    with pytest.raises(ValueError, match="is no bundle"):
+        write(tmp_path / "screens", *graphs("light", "attention"))
+    assert list(tmp_path.iterdir()) == [tmp_path / "screens"]
+
+
 def test_a_bundle_stays_when_its_successor_is_refused(tmp_path: Path) -> None:
     features, reasoning = graphs("light", "attention")
     write(tmp_path / "bundle", features, reasoning)

@@ -28,8 +28,8 @@ def manifests(draw: st.DrawFn) -> Manifest:
     patch_px = draw(st.integers(1, 4096))
     extra = draw(st.lists(st.sampled_from(sorted(PRECISION_FILES)), unique=True))
     labels = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
-    reviews = st.lists(RATIOS, min_size=2, max_size=2).map(lambda ends: (min(ends), max(ends)))
-    limits = st.builds(LabelLimits, threshold=RATIOS, review=reviews)
+    ordered = st.lists(RATIOS, min_size=3, max_size=3).map(sorted)
+    limits = ordered.map(lambda three: LabelLimits(threshold=three[1], review=(three[0], three[2])))
     return Manifest(
         name=draw(WORDS),
         version=draw(WORDS),
@@ -132,6 +132,8 @@ EDITS: list[tuple[str, object, str]] = [
     ("labels.bubble.review", [0.1, 1.1], "labels.bubble.review"),
     ("frame.saturated_ratio_max", 1.5, "frame.saturated_ratio_max"),
     ("frame.contrast_min", 256, "frame.contrast_min"),
+    ("labels.pinhole.threshold", 0.19, "labels.pinhole.threshold"),  # under its review band
+    ("labels.pinhole.threshold", 0.86, "labels.pinhole.threshold"),  # over it
     ("parity_tolerance.fp32", -1e-9, "parity_tolerance.fp32"),
     # not finite: NaN, Infinity, and a whole number too large for a float
     *[

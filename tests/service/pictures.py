@@ -203,7 +203,6 @@ EXACT: dict[str, tuple[str, bytes, NDArray[np.uint8]]] = {
 LOSSY: dict[str, tuple[str, bytes, NDArray[np.uint8]]] = {
     "jpeg grey": (JPEG, encode(GREY, JPEG), GREY),
     "jpeg grey by opencv": (JPEG, by_opencv(GREY, ".jpg"), GREY),
-    "jpeg progressive": (JPEG, encode(GREY, JPEG, progressive=True), GREY),
     "jpeg colour": (JPEG, encode(RGB, JPEG, quality=95), RGB_AS_GREY),
 }
 FILES = {name: (media_type, data) for name, (media_type, data, _) in {**EXACT, **LOSSY}.items()}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import LabelLimits, Window, cover
+from engine import FrameLimits, LabelLimits, Window, cover
 from service.aggregation import FAIL_REASON, PROOF_REASONS, REASONS, REVIEW_REASON, Observed, aggregate, covers
 from service.selftest import SelfTestReport
 from tests.service.strategies import ANY_SCORE, FRESH, LABELS, PATCH_PX, Screen, frame_of, screen, screens
@@ -292,3 +292,16 @@ def test_scores_of_other_windows_or_labels_are_refused(rows: int, labels: int) -
             replace(clean.seen, activation=np.zeros((rows, labels, 4, 4), np.float32)),
             clean.manifest,
         )
+
+
+@pytest.mark.parametrize("sigma", [1.0, 2.0, 3.0])
+def test_a_frame_without_light_is_no_image_whatever_its_noise(sigma: float) -> None:
+    """The lamp is off: the sensor's noise and a hot pixel are all that there is."""
+    noise = 3.5 + sigma * np.random.default_rng(0).standard_normal((2048, 1024))
+    dark = np.clip(np.rint(noise), 0, 255).astype(np.uint8)
+    dark[5, 5] = 255
+    wide = screen(PATCH_PX, PATCH_PX)
+    manifest = replace(wide.manifest, frame=FrameLimits(saturated_ratio_max=0.2, contrast_min=2))
+    assert "frame_constant" in aggregate(replace(wide.seen, frame=dark), manifest).reasons
+    lit = np.clip(dark + np.linspace(0, 3, 1024), 0, 255).astype(np.uint8)
+    assert "frame_constant" not in aggregate(replace(wide.seen, frame=lit), manifest).reasons

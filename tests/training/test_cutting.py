@@ -183,6 +183,10 @@ def test_masks_belong_to_their_rows(tmp_path: Path) -> None:
         (lambda s: (s / "splits.csv").write_text("screen,part\nt000,train\n"), "no part is given"),
         (lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt1,dot,5,5,5,9\n"), "empty"),
         (lambda s: (s / "boxes.csv").write_text("screen,label,left\nt1,dot,5\n"), "row 0"),
+        (
+            lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt000.png,dot,5,5,9,9\n"),
+            "t000.png",
+        ),
         (lambda s: [p.unlink() for p in (s / "screens").iterdir()], "no .png or .jpg"),
         (lambda s: (s / "screens" / "t000.png").write_bytes(b"no"), "cannot be read"),
     ],

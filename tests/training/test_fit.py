@@ -102,6 +102,11 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(run: Config, toml: Pat
         torch.testing.assert_close(again[key], value, atol=1e-5, rtol=1e-4, msg=key)
 
 
+def test_a_run_is_the_same_from_whichever_folder_and_with_more_hands(run: Config, toml: Path) -> None:
+    moved = run.data.model_copy(update={"folders": [toml.parent / "." / "cut"], "workers": 1})
+    fit(run.model_copy(update={"data": moved, "threads": 2}))
+
+
 def test_a_run_folder_belongs_to_one_configuration(run: Config) -> None:
     other = run.model_copy(update={"seed": 5})
     with pytest.raises(ValueError, match="another configuration"):

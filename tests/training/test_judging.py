@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.judging import judge, wilson
+from training.judging import judge
+from training.measures import wilson
 
 
 @pytest.fixture
