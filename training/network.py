@@ -230,10 +230,7 @@ class TwoStageNetwork(nn.Module):
             group_N: screen of each patch, see `GraphReasoning.forward`.
             gather: makes the global batch of the batches of several devices; relations are taken over it.
         """
-        trunk_NDHW = self.trunk(preprocess(pixel_NGPP))
-        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
-        feature_NLF = feature_NLF.float()
-        cosine_NL = self.classifier1(feature_NLF)
+        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP)
         logit_NL = self.classifier1.logits(cosine_NL)
         score_NL = None
         if reason:
@@ -241,16 +238,19 @@ class TwoStageNetwork(nn.Module):
             score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
         return Output(feature_NLF, cosine_NL, logit_NL, score_NL, map_NLHW)
 
-    def activation(self, trunk_NDHW: Tensor) -> Tensor:
-        """Where each label's score comes from, (N, L, H, W), linear in the trunk's map.
+    def stage1(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
+        trunk_NDHW = self.trunk(preprocess(pixel_NGPP))
+        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
+        feature_NLF = feature_NLF.float()
+        return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
 
-        With average pooling: the part of classifier 2 that is linear in the trunk's map, its X columns times the
-        pooling matrix, a 1 x 1 convolution (the class activation map of Zhou et al. 2016 for this head). With
-        attention: the map by which the label's features were pooled.
+    def activation(self, trunk_NDHW: Tensor) -> Tensor:
+        """Where each label's score comes from with average pooling, (N, L, H, W), linear in the trunk's map.
+
+        The part of classifier 2 that is linear in the trunk's map, its X columns times the pooling matrix, a 1 x 1
+        convolution (the class activation map of Zhou et al. 2016 for this head).
         """
-        if self.pooling.label_map is not None:
-            map_NLHW: Tensor = self.pooling.label_map(trunk_NDHW)
-            return map_NLHW
         columns = self.labels * self.config.feature_width
         weight_LD = self.reasoning.classifier.weight[:, :columns] @ self.pooling.linear.weight
         return functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])
@@ -280,11 +280,13 @@ class FeaturesGraph(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (N, 1, P, P) uint8 to label features (N, L, F), cosines (N, L) and activation (N, L, H, W)."""
-        trunk_NDHW = self.network.trunk(preprocess(pixels))
-        feature_NLF, map_NLHW = self.network.pooling(trunk_NDHW)
-        activation = self.network.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
-        return feature_NLF, self.network.classifier1(feature_NLF), activation
+        """Pixels (N, 1, P, P) uint8 to label features (N, L, F), cosines (N, L) and activation (N, L, H, W).
+
+        With attention the activation is the map by which the features were pooled: the score depends on the trunk's
+        map through it, so no linear part of classifier 2 says where the label was seen.
+        """
+        feature_NLF, cosine_NL, map_NLHW, trunk_NDHW = self.network.stage1(pixels)
+        return feature_NLF, cosine_NL, self.network.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
 
 
 class ReasoningGraph(nn.Module):
