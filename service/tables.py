@@ -10,9 +10,9 @@ COLOURS = {"pass": "green", "review": "yellow", "fail": "red"}
 
 
 def describe_verdict(verdict: Verdict) -> str:
-    """The verdict in its colour, and why."""
+    """The verdict in its colour, and what decided a review; a fail has its labels to show for it."""
     word = f"[{COLOURS[verdict.verdict]}]{verdict.verdict}[/]"
-    return " ".join([word, *verdict.reasons])
+    return f"{word} {verdict.reasons[0]}" if verdict.verdict == "review" else word
 
 
 def describe_labels(verdict: Verdict) -> str:

@@ -129,7 +129,7 @@ def test_a_table_says_of_each_file_what_and_why(bundle: Path, files: Path) -> No
     review, bare = rows[2:]
     assert rows[:2] == [
         ["[red]pass.png", "pass", "none (bubble 0.00)", "0", "6"],
-        ["fail.png", "fail score_in_fail_range", "bubble 1", "1", "6"],
+        ["fail.png", "fail", "bubble 1", "1", "6"],
     ]
     assert review[:2] == ["review.png", "review score_in_review_band"]
     assert review[2].startswith("none (pinhole 0.4")
