@@ -15,7 +15,7 @@ SHIFT = 15
 BAND_ROWS = 64  # working memory stays small beside a full frame
 
 
-def to_grey(image: NDArray[np.generic]) -> NDArray[np.uint8]:
+def to_grey(image: NDArray[np.generic], *, red_first: bool = False) -> NDArray[np.uint8]:
     """One grey channel of a decoded image.
 
     `grey = (3735 * blue + 19235 * green + 9798 * red + 2**14) >> 15` for colour; grey stays as it is. An
@@ -23,6 +23,7 @@ def to_grey(image: NDArray[np.generic]) -> NDArray[np.uint8]:
 
     Args:
         image: (H, W) or (H, W, 1) grey, (H, W, 3) BGR or (H, W, 4) BGRA; uint8.
+        red_first: the colours stand as RGB or RGBA instead.
 
     Returns:
         (H, W); a view of `image` where it was grey already.
@@ -43,9 +44,10 @@ def to_grey(image: NDArray[np.generic]) -> NDArray[np.uint8]:
         return pixels[:, :, 0]
     if channels == 4 and pixels[:, :, 3].min() < 255:
         raise ValueError("the image is partly transparent: what lies behind it is unknown")
+    order = (2, 1, 0) if red_first else (0, 1, 2)
     grey = np.empty((height, width), np.uint8)
     for top in range(0, height, BAND_ROWS):
         band = slice(top, top + BAND_ROWS)
-        blue, green, red = (pixels[band, :, channel].astype(np.uint32) for channel in range(3))
+        blue, green, red = (pixels[band, :, channel].astype(np.uint32) for channel in order)
         grey[band] = (BLUE * blue + GREEN * green + RED * red + (1 << SHIFT - 1)) >> SHIFT
     return grey

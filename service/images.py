@@ -297,10 +297,7 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
 
 def _values(image: Image.Image) -> NDArray[np.uint8]:
     values: NDArray[Any] = np.asarray(image)
-    if image.mode == "RGBA" and values[:, :, 3].min() < 255:
-        raise ValueError("the image is partly transparent: what lies behind it is unknown")
-    # a view: a copy of a colour frame would cost three frames of memory
-    return to_grey(values if values.ndim == 2 else values[:, :, 2::-1])
+    return to_grey(values, red_first=True)  # which makes no copy of a colour frame
 
 
 def _is_painted(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> bool:

@@ -7,47 +7,20 @@ from pathlib import Path
 
 import pytest
 
-CONFIG = """
-name = "end-to-end"
-run = "run"
-relations = "screen"
-threads = 1
+from tests.training.data_form import TOML
 
-[data]
-folders = ["cut"]
-
-[network]
-trunk = "light"
-pooling = "attention"
-feature_width = 16
-projection_width = 16
-relation_width = 8
-
-[phase1]
-folders = ["cut-small"]
-epochs = 1
-batch = 16
-optimiser = "adamw"
-
-[phase2]
-epochs = 1
-batch = 16
-optimiser = "adamw"
-
-[loss]
-map = 1.0
-"""
+FOR_THIS = """--set name=end-to-end --set phase1.folders=["cut-small"] --set phase1.epochs=1 --set phase2.epochs=1"""
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which a network has been trained for two short epochs, and exported."""
     folder = tmp_path_factory.mktemp("end_to_end")
-    (folder / "config.toml").write_text(CONFIG)
+    (folder / "config.toml").write_text(TOML)
     run(folder, "training render --screens 14 --seed 3 --width 512 --height 640 --out screens")
     run(folder, "training cut screens --patch 256 --out cut")
     run(folder, "training cut screens --patch 128 --out cut-small")
-    run(folder, "training fit config.toml")
+    run(folder, f"training fit config.toml {FOR_THIS}")
     run(folder, "training export run --out bundle --version 3")
     return folder
 

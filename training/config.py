@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -86,6 +87,15 @@ class Config(_Section):
         if self.loss.map > 0 and self.network.pooling != "attention":
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
 
+    def moved(self, to: Callable[[Path], Path]) -> Config:
+        """The same configuration with every path in it changed."""
+        sections = {
+            name: section.model_copy(update={"folders": [to(folder) for folder in section.folders]})
+            for name, section in (("data", self.data), ("phase1", self.phase1), ("phase2", self.phase2))
+        }
+        start = None if self.start is None else to(self.start)
+        return self.model_copy(update={"run": to(self.run), "start": start, **sections})
+
 
 Override = Annotated[str, "key=value, the key dotted, the value in TOML"]
 
@@ -109,13 +119,7 @@ def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{path}: {problems}") from error
-    folder = path.parent
-    sections = {
-        name: section.model_copy(update={"folders": [folder / f for f in section.folders]})
-        for name, section in (("data", config.data), ("phase1", config.phase1), ("phase2", config.phase2))
-    }
-    start = None if config.start is None else folder / config.start
-    return config.model_copy(update={"run": folder / config.run, "start": start, **sections})
+    return config.moved(lambda place: path.parent / place)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from engine import Window, cover, to_grey
+from training.rows import read_rows, write_rows
 
 Rule = Literal["known", "paper"]
 CELL_PX = 32  # side of a map cell: the trunks' stride
@@ -213,12 +214,12 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
         ValueError: neither splits.csv nor folds.csv, a screen is missing from it, or the fold does not exist.
     """
     if (source / "folds.csv").is_file():
-        folds = {row["screen"]: int(row["fold"]) for row in _rows(source / "folds.csv")}
+        folds = {row["screen"]: int(row["fold"]) for row in read_rows(source / "folds.csv")}
         if test_fold not in folds.values():
             raise ValueError(f"--test-fold must be one of {sorted(set(folds.values()))}")
         parts = {screen: "test" if fold == test_fold else "train" for screen, fold in folds.items()}
     elif (source / "splits.csv").is_file():
-        parts = {row["screen"]: row["part"] for row in _rows(source / "splits.csv")}
+        parts = {row["screen"]: row["part"] for row in read_rows(source / "splits.csv")}
     else:
         raise ValueError(f"{source} has neither splits.csv nor folds.csv")
     missing = [screen for screen in screens if screen not in parts]
@@ -240,11 +241,6 @@ def _refuse_strangers(table: Path, named: Iterable[str], screens: Collection[str
     stranger = next((name for name in named if name not in screens), None)
     if stranger is not None:
         raise ValueError(f"{table} names the screen {stranger!r}, which is not there (names have no suffix)")
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,8 +321,8 @@ def _write_png(path: Path, patch: NDArray[np.uint8]) -> None:
 
 def _write_tables(out: Path, done: dict[str, _Patches], labels: list[str], parts: dict[str, str]) -> None:
     patches = [(screen, cut_, k) for screen, cut_ in done.items() for k in range(len(cut_.names))]
-    _write_csv(out / "labels.csv", ["img_names", *labels], ([f"{c.names[k]}.png", *c.labels[k]] for _, c, k in patches))
-    _write_csv(
+    write_rows(out / "labels.csv", ["img_names", *labels], ([f"{c.names[k]}.png", *c.labels[k]] for _, c, k in patches))
+    write_rows(
         out / "windows.csv",
         ["img_names", "screen", "row", "column", "left", "top"],
         (
@@ -334,7 +330,7 @@ def _write_tables(out: Path, done: dict[str, _Patches], labels: list[str], parts
             for s, c, k in patches
         ),
     )
-    _write_csv(out / "splits.csv", ["screen", "part"], parts.items())
+    write_rows(out / "splits.csv", ["screen", "part"], parts.items())
     first, shifted = 0, []
     for cut_ in done.values():
         cells = cut_.cells.astype(np.int32)
@@ -342,13 +338,6 @@ def _write_tables(out: Path, done: dict[str, _Patches], labels: list[str], parts
         shifted.append(cells)
         first += len(cut_.names)
     np.savez_compressed(out / "maps.npz", cells=np.concatenate(shifted))
-
-
-def _write_csv(path: Path, header: list[str], rows: Iterable[Iterable[object]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
 
 
 def _summarise(done: dict[str, _Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:

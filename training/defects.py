@@ -14,6 +14,8 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from training.draws import log_uniform
+
 Drawing = NDArray[np.float32]
 
 LABELS = ("bubble", "pinhole", "scratch", "tin_ash")
@@ -28,9 +30,9 @@ class Polar(NamedTuple):
 
 def bubble(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A ring with a soft rim, whole or in part, sometimes with a filled interior, fringes or a highlight."""
-    radius = min(_log_uniform(rng, 30, 400), limit_px) / 2
+    radius = min(log_uniform(rng, 30, 400), limit_px) / 2
     # thin rims on small bubbles, a wider range on large ones; broad soft rings are reflections, not bubbles
-    rim = _log_uniform(rng, 0.9, max(1.6, min(0.06 * radius, 5.0)))
+    rim = log_uniform(rng, 0.9, max(1.6, min(0.06 * radius, 5.0)))
     polar = _polar(int(2 * radius * 1.25 + 8 * rim) + 5)
     edge = radius * _outline(rng, polar.angle, aspect=1.25, wobble=0.03)
     outward = polar.radius - edge
@@ -56,7 +58,7 @@ def bubble(rng: np.random.Generator, limit_px: int) -> Drawing:
 
 def pinhole(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A small sharp dot, roundish, sometimes with a faint halo or a thin opposite ring."""
-    radius = min(_log_uniform(rng, 3, 14), limit_px) / 2
+    radius = min(log_uniform(rng, 3, 14), limit_px) / 2
     polar = _polar(int(2 * radius * 4) + 9, centre=rng.uniform(-0.5, 0.5, size=2))
     edge = radius * _outline(rng, polar.angle, aspect=1.35, wobble=0.06)
     outward = polar.radius - edge
@@ -70,12 +72,12 @@ def pinhole(rng: np.random.Generator, limit_px: int) -> Drawing:
 
 def scratch(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A thin line or curve of varying strength that fades, breaks off and goes on."""
-    length = min(_log_uniform(rng, 30, 3000), 1.2 * limit_px)
+    length = min(log_uniform(rng, 30, 3000), 1.2 * limit_px)
     step = float(np.clip(length / 60, 3, 12))
     count = max(int(length / step), 6)
     points = _path(rng, count, step=step)
     strength = _strength(rng, count)
-    width = float(np.clip(_log_uniform(rng, 0.8, 3.6), 0.8, 0.8 + length / 40))
+    width = float(np.clip(log_uniform(rng, 0.8, 3.6), 0.8, 0.8 + length / 40))
     canvas = _strokes([(points, strength)], width)
     if rng.random() < 0.2:  # a second edge of the same tool beside it
         along = points[-1] - points[0]
@@ -92,8 +94,8 @@ def scratch(rng: np.random.Generator, limit_px: int) -> Drawing:
 
 def tin_ash(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A cloud of irregular specks, denser in places; a part of it looks like pinholes."""
-    extent = min(_log_uniform(rng, 70, 500), limit_px)
-    wanted = _log_uniform(rng, 12, 150)
+    extent = min(log_uniform(rng, 70, 500), limit_px)
+    wanted = log_uniform(rng, 12, 150)
     count = int(np.clip(wanted, 12, max(12, extent**2 / 150)))
     side = int(extent) + 13
     positions = _cloud(rng, count, extent)
@@ -101,7 +103,7 @@ def tin_ash(rng: np.random.Generator, limit_px: int) -> Drawing:
     largest = float(rng.uniform(2.0, 6.0))
     mixed = rng.random() < 0.1
     for x, y in positions + side / 2:
-        diameter = _log_uniform(rng, 1.0, largest)
+        diameter = log_uniform(rng, 1.0, largest)
         polarity = -1.0 if mixed and rng.random() < 0.4 else 1.0
         _speck(rng, shape, (x, y), radius=diameter / 2, strength=polarity * float(rng.uniform(0.5, 1.0)))
     if rng.random() < 0.25:  # the finest dust cannot be resolved
@@ -120,7 +122,7 @@ DEFECTS: dict[str, Callable[[np.random.Generator, int], Drawing]] = {
 
 def fibre(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A lint of dust that lies on the glass: curled, soft, even along its length; no defect."""
-    length = min(_log_uniform(rng, 40, 300), limit_px)
+    length = min(log_uniform(rng, 40, 300), limit_px)
     count = max(int(length / 4), 8)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(_smooth(rng, count, knots=5) * rng.uniform(6, 14) / count)
     heading += np.linspace(0, rng.choice([-1, 1]) * rng.uniform(1.5, 4.5), count)
@@ -139,7 +141,7 @@ def blob(rng: np.random.Generator, limit_px: int) -> Drawing:
 
 def soft_ring(rng: np.random.Generator, limit_px: int) -> Drawing:
     """The reflection of a lamp or a lens: a ring much broader and softer than a bubble's rim; no defect."""
-    radius = min(_log_uniform(rng, 120, 600), 0.8 * limit_px) / 2
+    radius = min(log_uniform(rng, 120, 600), 0.8 * limit_px) / 2
     width = radius * float(rng.uniform(0.2, 0.35))
     polar = _polar(int(2 * radius * 1.3 + 6 * width))
     edge = radius * _outline(rng, polar.angle, aspect=1.3, wobble=0.0)
@@ -300,10 +302,6 @@ def _smooth(rng: np.random.Generator, count: int, *, knots: int) -> NDArray[np.f
     """A smooth random curve (count,) of about unit height."""
     values = rng.normal(0, 1, size=(1, knots)).astype(np.float32)
     return np.asarray(cv2.resize(values, (count, 1), interpolation=cv2.INTER_CUBIC)[0], np.float64)
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _float32(values: ArrayLike) -> NDArray[np.float32]:

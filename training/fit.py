@@ -324,12 +324,7 @@ def _open_folder(config: Config, labels: tuple[str, ...]) -> None:
 
 def _identity(config: Config) -> dict[str, Any]:
     """What decides the outcome of a run: not where its folders are seen from, nor how many hands it has."""
-    resolved = {
-        name: section.model_copy(update={"folders": [folder.resolve() for folder in section.folders]})
-        for name, section in (("data", config.data), ("phase1", config.phase1), ("phase2", config.phase2))
-    }
-    start = None if config.start is None else config.start.resolve()
-    kept = config.model_copy(update={**resolved, "start": start})
+    kept = config.moved(Path.resolve)
     return kept.model_dump(exclude={"run": True, "threads": True, "data": {"workers"}})
 
 

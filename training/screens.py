@@ -7,7 +7,6 @@ number of processes changes nothing.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import multiprocessing
 import os
@@ -22,6 +21,7 @@ from rich.progress import track
 
 from training.defects import LABELS
 from training.placing import Defect, Placer
+from training.rows import write_rows
 from training.scene import draw_scene
 from training.sensor import Sensor
 
@@ -153,9 +153,9 @@ def render(
             conditions.append((plan.name, number, defect.label, f"{defect.contrast:.3f}", defect.size_px))
         if defects:
             _write_masks(out / "masks" / f"{plan.name}.npz", defects, first=first)
-    _write_csv(out / "boxes.csv", "screen,label,left,top,right,bottom,area_px", boxes)
-    _write_csv(out / "conditions.csv", "screen,id,label,contrast,size", conditions)
-    _write_csv(out / "splits.csv", "screen,part", [(plan.name, plan.part) for plan in plans])
+    write_rows(out / "boxes.csv", ["screen", "label", "left", "top", "right", "bottom", "area_px"], boxes)
+    write_rows(out / "conditions.csv", ["screen", "id", "label", "contrast", "size"], conditions)
+    write_rows(out / "splits.csv", ["screen", "part"], [(plan.name, plan.part) for plan in plans])
     if preview:
         from training.preview import write_previews  # reads the folder back; only wanted here
 
@@ -203,10 +203,3 @@ def _write_masks(path: Path, defects: list[Defect], *, first: int) -> None:
     row = np.concatenate([d.rows for d in defects])
     column = np.concatenate([d.columns for d in defects])
     np.savez_compressed(path, row=row, column=column, id=ids)
-
-
-def _write_csv(path: Path, header: str, rows: list[tuple[object, ...]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header.split(","))
-        writer.writerows(rows)

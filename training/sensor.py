@@ -11,6 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.draws import log_uniform
+
 _BAND_ROWS = 128  # a band of every array in use stays in the second-level cache
 
 
@@ -37,8 +39,8 @@ class Sensor:
             row_gain=_row_gain(rng, height),
             column_gain=_column_gain(rng, width),
             blur_px=float(rng.uniform(0.3, 1.2)) if rng.random() < 0.7 else 0.0,
-            shot_ratio=255.0 / _log_uniform(rng, 3_000, 60_000),
-            read_noise=_log_uniform(rng, 0.3, 3.0),
+            shot_ratio=255.0 / log_uniform(rng, 3_000, 60_000),
+            read_noise=log_uniform(rng, 0.3, 3.0),
             gamma=float(rng.uniform(0.7, 1.4)) if rng.random() < 0.4 else 1.0,
             offset=float(rng.uniform(0, 6)),
         )
@@ -123,7 +125,3 @@ def _slow(rng: np.random.Generator, length: int) -> NDArray[np.float64]:
     """A slowly varying curve (length,) of about unit height."""
     knots = int(rng.integers(3, 9))
     return np.interp(np.linspace(0, 1, length), np.linspace(0, 1, knots), rng.normal(0, 0.6, size=knots))
-
-
-def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(rng.uniform(np.log(low), np.log(high))))

@@ -8,6 +8,39 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+# two phases of a light network on a folder `cut`, short enough for a test
+TOML = """
+name = "toy"
+run = "run"
+relations = "screen"
+threads = 1
+
+[data]
+folders = ["cut"]
+
+[network]
+trunk = "light"
+pooling = "attention"
+feature_width = 16
+projection_width = 16
+relation_width = 8
+
+[phase1]
+epochs = 5
+batch = 16
+optimiser = "adamw"
+learning_rate = 4e-3
+
+[phase2]
+epochs = 2
+batch = 16
+optimiser = "adamw"
+learning_rate = 1e-3
+
+[loss]
+map = 1.0
+"""
+
 
 def write_screens(folder: Path, *, screens: int = 30, seed: int = 0, height: int = 192, width: int = 256) -> Path:
     """Screens with a bright dot, a bright line, both or neither; masks for every second screen."""

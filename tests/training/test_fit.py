@@ -15,45 +15,13 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from engine import load
-from tests.training.data_form import write_screens
+from tests.training.data_form import TOML, write_screens
 from training.bundling import export_run
 from training.config import Config, read_config
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
 from training.fit import fit, load_run, network_probability
-
-TOML = """
-name = "toy"
-run = "run"
-relations = "screen"
-threads = 1
-
-[data]
-folders = ["cut"]
-
-[network]
-trunk = "light"
-pooling = "attention"
-feature_width = 16
-projection_width = 16
-relation_width = 8
-
-[phase1]
-epochs = 5
-batch = 16
-optimiser = "adamw"
-learning_rate = 4e-3
-
-[phase2]
-epochs = 2
-batch = 16
-optimiser = "adamw"
-learning_rate = 1e-3
-
-[loss]
-map = 1.0
-"""
 
 
 @pytest.fixture(scope="module")
