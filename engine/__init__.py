@@ -6,7 +6,7 @@ needs torch and is imported by name.
 
 from pathlib import Path
 
-from engine.backend import Backend, Features, infer, load
+from engine.backend import NO_GUARD, Backend, Features, infer, load
 from engine.cpus import available_cpus
 from engine.errors import BundleError, EngineError, InferenceError, ParityError, RuntimeUnavailable
 from engine.fake import FakeBackend, fake_manifest
@@ -20,6 +20,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "NO_GUARD",
     "Backend",
     "BundleError",
     "Difference",

@@ -78,14 +78,14 @@ def examine(bundle: Path) -> dict[str, Any]:
 def patches_per_s(backend: Backend) -> float:
     """A quick figure of the features graph's speed; no benchmark, other work on the machine slows it."""
     manifest = backend.manifest
-    shape = (manifest.batch_size, 1, manifest.patch_px, manifest.patch_px)
+    shape = (backend.batch_size, 1, manifest.patch_px, manifest.patch_px)
     pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     backend.features(pixels)  # the first batch pays for the memory
     start, batches = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < SPEED_TEST_S:
         backend.features(pixels)
         batches += 1
-    return batches * manifest.batch_size / elapsed
+    return batches * backend.batch_size / elapsed
 
 
 def show(report: dict[str, Any], console: Console) -> None:

@@ -4,8 +4,10 @@ A backend runs the bundle's two graphs: `features` in batches of patches of one 
 all the patches of that screen. The service, the evaluation and the parity check know only this.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -13,6 +15,8 @@ from numpy.typing import NDArray
 
 from engine.errors import RuntimeUnavailable
 from engine.manifest import Manifest
+
+NO_GUARD: Mapping[str, float] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -41,6 +45,18 @@ class Backend(Protocol):
     @property
     def runtime(self) -> str:
         """Name of the runtime, such as `onnxruntime`."""
+
+    @property
+    def precision(self) -> str:
+        """Of the features graph that runs: fp32, fp16 or int8. The reasoning is always fp32."""
+
+    @property
+    def batch_size(self) -> int:
+        """Patches that the features graph takes at a time, N: the manifest's, or the plan's where there is one."""
+
+    @property
+    def guard(self) -> Mapping[str, float]:
+        """Guard band g by label, how far a score may move with the patch's slot in the batch; empty where it cannot."""
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """Features of one batch of patches of one screen.
@@ -110,7 +126,7 @@ def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArr
         ValueError: there is no patch, or the patches do not fit the bundle.
         InferenceError: the runtime failed.
     """
-    size = backend.manifest.batch_size
+    size = backend.batch_size
     batches = [backend.features(patches[start : start + size]) for start in range(0, len(patches), size)]
     if not batches:
         raise ValueError("a screen has at least one patch")
@@ -122,7 +138,7 @@ def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArr
     return features, backend.reason(features.label_features, features.stage1)
 
 
-def check_pixels(pixels: NDArray[np.uint8], manifest: Manifest) -> None:
+def check_pixels(pixels: NDArray[np.uint8], manifest: Manifest, batch_size: int) -> None:
     """Hold the caller of `Backend.features` to its contract.
 
     Raises:
@@ -131,8 +147,8 @@ def check_pixels(pixels: NDArray[np.uint8], manifest: Manifest) -> None:
     side = manifest.patch_px
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (1, side, side):
         raise ValueError(f"patches are (n, 1, {side}, {side}) uint8, got {pixels.shape} {pixels.dtype}")
-    if not 1 <= len(pixels) <= manifest.batch_size:
-        raise ValueError(f"a batch has 1 to {manifest.batch_size} patches, got {len(pixels)}")
+    if not 1 <= len(pixels) <= batch_size:
+        raise ValueError(f"a batch has 1 to {batch_size} patches, got {len(pixels)}")
 
 
 def check_screen(label_features: NDArray[np.float32], stage1: NDArray[np.float32], manifest: Manifest) -> None:

@@ -4,12 +4,12 @@ It travels in the package, as httpx ships its mock transport, so that the servic
 every answer without a graph. It has the form of a one-stage network: one feature per label, its logit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import Features, check_pixels, check_screen
+from engine.backend import NO_GUARD, Features, check_pixels, check_screen
 from engine.errors import InferenceError
 from engine.manifest import REQUIRED_FILES, FrameLimits, LabelLimits, Manifest
 
@@ -22,19 +22,23 @@ class FakeBackend:
     Args:
         manifest: what to pretend to be; see `fake_manifest`.
         function: (n, 1, P, P) uint8 patches to (n, C) scores in [0, 1]; what it raises goes through.
+        guard: guard band by label.
     """
 
     runtime = "fake"
+    precision = "fp32"
 
-    def __init__(self, manifest: Manifest, function: ScoreFunction) -> None:
+    def __init__(self, manifest: Manifest, function: ScoreFunction, *, guard: Mapping[str, float] = NO_GUARD) -> None:
         self.manifest = manifest
+        self.batch_size = manifest.batch_size
+        self.guard = guard
         self._function = function
         self._closed = False
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`; the label features and stage 1 are the scores' logits."""
         self._refuse_if_closed()
-        check_pixels(pixels, self.manifest)
+        check_pixels(pixels, self.manifest, self.batch_size)
         scores = np.asarray(self._function(pixels), np.float64)
         if scores.shape != (len(pixels), len(self.manifest.labels)):
             raise InferenceError(f"the function gave scores of shape {scores.shape}")

@@ -14,7 +14,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from engine.backend import Features, check_pixels, check_screen
+from engine.backend import NO_GUARD, Features, check_pixels, check_screen
 from engine.cpus import available_cpus
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest
@@ -52,11 +52,14 @@ class OnnxRuntimeBackend:
     """
 
     runtime = "onnxruntime"
+    precision = "fp32"
+    guard = NO_GUARD
 
     def __init__(self, bundle: Path, *, threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.manifest = Manifest.read(bundle)
+        self.batch_size = self.manifest.batch_size
         self._features: onnxruntime.InferenceSession | None = _session(
             bundle / FEATURES_FILE, threads=available_cpus() if threads is None else threads
         )
@@ -67,7 +70,7 @@ class OnnxRuntimeBackend:
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`."""
-        check_pixels(pixels, self.manifest)
+        check_pixels(pixels, self.manifest, self.batch_size)
         batch = self._full_batch(pixels)
         names = ["label_features", "stage1"] + ["activation"] * self._has_activation
         outputs = dict(zip(names, _run(self._features, names, {"pixels": batch}), strict=True))
@@ -91,9 +94,9 @@ class OnnxRuntimeBackend:
 
     def _full_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """`pixels` filled up with black patches to the one batch size that ever runs."""
-        if len(pixels) == self.manifest.batch_size:
+        if len(pixels) == self.batch_size:
             return pixels
-        batch = np.zeros((self.manifest.batch_size, *pixels.shape[1:]), np.uint8)
+        batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
         batch[: len(pixels)] = pixels
         return batch
 

@@ -4,14 +4,14 @@ The score of a label on a screen is its highest over the windows. A pass is prov
 missing the screen goes to review, whatever its scores; then a score decides for fail, then for review.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import FrameLimits, Manifest, Window
+from engine import NO_GUARD, FrameLimits, Manifest, Window
 from service.selftest import SelfTestReport
 from service.verdict import Box, Defect, FrameSizeFrom, LabelResult, Outcome, Proof
 
@@ -68,8 +68,13 @@ class Judgement:
     proof: Proof
 
 
-def aggregate(seen: Observed, manifest: Manifest) -> Judgement:
+def aggregate(seen: Observed, manifest: Manifest, guard: Mapping[str, float] = NO_GUARD) -> Judgement:
     """Judge one screen.
+
+    Args:
+        seen: what is known of it.
+        manifest: of the bundle that scored it.
+        guard: guard band by label: how far a score may move with the slot of its patch in a batch.
 
     Raises:
         ValueError: the scores or the maps are not those of these windows and labels.
@@ -107,19 +112,23 @@ def aggregate(seen: Observed, manifest: Manifest) -> Judgement:
         self_test_age_s=seen.self_test.age_s,
     )
     missing = tuple(missing_proofs(proof, seen, manifest.frame))
-    verdict, reasons = decide(missing, labels, manifest)
+    verdict, reasons = decide(missing, labels, manifest, guard)
     # one order, whatever the order of windows and labels
     defects.sort(key=lambda d: (-d.score, d.label, d.box.top, d.box.left, d.box.bottom, d.box.right))
     return Judgement(verdict=verdict, reasons=reasons, labels=labels, defects=tuple(defects), proof=proof)
 
 
 def decide(
-    missing: tuple[str, ...], labels: dict[str, LabelResult], manifest: Manifest
+    missing: tuple[str, ...], labels: dict[str, LabelResult], manifest: Manifest, guard: Mapping[str, float]
 ) -> tuple[Outcome, tuple[str, ...]]:
-    """Verdict and reasons: a missing proof, then fail, then review, then pass."""
+    """Verdict and reasons: a missing proof, then fail, then review, then pass.
+
+    A guard band widens the review band on both sides: a score that noise could carry over a limit is looked at.
+    """
     in_fail, in_review = False, False
     for label, found in labels.items():
         low, high = manifest.labels[label].review
+        low, high = low - guard.get(label, 0.0), high + guard.get(label, 0.0)
         in_fail |= found.score >= high
         in_review |= low <= found.score < high
     reasons = (*missing, *([FAIL_REASON] if in_fail else []), *([REVIEW_REASON] if in_review else []))

@@ -158,7 +158,7 @@ class Inspector:
             activation=features.activation,
             self_test=computed.self_test,
         )
-        judgement = aggregate(seen, manifest)
+        judgement = aggregate(seen, manifest, self._backend.guard)
         aggregate_s = lap()
 
         verdict = Verdict(

@@ -267,7 +267,7 @@ class _Device:
         job.settle(outcome)
 
     def _compute(self, job: _Job) -> Computed:
-        size = self._backend.manifest.batch_size
+        size = self._backend.batch_size
         batches: list[Features] = []
         features_s = 0.0
         for start in range(0, len(job.windows), size):

@@ -21,6 +21,7 @@ from torch.nn import functional
 from training.trunks import build_trunk
 
 Pooling = Literal["average", "attention"]
+Light = Literal["linear", "root"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +34,7 @@ class NetworkConfig:
 
     trunk: str = "resnet50"
     trunk_weights: str | None = None  # a torchvision weights name, e.g. "IMAGENET1K_V2"
+    light: Light = "linear"  # "root": square root of the grey level, see `preprocess`
     pooling: Pooling = "average"  # "attention": each label looks where its own map is warm
     feature_width: int = 512  # d
     projection_width: int = 512  # of Z; the paper does not give it
@@ -49,6 +51,8 @@ class NetworkConfig:
                 raise ValueError(f"network.{name} must be positive, not {getattr(self, name)}")
         if self.pooling not in ("average", "attention"):
             raise ValueError(f"network.pooling must be 'average' or 'attention', not {self.pooling!r}")
+        if self.light not in ("linear", "root"):
+            raise ValueError(f"network.light must be 'linear' or 'root', not {self.light!r}")
         if self.relation_scores not in ("bare", "scaled"):
             raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")
 
@@ -240,7 +244,7 @@ class TwoStageNetwork(nn.Module):
 
     def stage1(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
-        trunk_NDHW = self.trunk(preprocess(pixel_NGPP))
+        trunk_NDHW = self.trunk(preprocess(pixel_NGPP, light=self.config.light))
         feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
         feature_NLF = feature_NLF.float()
         return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
@@ -256,8 +260,14 @@ class TwoStageNetwork(nn.Module):
         return functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])
 
 
-def preprocess(pixel_NGPP: Tensor) -> Tensor:
-    """Grey [0, 255] to about [-1, 1]. A fixed scale: content never decides it, so a dark frame stays dark."""
+def preprocess(pixel_NGPP: Tensor, *, light: Light = "linear") -> Tensor:
+    """Grey [0, 255] to about [-1, 1]. A fixed scale: content never decides it, so a dark frame stays dark.
+
+    `root` makes shot noise, whose variance grows with the light, about the same at every grey level (the Anscombe
+    transform without its constant), so that five grey levels count for more on a dark panel than on a bright one.
+    """
+    if light == "root":
+        return pixel_NGPP.float().sqrt() / 8.0 - 1.0
     return (pixel_NGPP.float() - 128.0) / 128.0
 
 

@@ -78,6 +78,18 @@ def test_edges_of_the_review_band(score: float, verdict: str) -> None:
     assert judgement.labels["scratch"].score == score
 
 
+@given(screens(), st.floats(0, 0.5))
+def test_a_guard_band_turns_certainty_into_review_and_nothing_else(screen: Screen, guard: float) -> None:
+    plain = screen.judge()
+    guarded = aggregate(screen.seen, screen.manifest, dict.fromkeys(LABELS, guard))
+    near = any(0.25 - guard <= label.score < 0.75 + guard for label in plain.labels.values())
+    if plain.verdict == "fail":
+        certain = any(label.score >= 0.75 + guard for label in plain.labels.values())
+        assert guarded.verdict == ("fail" if certain else "review")
+    else:
+        assert guarded.verdict == ("review" if near else plain.verdict)
+
+
 def test_a_band_without_width_leaves_nothing_to_review() -> None:
     limits = {label: LabelLimits(threshold=0.5, review=(0.5, 0.5)) for label in LABELS}
     for score, verdict in ((0.4999, "pass"), (0.5, "fail")):
