@@ -268,6 +268,12 @@ def _cut_screen(
     if image is None:
         raise ValueError(f"{path} cannot be read")
     frame = to_grey(image)
+    for defect in defects:  # of a frame of another size, or rows and columns confused: it would be labelled elsewhere
+        if defect.right > frame.shape[1] or defect.bottom > frame.shape[0]:
+            raise ValueError(
+                f"boxes.csv has a {defect.label} on {path.stem} that ends at {defect.right}, {defect.bottom}, beyond "
+                f"the frame of {frame.shape[1]} x {frame.shape[0]}"
+            )
     windows: list[Window] = []
     names: list[str] = []
     rows: list[NDArray[np.int8]] = []

@@ -187,6 +187,10 @@ def test_masks_belong_to_their_rows(tmp_path: Path) -> None:
             lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt000.png,dot,5,5,9,9\n"),
             "t000.png",
         ),
+        (
+            lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt000,dot,5,5,9,193\n"),
+            "beyond the frame of 256 x 192",
+        ),
         (lambda s: [p.unlink() for p in (s / "screens").iterdir()], "no .png or .jpg"),
         (lambda s: (s / "screens" / "t000.png").write_bytes(b"no"), "cannot be read"),
     ],
