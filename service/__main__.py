@@ -1,4 +1,4 @@
-"""`python -m service`: serve; `inspect` files without HTTP; `demo` renders, serves, posts and shows."""
+"""`python -m service`: serve; `inspect` files; `release` a bundle; `demo` renders, serves, posts and shows."""
 
 import json
 import signal
@@ -17,11 +17,14 @@ from rich.progress import track
 from engine import BundleError, EngineError
 from service import demo as demonstration
 from service import logs, overlay
+from service import release as gate
 from service.app import create_app
 from service.demo import DemoError
+from service.errors import ServiceError
 from service.files import FileResult, inspect_files, inspector, picture_paths
 from service.inspector import from_json
 from service.problems import Problem
+from service.release import ReleaseError
 from service.settings import SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
 from service.tables import describe_labels, describe_verdict, table
@@ -101,6 +104,29 @@ def inspect(
 
 
 @app.command()
+def release(
+    bundle: Annotated[Path, typer.Argument(help="Bundle that is to go into service.")],
+    golden: Annotated[Path, typer.Option(help="Sealed set of screens: `training export --golden` writes it.")],
+    active: Annotated[Path | None, typer.Option(help="Bundle to be replaced; default: that of the settings.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
+) -> None:
+    """Put a bundle through the release gate; what passes gets its record, and may be activated."""
+    settings = read_settings()
+    logs.configure(level="warning", form="console")
+    found = gate.run(bundle, golden, active=active or settings.bundle, settings=settings)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        console = Console(emoji=False)
+        console.print(table(("checked", "found"), gate.rows(found)))
+        for refusal in found.refusals:
+            console.print(f"[red]refused[/]: {escape(refusal)}", soft_wrap=True)
+        if not found.refusals:
+            console.print(f"[green]released[/]: {escape(str(bundle / gate.RELEASE_FILE))}", soft_wrap=True)
+    raise typer.Exit(1 if found.refusals else 0)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for screens, verdicts and overlays.")] = Path("demo"),
     screens: Annotated[int, typer.Option(help="How many to render.", min=1)] = 6,
@@ -115,7 +141,7 @@ def run() -> None:
     """Run the command line; what the user can mend is one line, not a traceback."""
     try:
         app()
-    except (SettingsError, EngineError, StoreError, DemoError, OSError) as error:
+    except (SettingsError, EngineError, StoreError, ServiceError, DemoError, ReleaseError, OSError) as error:
         errors.print(str(error), style="red", soft_wrap=True)
         sys.exit(2)
 

@@ -7,6 +7,8 @@ The path of a screen, and what may go wrong on it:
     -> queue QueueFull, TooManyScreens, NotReady, DeadlineExceeded
     -> id    ScreenInProgress, Conflict, NotFound
 
+And of a bundle that is to be put in service: ReleaseMissing.
+
     ServiceError
     +-- QueueFull
         +-- TooManyScreens     the same code: either way, the sender tries again later
@@ -131,6 +133,12 @@ class Conflict(ServiceError):
     """The id was answered before, for another image."""
 
     status, code, title = 409, "conflict", "The id belongs to another image"
+
+
+class ReleaseMissing(ServiceError):
+    """A bundle that has not passed the release gate as it would run here."""
+
+    status, code, title = 409, "release_missing", "The bundle has not passed the release gate"
 
 
 class NotFound(ServiceError):

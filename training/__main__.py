@@ -126,9 +126,14 @@ def export(
     batch: Annotated[int, typer.Option(help="Patches the runtime takes at once.", min=1)] = 5,
     overlap: Annotated[int, typer.Option(help="Overlap of the service's windows in pixels.", min=0)] = 0,
     notes: Annotated[Path | None, typer.Option(help="Markdown for the model card.", exists=True)] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="Screens in the data form to seal for the release gate.", exists=True)
+    ] = None,
 ) -> None:
     """Write a verified bundle of a run; refuses if the graphs differ from the module."""
     from training.bundling import export_run
+    from training.fit import load_run
+    from training.sealing import SEALED_FILE, seal
 
     manifest, difference = export_run(
         run,
@@ -142,6 +147,9 @@ def export(
         f"{manifest.name} {manifest.version} in {out}: graphs differ from the module by at most "
         f"{difference.largest:.2g} in probability (mean {difference.mean:.2g})"
     )
+    if golden is not None:
+        screens = seal(load_run(run)[0], manifest, golden)
+        console.print(f"{golden / SEALED_FILE}: the module's probabilities of {screens} screens")
 
 
 @app.command()

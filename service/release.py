@@ -1,0 +1,328 @@
+"""The release gate: may this bundle decide over screens here?
+
+A sealed set of screens goes through the inspector, as it would on the line. Whole verdicts, not tensors, must be those
+that follow from the training module's own probabilities, which the export wrote beside the set. What passes leaves
+`release.json` in the bundle; `require_release` asks for it before a bundle is activated.
+"""
+
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.progress import track
+
+from engine import NO_GUARD, Manifest, Window, cover, load, slot_spread
+from engine.manifest import MANIFEST_FILE, file_sha256
+from service.aggregation import Observed, aggregate
+from service.errors import ReleaseMissing
+from service.files import inspect_files, inspector
+from service.inspector import Inspection
+from service.problems import Problem
+from service.selftest import SelfTestReport
+from service.settings import Settings
+from service.verdict import Outcome
+
+RELEASE_FILE = "release.json"
+SEALED_FILE = "sealed.json"
+SPREAD_PATCHES = 4
+
+
+class ReleaseError(Exception):
+    """The gate cannot be run: the sealed set is not whole, or is another bundle's."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SealedScreen(_Strict):
+    """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C)."""
+
+    sha256: str
+    windows: list[tuple[int, int]]
+    probability: list[list[float]]
+
+
+class Sealed(_Strict):
+    """`sealed.json`, written by `python -m training export --golden DIR`."""
+
+    name: str
+    version: str
+    labels: list[str]
+    screens: dict[str, SealedScreen]
+
+
+class Count(_Strict):
+    """`count` of `of` screens."""
+
+    count: int
+    of: int
+
+
+class Tally(_Strict):
+    """Whole screens against the truth: `escape`, defective ones that passed; `overkill`, clean ones that failed."""
+
+    escape: Count
+    overkill: Count
+
+
+class Release(_Strict):
+    """What the gate found; as `release.json` in the bundle, the record of it.
+
+    Attributes:
+        manifest_sha256: of the bundle's manifest, which holds the hashes of all else.
+        sealed_sha256: of the sealed set's file, which holds the hashes of the screens.
+        released_at: when.
+        runtime: what executed the features graph.
+        precision: of that graph.
+        screens: how many were inspected.
+        different: those whose verdict is not the one that follows from the module's probabilities.
+        slot_spread: by label, how far the same patch's score moves with its slot in the batch.
+        guard: by label, how far it may: the guard band that verdicts are given with.
+        finite: whether black, white, noise and half-saturated patches gave finite probabilities.
+        tally: of this bundle on the set.
+        active: name and version of the bundle that it is to replace.
+        active_tally: of that bundle on the same set.
+    """
+
+    manifest_sha256: str
+    sealed_sha256: str
+    released_at: datetime
+    runtime: str
+    precision: str
+    screens: int
+    different: list[str]
+    slot_spread: dict[str, float]
+    guard: dict[str, float]
+    finite: bool
+    tally: Tally
+    active: str
+    active_tally: Tally
+
+    @property
+    def refusals(self) -> list[str]:
+        """Why the bundle may not be released; empty when it may."""
+        moved = {label: s for label, s in self.slot_spread.items() if s > self.guard.get(label, 0.0)}
+        checks = {
+            f"the verdict differs from the module's on {', '.join(self.different)}": bool(self.different),
+            f"a score moves with the slot of its patch, beyond the guard band: {moved}": bool(moved),
+            "a probability on extreme patches is not finite": not self.finite,
+        }
+        for name in ("escape", "overkill"):
+            new, old = getattr(self.tally, name), getattr(self.active_tally, name)
+            checks[f"{name} {new.count} of {new.of} is worse than the {old.count} of {self.active}"] = (
+                new.count > old.count
+            )
+        return [reason for reason, refused in checks.items() if refused]
+
+
+def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Release:
+    """Put a bundle through the gate, and leave or take away its record.
+
+    Args:
+        bundle: to be released.
+        golden: the sealed set: a folder in the data form, with `sealed.json` of this bundle.
+        active: the bundle that it is to replace.
+        settings: runtime, threads and frame size of the line.
+
+    Raises:
+        ReleaseError: the set is not whole, or not this bundle's.
+        EngineError: a bundle must not be served, or not here.
+    """
+    record = bundle / RELEASE_FILE
+    record.unlink(missing_ok=True)  # whatever happens now, what stands there is no longer the last word
+    manifest = Manifest.read(bundle)
+    sealed = _read_sealed(golden, manifest)
+    bad = _defective(golden)
+    device = _examine_device(bundle, settings)
+    different: list[str] = []
+    verdicts: dict[str, Outcome] = {}
+    for name, inspection in _inspect(bundle, golden, list(sealed.screens), settings):
+        assert inspection.verdict is not None
+        verdicts[name] = inspection.verdict.verdict
+        if not _as_the_module_says(inspection, sealed.screens[name], manifest, device.guard):
+            different.append(name)
+    tally = old = _tally(verdicts, bad)
+    if active.resolve() != bundle.resolve():
+        old = _tally(dict(_verdicts(active, golden, list(sealed.screens), settings)), bad)
+    release = Release(
+        manifest_sha256=file_sha256(bundle / MANIFEST_FILE),
+        sealed_sha256=file_sha256(golden / SEALED_FILE),
+        released_at=datetime.now(UTC),
+        runtime=device.runtime,
+        precision=device.precision,
+        screens=len(verdicts),
+        different=different,
+        slot_spread=device.slot_spread,
+        guard=device.guard,
+        finite=device.finite,
+        tally=tally,
+        active=_describe(active),
+        active_tally=old,
+    )
+    if not release.refusals:
+        record.write_text(release.model_dump_json(indent=2) + "\n")
+    return release
+
+
+def require_release(bundle: Path, *, runtime: str, precision: str) -> None:
+    """Refuse a bundle that has not passed the gate as it will run.
+
+    Raises:
+        ReleaseMissing: it has no record, or one of other files, or of another runtime or precision.
+    """
+    try:
+        release = Release.model_validate_json((bundle / RELEASE_FILE).read_bytes())
+    except OSError as error:
+        raise ReleaseMissing("the bundle has not passed the release gate: `python -m service release`") from error
+    except ValidationError as error:
+        raise ReleaseMissing(f"{RELEASE_FILE} cannot be read") from error
+    if release.manifest_sha256 != file_sha256(bundle / MANIFEST_FILE):
+        raise ReleaseMissing("the release record is of another version of this bundle")
+    if (release.runtime, release.precision) != (runtime, precision):
+        raise ReleaseMissing(
+            f"the bundle was released for {release.runtime} {release.precision}, and is to run in {runtime} {precision}"
+        )
+    if release.refusals:
+        raise ReleaseMissing(f"the release record is a refusal: {release.refusals[0]}")
+
+
+def rows(found: Release) -> Iterator[tuple[str, str]]:
+    """The record for people: what was checked, and what was found."""
+
+    def share(name: str) -> str:
+        new, old = getattr(found.tally, name), getattr(found.active_tally, name)
+        return f"{new.count} of {new.of} ({found.active}: {old.count})"
+
+    yield "runs as", f"{found.runtime} {found.precision}"
+    yield "verdicts as the module's", f"{found.screens - len(found.different)} of {found.screens}"
+    yield "scores by slot", f"differ by at most {max(found.slot_spread.values(), default=0.0):.1e}"
+    yield "extreme patches", "finite" if found.finite else "not finite"
+    yield "escape", share("escape")
+    yield "overkill", share("overkill")
+
+
+class _Device(NamedTuple):
+    """What was found on the backend itself."""
+
+    runtime: str
+    precision: str
+    guard: dict[str, float]
+    slot_spread: dict[str, float]
+    finite: bool
+
+
+def _examine_device(bundle: Path, settings: Settings) -> _Device:
+    backend = load(bundle, settings.runtime, threads=settings.threads)
+    try:
+        side = backend.manifest.patch_px
+        rng = np.random.default_rng(0)
+        noise = rng.integers(0, 256, (1, 1, side, side), np.uint8)
+        half = np.zeros_like(noise)
+        half[..., side // 2 :] = 255
+        extremes = np.concatenate([np.zeros_like(noise), np.full_like(noise, 255), noise, half])
+        finite = True
+        for patch in extremes:
+            features = backend.features(patch[None])
+            finite &= bool(np.isfinite(backend.reason(features.label_features, features.stage1)).all())
+        grains = rng.integers(8, 40, (SPREAD_PATCHES, 1, side, side), np.uint8)  # as dark and noisy as a panel
+        spread = slot_spread(backend, np.concatenate([extremes, grains]))
+        return _Device(backend.runtime, backend.precision, dict(backend.guard), spread, finite)
+    finally:
+        backend.close()
+
+
+def _read_sealed(golden: Path, manifest: Manifest) -> Sealed:
+    try:
+        sealed = Sealed.model_validate_json((golden / SEALED_FILE).read_bytes())
+    except OSError as error:
+        raise ReleaseError(f"{golden / SEALED_FILE} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ReleaseError(f"{golden / SEALED_FILE}: {error.errors()[0]['msg']}") from error
+    if (sealed.name, sealed.version, tuple(sealed.labels)) != (manifest.name, manifest.version, manifest.label_names):
+        raise ReleaseError(
+            f"{golden} was sealed for {sealed.name} {sealed.version}, this bundle is {manifest.name} {manifest.version}"
+        )
+    if not sealed.screens:
+        raise ReleaseError(f"{golden / SEALED_FILE} holds no screen")
+    for name, screen in sealed.screens.items():
+        path = golden / "screens" / name
+        if Path(name).name != name or not path.is_file():
+            raise ReleaseError(f"{golden} lacks the screen {name!r}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != screen.sha256:
+            raise ReleaseError(f"{path} is not the file that was sealed")
+    return sealed
+
+
+def _defective(golden: Path) -> set[str]:
+    """Names, without suffix, of the screens that boxes.csv knows a defect of."""
+    try:
+        with (golden / "boxes.csv").open(newline="") as file:
+            return {row["screen"] for row in csv.DictReader(file)}
+    except (OSError, KeyError) as error:
+        raise ReleaseError(f"{golden / 'boxes.csv'} cannot be read: without it nothing is known of escapes") from error
+
+
+def _inspect(bundle: Path, golden: Path, names: Sequence[str], settings: Settings) -> Iterator[tuple[str, Inspection]]:
+    paths = [golden / "screens" / name for name in names]
+    with inspector(settings.model_copy(update={"bundle": bundle})) as inspects:
+        results = inspect_files(inspects, paths, raw_size=None)
+        for name, result in zip(names, track(results, f"inspect by {bundle.name}", total=len(names)), strict=True):
+            if isinstance(result.outcome, Problem):
+                raise ReleaseError(f"{name} cannot be inspected: {result.outcome.code}: {result.outcome.detail}")
+            yield name, result.outcome
+
+
+def _as_the_module_says(
+    inspection: Inspection, sealed: SealedScreen, manifest: Manifest, guard: dict[str, float]
+) -> bool:
+    """Whether verdict, reasons and present labels are those of the module's probabilities, judged by the same rules."""
+    found = inspection.verdict
+    assert found is not None
+    pixels = inspection.frame.pixels
+    windows: tuple[Window, ...] = cover(*pixels.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
+    probability = np.array(sealed.probability, np.float32)
+    form = (len(windows), len(manifest.labels))
+    if [(window.top, window.left) for window in windows] != sealed.windows or probability.shape != form:
+        return False
+    seen = Observed(
+        frame=pixels,
+        size_from=inspection.frame.size_from,
+        expected=windows,
+        windows=windows,
+        probability=probability,
+        activation=np.zeros((*form, 1, 1), np.float32),
+        self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
+    )
+    wanted = aggregate(seen, manifest, guard or NO_GUARD)
+    present = {label: result.present for label, result in found.labels.items()}
+    return (found.verdict, found.reasons, present) == (
+        wanted.verdict,
+        wanted.reasons,
+        {label: result.present for label, result in wanted.labels.items()},
+    )
+
+
+def _verdicts(bundle: Path, golden: Path, names: Sequence[str], settings: Settings) -> Iterator[tuple[str, Outcome]]:
+    for name, inspection in _inspect(bundle, golden, names, settings):
+        assert inspection.verdict is not None
+        yield name, inspection.verdict.verdict
+
+
+def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:
+    defective = [verdict for name, verdict in verdicts.items() if Path(name).stem in bad]
+    clean = [verdict for name, verdict in verdicts.items() if Path(name).stem not in bad]
+    return Tally(
+        escape=Count(count=defective.count("pass"), of=len(defective)),
+        overkill=Count(count=clean.count("fail"), of=len(clean)),
+    )
+
+
+def _describe(bundle: Path) -> str:
+    manifest = Manifest.read(bundle)
+    return f"{manifest.name} {manifest.version}"

@@ -1,0 +1,71 @@
+"""Mutates a bundle again and again and loads it: run as a process of its own, so that a crash of a runtime is seen.
+
+    python -m tests.engine.mutate_bundles BUNDLE FOLDER COUNT
+
+Prints one JSON object: how many mutants were loaded, and how many were refused, by the key that was named.
+"""
+
+import json
+import random
+import shutil
+import sys
+from collections import Counter
+from pathlib import Path
+
+from engine import BundleError, EngineError, load, read_golden, self_test
+from engine.manifest import MANIFEST_FILE, file_sha256
+
+
+def mutate(data: bytes, chance: random.Random) -> bytes:
+    """One of: bytes changed, a stretch cut out, doubled or zeroed, the end cut off."""
+    at = chance.randrange(len(data))
+    length = min(len(data) - at, 1 + int(chance.expovariate(1 / 16)))
+    kind = chance.randrange(5)
+    if kind == 0:
+        return data[:at] + chance.randbytes(length) + data[at + length :]
+    if kind == 1:
+        return data[:at] + data[at + length :]
+    if kind == 2:
+        return data[: at + length] + data[at:]
+    if kind == 3:
+        return data[:at] + bytes(length) + data[at + length :]
+    return data[:at]
+
+
+def outcome(bundle: Path) -> str:
+    """`served`, or what the refusal named: the key, or the kind of failure on the golden patches."""
+    try:
+        golden = read_golden(bundle)
+        backend = load(bundle, "onnxruntime", threads=1)
+    except BundleError as error:
+        return error.key.split(".")[0]
+    try:
+        self_test(backend, golden)
+    except EngineError as error:
+        return type(error).__name__
+    finally:
+        backend.close()
+    return "served"
+
+
+def main(bundle: Path, folder: Path, count: int) -> None:
+    """Every mutant is one changed file; half of the time the manifest knows of it, so that the file itself is read."""
+    chance = random.Random(1)
+    manifest = json.loads((bundle / MANIFEST_FILE).read_text())
+    names = [MANIFEST_FILE, *manifest["files"]]
+    outcomes: Counter[str] = Counter()
+    mutant = folder / "mutant"
+    for number in range(count):
+        shutil.rmtree(mutant, ignore_errors=True)
+        shutil.copytree(bundle, mutant)
+        name = names[number % len(names)]
+        (mutant / name).write_bytes(mutate((mutant / name).read_bytes(), chance))
+        if name != MANIFEST_FILE and chance.random() < 0.5:
+            known = {**manifest, "files": {**manifest["files"], name: file_sha256(mutant / name)}}
+            (mutant / MANIFEST_FILE).write_text(json.dumps(known))
+        outcomes[outcome(mutant)] += 1
+    print(json.dumps(outcomes))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
