@@ -19,6 +19,7 @@ from service import demo as demonstration
 from service import logs, overlay
 from service import release as gate
 from service.app import create_app
+from service.client import ClientError
 from service.demo import DemoError
 from service.errors import ServiceError
 from service.files import FileResult, inspect_files, inspector, picture_paths
@@ -33,6 +34,9 @@ from service.tables import describe_labels, describe_verdict, table
 GRACE_S = 35
 # longer than any takt: a line controller keeps its connection from one screen to the next
 KEEP_ALIVE_S = 75
+
+# what ends a command with one line: the user can do something about it
+MENDABLE = (SettingsError, EngineError, StoreError, ServiceError, ClientError, DemoError, ReleaseError, OSError)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -141,7 +145,16 @@ def run() -> None:
     """Run the command line; what the user can mend is one line, not a traceback."""
     try:
         app()
-    except (SettingsError, EngineError, StoreError, ServiceError, DemoError, ReleaseError, OSError) as error:
+    except (
+        SettingsError,
+        EngineError,
+        StoreError,
+        ServiceError,
+        ClientError,
+        DemoError,
+        ReleaseError,
+        OSError,
+    ) as error:
         errors.print(str(error), style="red", soft_wrap=True)
         sys.exit(2)
 

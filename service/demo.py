@@ -6,16 +6,12 @@ files, and the service by HTTP, as any client does.
 
 import csv
 import json
-import os
-import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +23,11 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
+from service.client import ended, post_frame, serving
 from service.inspector import from_json
 from service.overlay import write
 from service.tables import describe_labels, describe_verdict, table
 from service.verdict import Verdict
-
-READY_WITHIN_S = 120.0
-ANSWER_WITHIN_S = 120.0
-STOP_WITHIN_S = 30.0
-POLL_S = 0.1
 
 
 class DemoError(Exception):
@@ -64,7 +56,8 @@ def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: C
         console: where to show progress and the table.
 
     Raises:
-        DemoError: rendering, serving or an inspection failed.
+        DemoError: rendering failed, or the folder holds something else.
+        ClientError: the service could not be started, or refused a screen.
     """
     out.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps({"screens": screens, "seed": seed, "height": size[0], "width": size[1]})
@@ -73,9 +66,11 @@ def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: C
             _render(out, screens=screens, seed=seed, size=size, progress=progress)
             (out / "demo.json").write_text(wanted)
         truths = _truths(out)
-        with _server(out / "server.log", size, progress) as service:
+        started = progress.add_task("start the service", total=1)
+        with serving({"INSPECT_FRAME_SIZE": f"{size[1]}x{size[0]}"}, out / "server.log") as served:
+            progress.update(started, completed=1)
             inspected = [
-                _inspect(service, out, screen_id, truth)
+                _inspect(served.client, out, screen_id, truth)
                 for screen_id, truth in progress.track(truths.items(), description="inspect")
             ]
     (out / "verdicts.json").write_text(f"[{','.join(item.answer for item in inspected)}]\n")
@@ -105,7 +100,7 @@ def _render(out: Path, *, screens: int, seed: int, size: tuple[int, int], progre
     with tempfile.TemporaryFile() as log:
         started_at = time.time()
         process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - our own
-        while not _ended(process):
+        while not ended(process):
             made = [path for path in (out / "screens").glob("*") if path.stat().st_mtime >= started_at]
             progress.update(task, completed=min(len(made), screens))
         progress.update(task, completed=screens)
@@ -127,90 +122,19 @@ def _truths(out: Path) -> dict[str, str]:
     }
 
 
-@contextmanager
-def _server(log_path: Path, size: tuple[int, int], progress: Progress) -> Iterator[httpx.Client]:
-    """A server process set up for a line of this frame size, with an empty record; a client of it once it is ready."""
-    task = progress.add_task("start the service", total=1)
-    with tempfile.TemporaryDirectory() as state_dir, log_path.open("wb") as log:
-        port = _free_port()
-        environment = {
-            **os.environ,
-            "INSPECT_HOST": "127.0.0.1",
-            "INSPECT_PORT": str(port),
-            "INSPECT_STATE_DIR": state_dir,
-            "INSPECT_FRAME_SIZE": f"{size[1]}x{size[0]}",
-        }
-        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)
-        try:
-            # a proxy of the environment leads away from this machine
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_WITHIN_S, trust_env=False) as service:
-                _wait_until_ready(process, service, log_path)
-                progress.update(task, completed=1)
-                yield service
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                code = process.wait(STOP_WITHIN_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                code = process.wait()
-        if code != 0:
-            raise DemoError(f"the service ended with exit code {code}; see {log_path}")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_until_ready(process: "subprocess.Popen[bytes]", service: httpx.Client, log_path: Path) -> None:
-    limit = time.monotonic() + READY_WITHIN_S
-    while not _ended(process):
-        try:
-            response = service.get("/readyz")
-            if response.is_success:
-                return
-            reason = response.text
-        except httpx.TransportError as error:
-            reason = str(error)
-        if time.monotonic() > limit:
-            raise DemoError(f"the service was not ready in {READY_WITHIN_S:.0f} s ({reason}); see {log_path}")
-    raise DemoError(f"the service ended with exit code {process.returncode}; see {log_path}")
-
-
-def _ended(process: "subprocess.Popen[bytes]") -> bool:
-    try:
-        process.wait(POLL_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
-
-
 def _inspect(service: httpx.Client, out: Path, screen_id: str, truth: str) -> Inspected:
     """Post one screen as a line controller does, raw, and draw the answer."""
     image = cv2.imread(str(out / "screens" / f"{screen_id}.png"), cv2.IMREAD_GRAYSCALE)
     if image is None:
         raise DemoError(f"cannot read the rendered screen {screen_id}")
     frame = np.asarray(image, np.uint8)
-    height, width = frame.shape
     started_at = time.monotonic()
-    try:
-        response = service.post(
-            "/v1/screens",
-            params={"screen_id": screen_id, "width": width, "height": height},
-            headers={"content-type": "application/octet-stream"},
-            content=frame.tobytes(),
-        )
-    except httpx.TransportError as error:
-        raise DemoError(f"{screen_id}: no answer: {error}") from error
+    answer = post_frame(service, screen_id, frame)
     seconds = time.monotonic() - started_at
-    if not response.is_success:
-        raise DemoError(f"{screen_id}: {response.status_code} {response.text}")
-    verdict = from_json(response.text)
+    verdict = from_json(answer)
     (out / "overlays").mkdir(exist_ok=True)
     write(out / "overlays" / f"{screen_id}.png", frame, verdict)
-    return Inspected(screen_id=screen_id, truth=truth, answer=response.text, verdict=verdict, seconds=seconds)
+    return Inspected(screen_id=screen_id, truth=truth, answer=answer, verdict=verdict, seconds=seconds)
 
 
 def _table(inspected: Sequence[Inspected]) -> Table:

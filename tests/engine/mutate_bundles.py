@@ -64,7 +64,7 @@ def main(bundle: Path, folder: Path, count: int) -> None:
             known = {**manifest, "files": {**manifest["files"], name: file_sha256(mutant / name)}}
             (mutant / MANIFEST_FILE).write_text(json.dumps(known))
         outcomes[outcome(mutant)] += 1
-    print(json.dumps(outcomes))
+    sys.stdout.write(json.dumps(outcomes) + "\n")
 
 
 if __name__ == "__main__":

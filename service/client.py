@@ -1,0 +1,117 @@
+"""The service as its clients see it: started as a process of its own, asked over HTTP. Knows nothing of its insides."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+
+READY_WITHIN_S = 120.0
+ANSWER_WITHIN_S = 120.0
+STOP_WITHIN_S = 30.0
+POLL_S = 0.1
+
+
+class ClientError(Exception):
+    """The service could not be started or reached, or refused; the message says which."""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A service that is ready: a client of it, and the number of its process."""
+
+    client: httpx.Client
+    pid: int
+
+
+@contextmanager
+def serving(settings: Mapping[str, str], log_path: Path) -> Iterator[Served]:
+    """A service with an empty record on a free port, until the block ends.
+
+    Args:
+        settings: INSPECT_* variables beside those of this process.
+        log_path: where its output goes.
+
+    Raises:
+        ClientError: it was not ready in time, or ended by itself or with an error.
+    """
+    with tempfile.TemporaryDirectory() as state_dir, log_path.open("wb") as log:
+        port = _free_port()
+        own = {"INSPECT_HOST": "127.0.0.1", "INSPECT_PORT": str(port), "INSPECT_STATE_DIR": state_dir}
+        environment = {**os.environ, **own, **settings}
+        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)
+        try:
+            # a proxy of the environment leads away from this machine
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_WITHIN_S, trust_env=False) as client:
+                _wait_until_ready(process, client, log_path)
+                yield Served(client, process.pid)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                code = process.wait(STOP_WITHIN_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                code = process.wait()
+        if code != 0:
+            raise ClientError(f"the service ended with exit code {code}; see {log_path}")
+
+
+def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -> str:
+    """Post one frame (H, W) as a line controller does, raw; the answer's JSON text.
+
+    Raises:
+        ClientError: no answer, or a problem document.
+    """
+    height, width = frame.shape
+    try:
+        response = client.post(
+            "/v1/screens",
+            params={"screen_id": screen_id, "width": width, "height": height},
+            headers={"content-type": "application/octet-stream"},
+            content=frame.tobytes(),
+        )
+    except httpx.TransportError as error:
+        raise ClientError(f"{screen_id}: no answer: {error}") from error
+    if not response.is_success:
+        raise ClientError(f"{screen_id}: {response.status_code} {response.text}")
+    return response.text
+
+
+def ended(process: "subprocess.Popen[bytes]") -> bool:
+    """Whether a process has ended, after a moment's wait."""
+    try:
+        process.wait(POLL_S)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_until_ready(process: "subprocess.Popen[bytes]", client: httpx.Client, log_path: Path) -> None:
+    limit = time.monotonic() + READY_WITHIN_S
+    while not ended(process):
+        try:
+            response = client.get("/readyz")
+            if response.is_success:
+                return
+            reason = response.text
+        except httpx.TransportError as error:
+            reason = str(error)
+        if time.monotonic() > limit:
+            raise ClientError(f"the service was not ready in {READY_WITHIN_S:.0f} s ({reason}); see {log_path}")
+    raise ClientError(f"the service ended with exit code {process.returncode}; see {log_path}")
