@@ -11,9 +11,10 @@ from engine.cpus import available_cpus
 from engine.errors import BundleError, EngineError, InferenceError, ParityError, RuntimeUnavailable
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, read_golden, self_test
-from engine.manifest import FrameLimits, LabelLimits, Manifest
+from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
 from engine.parity import Difference
 from engine.pixels import to_grey
+from engine.slots import slot_spread
 from engine.windows import Window, cover, cut
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -36,6 +37,7 @@ __all__ = [
     "RuntimeUnavailable",
     "Window",
     "available_cpus",
+    "bundle_sha256",
     "cover",
     "cut",
     "fake_manifest",
@@ -43,5 +45,6 @@ __all__ = [
     "load",
     "read_golden",
     "self_test",
+    "slot_spread",
     "to_grey",
 ]

@@ -134,6 +134,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def bundle_sha256(bundle: Path) -> str:
+    """Identity of a bundle: SHA-256 of its manifest, which holds the hashes of all else.
+
+    Raises:
+        BundleError: it has no manifest.
+    """
+    try:
+        return file_sha256(bundle / MANIFEST_FILE)
+    except OSError as error:
+        raise BundleError(f"cannot be read: {error.strerror}", key=MANIFEST_FILE) from error
+
+
 def parse(raw: bytes) -> Manifest:
     """Read the manifest's JSON; the bundle's files are not looked at.
 

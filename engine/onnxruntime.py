@@ -112,7 +112,10 @@ def _session(graph: Path, *, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
         return onnxruntime.InferenceSession(
-            graph.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
+            graph.read_bytes(),
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # to the same provider: it would only print, and try again
         )
     except FOREIGN_ERRORS as error:
         raise BundleError(f"onnxruntime refuses the graph: {error}", key=graph.name) from error

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
+from rich.console import Console
 from rich.progress import track
 
-from engine import NO_GUARD, Manifest, Window, cover, load, slot_spread
-from engine.manifest import MANIFEST_FILE, file_sha256
+from engine import NO_GUARD, Manifest, Window, bundle_sha256, cover, load, slot_spread
 from service.aggregation import Observed, aggregate
 from service.errors import ReleaseMissing
 from service.files import inspect_files, inspector
@@ -151,8 +151,8 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     if active.resolve() != bundle.resolve():
         old = _tally(dict(_verdicts(active, golden, list(sealed.screens), settings)), bad)
     release = Release(
-        manifest_sha256=file_sha256(bundle / MANIFEST_FILE),
-        sealed_sha256=file_sha256(golden / SEALED_FILE),
+        manifest_sha256=bundle_sha256(bundle),
+        sealed_sha256=hashlib.sha256((golden / SEALED_FILE).read_bytes()).hexdigest(),
         released_at=datetime.now(UTC),
         runtime=device.runtime,
         precision=device.precision,
@@ -182,7 +182,7 @@ def require_release(bundle: Path, *, runtime: str, precision: str) -> None:
         raise ReleaseMissing("the bundle has not passed the release gate: `python -m service release`") from error
     except ValidationError as error:
         raise ReleaseMissing(f"{RELEASE_FILE} cannot be read") from error
-    if release.manifest_sha256 != file_sha256(bundle / MANIFEST_FILE):
+    if release.manifest_sha256 != bundle_sha256(bundle):
         raise ReleaseMissing("the release record is of another version of this bundle")
     if (release.runtime, release.precision) != (runtime, precision):
         raise ReleaseMissing(
@@ -272,7 +272,8 @@ def _inspect(bundle: Path, golden: Path, names: Sequence[str], settings: Setting
     paths = [golden / "screens" / name for name in names]
     with inspector(settings.model_copy(update={"bundle": bundle})) as inspects:
         results = inspect_files(inspects, paths, raw_size=None)
-        for name, result in zip(names, track(results, f"inspect by {bundle.name}", total=len(names)), strict=True):
+        shown = track(results, f"inspect by {bundle.name}", total=len(names), console=Console(stderr=True))
+        for name, result in zip(names, shown, strict=True):
             if isinstance(result.outcome, Problem):
                 raise ReleaseError(f"{name} cannot be inspected: {result.outcome.code}: {result.outcome.detail}")
             yield name, result.outcome

@@ -45,6 +45,7 @@ def tiny_bundle(
     batch_size: int = 5,
     activation: bool = True,
     review: tuple[float, float] = (0.3, 0.7),
+    threshold: float = 0.5,
 ) -> Path:
     """Write a bundle that `engine.load` takes, and return its folder.
 
@@ -56,6 +57,7 @@ def tiny_bundle(
         batch_size: of the features graph.
         activation: whether the features graph has activation maps; a one-stage rival has none.
         review: low and high of every label.
+        threshold: of every label.
     """
     path.mkdir(parents=True, exist_ok=True)
     onnx.save(features_graph(len(labels), patch_px=patch_px, activation=activation), path / "features.onnx")
@@ -66,7 +68,7 @@ def tiny_bundle(
     manifest = Manifest(
         name="tiny",
         version="1.0.0",
-        labels={label: LabelLimits(threshold=0.5, review=review) for label in labels},
+        labels={label: LabelLimits(threshold=threshold, review=review) for label in labels},
         patch_px=patch_px,
         overlap_px=overlap_px,
         batch_size=batch_size,

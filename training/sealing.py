@@ -59,7 +59,7 @@ def _probability(network: TwoStageNetwork, patches: torch.Tensor) -> list[list[f
     """Probabilities (K, C) of one screen's patches (K, 1, P, P), as Python's numbers, which hold a float32 exactly."""
     network.eval()
     with torch.inference_mode():
-        parts = [network(chunk, reason=False) for chunk in patches.split(_CHUNK)]
+        parts = [network(chunk, reason=False) for chunk in torch.split(patches, _CHUNK)]
         feature = torch.cat([part.feature_NLF for part in parts])
         cosine = torch.cat([part.cosine_NL for part in parts])
         logit = torch.cat([part.logit_NL for part in parts])

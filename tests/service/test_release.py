@@ -1,0 +1,159 @@
+import csv
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from engine import Manifest, cover, cut
+from service import release as gate
+from service.errors import ReleaseMissing
+from service.release import RELEASE_FILE, SEALED_FILE, ReleaseError, require_release
+from service.settings import Settings
+from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
+
+SIZE = 128, 192
+# name, grey of a spot drawn on it (None: clean), whether boxes.csv calls it defective
+SCREENS = (("clean", None, False), ("bubble", grey_of(0), True), ("doubtful", grey_of(1) + 4, True))
+
+
+def frame(spot: int | None, seed: int) -> NDArray[np.uint8]:
+    pixels = np.random.default_rng(seed).integers(BACKGROUND - 20, BACKGROUND + 21, SIZE).astype(np.uint8)
+    if spot is not None:
+        pixels[40:44, 80:84] = spot
+    return pixels
+
+
+def write_set(folder: Path, bundle: Path) -> Path:
+    """A sealed set for the tiny bundle, its probabilities from NumPy: the module of this bundle."""
+    manifest = Manifest.read(bundle)
+    (folder / "screens").mkdir(parents=True)
+    sealed: dict[str, object] = {}
+    for seed, (name, spot, _) in enumerate(SCREENS):
+        pixels = frame(spot, seed)
+        path = folder / "screens" / f"{name}.png"
+        cv2.imwrite(str(path), pixels)
+        windows = cover(*SIZE, patch_px=manifest.patch_px)
+        probability = probability_of(cut(pixels, windows, manifest.patch_px), len(manifest.labels))
+        sealed[path.name] = {
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "windows": [[window.top, window.left] for window in windows],
+            "probability": probability.astype(float).tolist(),
+        }
+    head = {"name": manifest.name, "version": manifest.version, "labels": list(manifest.labels)}
+    (folder / SEALED_FILE).write_text(json.dumps({**head, "screens": sealed}))
+    with (folder / "boxes.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["screen", "label", "left", "top", "right", "bottom"])
+        rows.writerows([name, "bubble", 80, 40, 84, 44] for name, _, bad in SCREENS if bad)
+    return folder
+
+
+@pytest.fixture
+def candidate(tmp_path: Path) -> Path:
+    return tiny_bundle(tmp_path / "candidate")
+
+
+@pytest.fixture
+def golden(tmp_path: Path, candidate: Path) -> Path:
+    return write_set(tmp_path / "golden", candidate)
+
+
+def settings(tmp_path: Path) -> Settings:
+    return Settings(state_dir=tmp_path / "state", runtime="onnxruntime")
+
+
+def reseal(golden: Path, name: str, **changes: object) -> None:
+    sealed = json.loads((golden / SEALED_FILE).read_text())
+    sealed["screens"][name].update(changes)
+    (golden / SEALED_FILE).write_text(json.dumps(sealed))
+
+
+def test_what_agrees_with_its_module_is_released(tmp_path: Path, candidate: Path, golden: Path, bundle: Path) -> None:
+    found = gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
+    assert found.refusals == []
+    assert found.different == []
+    assert (found.tally.escape.count, found.tally.escape.of) == (0, 2)
+    assert (found.tally.overkill.count, found.tally.overkill.of) == (0, 1)
+    assert found.finite
+    assert set(found.slot_spread.values()) == {0.0}
+    assert gate.Release.model_validate_json((candidate / RELEASE_FILE).read_bytes()) == found
+    require_release(candidate, runtime="onnxruntime", precision="fp32")
+
+
+def test_another_verdict_than_the_modules_is_refused_and_named(tmp_path: Path, candidate: Path, golden: Path) -> None:
+    (candidate / RELEASE_FILE).write_text("an older record")
+    reseal(golden, "clean.png", probability=[[0.9, 0, 0, 0]] + [[0.0] * 4] * 5)
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    assert found.different == ["clean.png"]
+    assert "clean.png" in found.refusals[0]
+    assert not (candidate / RELEASE_FILE).exists()
+
+
+def test_more_escapes_than_the_active_bundle_are_refused(tmp_path: Path, candidate: Path) -> None:
+    blind = tiny_bundle(tmp_path / "blind", review=(0.99999, 1.0), threshold=0.99999)
+    golden = write_set(tmp_path / "golden", blind)
+    found = gate.run(blind, golden, active=candidate, settings=settings(tmp_path))
+    assert found.tally.escape.count == 2
+    assert found.active_tally.escape.count == 0
+    assert ["escape" in refusal for refusal in found.refusals] == [True]
+
+
+def test_a_score_that_moves_with_its_slot_or_is_not_finite_is_refused(
+    tmp_path: Path, candidate: Path, golden: Path
+) -> None:
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    moved = found.model_copy(update={"slot_spread": {"bubble": 0.02}, "guard": {"bubble": 0.01}})
+    assert "slot" in moved.refusals[0]
+    assert found.model_copy(update={"slot_spread": {"bubble": 0.01}, "guard": {"bubble": 0.01}}).refusals == []
+    assert "finite" in found.model_copy(update={"finite": False}).refusals[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda g: (g / SEALED_FILE).unlink(), "cannot be read"),
+        (lambda g: (g / SEALED_FILE).write_text("{}"), "required"),
+        (lambda g: (g / "boxes.csv").unlink(), "escapes"),
+        (lambda g: (g / "screens" / "clean.png").unlink(), "lacks the screen"),
+        (lambda g: shutil.copy(g / "screens" / "bubble.png", g / "screens" / "clean.png"), "not the file"),
+        (lambda g: (g / SEALED_FILE).write_text((g / SEALED_FILE).read_text().replace("1.0.0", "2")), "sealed for"),
+        (lambda g: (g / SEALED_FILE).write_text((g / SEALED_FILE).read_text().replace("clean.png", "../a")), "lacks"),
+    ],
+)
+def test_a_set_that_is_not_whole_decides_nothing(
+    tmp_path: Path, candidate: Path, golden: Path, spoil: object, message: str
+) -> None:
+    assert callable(spoil)
+    spoil(golden)
+    with pytest.raises(ReleaseError, match=message):
+        gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    assert not (candidate / RELEASE_FILE).exists()
+
+
+def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
+    tmp_path: Path, candidate: Path, golden: Path
+) -> None:
+    with pytest.raises(ReleaseMissing, match="has not passed"):
+        require_release(candidate, runtime="onnxruntime", precision="fp32")
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    with pytest.raises(ReleaseMissing, match="is to run in openvino fp32"):
+        require_release(candidate, runtime="openvino", precision="fp32")
+    with pytest.raises(ReleaseMissing, match="onnxruntime int8"):
+        require_release(candidate, runtime="onnxruntime", precision="int8")
+    (candidate / RELEASE_FILE).write_text(found.model_copy(update={"finite": False}).model_dump_json())
+    with pytest.raises(ReleaseMissing, match="refusal"):
+        require_release(candidate, runtime="onnxruntime", precision="fp32")
+    (candidate / RELEASE_FILE).write_text("{}")
+    with pytest.raises(ReleaseMissing, match="cannot be read"):
+        require_release(candidate, runtime="onnxruntime", precision="fp32")
+    (candidate / RELEASE_FILE).write_text(found.model_dump_json())
+    Manifest.read(candidate)
+    manifest = json.loads((candidate / "manifest.json").read_text())
+    (candidate / "manifest.json").write_text(json.dumps({**manifest, "version": "2"}))
+    with pytest.raises(ReleaseMissing, match="another version"):
+        require_release(candidate, runtime="onnxruntime", precision="fp32")
