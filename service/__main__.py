@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from engine import BundleError, EngineError
+from service import acceptance as accept
 from service import demo as demonstration
 from service import logs, overlay
 from service import release as gate
@@ -128,6 +129,36 @@ def release(
         if not found.refusals:
             console.print(f"[green]released[/]: {escape(str(bundle / gate.RELEASE_FILE))}", soft_wrap=True)
     raise typer.Exit(1 if found.refusals else 0)
+
+
+@app.command()
+def acceptance(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to be accepted on this machine.")],
+    frames: Annotated[Path, typer.Option(help="Folder of screens, as `training render` writes it.")],
+    runtime: Annotated[str, typer.Option(help="Runtime that it is to run in.")] = "tensorrt",
+    precision: Annotated[str | None, typer.Option(help="Of the features graph; default: the runtime's.")] = None,
+    patches_per_s: Annotated[float, typer.Option(help="The least rate of the features graph.", min=0)] = 156,
+    bench_s: Annotated[float, typer.Option(help="Seconds of the throughput test.", min=0.1)] = 30,
+    soak_s: Annotated[float, typer.Option(help="Seconds under full load.", min=0.1)] = 600,
+    swaps: Annotated[int, typer.Option(help="Swaps under load.", min=3)] = 20,
+    out: Annotated[Path, typer.Option(help="Report to write, Markdown.")] = Path("acceptance.md"),
+) -> None:
+    """Build, parity, throughput, soak, swaps, verdicts beside the CPU's: pass or fail, and a report."""
+    plan = accept.Plan(
+        bundle=bundle,
+        runtime=runtime,
+        precision=precision,
+        patches_per_s=patches_per_s,
+        bench_s=bench_s,
+        soak_s=soak_s,
+        swaps=swaps,
+        frames=frames,
+    )
+    console = Console(emoji=False)
+    steps = accept.run(plan, console)
+    out.write_text(accept.report(plan, steps))
+    console.print(f"report: {escape(str(out))}", soft_wrap=True)
+    raise typer.Exit(1 if any(step.passed is False for step in steps) else 0)
 
 
 @app.command()

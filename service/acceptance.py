@@ -1,0 +1,278 @@
+"""The acceptance of a bundle on one machine: the one command that a person with a GPU runs, and the report it writes.
+
+Every step is a command or a request that anybody could type; this file only runs them, one after the other, and holds
+what they answer against its limits. A step that fails is said, and the next one runs all the same.
+"""
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from service.client import ClientError, serving
+from service.lines import Lines
+
+SETTLED_AFTER = 2  # swaps, after which memory is not to grow any more
+MEMORY_GROWTH = 0.05  # share of the memory then, that it may grow by until the end: allocators keep some
+
+
+class AcceptanceError(Exception):
+    """A step could not be run at all; the message says which command, and what it printed."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One thing that was tried.
+
+    Attributes:
+        name: what.
+        passed: whether it is within its limits; None where there is nothing to do on this runtime.
+        found: what was found, for people.
+        figures: the same for machines.
+    """
+
+    name: str
+    passed: bool | None
+    found: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to accept, and how hard to try it.
+
+    Attributes:
+        bundle: to be accepted.
+        runtime: that it is to run in.
+        precision: of the features graph; None leaves it to the runtime.
+        patches_per_s: the least rate of the features graph.
+        bench_s: time of the throughput test.
+        soak_s: time under full load.
+        swaps: under load.
+        frames: folder of screens, as `training render` writes them.
+    """
+
+    bundle: Path
+    runtime: str
+    precision: str | None
+    patches_per_s: float
+    bench_s: float
+    soak_s: float
+    swaps: int
+    frames: Path
+
+
+def run(plan: Plan, console: Console) -> list[Step]:
+    """Every step, in order; a table row is shown as each ends."""
+    steps = (_build, _check, _throughput, _equality, _soak, _swap)
+    done: list[Step] = []
+    for step in steps:
+        with console.status(step.__doc__ or step.__name__):
+            try:
+                made = step(plan)
+            except (AcceptanceError, ClientError) as error:
+                made = Step(name=step.__name__.strip("_"), passed=False, found=str(error))
+        done.append(made)
+        word = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[dim]none[/]"}[made.passed]
+        console.print(f"{word} {made.name}: ", made.found, soft_wrap=True, markup=True)
+    return done
+
+
+def report(plan: Plan, steps: Sequence[Step]) -> str:
+    """The report as Markdown, to be attached to an issue."""
+    verdict = "accepted" if all(step.passed is not False for step in steps) else "not accepted"
+    words = {True: "pass", False: "**fail**", None: "nothing to do"}
+    lines = [
+        f"# Acceptance of {plan.bundle.name}: {verdict}",
+        "",
+        f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, {platform.platform()}, Python "
+        f"{platform.python_version()}, {os.cpu_count()} CPUs, runtime `{plan.runtime}`.",
+        "",
+        "| step | result | found |",
+        "| --- | --- | --- |",
+        *(f"| {step.name} | {words[step.passed]} | {_cell(step.found)} |" for step in steps),
+        "",
+        "```json",
+        json.dumps([asdict(step) for step in steps], indent=2),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _build(plan: Plan) -> Step:
+    """Building the plan."""
+    if plan.runtime != "tensorrt":
+        return Step(name="build", passed=None, found=f"{plan.runtime} builds no plan")
+    options = ["--precision", plan.precision] if plan.precision else []
+    answer = _engine("build", str(plan.bundle), *options, "--json")
+    return Step(name="build", passed=True, found=f"real precision {answer['real_precision']}", figures=answer)
+
+
+def _check(plan: Plan) -> Step:
+    """Hashes, graphs, golden patches."""
+    answer = _engine("check", str(plan.bundle), *_as_run(plan), "--json")
+    golden = answer["golden"]
+    return Step(
+        name="parity",
+        passed=bool(answer["ok"]) and golden["difference"] <= golden["tolerance"],
+        found=f"golden patches differ by {golden['difference']:.1e} (tolerance {golden['tolerance']:g})",
+        figures=golden,
+    )
+
+
+def _throughput(plan: Plan) -> Step:
+    """Throughput of the features graph."""
+    answer = _engine("bench", str(plan.bundle), *_as_run(plan), "--seconds", f"{plan.bench_s:g}", "--json")
+    (row,) = answer["rows"]
+    rate = float(row["patches_per_s"]["median"])
+    return Step(
+        name="throughput",
+        passed=rate >= plan.patches_per_s,
+        found=f"{rate:.0f} patches/s (at least {plan.patches_per_s:g})",
+        figures=answer,
+    )
+
+
+def _equality(plan: Plan) -> Step:
+    """Verdicts of the runtime beside those of the CPU in float32."""
+    mine = _verdicts(plan, {"INSPECT_RUNTIME": plan.runtime})
+    reference = _verdicts(plan, {"INSPECT_RUNTIME": "onnxruntime"})
+    different = [name for name, verdict in mine.items() if verdict != reference[name]]
+    return Step(
+        name="verdicts equal those of the CPU",
+        passed=not different,
+        found=f"{len(mine) - len(different)} of {len(mine)}",
+        figures={"different": different},
+    )
+
+
+def _soak(plan: Plan) -> Step:
+    """Full load."""
+    with _line(plan) as line:
+        line.load_for(plan.soak_s)
+        return Step(
+            name="soak",
+            passed=not line.failures,
+            found=f"{line.describe()} in {plan.soak_s:.0f} s",
+            figures=line.figures(),
+        )
+
+
+def _swap(plan: Plan) -> Step:
+    """Swaps under load."""
+    memory: list[int] = []
+    with _line(plan) as line, line.under_load():
+        for number in range(plan.swaps):
+            name = ("b", "a")[number % 2]
+            answer = line.served.client.put("/v1/models/active", json={"bundle": name, "without_release": True})
+            if not answer.is_success:
+                raise AcceptanceError(f"swap {number + 1} to {name}: {answer.status_code} {answer.text}")
+            memory.append(_resident_bytes(line.served.pid))
+    settled = max(memory[: SETTLED_AFTER + 1])
+    grown = memory[-1] / settled - 1
+    return Step(
+        name="swaps under load",
+        passed=not line.failures and grown <= MEMORY_GROWTH,
+        found=f"{plan.swaps} swaps, {line.describe()}; memory {memory[-1] / 2**20:.0f} MiB, "
+        f"{grown:+.1%} since swap {SETTLED_AFTER}",
+        figures={**line.figures(), "memory_bytes": memory},
+    )
+
+
+@contextmanager
+def _line(plan: Plan) -> Iterator[Lines]:
+    """A service of the bundle in which a copy of it, `b`, may take its place, and lines that post to it."""
+    frames = [_read(path) for path in _files(plan)]
+    with tempfile.TemporaryDirectory() as folder:
+        bundles = Path(folder) / "bundles"
+        for name in ("a", "b"):
+            shutil.copytree(plan.bundle, bundles / name)
+        settings = {
+            "INSPECT_BUNDLE": str(bundles / "a"),
+            "INSPECT_BUNDLES": str(bundles),
+            "INSPECT_RUNTIME": plan.runtime,
+            "INSPECT_LOG_LEVEL": "warning",
+        }
+        with serving(settings, Path(folder) / "server.log") as served:
+            yield Lines(served, frames)
+
+
+def _verdicts(plan: Plan, settings: dict[str, str]) -> dict[str, tuple[Any, ...]]:
+    """Verdict, reasons and present labels of each screen, by `service inspect`."""
+    files = [str(path) for path in _files(plan)]
+    answers = _command("service", "inspect", *files, "--bundle", str(plan.bundle), "--json", settings=settings)
+    return {
+        answer["screen_id"]: (
+            answer["verdict"],
+            tuple(answer["reasons"]),
+            tuple(label for label, found in answer["labels"].items() if found["present"]),
+        )
+        for answer in answers
+    }
+
+
+def _as_run(plan: Plan) -> list[str]:
+    return ["--runtime", plan.runtime, *(["--precision", plan.precision] if plan.precision else [])]
+
+
+def _engine(*words: str) -> Any:  # noqa: ANN401 - JSON
+    return _command("engine", *words, settings={})
+
+
+def _command(*words: str, settings: dict[str, str]) -> Any:  # noqa: ANN401 - JSON
+    """The JSON that `python -m words` prints.
+
+    Raises:
+        AcceptanceError: another exit code, or no JSON.
+    """
+    command = [sys.executable, "-m", *words]
+    answer = subprocess.run(  # noqa: S603 - our own
+        command, env={**os.environ, **settings}, capture_output=True, text=True, check=False
+    )
+    output = (answer.stderr or answer.stdout)[-500:]
+    told = f"`python -m {' '.join(words[:2])}` ended with {answer.returncode}: {output}"
+    if answer.returncode != 0:
+        raise AcceptanceError(told)
+    try:
+        return json.loads(answer.stdout)
+    except ValueError as error:
+        raise AcceptanceError(told) from error
+
+
+def _files(plan: Plan) -> list[Path]:
+    files = sorted((plan.frames / "screens").glob("*.png"))
+    if not files:
+        raise AcceptanceError(f"{plan.frames / 'screens'} holds no PNG: render some by `python -m training render`")
+    return files
+
+
+def _read(path: Path) -> NDArray[np.uint8]:
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise AcceptanceError(f"{path} cannot be read")
+    return np.asarray(image, np.uint8)
+
+
+def _resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM, after Linux's proc(5)."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")

@@ -1,0 +1,84 @@
+"""Lines that post frames as fast as they are answered: load for acceptance and swaps."""
+
+import json
+import statistics
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.client import ClientError, Served, post_frame
+
+LINES = 3  # that post at the same time
+
+
+class Lines:
+    """Three lines, and what became of their screens: `durations` in seconds of those answered, `failures` of the rest.
+
+    Args:
+        served: whom they post to.
+        frames: (H, W) each, posted in turn under ever new names.
+    """
+
+    def __init__(self, served: Served, frames: Sequence[NDArray[np.uint8]]) -> None:
+        self.served = served
+        self.failures: list[str] = []
+        self.durations: list[float] = []
+        self._frames = frames
+        self._numbers = iter(range(2**62))
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+
+    def load_for(self, seconds: float) -> None:
+        """Post for so long."""
+        with self.under_load():
+            time.sleep(seconds)
+
+    @contextmanager
+    def under_load(self) -> Iterator[None]:
+        """Post while the block runs; on leaving, the last answers are there."""
+        threads = [threading.Thread(target=self._post, name=f"line-{n}", daemon=True) for n in range(LINES)]
+        self.started_at = time.monotonic()
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stop.set()
+            for thread in threads:
+                thread.join()
+            self.elapsed_s = time.monotonic() - self.started_at
+
+    def describe(self) -> str:
+        """Screens, failures and latency in a line."""
+        if not self.durations:
+            return f"no screen answered, {len(self.failures)} failed: {self.failures[:1]}"
+        rate = len(self.durations) / self.elapsed_s
+        first = f" ({self.failures[0]})" if self.failures else ""
+        return (
+            f"{len(self.durations)} screens, {rate:.2f}/s, median {statistics.median(self.durations):.2f} s, "
+            f"p99 {np.quantile(self.durations, 0.99):.2f} s, {len(self.failures)} failed{first}"
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """The same for machines."""
+        return {"screens": len(self.durations), "failures": self.failures[:20], "elapsed_s": round(self.elapsed_s, 2)}
+
+    def _post(self) -> None:
+        while not self._stop.is_set():
+            with self._lock:
+                number = next(self._numbers)
+            frame = self._frames[number % len(self._frames)]
+            started_at = time.monotonic()
+            try:
+                verdict = json.loads(post_frame(self.served.client, f"acceptance-{number}", frame))
+            except ClientError as error:
+                self.failures.append(str(error))
+                continue
+            self.durations.append(time.monotonic() - started_at)
+            if verdict["proof"]["self_test_age_s"] is None:
+                self.failures.append(f"acceptance-{number}: no self-test")
