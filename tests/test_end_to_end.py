@@ -1,4 +1,4 @@
-"""Everything once, by the commands that an engineer types: render, cut, fit, export, check, inspect, judge."""
+"""Everything once, as an engineer types it: render, cut, fit, export, check, inspect, judge, release."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "training cut screens --patch 256 --out cut")
     run(folder, "training cut screens --patch 128 --out cut-small")
     run(folder, f"training fit config.toml {FOR_THIS}")
-    run(folder, "training export run --out bundle --version 3")
+    run(folder, "training export run --out bundle --version 3 --golden screens")
     return folder
 
 
@@ -54,6 +54,12 @@ def test_every_screen_is_inspected_and_judged(folder: Path) -> None:
     run(folder, "training judge verdicts.json screens --json judgement.json")
     judgement = json.loads((folder / "judgement.json").read_text())
     assert (judgement["screens"], judgement["unanswered"]) == (14, 0)
+
+
+def test_the_bundle_passes_the_release_gate_with_its_modules_verdicts(folder: Path) -> None:
+    record = json.loads(run(folder, "service release bundle --golden screens --active bundle --json"))
+    assert (record["screens"], record["different"], record["finite"]) == (14, [], True)
+    assert json.loads((folder / "bundle" / "release.json").read_text()) == record
 
 
 def test_what_the_user_can_mend_is_one_line(folder: Path) -> None:
