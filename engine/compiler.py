@@ -4,7 +4,7 @@ The graph alone decides the precision. Networks are strongly typed: TensorRT 11 
 flags any more, and tools that still set one silently make engines in float32. So nothing is asked for here, and what
 came out is read back and compared.
 
-The one file that builds with TensorRT, and with `engine.tensorrt` the one that imports it.
+The one file that imports TensorRT; `engine.gpu` has it from here.
 """
 
 from collections.abc import Callable, Sequence

@@ -19,8 +19,10 @@ PRECISIONS = {
     "fp16": re.compile(r"\b(fp16|half)\b", re.IGNORECASE),
     "fp32": re.compile(r"\b(fp32|float)\b", re.IGNORECASE),
 }
-# layers that hold the work: convolutions and matrix products, by any of TensorRT's names for them
+# layers that hold the work: convolutions and matrix products, by any of TensorRT's names for their kind; fused with
+# what follows, their kind may only say so, and their name what they are (`__myl_FcRelu_myl0_26`)
 HEAVY = re.compile(r"conv|correlation|gemm|matmul|matrix|fullyconnected", re.IGNORECASE)
+FUSED = re.compile(r"__myl_\w*?(Fc|Gemm|MatMul|Conv)")
 
 LINE = re.compile(
     r"Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: \[(?P<inputs>.*?)\], (Constants|Outputs): \["
@@ -44,8 +46,8 @@ class Layer:
 
     @property
     def heavy(self) -> bool:
-        """Whether it is a convolution or a matrix product."""
-        return HEAVY.search(self.kind) is not None
+        """Whether it is a convolution or a matrix product, or has one in it."""
+        return HEAVY.search(self.kind) is not None or FUSED.match(self.name) is not None
 
 
 def from_inspector(text: str) -> list[Layer]:

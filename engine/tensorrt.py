@@ -21,7 +21,7 @@ from engine.errors import DeviceLost, InferenceError, PlanError, RuntimeUnavaila
 from engine.gpu import SLOTS, CudaError, Gpu, OutOfMemory, Slot, devices, name_of
 from engine.manifest import Manifest, file_sha256
 from engine.onnxruntime import Reasoning
-from engine.plans import Plan, PlanCache, PlanKey, default_folder, graph_of
+from engine.plans import GRAPHS, Plan, PlanCache, PlanKey, default_folder, graph_of
 
 
 class TensorRTBackend:
@@ -29,7 +29,7 @@ class TensorRTBackend:
 
     Args:
         bundle: folder of the bundle.
-        precision: of the features graph, made at export: fp16, fp32 or int8.
+        precision: of the features graph, made at export: fp16, fp32 or int8; by default fp16 where the bundle has it.
         device: number of the GPU.
         batch_size: patches in a batch; by default the manifest's.
         cache: of plans; by default the user's.
@@ -51,7 +51,7 @@ class TensorRTBackend:
         self,
         bundle: Path,
         *,
-        precision: str = "fp16",
+        precision: str | None = None,
         device: int = 0,
         batch_size: int | None = None,
         cache: PlanCache | None = None,
@@ -60,8 +60,12 @@ class TensorRTBackend:
         if device not in devices():
             raise RuntimeUnavailable(f"there is no GPU {device} that TensorRT can use")
         self.manifest = Manifest.read(bundle)
-        self.precision = precision
         self.notes: list[str] = []
+        if precision is None:
+            precision = "fp16" if GRAPHS["fp16"] in self.manifest.files else "fp32"
+            if precision == "fp32":
+                self.notes.append("the bundle has no graph in fp16, so it runs in fp32: export it again")
+        self.precision = precision
         self._graph = graph_of(bundle, self.manifest, precision)
         self._device = device
         self._cache = cache or PlanCache(default_folder())

@@ -63,11 +63,15 @@ class SelfTest:
         return max(0.0, self._due_at - self._clock())
 
     def lost(self, error: DeviceLost) -> None:
-        """Take note that the device failed at a screen and will fail at the next: it is tested again, and at once."""
+        """Take note that the device failed at a screen and will fail at the next: it is tested, and recovered, at once.
+
+        Where that did not help before, it waits for the next run: else every screen would try again.
+        """
         log.error("device lost", detail=str(error))
-        _, passed_at, difference, _ = self._last
-        self._last = (False, passed_at, difference, str(error))
-        self._due_at = -math.inf
+        ok, passed_at, difference, _ = self._last
+        if ok:
+            self._last = (False, passed_at, difference, str(error))
+            self._due_at = -math.inf
 
     def run(self, backend: Backend) -> None:
         """Run the golden patches and remember what came out; a failure is logged and reported, not raised.

@@ -2,13 +2,9 @@
 does when memory or device fail, what it gives back. Nothing here says anything of TensorRT itself.
 """
 
-import shutil
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,54 +15,21 @@ from typer.testing import CliRunner
 import engine.__main__ as command
 from engine import (
     BundleError,
-    DeviceLost,
     Features,
-    InferenceError,
-    Manifest,
     PlanError,
     RuntimeUnavailable,
     infer,
     load,
     load_all,
-    recover,
     stream,
 )
-from engine.manifest import file_sha256
 from engine.plans import PlanCache
-from tests.engine import doubles
+from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
+from tests.engine.doubles.cuda import Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
 
-UNLOADED = ("engine.compiler", "engine.gpu", "engine.tensorrt")
-OUT_OF_MEMORY = doubles.CudaMemoryError("out of memory")
 
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[doubles.Machine]:
-    """The doubles in the places of the real packages, and plans in a folder of the test's own."""
-    machine = doubles.Machine()
-    driver = doubles.pycuda_driver(machine)
-    modules: dict[str, Any] = {
-        "tensorrt": doubles.tensorrt(machine),
-        "pycuda": SimpleNamespace(driver=driver),
-        "pycuda.driver": driver,
-        "cuda": ModuleType("cuda"),
-        "cuda.bindings": SimpleNamespace(driver=doubles.cuda_driver(machine)),
-    }
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    for name in UNLOADED:
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    import engine.gpu
-
-    monkeypatch.setattr(engine.gpu, "time", SimpleNamespace(perf_counter=machine.clock))
-    yield machine
-    assert machine.stack == []  # no call leaves its context current
-    for name in UNLOADED:
-        sys.modules.pop(name, None)
-
-
-def backend_of(bundle: Path, **arguments: Any) -> Any:
+def backend_of(bundle: Path, **arguments: Any) -> Any:  # noqa: ANN401
     from engine.tensorrt import TensorRTBackend
 
     return TensorRTBackend(bundle, **{"precision": "fp32", **arguments})
@@ -81,7 +44,7 @@ def joined(answers: list[Features]) -> Features:
     return Features(**{name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names})
 
 
-def test_a_batch_goes_up_is_computed_and_comes_down_in_this_order(machine: doubles.Machine, bundle: Path) -> None:
+def test_a_batch_goes_up_is_computed_and_comes_down_in_this_order(machine: Machine, bundle: Path) -> None:
     backend = backend_of(bundle)
     machine.calls.clear()
     backend.features(patches(2))
@@ -101,7 +64,7 @@ def test_a_batch_goes_up_is_computed_and_comes_down_in_this_order(machine: doubl
 
 @pytest.mark.parametrize("count", range(1, BATCH + 1))
 def test_events_alone_order_the_streams_and_a_part_of_a_batch_is_filled_up(
-    machine: doubles.Machine, bundle: Path, count: int
+    machine: Machine, bundle: Path, count: int
 ) -> None:
     backend = backend_of(bundle)
     list(backend.features_many([patches(BATCH, seed=seed) for seed in (1, 2)]))  # leaves pixels in both slots
@@ -113,16 +76,14 @@ def test_events_alone_order_the_streams_and_a_part_of_a_batch_is_filled_up(
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
-def test_a_screen_comes_back_whole_and_in_order(machine: doubles.Machine, bundle: Path, count: int) -> None:
+def test_a_screen_comes_back_whole_and_in_order(machine: Machine, bundle: Path, count: int) -> None:
     batches = [patches(BATCH if index < count - 1 else 2, seed=index) for index in range(count)]
     answers = list(stream(backend_of(bundle), batches))
     assert len(answers) == count
     assert_same(joined(answers), expected(bundle, np.concatenate(batches)))
 
 
-def test_the_next_batch_is_under_way_before_anybody_waits_for_the_one_before(
-    machine: doubles.Machine, bundle: Path
-) -> None:
+def test_the_next_batch_is_under_way_before_anybody_waits_for_the_one_before(machine: Machine, bundle: Path) -> None:
     backend = backend_of(bundle)
     machine.calls.clear()
     list(backend.features_many([patches(BATCH, seed=seed) for seed in range(3)]))
@@ -130,7 +91,7 @@ def test_the_next_batch_is_under_way_before_anybody_waits_for_the_one_before(
     assert steps == ["upload", "upload", "event_synchronize", "upload", "event_synchronize", "event_synchronize"]
 
 
-def test_a_self_test_between_two_batches_disturbs_neither(machine: doubles.Machine, bundle: Path) -> None:
+def test_a_self_test_between_two_batches_disturbs_neither(machine: Machine, bundle: Path) -> None:
     backend = backend_of(bundle)
     tested = []
 
@@ -145,7 +106,7 @@ def test_a_self_test_between_two_batches_disturbs_neither(machine: doubles.Machi
         assert_same(answer, expected(bundle, patches(3, seed=9)))
 
 
-def test_a_screen_given_up_leaves_nothing_under_way(machine: doubles.Machine, bundle: Path) -> None:
+def test_a_screen_given_up_leaves_nothing_under_way(machine: Machine, bundle: Path) -> None:
     backend = backend_of(bundle)
 
     def batches() -> Iterator[NDArray[np.uint8]]:
@@ -171,7 +132,7 @@ def test_a_screen_given_up_leaves_nothing_under_way(machine: doubles.Machine, bu
     ],
 )
 def test_a_cuda_graph_is_kept_where_it_measures_better(
-    machine: doubles.Machine, bundle: Path, seconds: dict[str, float], capture: bool, launched: str
+    machine: Machine, bundle: Path, seconds: dict[str, float], capture: bool, launched: str
 ) -> None:
     machine.seconds, machine.capture = seconds, capture
     backend = backend_of(bundle)
@@ -182,129 +143,7 @@ def test_a_cuda_graph_is_kept_where_it_measures_better(
     backend.close()
 
 
-def test_memory_for_less_takes_the_next_smaller_divisor_and_says_so(machine: doubles.Machine, bundle: Path) -> None:
-    patch_bytes = 64 * 64 + (4 * 2 + 4 + 4 * 64) * 4
-    machine.memory_bytes = 4 * (2 * patch_bytes + machine.scratch_bytes_a_patch) + 100  # for four, not for six
-    backend = backend_of(bundle, batch_size=12)
-    assert backend.batch_size == 4
-    assert [batch for batch, _ in machine.built] == [12, 6, 4]
-    assert backend.notes[0] == "a batch of 12 does not fit into GPU 0's memory: it is 4"
-    assert_same(backend.features(patches(4)), expected(bundle, patches(4)))
-    backend.close()
-    assert machine.used_bytes == 0
-
-
-def test_memory_for_nothing_is_refused(machine: doubles.Machine, bundle: Path) -> None:
-    machine.memory_bytes = 1000
-    with pytest.raises(InferenceError, match="not even hold a batch of one"):
-        backend_of(bundle)
-    assert all(context.destroyed for context in machine.contexts)
-
-
-@pytest.mark.parametrize("call", ["upload", "launch", "download"])
-def test_memory_that_is_full_later_fails_that_batch_alone(machine: doubles.Machine, bundle: Path, call: str) -> None:
-    backend = backend_of(bundle)
-    for _ in range(3):  # more often than there are slots
-        machine.fail[call] = [OUT_OF_MEMORY]
-        with pytest.raises(InferenceError, match="memory of GPU 0 is full") as caught:
-            backend.features(patches(3))
-        assert not isinstance(caught.value, DeviceLost)
-    assert backend.batch_size == BATCH
-    assert_same(backend.features(patches(3)), expected(bundle, patches(3)))
-
-
-def test_a_batch_that_tensorrt_does_not_run_fails_alone(machine: doubles.Machine, bundle: Path) -> None:
-    backend = backend_of(bundle)
-    machine.fail["launch"] = [None, False]  # the second batch of the screen
-    answers = stream(backend, [patches(BATCH, seed=seed) for seed in range(3)])
-    with pytest.raises(InferenceError, match="could not run the batch"):
-        list(answers)
-    assert_same(backend.features(patches(3)), expected(bundle, patches(3)))
-
-
-@pytest.mark.parametrize("call", ["upload", "launch", "event_synchronize"])
-def test_a_lost_device_fails_at_everything_until_it_is_recovered(
-    machine: doubles.Machine, bundle: Path, call: str
-) -> None:
-    backend = backend_of(bundle)
-    machine.fail[call] = ["lose"]
-    for _ in range(3):
-        with pytest.raises(DeviceLost, match="GPU 0 is lost: .*illegal memory access"):
-            backend.features(patches(3))
-    answer = expected(bundle, patches(3))
-    probability = backend.reason(answer.label_features, answer.stage1)  # which needs no GPU
-    assert probability.shape == (3, 4)
-    recover(backend)
-    assert_same(backend.features(patches(3)), answer)
-    assert [context.destroyed for context in machine.contexts] == [True, False]
-    assert len(machine.built) == 1  # the plan was found
-    recover(backend)  # nothing to do
-    assert len(machine.contexts) == 2
-    backend.close()
-    assert machine.used_bytes == 0
-
-
-def test_a_device_that_stays_lost_says_so_and_may_be_recovered_later(machine: doubles.Machine, bundle: Path) -> None:
-    backend = backend_of(bundle)
-    machine.fail["launch"] = ["lose"]
-    machine.unrecoverable = True
-    for act in (lambda: backend.features(patches(1)), backend.recover, backend.recover):
-        with pytest.raises(DeviceLost):
-            act()
-    machine.unrecoverable = False
-    backend.recover()
-    assert_same(backend.features(patches(1)), expected(bundle, patches(1)))
-
-
-def test_a_device_recovered_in_the_middle_of_a_screen_fails_that_screen(machine: doubles.Machine, bundle: Path) -> None:
-    backend = backend_of(bundle)
-
-    def batches() -> Iterator[NDArray[np.uint8]]:
-        yield patches(BATCH)
-        machine.fail["upload"] = ["lose"]
-        with pytest.raises(DeviceLost):  # of the self-test that runs here
-            backend.features(patches(1))
-        backend.recover()
-        yield patches(BATCH)
-
-    with pytest.raises(InferenceError, match="recovered while the batch was under way"):
-        list(stream(backend, batches()))
-    for seed in range(3):
-        assert_same(backend.features(patches(2, seed=seed)), expected(bundle, patches(2, seed=seed)))
-
-
-def test_closed_by_another_thread_and_twice_everything_is_given_back(machine: doubles.Machine, bundle: Path) -> None:
-    backend = backend_of(bundle)
-    failures = []
-
-    def use_and_close() -> None:
-        try:
-            backend.features(patches(2))
-            backend.close()
-            backend.close()
-            assert machine.stack == []
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=use_and_close)
-    thread.start()
-    thread.join()
-    assert failures == []
-    (context,) = machine.contexts
-    assert context.destroyed
-    assert not context.memory  # freed piece by piece, not only by the end of its context
-    answer = expected(bundle, patches(2))
-    for act in (
-        lambda: backend.features(patches(1)),
-        lambda: list(backend.features_many([patches(1)])),
-        lambda: backend.reason(answer.label_features, answer.stage1),
-        backend.recover,
-    ):
-        with pytest.raises(InferenceError, match="closed"):
-            act()
-
-
-def test_each_gpu_has_a_backend_of_its_own(machine: doubles.Machine, half_bundle: Path) -> None:
+def test_each_gpu_has_a_backend_of_its_own(machine: Machine, half_bundle: Path) -> None:
     machine.gpus, machine.datatype = 2, "FP16"
     backends = load_all(half_bundle, "tensorrt")
     assert [context.device for context in machine.contexts] == [0, 1]
@@ -316,34 +155,7 @@ def test_each_gpu_has_a_backend_of_its_own(machine: doubles.Machine, half_bundle
     assert machine.used_bytes == 0
 
 
-def test_a_gpu_that_cannot_be_loaded_leaves_none_loaded(machine: doubles.Machine, half_bundle: Path) -> None:
-    machine.gpus, machine.datatype = 2, "FP16"
-    machine.fail["deserialize"] = [None, None, doubles.CudaLogicError("broken"), doubles.CudaLogicError("broken")]
-    with pytest.raises(InferenceError, match="GPU 1 fails at the first batch"):
-        load_all(half_bundle, "tensorrt")
-    assert all(context.destroyed for context in machine.contexts)
-
-
-def test_a_gpu_that_is_not_there_is_unavailable(machine: doubles.Machine, bundle: Path) -> None:
-    with pytest.raises(RuntimeUnavailable, match="no GPU 1"):
-        backend_of(bundle, device=1)
-    machine.gpus = 0
-    with pytest.raises(RuntimeUnavailable, match="no GPU of compute capability"):
-        load_all(bundle, "tensorrt")
-
-
-@pytest.fixture
-def half_bundle(bundle: Path, tmp_path: Path) -> Path:
-    """A bundle with a graph that is called half-precision; the doubles do not look inside."""
-    copy = shutil.copytree(bundle, tmp_path / "half")
-    shutil.copy(copy / "features.onnx", copy / "features.fp16.onnx")
-    manifest = Manifest.read(copy)
-    files = {**manifest.files, "features.fp16.onnx": file_sha256(copy / "features.fp16.onnx")}
-    replace(manifest, files=files, parity_tolerance={**manifest.parity_tolerance, "fp16": 0.01}).write(copy)
-    return copy
-
-
-def test_an_engine_of_another_precision_is_refused_and_not_kept(machine: doubles.Machine, half_bundle: Path) -> None:
+def test_an_engine_of_another_precision_is_refused_and_not_kept(machine: Machine, half_bundle: Path) -> None:
     machine.datatype = "FP32"  # as TensorRT 11 makes it for tools that ask by a flag
     with pytest.raises(PlanError, match="the engine is fp32, not fp16"):
         backend_of(half_bundle, precision="fp16")
@@ -351,7 +163,7 @@ def test_an_engine_of_another_precision_is_refused_and_not_kept(machine: doubles
     assert all(context.destroyed for context in machine.contexts)
 
 
-def test_a_precision_that_was_not_exported_is_refused(machine: doubles.Machine, bundle: Path) -> None:
+def test_a_precision_that_was_not_exported_is_refused(machine: Machine, bundle: Path) -> None:
     with pytest.raises(BundleError, match="made at export") as caught:
         backend_of(bundle, precision="int8")
     assert caught.value.key == "files.features.int8-trt.onnx"
@@ -359,9 +171,17 @@ def test_a_precision_that_was_not_exported_is_refused(machine: doubles.Machine, 
         backend_of(bundle, precision="fp8")
 
 
-def test_a_plan_is_found_again_and_its_timing_cache_is_reused(
-    machine: doubles.Machine, bundle: Path, tmp_path: Path
+def test_half_precision_is_the_default_where_the_bundle_has_it(
+    machine: Machine, bundle: Path, half_bundle: Path
 ) -> None:
+    without = backend_of(bundle, precision=None)
+    assert without.precision == "fp32"
+    assert "the bundle has no graph in fp16, so it runs in fp32: export it again" in without.notes
+    machine.datatype = "FP16"
+    assert backend_of(half_bundle, precision=None).precision == "fp16"
+
+
+def test_a_plan_is_found_again_and_its_timing_cache_is_reused(machine: Machine, bundle: Path, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     first = backend_of(bundle, cache=cache)
     assert first.plan.built
@@ -372,7 +192,7 @@ def test_a_plan_is_found_again_and_its_timing_cache_is_reused(
     assert machine.built == [(5, b""), (2, b"timed ")]
 
 
-def test_the_guard_band_is_the_plans(machine: doubles.Machine, bundle: Path, tmp_path: Path) -> None:
+def test_the_guard_band_is_the_plans(machine: Machine, bundle: Path, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     backend = backend_of(bundle, cache=cache)
     assert backend.guard == {}
@@ -384,7 +204,7 @@ def test_the_guard_band_is_the_plans(machine: doubles.Machine, bundle: Path, tmp
 
 
 def test_the_command_builds_verifies_and_says_what_it_is(
-    machine: doubles.Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
     machine.datatype = "FP16"
@@ -413,7 +233,7 @@ def test_the_command_builds_verifies_and_says_what_it_is(
     ],
 )
 def test_the_command_names_what_it_cannot_do(
-    machine: doubles.Machine, bundle: Path, arguments: list[str], message: str
+    machine: Machine, bundle: Path, arguments: list[str], message: str
 ) -> None:
     answer = CliRunner().invoke(command.app, ["build", str(bundle), *arguments])
     assert answer.exit_code == 1
@@ -421,18 +241,16 @@ def test_the_command_names_what_it_cannot_do(
 
 
 def test_without_pycuda_the_runtime_is_unavailable(
-    machine: doubles.Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in UNLOADED:
+    for name in WITH_A_RUNTIME_INSIDE:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "pycuda.driver", None)
     with pytest.raises(RuntimeUnavailable, match="pycuda and cuda-bindings cannot be imported"):
         load(bundle, "tensorrt")
 
 
-def test_an_old_tensorrt_is_unavailable(
-    machine: doubles.Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_old_tensorrt_is_unavailable(machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "10.11.0")
     with pytest.raises(RuntimeUnavailable, match=r"10\.12 or later"):
         backend_of(bundle)
