@@ -124,6 +124,7 @@ class Gpu:
         self._slots: list[Slot] = []
         self._free: list[Slot] = []
         self._scratch: Any = None
+        self._runtime: Any = None
         self._engine: Any = None
         self._execution: Any = None
         self._context = cuda.Device(device).make_context()  # current from here on
@@ -148,6 +149,7 @@ class Gpu:
 
     def submit(self, pixels: NDArray[np.uint8]) -> Slot:
         """Send a batch on its way; pixels are (n, 1, P, P), n up to the batch size."""
+        assert self._free, f"more than {SLOTS} batches at a time"
         slot = self._free.pop()
         try:
             self._send(slot, pixels)
@@ -200,7 +202,8 @@ class Gpu:
 
     def _open(self, batch_size: int) -> None:
         messages = Messages()
-        self._engine = trt.Runtime(messages).deserialize_cuda_engine(self.plan.data)
+        self._runtime = trt.Runtime(messages)  # the engine needs it to the end
+        self._engine = self._runtime.deserialize_cuda_engine(self.plan.data)
         if self._engine is None:
             raise PlanError(f"TensorRT does not load its own plan: {messages.last_error}")
         # the scratch memory is ours: held once, and a lack of it is an error of CUDA's that names itself
@@ -295,7 +298,7 @@ class Gpu:
         if self._scratch is not None:
             with suppress(cuda.Error):
                 self._scratch.free()
-        self._scratch = self._execution = self._engine = None
+        self._scratch = self._execution = self._engine = self._runtime = None
         self._upload = self._compute = self._download = None
         with suppress(cuda.Error):
             self._context.detach()

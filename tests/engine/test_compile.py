@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
@@ -142,6 +143,51 @@ def test_an_engine_of_another_precision_than_asked_for_is_refused(tmp_path: Path
     graph = tiny_graph(tmp_path / "graph.onnx", half=half)
     with pytest.raises(PlanError, match=f"the engine is {'fp16' if half else 'fp32'}, not {asked}: .* 2 in"):
         compile_graph(graph, precision=asked, batch_size=3, capabilities=["SM86"])
+
+
+def quantised_graph(path: Path) -> Path:
+    """Two convolutions between int8 and int8, symmetric, their biases in float."""
+    rng = np.random.default_rng(0)
+    constants: dict[str, NDArray[np.generic]] = {"scale": np.array(0.02, np.float32), "zero": np.array(0, np.int8)}
+    nodes = [helper.make_node("Cast", ["pixels"], ["x0"], to=TensorProto.FLOAT)]
+    for layer, (inputs, outputs) in enumerate(((1, 32), (32, 64))):
+        constants |= {
+            f"kernel{layer}": rng.integers(-127, 128, (outputs, inputs, 3, 3)).astype(np.int8),
+            f"scale{layer}": np.full(outputs, 0.01, np.float32),
+            f"zero{layer}": np.zeros(outputs, np.int8),
+            f"bias{layer}": rng.normal(size=outputs).astype(np.float32),
+        }
+        kernel, bias, seen = f"float_kernel{layer}", f"bias{layer}", f"seen{layer}"
+        nodes += [
+            helper.make_node("QuantizeLinear", [f"x{layer}", "scale", "zero"], [f"q{layer}"]),
+            helper.make_node("DequantizeLinear", [f"q{layer}", "scale", "zero"], [f"d{layer}"]),
+            helper.make_node("DequantizeLinear", [f"kernel{layer}", f"scale{layer}", f"zero{layer}"], [kernel], axis=0),
+            helper.make_node("Conv", [f"d{layer}", kernel, bias], [seen], strides=[2, 2], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [seen], [f"x{layer + 1}"]),
+        ]
+    nodes += [helper.make_node("GlobalAveragePool", ["x2"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "quantised",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", 1, 64, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("capability", ["SM80", "SM86", "SM89", "SM120"])
+def test_a_quantised_graph_is_computed_in_int8(tmp_path: Path, capability: str) -> None:
+    graph = quantised_graph(tmp_path / "graph.onnx")
+    compiled = compile_graph(graph, precision="int8", batch_size=3, capabilities=[capability])
+    assert heavy_counts(compiled.layers) == {"int8": 2}
+
+
+def test_rtx_computes_int8_in_float_on_sm75_and_that_is_found_out(tmp_path: Path) -> None:
+    graph = quantised_graph(tmp_path / "graph.onnx")
+    with pytest.raises(PlanError, match="the engine is fp32, not int8"):
+        compile_graph(graph, precision="int8", batch_size=3, capabilities=["SM75"])
 
 
 def test_an_operator_that_is_not_supported_is_named(tmp_path: Path) -> None:
