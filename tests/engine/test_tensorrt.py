@@ -192,6 +192,15 @@ def test_a_plan_is_found_again_and_its_timing_cache_is_reused(machine: Machine, 
     assert machine.built == [(5, b""), (2, b"timed ")]
 
 
+def test_a_timing_cache_of_another_gpu_is_left_aside(machine: Machine, bundle: Path, tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    backend_of(bundle, cache=cache)
+    (timing,) = cache.folder.glob("timing-*.cache")
+    timing.write_bytes(b"of another GPU")
+    backend_of(bundle, cache=cache, batch_size=2)
+    assert machine.built[-1] == (2, b"")
+
+
 def test_the_guard_band_is_the_plans(machine: Machine, bundle: Path, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     backend = backend_of(bundle, cache=cache)
