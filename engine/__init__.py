@@ -6,9 +6,17 @@ needs torch and is imported by name.
 
 from pathlib import Path
 
-from engine.backend import NO_GUARD, Backend, Features, infer, load
+from engine.backend import NO_GUARD, Backend, Features, infer, load, load_all, recover, stream
 from engine.cpus import available_cpus
-from engine.errors import BundleError, EngineError, InferenceError, ParityError, RuntimeUnavailable
+from engine.errors import (
+    BundleError,
+    DeviceLost,
+    EngineError,
+    InferenceError,
+    ParityError,
+    PlanError,
+    RuntimeUnavailable,
+)
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
@@ -24,6 +32,7 @@ __all__ = [
     "NO_GUARD",
     "Backend",
     "BundleError",
+    "DeviceLost",
     "Difference",
     "EngineError",
     "FakeBackend",
@@ -34,6 +43,7 @@ __all__ = [
     "LabelLimits",
     "Manifest",
     "ParityError",
+    "PlanError",
     "RuntimeUnavailable",
     "Window",
     "available_cpus",
@@ -43,8 +53,11 @@ __all__ = [
     "fake_manifest",
     "infer",
     "load",
+    "load_all",
     "read_golden",
+    "recover",
     "self_test",
     "slot_spread",
+    "stream",
     "to_grey",
 ]

@@ -1,7 +1,8 @@
-"""`python -m engine check BUNDLE`: what a bundle is, and whether it is what it says."""
+"""`python -m engine check BUNDLE`: what a bundle is, and whether it is what it says; `build`: its plan for a GPU."""
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,12 +10,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from engine import DEFAULT_BUNDLE
 from engine.backend import Backend, load
 from engine.errors import BundleError, EngineError
-from engine.golden import read_golden, self_test
+from engine.golden import read_golden, self_test, tolerance_of
 from engine.manifest import MANIFEST_FILE
 
 SPEED_TEST_S = 2.0
@@ -47,6 +49,53 @@ def check(
         print(json.dumps(report, indent=2))
     else:
         show(report, Console(**PLAIN))
+
+
+@app.command()
+def build(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
+    precision: Annotated[str | None, typer.Option(help="fp16, fp32 or int8; else fp16 where it was exported.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")] = None,
+    device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
+) -> None:
+    """Build the TensorRT plan of a bundle for a GPU here, and verify it: real precision, memory, golden patches."""
+    console = Console(**PLAIN)
+    bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=console)
+    try:
+        from engine.tensorrt import TensorRTBackend
+
+        golden = read_golden(bundle)
+        with bar:
+            tell = tell_on(bar)
+            backend = TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
+        try:
+            difference = self_test(backend, golden)
+            tolerance = tolerance_of(backend, golden)
+        finally:
+            backend.close()
+    except (EngineError, ValueError) as error:
+        Console(stderr=True, **PLAIN).print(f"{bundle}: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from error
+    record = backend.plan.record
+    counts = ", ".join(f"{count} in {name}" for name, count in sorted(record.layers.items()))
+    console.print(f"{backend.plan.path} {'built' if backend.plan.built else 'found, whole and for this GPU'}")
+    console.print(f"{record.key.gpu}, {record.key.tensorrt}, batches of {backend.batch_size}")
+    console.print(f"really {record.real_precision}: convolutions and matrix products {counts}")
+    console.print(f"{len(golden.pixels)} golden patches differ by {difference:.1e} (tolerance {tolerance:g})")
+    for note in backend.notes:
+        console.print(note, style="yellow")
+
+
+def tell_on(bar: Progress) -> Callable[[str, int, int], None]:
+    """What shows the steps of a build as bars, one a phase; called from any thread."""
+    tasks: dict[str, TaskID] = {}
+
+    def tell(phase: str, done: int, steps: int) -> None:
+        if phase not in tasks:
+            tasks[phase] = bar.add_task(phase, total=steps)
+        bar.update(tasks[phase], completed=done, total=steps, visible=done < steps)
+
+    return tell
 
 
 def examine(bundle: Path) -> dict[str, Any]:

@@ -4,16 +4,16 @@ A backend runs the bundle's two graphs: `features` in batches of patches of one 
 all the patches of that screen. The service, the evaluation and the parity check know only this.
 """
 
-from collections.abc import Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import RuntimeUnavailable
+from engine.errors import DeviceLost, RuntimeUnavailable
 from engine.manifest import Manifest
 
 NO_GUARD: Mapping[str, float] = MappingProxyType({})
@@ -91,25 +91,96 @@ class Backend(Protocol):
         """Give back the runtime's memory; closing twice is harmless, other calls then fail."""
 
 
+@runtime_checkable
+class Streaming(Protocol):
+    """A backend that keeps two batches under way, so that copies and the caller's work hide behind computing."""
+
+    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+        """Features of the batches of one screen, in their order; see `stream`."""
+
+
+@runtime_checkable
+class Recoverable(Protocol):
+    """A backend whose device can be lost, and perhaps found again."""
+
+    def recover(self) -> None:
+        """Make a lost device usable again; see `recover`."""
+
+
+def stream(backend: Backend, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+    """Features of the batches of one screen, in their order.
+
+    A backend that can takes the next batch from `batches` while the one before computes; another computes each before
+    it takes the next. Either way `backend.features` may be called while a batch is taken. What `batches` raises goes
+    through. After the end, or after `close` where it is not run to its end, nothing is under way any more.
+
+    Raises:
+        ValueError: as `Backend.features`.
+        InferenceError: as `Backend.features`; the answers that came before hold.
+    """
+    if isinstance(backend, Streaming):
+        yield from backend.features_many(batches)
+    else:
+        yield from map(backend.features, batches)
+
+
+def recover(backend: Backend) -> None:
+    """Make a lost device usable again.
+
+    Raises:
+        DeviceLost: it stays lost.
+    """
+    if not isinstance(backend, Recoverable):
+        raise DeviceLost(f"{backend.runtime} cannot recover a device")
+    backend.recover()
+
+
 def load(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> Backend:
     """Read a bundle, verify it and load it into a runtime.
 
     Args:
         bundle: folder of the bundle.
-        runtime: `onnxruntime`, or `auto` for the best that is installed.
+        runtime: `onnxruntime`, `tensorrt` on the first GPU, or `auto` for onnxruntime: a GPU is asked for by name.
         threads: CPU threads of the runtime; by default the CPUs that the process may use.
 
     Raises:
         BundleError: the bundle must not be served.
         RuntimeUnavailable: no such runtime here.
+        PlanError: TensorRT cannot build the plan that it lacks.
     """
+    if runtime == "tensorrt":
+        from engine.gpu import devices
+        from engine.tensorrt import TensorRTBackend
+
+        return TensorRTBackend(bundle, device=devices()[0])
     if runtime not in ("auto", "onnxruntime"):
-        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are auto and onnxruntime")
+        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are auto, onnxruntime and tensorrt")
     try:
         from engine.onnxruntime import OnnxRuntimeBackend
     except ImportError as error:
         raise RuntimeUnavailable(f"onnxruntime cannot be imported: {error}") from error
     return OnnxRuntimeBackend(bundle, threads=threads)
+
+
+def load_all(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> list[Backend]:
+    """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
+
+    Args and errors are those of `load`; where one device fails, those loaded before it are closed.
+    """
+    if runtime != "tensorrt":
+        return [load(bundle, runtime, threads=threads)]
+    from engine.gpu import devices
+    from engine.tensorrt import TensorRTBackend
+
+    loaded: list[Backend] = []
+    try:
+        for device in devices():
+            loaded.append(TensorRTBackend(bundle, device=device))
+    except BaseException:
+        for backend in loaded:
+            backend.close()
+        raise
+    return loaded
 
 
 def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:

@@ -4,7 +4,9 @@
     +-- BundleError          a bundle that is incomplete, altered or contradicts itself
     +-- RuntimeUnavailable   the runtime asked for is not installed or has no device
     +-- ParityError          an exported graph differs from the network it was made from
+    +-- PlanError            TensorRT cannot build a plan, or built one of another precision than asked for
     +-- InferenceError       the runtime failed on a batch, or answered something impossible
+        +-- DeviceLost       the device fails at everything from now on, until it is recovered
 
 Exceptions of the runtimes' own libraries stop in the file that imports them and become one of these.
 """
@@ -38,3 +40,11 @@ class ParityError(EngineError):
 
 class InferenceError(EngineError):
     """A runtime failed on a batch, or its answer has the wrong form."""
+
+
+class PlanError(EngineError):
+    """TensorRT cannot build a plan of the graph, or what it built is not what was asked for."""
+
+
+class DeviceLost(InferenceError):
+    """The device failed in a way that spoils all later work on it, until its backend's `recover` succeeds."""

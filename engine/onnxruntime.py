@@ -63,9 +63,8 @@ class OnnxRuntimeBackend:
         self._features: onnxruntime.InferenceSession | None = _session(
             bundle / FEATURES_FILE, threads=available_cpus() if threads is None else threads
         )
-        self._reasoning: onnxruntime.InferenceSession | None = _session(bundle / REASONING_FILE, threads=1)
         _check_features_graph(self._features, self.manifest)
-        _check_reasoning_graph(self._reasoning, self.manifest)
+        self._reasoning = Reasoning(bundle, self.manifest)
         self._has_activation = "activation" in {output.name for output in self._features.get_outputs()}
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
@@ -82,15 +81,12 @@ class OnnxRuntimeBackend:
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
-        check_screen(label_features, stage1, self.manifest)
-        feed = {"label_features": label_features, "stage1": stage1}
-        (probability,) = _run(self._reasoning, ["probability"], feed)
-        _check_whole(probability, stage1.shape, dimensions=2, name="probability")
-        return probability
+        return self._reasoning.run(label_features, stage1)
 
     def close(self) -> None:
         """See `Backend.close`; a call under way in another thread holds its session until it ends."""
-        self._features = self._reasoning = None
+        self._features = None
+        self._reasoning.close()
 
     def _full_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """`pixels` filled up with black patches to the one batch size that ever runs."""
@@ -99,6 +95,35 @@ class OnnxRuntimeBackend:
         batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
         batch[: len(pixels)] = pixels
         return batch
+
+
+class Reasoning:
+    """The reasoning graph of a bundle, which is tiny: one thread, float32, whatever runs the features.
+
+    Args:
+        bundle: folder of the bundle.
+        manifest: what it says of itself.
+
+    Raises:
+        BundleError: the graph does not fit the manifest.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._session: onnxruntime.InferenceSession | None = _session(bundle / REASONING_FILE, threads=1)
+        _check_reasoning_graph(self._session, manifest)
+
+    def run(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Backend.reason`."""
+        check_screen(label_features, stage1, self._manifest)
+        feed = {"label_features": label_features, "stage1": stage1}
+        (probability,) = _run(self._session, ["probability"], feed)
+        _check_whole(probability, stage1.shape, dimensions=2, name="probability")
+        return probability
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._session = None
 
 
 def _session(graph: Path, *, threads: int) -> onnxruntime.InferenceSession:

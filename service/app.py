@@ -10,7 +10,7 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from engine import Backend, Golden, load, read_golden
+from engine import Backend, Golden, load_all, read_golden
 from service import problems
 from service.admission import Admission
 from service.inspector import Inspector
@@ -44,7 +44,7 @@ def create_app(settings: Settings, *, backends: Sequence[Backend] = (), golden: 
         StoreError: the record cannot be opened.
     """
     golden = golden or read_golden(settings.bundle)
-    backends = backends or [load(settings.bundle, settings.runtime, threads=settings.threads)]
+    backends = backends or load_all(settings.bundle, settings.runtime, threads=settings.threads)
     store = Store(settings.state_dir)
 
     @asynccontextmanager

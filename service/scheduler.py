@@ -11,7 +11,8 @@ besides the last resort around a request, that catches every exception.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 from typing import Self
@@ -20,7 +21,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from engine import Backend, Features, Golden, InferenceError, Window, cut
+from engine import Backend, DeviceLost, Features, Golden, InferenceError, Window, cut, stream
 from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, QueueFull, ServiceError
 from service.selftest import SelfTest, SelfTestReport
 
@@ -235,6 +236,7 @@ class _Device:
         self._queue = queue
         self._backend = backend
         self._clock = clock
+        self._tested_s = 0.0  # time in self-tests, which is no screen's
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -254,6 +256,9 @@ class _Device:
             return
         try:
             computed = self._compute(job)
+        except DeviceLost as error:
+            self.self_test.lost(error)  # first: nobody shall find the service ready after this screen's answer
+            self._finish(job, error)
         except (InferenceError, ServiceError) as error:
             self._finish(job, error)
         except Exception as error:
@@ -267,15 +272,14 @@ class _Device:
         job.settle(outcome)
 
     def _compute(self, job: _Job) -> Computed:
-        size = self._backend.batch_size
         batches: list[Features] = []
-        features_s = 0.0
-        for start in range(0, len(job.windows), size):
-            self._test_if_due()
-            self._check_wanted(job)
-            started_at = self._clock()
-            batches.append(self._features(job.frame, job.windows[start : start + size]))
-            features_s += self._clock() - started_at
+        tested_s, started_at = self._tested_s, self._clock()
+        # closed at once, so that no batch of a screen that failed is still running when the next one begins
+        with closing(stream(self._backend, self._batches(job))) as answers:
+            for answer in answers:
+                self._check_whole(answer, job, len(batches))
+                batches.append(answer)
+        features_s = self._clock() - started_at - (self._tested_s - tested_s)
         return Computed(
             features=Features(
                 label_features=np.concatenate([batch.label_features for batch in batches]),
@@ -293,16 +297,26 @@ class _Device:
         if self._clock() >= job.deadline_at:
             raise DeadlineExceeded("the deadline passed before all patches were computed")
 
-    def _features(self, frame: NDArray[np.uint8], windows: Sequence[Window]) -> Features:
-        batch = self._backend.features(cut(frame, windows, self._backend.manifest.patch_px))
-        for rows in (batch.label_features, batch.stage1, batch.activation):
-            if len(rows) != len(windows):  # the scores of one patch would be taken for another's
-                raise InferenceError(f"{len(rows)} answers for {len(windows)} patches")
-        return batch
+    def _batches(self, job: _Job) -> Iterator[NDArray[np.uint8]]:
+        """The batches of a screen, cut when the device can take one; the self-test goes ahead of each."""
+        for start in range(0, len(job.windows), self._backend.batch_size):
+            self._test_if_due()
+            self._check_wanted(job)
+            windows = job.windows[start : start + self._backend.batch_size]
+            yield cut(job.frame, windows, self._backend.manifest.patch_px)
+
+    def _check_whole(self, answer: Features, job: _Job, index: int) -> None:
+        size = self._backend.batch_size
+        expected = min(size, len(job.windows) - index * size)
+        for rows in (answer.label_features, answer.stage1, answer.activation):
+            if len(rows) != expected:  # the scores of one patch would be taken for another's
+                raise InferenceError(f"{len(rows)} answers for {expected} patches")
 
     def _test_if_due(self) -> None:
         if self.self_test.due_in_s() <= 0:
+            started_at = self._clock()
             self.self_test.run(self._backend)
+            self._tested_s += self._clock() - started_at
 
 
 def _unexpected(error: Exception) -> InferenceError:

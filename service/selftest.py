@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from engine import Backend, Golden, InferenceError, self_test
+from engine import Backend, DeviceLost, Golden, InferenceError, recover, self_test
 
 FRESH_S = 120.0
 
@@ -62,11 +62,25 @@ class SelfTest:
         """Time until the next run; 0 when it is due."""
         return max(0.0, self._due_at - self._clock())
 
+    def lost(self, error: DeviceLost) -> None:
+        """Take note that the device failed at a screen and will fail at the next: it is tested, and recovered, at once.
+
+        Where that did not help before, it waits for the next run: else every screen would try again.
+        """
+        log.error("device lost", detail=str(error))
+        ok, passed_at, difference, _ = self._last
+        if ok:
+            self._last = (False, passed_at, difference, str(error))
+            self._due_at = -math.inf
+
     def run(self, backend: Backend) -> None:
-        """Run the golden patches and remember what came out; a failure is logged and reported, not raised."""
+        """Run the golden patches and remember what came out; a failure is logged and reported, not raised.
+
+        A lost device is recovered first, where that is possible; where not, every run tries it again.
+        """
         _, passed_at, difference, _ = self._last
         try:
-            difference = self_test(backend, self._golden)
+            difference = self._test(backend)
         except InferenceError as error:
             log.error("self-test failed", detail=str(error))
             self._last = (False, passed_at, difference, str(error))
@@ -77,6 +91,15 @@ class SelfTest:
         else:
             self._last = (True, self._clock(), difference, "")
         self._due_at = self._clock() + self._interval_s
+
+    def _test(self, backend: Backend) -> float:
+        try:
+            return self_test(backend, self._golden)
+        except DeviceLost as error:
+            log.error("device lost", detail=str(error))
+            recover(backend)
+            log.warning("device recovered")
+            return self_test(backend, self._golden)
 
     def report(self) -> SelfTestReport:
         """The device as it is known now."""

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from service.settings import read_settings
-from tests.deploy.dockerfile import DOCKERFILE, arguments_of, environment
+from tests.deploy.dockerfile import DOCKERFILE, GPU_DOCKERFILE, arguments_of, environment
 from tests.deploy.expressions import DEPLOY, ROOT
 
 COMPOSE = ROOT / "docker-compose.yml"
@@ -49,7 +49,8 @@ def test_images_are_pinned_or_built_here() -> None:
     for name, service in services().items():
         if "build" in service:
             build = service["build"]
-            assert (ROOT / build["context"] / build["dockerfile"]).resolve() == DOCKERFILE.resolve()
+            expected = GPU_DOCKERFILE if name == "inspect-gpu" else DOCKERFILE
+            assert (ROOT / build["context"] / build["dockerfile"]).resolve() == expected.resolve()
         else:
             assert re.fullmatch(r"[\w/]+:v?\d+\.\d+\.\d+", service["image"]), name
 
@@ -69,7 +70,8 @@ def test_what_is_mounted_exists_and_is_read_only() -> None:
 def test_every_service_says_whether_it_is_healthy() -> None:
     for name, service in services().items():
         assert "build" in service or service["healthcheck"]["test"][0] == "CMD", name
-    assert arguments_of("HEALTHCHECK")  # of the image built here
+    for path in (DOCKERFILE, GPU_DOCKERFILE):  # of the images built here
+        assert arguments_of("HEALTHCHECK", path)
 
 
 def test_nothing_listens_beyond_this_machine_by_default() -> None:
@@ -117,3 +119,25 @@ def test_grafana_is_to_look_at_and_has_no_account() -> None:
     assert settings["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
     assert settings["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
     assert not [name for name in settings if "PASSWORD" in name]
+
+
+def test_the_gpus_service_starts_only_when_it_is_named_and_takes_the_place_of_the_cpus() -> None:
+    gpu, cpu = services()["inspect-gpu"], services()["inspect"]
+    assert gpu["profiles"] == ["gpu"]
+    assert [name for name, service in services().items() if "profiles" in service] == ["inspect-gpu"]
+    assert gpu["networks"]["default"]["aliases"] == ["inspect"]  # Prometheus finds either
+    for key in ("environment", "ports", "read_only", "tmpfs", "cap_drop", "security_opt", "stop_grace_period"):
+        assert gpu[key] == cpu[key], key
+    (devices,) = gpu["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+
+
+def test_record_and_plans_of_the_gpus_service_survive_its_container() -> None:
+    (volumes,) = arguments_of("VOLUME", GPU_DOCKERFILE)
+    mounted = [mount.partition(":")[2] for mount in services()["inspect-gpu"]["volumes"]]
+    assert mounted == json.loads(volumes)
+
+
+def test_the_command_for_the_gpu_names_services_that_exist() -> None:
+    (command,) = re.findall(r"^#   docker compose up --build (.*)$", COMPOSE.read_text(), re.MULTILINE)
+    assert set(command.split()) == set(services()) - {"inspect"}

@@ -1,10 +1,12 @@
-"""The image: linted, small, not root, without torch, and healthy only when the service is ready."""
+"""The images: linted, small, not root, without torch, healthy only when the service is ready. None is built here."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 from importlib.metadata import requires
 from pathlib import Path
 
@@ -12,9 +14,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from engine.plans import default_folder
 from service.settings import read_settings
 from tests.deploy.dockerfile import (
     DOCKERFILE,
+    GPU_DOCKERFILE,
     ROOT,
     arguments_of,
     copied,
@@ -27,9 +31,13 @@ from tests.deploy.processes import free_port
 TRAINING_ALONE = {"torch", "torchvision", "lightning-fabric", "onnx", "onnxscript", "tensorboard", "triton"}
 
 
-def test_hadolint_has_nothing_to_say() -> None:
+both = pytest.mark.parametrize("path", [DOCKERFILE, GPU_DOCKERFILE], ids=["cpu", "gpu"])
+
+
+@both
+def test_hadolint_has_nothing_to_say(path: Path) -> None:
     hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
-    answer = subprocess.run([hadolint, DOCKERFILE], capture_output=True, text=True)
+    answer = subprocess.run([hadolint, path], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
@@ -40,9 +48,17 @@ def test_base_images_are_pinned_to_a_release() -> None:
         assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-bookworm", image)
 
 
-def test_copied_sources_exist_and_are_in_the_build_context() -> None:
-    assert copied()
-    for source in copied():
+def test_the_gpu_images_are_of_one_release_the_smaller_one_runs() -> None:
+    made, run = (arguments.split()[0] for arguments in arguments_of("FROM", GPU_DOCKERFILE))
+    match = re.fullmatch(r"nvidia/cuda:(\d+\.\d+\.\d+)-devel-(ubuntu\d+\.\d+)", made)
+    assert match is not None
+    assert run == f"nvidia/cuda:{match[1]}-base-{match[2]}"
+
+
+@both
+def test_copied_sources_exist_and_are_in_the_build_context(path: Path) -> None:
+    assert copied(path)
+    for source in copied(path):
         assert (ROOT / source).exists(), source
         assert in_context(source), source
 
@@ -52,19 +68,45 @@ def test_what_the_image_does_not_need_stays_out_of_the_build_context(path: str) 
     assert not in_context(path)
 
 
-def test_the_user_is_not_root() -> None:
-    (user,) = arguments_of("USER")
+@both
+def test_the_user_is_not_root(path: Path) -> None:
+    (user,) = arguments_of("USER", path)
     assert int(user) > 0
 
 
-def test_the_record_is_kept_in_a_volume(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in environment().items():
+@both
+def test_the_record_is_kept_in_a_volume(monkeypatch: pytest.MonkeyPatch, path: Path) -> None:
+    for name, value in environment(path).items():
         if name.startswith("INSPECT_"):
             monkeypatch.setenv(name, value)
     settings = read_settings()
-    assert arguments_of("VOLUME") == [f'["{settings.state_dir}"]']
-    assert arguments_of("EXPOSE") == [str(settings.port)]
+    (volumes,) = arguments_of("VOLUME", path)
+    assert str(settings.state_dir) in json.loads(volumes)
+    assert arguments_of("EXPOSE", path) == [str(settings.port)]
     assert settings.host == "0.0.0.0"  # noqa: S104 - a container's own address
+
+
+def test_the_gpu_image_runs_tensorrt_and_keeps_its_plans(monkeypatch: pytest.MonkeyPatch) -> None:
+    variables = environment(GPU_DOCKERFILE)
+    assert variables["INSPECT_RUNTIME"] == "tensorrt"
+    monkeypatch.setenv("XDG_CACHE_HOME", variables["XDG_CACHE_HOME"])
+    (volumes,) = arguments_of("VOLUME", GPU_DOCKERFILE)
+    assert any(default_folder().is_relative_to(volume) for volume in json.loads(volumes))
+
+
+def test_tensorrt_is_pinned_and_from_nvidias_index() -> None:
+    (install,) = (line for line in arguments_of("RUN", GPU_DOCKERFILE) if "pip install" in line)
+    assert "--extra-index-url https://pypi.nvidia.com" in install
+    assert "'.[tensorrt]'" in install
+    (pin,) = re.findall(r"tensorrt==(\d+\.\d+)\.\d+\.\d+", install)
+    (asked,) = (package for package in of_the_gpu() if package.name == "tensorrt")
+    assert asked.specifier.contains(pin)
+
+
+def of_the_gpu() -> list[Requirement]:
+    """What the GPU image installs besides the base install."""
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    return [Requirement(line) for line in extras["tensorrt"]]
 
 
 def base_install() -> set[str]:
@@ -92,9 +134,15 @@ def test_the_base_install_has_no_torch() -> None:
     assert not {name for name in names if name.startswith("nvidia-")}
 
 
-def healthy(port: str) -> bool:
-    program, *arguments = health_command()
-    assert program == "python"
+def test_the_gpu_install_asks_for_nothing_of_the_training() -> None:
+    names = {canonicalize_name(package.name) for package in of_the_gpu()}
+    assert names == {"tensorrt", "pycuda", "cuda-bindings"}
+    assert not names & TRAINING_ALONE
+
+
+def healthy(port: str, path: Path) -> bool:
+    program, *arguments = health_command(path)
+    assert program.startswith("python")
     return (
         subprocess.run(
             [sys.executable, *arguments], env={**os.environ, "INSPECT_PORT": port}, capture_output=True
@@ -103,6 +151,7 @@ def healthy(port: str) -> bool:
     )
 
 
-def test_the_container_is_healthy_when_the_service_is_ready(service: str) -> None:
-    assert healthy(service.rpartition(":")[2])
-    assert not healthy(str(free_port()))
+@both
+def test_the_container_is_healthy_when_the_service_is_ready(service: str, path: Path) -> None:
+    assert healthy(service.rpartition(":")[2], path)
+    assert not healthy(str(free_port()), path)

@@ -33,6 +33,14 @@ BACKENDS: dict[str, Callable[[Path], Backend]] = {
     "fake": fake_backend,
     "onnxruntime": lambda bundle: load(bundle, runtime="onnxruntime", threads=1),
 }
+try:  # where there is a GPU, its pycuda and its TensorRT
+    from engine.gpu import devices
+
+    devices()
+except RuntimeUnavailable:
+    pass
+else:
+    BACKENDS["tensorrt"] = lambda bundle: load(bundle, runtime="tensorrt")
 
 
 @pytest.fixture(params=sorted(BACKENDS))

@@ -309,3 +309,19 @@ def test_under_load_every_screen_gets_the_features_that_it_gets_alone(tmp_path_f
             np.testing.assert_array_equal(getattr(features, field.name), getattr(expected, field.name))
         np.testing.assert_array_equal(probability, expected_probability)
     alone.close()
+
+
+def test_the_time_of_a_self_test_between_batches_is_not_the_screens() -> None:
+    now_s = 0.0
+
+    def spend(number: int) -> None:
+        nonlocal now_s
+        now_s += 100.0 if number == GOLDEN_NUMBER else 1.0
+
+    device = Device(spend)
+    with line(device, interval_s=1.5, clock=lambda: now_s) as here:
+        until(lambda: here.scheduler.report().ok)
+        computed = here.compute(1, 4 * BATCH, within_s=NEVER_S)
+    numbers = [number for number, _ in device.given]
+    assert GOLDEN_NUMBER in numbers[numbers.index(1) :]  # one was due between two batches
+    assert computed.features_s == 4.0

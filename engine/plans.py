@@ -1,0 +1,235 @@
+"""TensorRT plans: a cache beside the bundles, never shipped, of which nothing is believed.
+
+A plan is good for one GPU, one version of TensorRT, one precision, one batch size and one ONNX file; these are its key.
+Beside it lies a record with the key, the plan's SHA-256 and what was found out about it. A plan whose record is
+missing, unreadable, of another key or of other bytes is built again, never loaded: it is a program for the GPU.
+
+The folder is `screen-inspection/plans` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), outside of the
+bundle, which may be read-only and whose files its manifest counts. Bundles share it: a key names the ONNX file by its
+hash. It may be removed at any time; the next start then builds again.
+"""
+
+import hashlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Protocol
+
+from engine.errors import BundleError
+from engine.fields import parse_object
+from engine.layers import Layer, heavy_counts, real_precision
+from engine.manifest import SHA256, Manifest
+
+# the features graph by the precision that was made at export
+GRAPHS = {"fp32": "features.onnx", "fp16": "features.fp16.onnx", "int8": "features.int8-trt.onnx"}
+MAX_RECORD_BYTES = 2**20
+PRECISION = re.compile("|".join(GRAPHS))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanKey:
+    """What a plan is good for.
+
+    Attributes:
+        gpu: name and compute capability.
+        tensorrt: package and version.
+        precision: fp32, fp16 or int8.
+        batch_size: patches in a batch, N.
+        graph_sha256: of the ONNX file.
+    """
+
+    gpu: str
+    tensorrt: str
+    precision: str
+    batch_size: int
+    graph_sha256: str
+
+    @property
+    def stem(self) -> str:
+        """Name of the plan's files, without what follows the dot."""
+        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return f"{self.precision}-n{self.batch_size}-{digest[:16]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRecord:
+    """What is known of a plan.
+
+    Attributes:
+        key: what it is good for.
+        plan_sha256: of its bytes.
+        real_precision: that most of its convolutions and matrix products have.
+        layers: how many of these have each precision.
+        guard: guard band by label, how far a score moves with the patch's slot; None until it was measured.
+    """
+
+    key: PlanKey
+    plan_sha256: str
+    real_precision: str
+    layers: dict[str, int] = field(default_factory=dict)
+    guard: dict[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A plan that may be loaded.
+
+    Attributes:
+        data: the serialized engine.
+        record: what is known of it.
+        path: where it lies.
+        built: it was built just now, not found.
+    """
+
+    data: bytes
+    record: PlanRecord
+    path: Path
+    built: bool
+
+
+class Build(Protocol):
+    """What `compiler.Compiled` gives."""
+
+    @property
+    def plan(self) -> bytes:
+        """The serialized engine."""
+
+    @property
+    def layers(self) -> list[Layer]:
+        """Its layers."""
+
+    @property
+    def timing_cache(self) -> bytes:
+        """What the builder has measured."""
+
+
+def graph_of(bundle: Path, manifest: Manifest, precision: str) -> Path:
+    """The features graph of a precision.
+
+    Raises:
+        BundleError: the bundle has none.
+        ValueError: there is no such precision.
+    """
+    if precision not in GRAPHS:
+        raise ValueError(f"precision {precision!r} is not known; there are {', '.join(GRAPHS)}")
+    name = GRAPHS[precision]
+    if name not in manifest.files:
+        raise BundleError(f"the bundle has no graph in {precision}; it is made at export", key=f"files.{name}")
+    return bundle / name
+
+
+def default_folder() -> Path:
+    """The cache folder of this user's plans, after the XDG base directory specification."""
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(home) / "screen-inspection" / "plans"
+
+
+class PlanCache:
+    """Plans in a folder.
+
+    Args:
+        folder: made when the first plan is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def find(self, key: PlanKey) -> Plan | None:
+        """The plan of this key, or None where there is none that may be loaded."""
+        path = self._path(key)
+        try:
+            data = path.read_bytes()
+            record = _parse(path.with_suffix(".json").read_bytes())
+        except (OSError, BundleError):
+            return None
+        if record.key != key or record.plan_sha256 != hashlib.sha256(data).hexdigest():
+            return None
+        return Plan(data=data, record=record, path=path, built=False)
+
+    def obtain(self, key: PlanKey, compile_with: Callable[[bytes], Build]) -> Plan:
+        """The plan of this key, built where there is none that may be loaded.
+
+        Args:
+            key: what it must be good for.
+            compile_with: builds it; takes the timing cache of earlier builds on this GPU, and raises where it fails.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        found = self.find(key)
+        if found is not None:
+            return found
+        timing = self.folder / f"timing-{hashlib.sha256(f'{key.gpu} {key.tensorrt}'.encode()).hexdigest()[:16]}.cache"
+        build = compile_with(timing.read_bytes() if timing.is_file() else b"")
+        counts = heavy_counts(build.layers)
+        record = PlanRecord(
+            key=key,
+            plan_sha256=hashlib.sha256(build.plan).hexdigest(),
+            real_precision=real_precision(counts),
+            layers=counts,
+        )
+        path = self._path(key)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        _write(path, build.plan)
+        self._write_record(record)
+        if build.timing_cache:
+            _write(timing, build.timing_cache)
+        return Plan(data=build.plan, record=record, path=path, built=True)
+
+    def set_guard(self, plan: Plan, guard: Mapping[str, float]) -> PlanRecord:
+        """Write down the guard band by label that was measured on a plan."""
+        record = replace(plan.record, guard=dict(guard))
+        self._write_record(record)
+        return record
+
+    def _path(self, key: PlanKey) -> Path:
+        return self.folder / f"{key.stem}.plan"
+
+    def _write_record(self, record: PlanRecord) -> None:
+        text = json.dumps(asdict(record), indent=2) + "\n"
+        _write(self._path(record.key).with_suffix(".json"), text.encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: another process may read it now."""
+    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink()
+        raise
+
+
+def _parse(raw: bytes) -> PlanRecord:
+    """Read a record's JSON.
+
+    Raises:
+        BundleError: it breaks the form.
+    """
+    if len(raw) > MAX_RECORD_BYTES:
+        raise BundleError("is too large", key="plan record")
+    top = parse_object(raw, path="plan record")
+    top.expect(PlanRecord.__slots__)
+    key = top.table("key")
+    key.expect(PlanKey.__slots__)
+    layers = top.table("layers")
+    guard = None if top.values["guard"] is None else top.table("guard")
+    return PlanRecord(
+        key=PlanKey(
+            gpu=key.text("gpu"),
+            tensorrt=key.text("tensorrt"),
+            precision=key.text("precision", pattern=PRECISION),
+            batch_size=key.integer("batch_size", low=1, high=1024),
+            graph_sha256=key.text("graph_sha256", pattern=SHA256),
+        ),
+        plan_sha256=top.text("plan_sha256", pattern=SHA256),
+        real_precision=top.text("real_precision"),
+        layers={name: layers.integer(name, low=0, high=2**31) for name in layers.values},
+        guard=None if guard is None else {name: guard.number(name, low=0.0, high=1.0) for name in guard.values},
+    )

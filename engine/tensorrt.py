@@ -1,0 +1,219 @@
+"""TensorRT on a GPU: the features graph as a plan, the reasoning in float32 on the CPU.
+
+`features` is one batch, start to end. `features_many` keeps two batches under way: it takes the next one from its
+caller, who cuts it only then, and uploads it while the one before computes.
+
+**A lost device.** Some errors spoil a CUDA context for good: every later call fails with `DeviceLost`. CUDA's manual
+promises a remedy only to a new process; `recover` tries a new context, and says so if that fails as well.
+"""
+
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backend import NO_GUARD, Features, check_pixels
+from engine.compiler import VERSION, Compiled, Progress, compile_graph
+from engine.errors import DeviceLost, InferenceError, PlanError, RuntimeUnavailable
+from engine.gpu import SLOTS, CudaError, Gpu, OutOfMemory, Slot, devices, name_of
+from engine.manifest import Manifest, file_sha256
+from engine.onnxruntime import Reasoning
+from engine.plans import GRAPHS, Plan, PlanCache, PlanKey, default_folder, graph_of
+
+
+class TensorRTBackend:
+    """A bundle on one GPU; the reasoning stays in float32 on the CPU.
+
+    Args:
+        bundle: folder of the bundle.
+        precision: of the features graph, made at export: fp16, fp32 or int8; by default fp16 where the bundle has it.
+        device: number of the GPU.
+        batch_size: patches in a batch; by default the manifest's.
+        cache: of plans; by default the user's.
+        progress: told how far a build is, where one is needed.
+
+    Attributes:
+        notes: what a person should know, such as a smaller batch than asked for.
+
+    Raises:
+        BundleError: the bundle must not be served, or has no graph in that precision.
+        PlanError: TensorRT cannot build the plan, or built one of another precision.
+        RuntimeUnavailable: there is no such GPU.
+        InferenceError: the GPU's memory does not even hold a batch of one, or the engine fails.
+    """
+
+    runtime = "tensorrt"
+
+    def __init__(
+        self,
+        bundle: Path,
+        *,
+        precision: str | None = None,
+        device: int = 0,
+        batch_size: int | None = None,
+        cache: PlanCache | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if device not in devices():
+            raise RuntimeUnavailable(f"there is no GPU {device} that TensorRT can use")
+        self.manifest = Manifest.read(bundle)
+        self.notes: list[str] = []
+        if precision is None:
+            precision = "fp16" if GRAPHS["fp16"] in self.manifest.files else "fp32"
+            if precision == "fp32":
+                self.notes.append("the bundle has no graph in fp16, so it runs in fp32: export it again")
+        self.precision = precision
+        self._graph = graph_of(bundle, self.manifest, precision)
+        self._device = device
+        self._cache = cache or PlanCache(default_folder())
+        self._progress = progress
+        self._reasoning = Reasoning(bundle, self.manifest)
+        self._closed = False
+        self._lost = ""
+        self._gpu: Gpu | None = None
+        self._load_largest(self.manifest.batch_size if batch_size is None else batch_size)
+
+    @property
+    def batch_size(self) -> int:
+        """See `Backend.batch_size`; once loaded it never changes."""
+        return self._batch_size
+
+    @property
+    def plan(self) -> Plan:
+        """The plan that was loaded."""
+        return self._plan
+
+    @property
+    def guard(self) -> Mapping[str, float]:
+        """See `Backend.guard`; as it was measured on this plan, empty before."""
+        return self._plan.record.guard or NO_GUARD
+
+    def features(self, pixels: NDArray[np.uint8]) -> Features:
+        """See `Backend.features`.
+
+        Raises:
+            DeviceLost: the device fails at everything from now on, until `recover`.
+        """
+        return self._collect(self._submit(pixels))
+
+    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+        """Features of one screen's batches in their order, each taken from `batches` while the one before computes.
+
+        Between two batches `features` may be called, as a self-test does. What the iterable raises goes through, and
+        so does the failure of a batch; whatever still runs then has ended first.
+        """
+        running: deque[Slot] = deque()
+        try:
+            for pixels in batches:
+                running.append(self._submit(pixels))
+                if len(running) == SLOTS:
+                    yield self._collect(running.popleft())
+            while running:
+                yield self._collect(running.popleft())
+        finally:
+            for slot in running:
+                with suppress(InferenceError):  # nobody asked for this batch any more, and a lost device is noted
+                    self._collect(slot)
+
+    def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Backend.reason`."""
+        return self._reasoning.run(label_features, stage1)
+
+    def recover(self) -> None:
+        """Make a lost device usable again, with a new context and the same batch; harmless when it is not lost.
+
+        Raises:
+            DeviceLost: it stays lost; a new process may help.
+            InferenceError: the backend is closed.
+        """
+        if self._closed:
+            raise InferenceError("the backend is closed")
+        if not self._lost:
+            return
+        self._release()
+        try:
+            self._load(self._batch_size)
+        except (CudaError, InferenceError, PlanError) as error:
+            raise DeviceLost(f"GPU {self._device} is lost, and a new context fails as well: {error}") from error
+        self._lost = ""
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._closed = True
+        self._release()
+        self._reasoning.close()
+
+    def _load_largest(self, wanted: int) -> None:
+        """Load with the largest divisor of `wanted` for which there is memory: a screen's rows stay whole batches."""
+        for size in (size for size in range(wanted, 0, -1) if wanted % size == 0):
+            try:
+                self._load(size)
+            except OutOfMemory:
+                continue
+            except CudaError as error:
+                raise InferenceError(f"GPU {self._device} fails at the first batch: {error}") from error
+            if size < wanted:
+                self.notes.append(f"a batch of {wanted} does not fit into GPU {self._device}'s memory: it is {size}")
+            if self._plan.record.guard is None:
+                self.notes.append("the plan's guard band has not been measured")
+            return
+        raise InferenceError(f"the memory of GPU {self._device} does not even hold a batch of one patch")
+
+    def _load(self, batch_size: int) -> None:
+        key = PlanKey(
+            gpu=name_of(self._device),
+            tensorrt=VERSION,
+            precision=self.precision,
+            batch_size=batch_size,
+            graph_sha256=file_sha256(self._graph),
+        )
+
+        def build(timing_cache: bytes) -> Compiled:
+            return compile_graph(
+                self._graph,
+                precision=self.precision,
+                batch_size=batch_size,
+                timing_cache=timing_cache,
+                progress=self._progress,
+            )
+
+        self._gpu = Gpu(self._device, lambda: self._cache.obtain(key, build), self.manifest, batch_size)
+        self._plan, self._batch_size = self._gpu.plan, batch_size
+
+    def _release(self) -> None:
+        gpu, self._gpu = self._gpu, None
+        if gpu is not None:
+            gpu.release()
+
+    def _submit(self, pixels: NDArray[np.uint8]) -> Slot:
+        check_pixels(pixels, self.manifest, self._batch_size)
+        with self._using() as gpu:
+            return gpu.submit(pixels)
+
+    def _collect(self, slot: Slot) -> Features:
+        with self._using() as gpu:
+            return gpu.collect(slot)
+
+    @contextmanager
+    def _using(self) -> Iterator[Gpu]:
+        """The GPU with its context current to this thread; its errors become ours."""
+        if self._closed:
+            raise InferenceError("the backend is closed")
+        if self._lost or self._gpu is None:
+            raise DeviceLost(f"GPU {self._device} is lost: {self._lost}")
+        gpu = self._gpu
+        try:
+            with gpu.current():
+                yield gpu
+        except (CudaError, InferenceError) as error:
+            self._lost = gpu.spoiled()
+            if self._lost:
+                raise DeviceLost(f"GPU {self._device} is lost: {self._lost}") from error
+            if isinstance(error, OutOfMemory):
+                raise InferenceError(f"the memory of GPU {self._device} is full: {error}") from error
+            if isinstance(error, CudaError):
+                raise InferenceError(f"CUDA failed: {error}") from error
+            raise

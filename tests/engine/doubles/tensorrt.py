@@ -1,0 +1,182 @@
+# ruff: noqa: ANN401 - a double takes what comes
+"""A double of the small part of `tensorrt` that the engine uses. It claims nothing of TensorRT."""
+
+import json
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from engine.onnxruntime import FOREIGN_ERRORS
+from tests.engine.doubles.cuda import Machine, Stream
+
+
+def tensorrt(machine: Machine) -> ModuleType:
+    """`tensorrt`: a builder whose plans are the ONNX file itself, run by ONNX Runtime."""
+
+    class Base:
+        def __init__(self, *_: object) -> None:
+            pass
+
+    class Builder(Base):
+        def create_network(self, flags: int) -> SimpleNamespace:
+            assert flags == 1 << 1, "strongly typed"
+            return SimpleNamespace(num_layers=0, num_inputs=1, onnx=b"", get_input=lambda index: port)
+
+        def create_builder_config(self) -> Any:
+            return Config()
+
+        def create_optimization_profile(self) -> Any:
+            return SimpleNamespace(set_shape=lambda name, low, best, high: shapes.update({name: (low, best, high)}))
+
+        def build_serialized_network(self, network: Any, config: "Config") -> bytes | None:
+            machine.calls.append("build")
+            batch = shapes["pixels"][0][0]
+            assert shapes["pixels"] == ((batch, *port.shape[1:]),) * 3, "one static batch"
+            machine.built.append((batch, config.timing))
+            monitor = config.progress_monitor
+            if monitor is not None:
+                monitor.phase_start("Building", None, 2)
+                if not all(monitor.step_complete("Building", step) for step in range(2)):
+                    return None
+                monitor.phase_finish("Building")
+            return json.dumps(batch).encode() + b"\n" + bytes(network.onnx)
+
+    class Config:
+        profiling_verbosity = progress_monitor = None
+        timing = b""
+
+        def clear_flag(self, flag: str) -> None:
+            assert flag == "tf32"
+
+        def add_optimization_profile(self, profile: object) -> int:
+            return 0
+
+        def create_timing_cache(self, content: bytes) -> bytes:
+            return content
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            self.timing = cache
+            return cache != b"of another GPU"
+
+        def get_timing_cache(self) -> Any:
+            return SimpleNamespace(serialize=lambda: b"timed " + self.timing)
+
+    class OnnxParser:
+        num_errors = 1
+
+        def __init__(self, network: Any, logger: object) -> None:
+            self.network = network
+
+        def parse_from_file(self, path: str) -> bool:
+            with open(path, "rb") as file:
+                self.network.onnx = file.read()
+            try:
+                session = onnxruntime.InferenceSession(self.network.onnx, providers=["CPUExecutionProvider"])
+            except FOREIGN_ERRORS:
+                return False
+            port.shape = (-1, *session.get_inputs()[0].shape[1:])
+            return True
+
+        def get_error(self, index: int) -> str:
+            return "no graph"
+
+    class Engine:
+        def __init__(self, plan: bytes) -> None:
+            head, _, model = plan.partition(b"\n")
+            self.batch = int(head)
+            self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+            self.names = ["pixels", *(output.name for output in self.session.get_outputs())]
+            self.num_io_tensors = len(self.names)
+            self.device_memory_size_v2 = machine.scratch_bytes_a_patch * self.batch
+
+        def get_tensor_name(self, index: int) -> str:
+            return str(self.names[index])
+
+        def get_tensor_dtype(self, name: str) -> str:
+            return "uint8" if name == "pixels" else "float32"
+
+        def create_execution_context(self, strategy: str) -> "Execution":
+            assert strategy == "user"
+            return Execution(self)
+
+        def create_engine_inspector(self) -> Any:
+            layer = {
+                "Name": "conv",
+                "LayerType": "CaskConvolution",
+                "Inputs": [{"Format/Datatype": f"Row major linear {machine.datatype} format"}],
+            }
+            return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": [layer]}))
+
+    class Execution:
+        def __init__(self, engine: Engine) -> None:
+            self.engine = engine
+            self.addresses: dict[str, int] = {}
+            self.scratch = 0
+
+        def set_device_memory(self, memory: int, size: int) -> None:
+            assert size == self.engine.device_memory_size_v2
+            assert machine.stack[-1].memory[memory].size == max(1, size)
+            self.scratch = memory
+
+        def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+            machine.calls.append("set_input_shape")
+            return name == "pixels" and shape[0] == self.engine.batch
+
+        def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+            shape = next(output.shape for output in self.engine.session.get_outputs() if output.name == name)
+            return self.engine.batch, *shape[1:]
+
+        def set_tensor_address(self, name: str, memory: int) -> bool:
+            machine.calls.append("set_tensor_address")
+            self.addresses[name] = memory
+            return True
+
+        def execute_async_v3(self, stream: Stream) -> bool:
+            refused = machine.fail.get("launch", [None])[:1] == [False]
+            context = machine.call("launch")
+            machine.now_s += machine.seconds["launch"]
+            if refused:
+                return False
+            assert sorted(self.addresses) == sorted(self.engine.names)
+            assert self.scratch in context.memory
+            memory = {name: context.memory[address] for name, address in self.addresses.items()}
+
+            def work() -> None:
+                pixels = memory["pixels"].bytes.reshape(self.engine.batch, *port.shape[1:])
+                outputs = self.engine.session.run(None, {"pixels": pixels})
+                for name, output in zip(self.engine.names[1:], outputs, strict=True):
+                    np.copyto(memory[name].bytes, np.ascontiguousarray(output).reshape(-1).view(np.uint8))
+
+            if stream.captured is None:
+                stream.put(work)
+            else:
+                stream.captured.append(work)
+            return True
+
+    class Runtime(Base):
+        def deserialize_cuda_engine(self, plan: bytes) -> Engine:
+            machine.call("deserialize")
+            return Engine(plan)
+
+    port = SimpleNamespace(name="pixels", shape=())
+    shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
+    module = ModuleType("tensorrt")
+    module.__dict__.update(
+        __version__="10.13.0",
+        Builder=Builder,
+        OnnxParser=OnnxParser,
+        Runtime=Runtime,
+        ILogger=type("ILogger", (Base,), {"ERROR": "error", "INTERNAL_ERROR": "internal"}),
+        IProgressMonitor=type("IProgressMonitor", (Base,), {}),
+        NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
+        ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
+        BuilderFlag=SimpleNamespace(TF32="tf32"),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+        LayerType=SimpleNamespace(CONVOLUTION="convolution", MATRIX_MULTIPLY="product"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+        float32="float32",
+        uint8="uint8",
+    )
+    return module

@@ -1,0 +1,262 @@
+"""The build function against TensorRT-RTX, which compiles for any GPU without one: `pip install '.[compile-check]'`.
+
+The layers of what it compiles are written to `build/layers-*.json`. Whether an engine computes what it must, only a
+GPU can say: see `deploy/gpu-acceptance.md`.
+"""
+
+import ast
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.nn import functional
+
+from engine.errors import PlanError
+from engine.layers import heavy_counts
+from training.network import FeaturesGraph, NetworkConfig, TwoStageNetwork, preprocess
+
+rtx = pytest.importorskip(
+    "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install '.[compile-check]', 260 MB", exc_type=ImportError
+)
+
+from engine import compiler  # noqa: E402 - it imports TensorRT
+from engine.compiler import check_precision, compile_graph  # noqa: E402
+
+CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120")
+ROOT = Path(__file__).parents[2]
+REPORTS = ROOT / "build"
+TYPINGS = ROOT / "typings" / "tensorrt" / "__init__.pyi"
+
+
+class HalfFeatures(nn.Module):
+    """The features graph with trunk and pooling in half precision, and norms and outputs in float32."""
+
+    def __init__(self, graph: FeaturesGraph) -> None:
+        super().__init__()
+        self.network = graph.network
+        self.network.trunk.half()
+        self.network.pooling.half()
+        weight = self.network.reasoning.classifier.weight[:, : self.network.labels * 512]
+        maps = weight @ self.network.pooling.linear.weight.float()
+        self.register_buffer("maps", maps.detach()[:, :, None, None].half())
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        trunk = self.network.trunk(preprocess(pixels).half())
+        features = self.network.pooling(trunk)[0].float()
+        assert isinstance(self.maps, Tensor)
+        return features, self.network.classifier1(features), functional.conv2d(trunk, self.maps).float()
+
+
+def export_half(path: Path) -> None:
+    """Write the paper's network, untrained, as a half-precision features graph at 1024 x 1024."""
+    from engine.export import _write_graph
+
+    torch.manual_seed(0)
+    module = HalfFeatures(FeaturesGraph(TwoStageNetwork(4, NetworkConfig(trunk="resnet50")))).eval()
+    _write_graph(
+        path,
+        module,
+        (torch.zeros((2, 1, 1024, 1024), dtype=torch.uint8),),
+        names=(["pixels"], ["label_features", "stage1", "activation"]),
+        dynamic={"pixels": {0: torch.export.Dim("n", min=1)}},
+    )
+
+
+@pytest.fixture(scope="module")
+def half_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("half") / "features.fp16.onnx"
+    export_half(path)
+    return path
+
+
+@pytest.mark.parametrize("batch_size", [10, 25])
+def test_the_papers_network_compiles_in_half_precision_for_every_gpu(half_graph: Path, batch_size: int) -> None:
+    together = compile_graph(half_graph, precision="fp16", batch_size=batch_size, capabilities=CAPABILITIES)
+    engines: dict[str, dict[str, Any]] = {}
+    for capability in CAPABILITIES:
+        alone = compile_graph(half_graph, precision="fp16", batch_size=batch_size, capabilities=[capability])
+        assert heavy_counts(alone.layers) == {"fp16": 55}  # 53 of the trunk, the pooling and the maps
+        engines[capability] = {
+            "plan_bytes": len(alone.plan),
+            "kinds": Counter(layer.kind for layer in alone.layers),
+            "layers": [asdict(layer) for layer in alone.layers],
+        }
+    assert len(together.plan) >= max(engine["plan_bytes"] for engine in engines.values())
+    report = {
+        "tensorrt": compiler.VERSION,
+        "graph": "features of the two-stage network, resnet50, 1024 x 1024, untrained",
+        "precision": "fp16",
+        "batch_size": batch_size,
+        "plan_bytes_for_all": len(together.plan),
+        "engines": engines,
+    }
+    REPORTS.mkdir(exist_ok=True)
+    (REPORTS / f"layers-resnet50-fp16-n{batch_size}.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+def tiny_graph(path: Path, *, half: bool, operator: str = "Relu") -> Path:
+    """A convolution and a matrix product, in half precision or in float32."""
+    kind, dtype = (TensorProto.FLOAT16, np.float16) if half else (TensorProto.FLOAT, np.float32)
+    rng = np.random.default_rng(0)
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["x"], to=kind),
+        helper.make_node("Conv", ["x", "kernel"], ["seen"], strides=[2, 2], pads=[1, 1, 1, 1]),
+        helper.make_node(operator, ["seen"], ["active"]),
+        helper.make_node("GlobalAveragePool", ["active"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "matrix"], ["product"]),
+        helper.make_node("Cast", ["product"], ["stage1"], to=TensorProto.FLOAT),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", 1, 64, 64])],
+        [helper.make_tensor_value_info("stage1", TensorProto.FLOAT, ["n", 4])],
+        [
+            numpy_helper.from_array(rng.normal(size=(16, 1, 3, 3)).astype(dtype), "kernel"),
+            numpy_helper.from_array(rng.normal(size=(16, 4)).astype(dtype), "matrix"),
+        ],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize(("half", "precision"), [(True, "fp16"), (False, "fp32")])
+def test_the_graph_decides_the_precision_and_it_is_read_back(tmp_path: Path, half: bool, precision: str) -> None:
+    graph = tiny_graph(tmp_path / "graph.onnx", half=half)
+    compiled = compile_graph(graph, precision=precision, batch_size=3, capabilities=["SM86"])
+    assert heavy_counts(compiled.layers) == {precision: 2}
+
+
+@pytest.mark.parametrize(("half", "asked"), [(False, "fp16"), (True, "fp32"), (True, "int8")])
+def test_an_engine_of_another_precision_than_asked_for_is_refused(tmp_path: Path, half: bool, asked: str) -> None:
+    graph = tiny_graph(tmp_path / "graph.onnx", half=half)
+    with pytest.raises(PlanError, match=f"the engine is {'fp16' if half else 'fp32'}, not {asked}: .* 2 in"):
+        compile_graph(graph, precision=asked, batch_size=3, capabilities=["SM86"])
+
+
+def quantised_graph(path: Path) -> Path:
+    """Two convolutions between int8 and int8, symmetric, their biases in float."""
+    rng = np.random.default_rng(0)
+    constants: dict[str, NDArray[np.generic]] = {"scale": np.array(0.02, np.float32), "zero": np.array(0, np.int8)}
+    nodes = [helper.make_node("Cast", ["pixels"], ["x0"], to=TensorProto.FLOAT)]
+    for layer, (inputs, outputs) in enumerate(((1, 32), (32, 64))):
+        constants |= {
+            f"kernel{layer}": rng.integers(-127, 128, (outputs, inputs, 3, 3)).astype(np.int8),
+            f"scale{layer}": np.full(outputs, 0.01, np.float32),
+            f"zero{layer}": np.zeros(outputs, np.int8),
+            f"bias{layer}": rng.normal(size=outputs).astype(np.float32),
+        }
+        kernel, bias, seen = f"float_kernel{layer}", f"bias{layer}", f"seen{layer}"
+        nodes += [
+            helper.make_node("QuantizeLinear", [f"x{layer}", "scale", "zero"], [f"q{layer}"]),
+            helper.make_node("DequantizeLinear", [f"q{layer}", "scale", "zero"], [f"d{layer}"]),
+            helper.make_node("DequantizeLinear", [f"kernel{layer}", f"scale{layer}", f"zero{layer}"], [kernel], axis=0),
+            helper.make_node("Conv", [f"d{layer}", kernel, bias], [seen], strides=[2, 2], pads=[1, 1, 1, 1]),
+            helper.make_node("Relu", [seen], [f"x{layer + 1}"]),
+        ]
+    nodes += [helper.make_node("GlobalAveragePool", ["x2"], ["pooled"]), helper.make_node("Flatten", ["pooled"], ["y"])]
+    graph = helper.make_graph(
+        nodes,
+        "quantised",
+        [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["n", 1, 64, 64])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 64])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9), path)
+    return path
+
+
+@pytest.mark.parametrize("capability", ["SM80", "SM86", "SM89", "SM120"])
+def test_a_quantised_graph_is_computed_in_int8(tmp_path: Path, capability: str) -> None:
+    graph = quantised_graph(tmp_path / "graph.onnx")
+    compiled = compile_graph(graph, precision="int8", batch_size=3, capabilities=[capability])
+    assert heavy_counts(compiled.layers) == {"int8": 2}
+
+
+def test_rtx_computes_int8_in_float_on_sm75_and_that_is_found_out(tmp_path: Path) -> None:
+    graph = quantised_graph(tmp_path / "graph.onnx")
+    with pytest.raises(PlanError, match="the engine is fp32, not int8"):
+        compile_graph(graph, precision="int8", batch_size=3, capabilities=["SM75"])
+
+
+def test_an_operator_that_is_not_supported_is_named(tmp_path: Path) -> None:
+    graph = tiny_graph(tmp_path / "graph.onnx", half=True, operator="NoSuchThing")
+    with pytest.raises(PlanError, match=r"graph\.onnx: TensorRT refuses the graph: .*NoSuchThing"):
+        compile_graph(graph, precision="fp16", batch_size=3, capabilities=["SM86"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"no graph", "refuses the graph"), (b"", "cannot build it: .*Network must have at least one output")],
+)
+def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "graph.onnx").write_bytes(content)
+    with pytest.raises(PlanError, match=message):
+        compile_graph(tmp_path / "graph.onnx", precision="fp16", batch_size=3, capabilities=["SM86"])
+
+
+def test_progress_is_told_and_ends(tmp_path: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    graph = tiny_graph(tmp_path / "graph.onnx", half=True)
+    compile_graph(
+        graph,
+        precision="fp16",
+        batch_size=3,
+        capabilities=["SM86"],
+        progress=lambda phase, done, steps: told.append((phase, done, steps)),
+    )
+    assert all(0 <= done <= steps for _, done, steps in told)
+    assert {phase for phase, done, _ in told if done == 0} <= {phase for phase, done, steps in told if done == steps}
+    assert "Building engine" in {phase for phase, _, _ in told}
+
+
+def test_what_the_progress_raises_ends_the_build(tmp_path: Path) -> None:
+    def interrupted(phase: str, done: int, steps: int) -> None:
+        raise KeyboardInterrupt
+
+    graph = tiny_graph(tmp_path / "graph.onnx", half=True)
+    with pytest.raises(KeyboardInterrupt):
+        compile_graph(graph, precision="fp16", batch_size=3, capabilities=["SM86"], progress=interrupted)
+
+
+def test_no_more_stays_in_float_than_the_graph_keeps_there() -> None:
+    from engine.layers import Layer
+
+    layers = [*[Layer("a", "gemm", "fp16")] * 3, *[Layer("b", "gemm", "fp32")] * 2]
+    check_precision(layers, "fp16", in_graph=2)
+    with pytest.raises(PlanError, match="more in fp32 than the 1 layers"):
+        check_precision(layers, "fp16", in_graph=1)
+
+
+def names_of(body: Iterable[ast.stmt]) -> set[str]:
+    """What is defined in a module or a class of a stub file."""
+    found = set()
+    for node in body:
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                found.add(name)
+            case ast.AnnAssign(target=ast.Name(id=name)) | ast.Assign(targets=[ast.Name(id=name)]):
+                found.add(name)
+    return found
+
+
+def test_every_name_of_the_typings_is_in_the_real_package() -> None:
+    module = ast.parse(TYPINGS.read_text()).body
+    classes = {node.name: names_of(node.body) for node in module if isinstance(node, ast.ClassDef)}
+    assert len(classes) > 20
+    assert [name for name in names_of(module) if not hasattr(rtx, name)] == []
+    absent = {
+        f"{kind}.{name}" for kind, names in classes.items() for name in names if not hasattr(vars(rtx)[kind], name)
+    }
+    assert absent <= {"Severity.name"}

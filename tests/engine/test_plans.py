@@ -1,0 +1,168 @@
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine.errors import PlanError
+from engine.layers import Layer
+from engine.plans import PlanCache, PlanKey, default_folder
+
+KEY = PlanKey(gpu="NVIDIA A sm86", tensorrt="tensorrt 10.13.0", precision="fp16", batch_size=5, graph_sha256="a" * 64)
+DATA = bytes(range(256)) * 4
+LAYERS = [Layer("a", "CaskConvolution", "fp16"), Layer("b", "gemm", "fp32"), Layer("c", "gemm", "fp16")]
+
+
+class Built(NamedTuple):
+    plan: bytes
+    layers: list[Layer]
+    timing_cache: bytes
+
+
+def build(timing_cache: bytes) -> Built:
+    return Built(DATA, LAYERS, timing_cache + b"+")
+
+
+def refuse(timing_cache: bytes) -> Built:
+    raise PlanError("no")
+
+
+def test_a_plan_is_built_once(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    assert cache.find(KEY) is None
+    plan = cache.obtain(KEY, build)
+    assert (plan.built, plan.data) == (True, DATA)
+    assert plan.record.real_precision == "fp16"
+    assert plan.record.layers == {"fp16": 2, "fp32": 1}
+    again = cache.obtain(KEY, refuse)
+    assert again == replace(plan, built=False)
+    assert again.path.read_bytes() == DATA
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gpu": "NVIDIA B sm86"},
+        {"tensorrt": "tensorrt 10.13.1"},
+        {"precision": "fp32"},
+        {"batch_size": 10},
+        {"graph_sha256": "b" * 64},
+    ],
+)
+def test_a_plan_for_something_else_is_not_taken(tmp_path: Path, change: dict[str, Any]) -> None:
+    cache = PlanCache(tmp_path)
+    mine = cache.obtain(KEY, build)
+    other = replace(KEY, **change)
+    assert cache.find(other) is None
+    foreign = cache._path(other)  # someone renames the files of one plan to those of another
+    foreign.write_bytes(mine.path.read_bytes())
+    foreign.with_suffix(".json").write_bytes(mine.path.with_suffix(".json").read_bytes())
+    assert cache.find(other) is None
+    assert cache.obtain(other, build).built
+
+
+@given(position=st.integers(0, len(DATA) - 1), bit=st.integers(0, 7))
+def test_a_plan_of_other_bytes_is_never_loaded(
+    tmp_path_factory: pytest.TempPathFactory, position: int, bit: int
+) -> None:
+    cache = PlanCache(tmp_path_factory.mktemp("plans"))
+    path = cache.obtain(KEY, build).path
+    for altered in (
+        DATA[:position],
+        DATA + b"\0",
+        DATA[:position] + bytes([DATA[position] ^ 1 << bit]) + DATA[position + 1 :],
+    ):
+        path.write_bytes(altered)
+        assert cache.find(KEY) is None
+    assert cache.obtain(KEY, build).built
+    assert path.read_bytes() == DATA
+
+
+@given(st.data())
+def test_a_record_that_is_not_understood_counts_as_none(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    cache = PlanCache(tmp_path_factory.mktemp("plans"))
+    path = cache.obtain(KEY, build).path.with_suffix(".json")
+    record = json.loads(path.read_bytes())
+    table = data.draw(st.sampled_from([record, record["key"]]))
+    name = data.draw(st.sampled_from(sorted(table)))
+    if data.draw(st.booleans()):
+        del table[name]
+    else:
+        table[name] = data.draw(st.sampled_from([[], "", "x\n", -1, True, {"a": "b"}, {"a": float("nan")}]))
+    path.write_text(json.dumps(record))
+    assert cache.find(KEY) is None
+    path.write_bytes(data.draw(st.binary(max_size=40)))
+    assert cache.find(KEY) is None
+
+
+def test_a_record_alone_and_a_plan_alone_are_none(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    path = cache.obtain(KEY, build).path
+    record = path.with_suffix(".json").read_bytes()
+    path.with_suffix(".json").unlink()
+    assert cache.find(KEY) is None
+    path.unlink()
+    path.with_suffix(".json").write_bytes(record)
+    assert cache.find(KEY) is None
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    with pytest.raises(PlanError):
+        cache.obtain(KEY, refuse)
+    assert not cache.folder.exists()
+
+
+def test_a_write_that_fails_leaves_the_old_plan_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = PlanCache(tmp_path)
+    cache.obtain(KEY, build)
+    before = sorted(tmp_path.iterdir())
+
+    def full(self: Path, target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        cache.obtain(replace(KEY, batch_size=2), build)
+    assert sorted(tmp_path.iterdir()) == before
+    assert cache.find(KEY) is not None
+
+
+def test_the_timing_cache_is_the_gpus_and_grows_with_each_build(tmp_path: Path) -> None:
+    cache, given_caches = PlanCache(tmp_path), []
+
+    def remember(timing_cache: bytes) -> Built:
+        given_caches.append(timing_cache)
+        return build(timing_cache)
+
+    for key in (KEY, replace(KEY, batch_size=2), replace(KEY, gpu="B"), replace(KEY, precision="int8")):
+        cache.obtain(key, remember)
+    assert given_caches == [b"", b"+", b"", b"++"]
+
+
+def test_the_guard_band_is_written_to_the_record(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    plan = cache.obtain(KEY, build)
+    assert plan.record.guard is None
+    cache.set_guard(plan, {"bubble": 0.001})
+    found = cache.find(KEY)
+    assert found is not None
+    assert found.record == replace(plan.record, guard={"bubble": 0.001})
+
+
+def test_names_of_plans_say_what_they_are() -> None:
+    assert re.fullmatch(r"fp16-n5-[0-9a-f]{16}", KEY.stem)
+
+
+def test_the_folder_is_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_folder() == tmp_path / "screen-inspection" / "plans"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/line")
+    assert default_folder() == Path("/home/line/.cache/screen-inspection/plans")

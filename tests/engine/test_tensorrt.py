@@ -1,0 +1,265 @@
+"""The TensorRT runner against doubles of TensorRT and CUDA (`tests.engine.doubles`): the order of its calls, what it
+does when memory or device fail, what it gives back. Nothing here says anything of TensorRT itself.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+import engine.__main__ as command
+from engine import (
+    BundleError,
+    Features,
+    PlanError,
+    RuntimeUnavailable,
+    infer,
+    load,
+    load_all,
+    stream,
+)
+from engine.plans import PlanCache
+from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
+from tests.engine.doubles.cuda import Machine
+from tests.engine.test_backend import BATCH, assert_same, patches
+
+
+def backend_of(bundle: Path, **arguments: Any) -> Any:  # noqa: ANN401
+    from engine.tensorrt import TensorRTBackend
+
+    return TensorRTBackend(bundle, **{"precision": "fp32", **arguments})
+
+
+def expected(bundle: Path, pixels: NDArray[np.uint8]) -> Features:
+    return infer(load(bundle, "onnxruntime", threads=1), pixels)[0]
+
+
+def joined(answers: list[Features]) -> Features:
+    names = ("label_features", "stage1", "activation")
+    return Features(**{name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names})
+
+
+def test_a_batch_goes_up_is_computed_and_comes_down_in_this_order(machine: Machine, bundle: Path) -> None:
+    backend = backend_of(bundle)
+    machine.calls.clear()
+    backend.features(patches(2))
+    assert machine.calls == [
+        "upload",
+        "record",
+        "wait_for_event",
+        *["set_tensor_address"] * 4,
+        "launch",
+        "record",
+        "wait_for_event",
+        *["download"] * 3,
+        "record",
+        "event_synchronize",
+    ]
+
+
+@pytest.mark.parametrize("count", range(1, BATCH + 1))
+def test_events_alone_order_the_streams_and_a_part_of_a_batch_is_filled_up(
+    machine: Machine, bundle: Path, count: int
+) -> None:
+    backend = backend_of(bundle)
+    list(backend.features_many([patches(BATCH, seed=seed) for seed in (1, 2)]))  # leaves pixels in both slots
+    assert_same(backend.features(patches(count)), expected(bundle, patches(count)))
+    (context,) = machine.contexts
+    inputs = [a.bytes.reshape(BATCH, 64 * 64) for a in context.memory.values() if a.size == BATCH * 64 * 64]
+    black = [not rows[count:].any() for rows in inputs]
+    assert sorted(black) == ([True, True] if count == BATCH else [False, True])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_a_screen_comes_back_whole_and_in_order(machine: Machine, bundle: Path, count: int) -> None:
+    batches = [patches(BATCH if index < count - 1 else 2, seed=index) for index in range(count)]
+    answers = list(stream(backend_of(bundle), batches))
+    assert len(answers) == count
+    assert_same(joined(answers), expected(bundle, np.concatenate(batches)))
+
+
+def test_the_next_batch_is_under_way_before_anybody_waits_for_the_one_before(machine: Machine, bundle: Path) -> None:
+    backend = backend_of(bundle)
+    machine.calls.clear()
+    list(backend.features_many([patches(BATCH, seed=seed) for seed in range(3)]))
+    steps = [call for call in machine.calls if call in ("upload", "event_synchronize")]
+    assert steps == ["upload", "upload", "event_synchronize", "upload", "event_synchronize", "event_synchronize"]
+
+
+def test_a_self_test_between_two_batches_disturbs_neither(machine: Machine, bundle: Path) -> None:
+    backend = backend_of(bundle)
+    tested = []
+
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        for seed in range(4):
+            tested.append(backend.features(patches(3, seed=9)))
+            yield patches(BATCH, seed=seed)
+
+    answers = list(stream(backend, batches()))
+    assert_same(joined(answers), expected(bundle, np.concatenate([patches(BATCH, seed=seed) for seed in range(4)])))
+    for answer in tested:
+        assert_same(answer, expected(bundle, patches(3, seed=9)))
+
+
+def test_a_screen_given_up_leaves_nothing_under_way(machine: Machine, bundle: Path) -> None:
+    backend = backend_of(bundle)
+
+    def batches() -> Iterator[NDArray[np.uint8]]:
+        yield patches(BATCH)
+        raise TimeoutError
+
+    for _ in range(3):  # more often than there are slots
+        with pytest.raises(TimeoutError):
+            list(stream(backend, batches()))
+        given_up = stream(backend, [patches(BATCH)] * 3)
+        next(given_up)
+        given_up.close()
+    assert not any(queue.queue for queue in machine.contexts[0].streams)
+    assert_same(backend.features(patches(3)), expected(bundle, patches(3)))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "capture", "launched"),
+    [
+        ({"launch": 2.0, "graph": 1.0}, True, "graph"),
+        ({"launch": 1.0, "graph": 2.0}, True, "launch"),
+        ({"launch": 2.0, "graph": 1.0}, False, "launch"),
+    ],
+)
+def test_a_cuda_graph_is_kept_where_it_measures_better(
+    machine: Machine, bundle: Path, seconds: dict[str, float], capture: bool, launched: str
+) -> None:
+    machine.seconds, machine.capture = seconds, capture
+    backend = backend_of(bundle)
+    machine.calls.clear()
+    batches = [patches(BATCH, seed=seed) for seed in range(3)]
+    assert_same(joined(list(stream(backend, batches))), expected(bundle, np.concatenate(batches)))
+    assert {call for call in machine.calls if call in ("launch", "graph")} == {launched}
+    backend.close()
+
+
+def test_each_gpu_has_a_backend_of_its_own(machine: Machine, half_bundle: Path) -> None:
+    machine.gpus, machine.datatype = 2, "FP16"
+    backends = load_all(half_bundle, "tensorrt")
+    assert [context.device for context in machine.contexts] == [0, 1]
+    assert [backend.precision for backend in backends] == ["fp16", "fp16"]
+    assert len(machine.built) == 2  # a plan is good for one GPU
+    backends[0].close()
+    assert_same(backends[1].features(patches(2)), expected(half_bundle, patches(2)))
+    backends[1].close()
+    assert machine.used_bytes == 0
+
+
+def test_an_engine_of_another_precision_is_refused_and_not_kept(machine: Machine, half_bundle: Path) -> None:
+    machine.datatype = "FP32"  # as TensorRT 11 makes it for tools that ask by a flag
+    with pytest.raises(PlanError, match="the engine is fp32, not fp16"):
+        backend_of(half_bundle, precision="fp16")
+    assert not list((half_bundle.parent / "cache").rglob("*.plan"))
+    assert all(context.destroyed for context in machine.contexts)
+
+
+def test_a_precision_that_was_not_exported_is_refused(machine: Machine, bundle: Path) -> None:
+    with pytest.raises(BundleError, match="made at export") as caught:
+        backend_of(bundle, precision="int8")
+    assert caught.value.key == "files.features.int8-trt.onnx"
+    with pytest.raises(ValueError, match="there are fp32, fp16, int8"):
+        backend_of(bundle, precision="fp8")
+
+
+def test_half_precision_is_the_default_where_the_bundle_has_it(
+    machine: Machine, bundle: Path, half_bundle: Path
+) -> None:
+    without = backend_of(bundle, precision=None)
+    assert without.precision == "fp32"
+    assert "the bundle has no graph in fp16, so it runs in fp32: export it again" in without.notes
+    machine.datatype = "FP16"
+    assert backend_of(half_bundle, precision=None).precision == "fp16"
+
+
+def test_a_plan_is_found_again_and_its_timing_cache_is_reused(machine: Machine, bundle: Path, tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    first = backend_of(bundle, cache=cache)
+    assert first.plan.built
+    again = backend_of(bundle, cache=cache)
+    assert not again.plan.built
+    assert again.plan.data == first.plan.data
+    backend_of(bundle, cache=cache, batch_size=2)
+    assert machine.built == [(5, b""), (2, b"timed ")]
+
+
+def test_a_timing_cache_of_another_gpu_is_left_aside(machine: Machine, bundle: Path, tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    backend_of(bundle, cache=cache)
+    (timing,) = cache.folder.glob("timing-*.cache")
+    timing.write_bytes(b"of another GPU")
+    backend_of(bundle, cache=cache, batch_size=2)
+    assert machine.built[-1] == (2, b"")
+
+
+def test_the_guard_band_is_the_plans(machine: Machine, bundle: Path, tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    backend = backend_of(bundle, cache=cache)
+    assert backend.guard == {}
+    assert "the plan's guard band has not been measured" in backend.notes
+    cache.set_guard(backend.plan, {"bubble": 0.002})
+    again = backend_of(bundle, cache=cache)
+    assert again.guard == {"bubble": 0.002}
+    assert again.notes == []
+
+
+def test_the_command_builds_verifies_and_says_what_it_is(
+    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    machine.datatype = "FP16"
+    first = CliRunner().invoke(command.app, ["build", str(half_bundle), "--batch", "2"])
+    assert first.exit_code == 0, first.output
+    for words in (
+        ".plan built",
+        "Double 0 sm86, tensorrt 10.13.0, batches of 2",
+        "really fp16: convolutions and matrix products 1 in fp16",
+        "5 golden patches differ by",
+        "(tolerance 0.01)",
+        "guard band has not been measured",
+    ):
+        assert words in first.stdout
+    again = CliRunner().invoke(command.app, ["build", str(half_bundle), "--batch", "2"])
+    assert "found, whole and for this GPU" in again.stdout
+    assert machine.used_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int8"], "features.int8-trt.onnx"),
+        (["--precision", "half"], "precision 'half' is not known"),
+        (["--device", "7"], "there is no GPU 7"),
+    ],
+)
+def test_the_command_names_what_it_cannot_do(
+    machine: Machine, bundle: Path, arguments: list[str], message: str
+) -> None:
+    answer = CliRunner().invoke(command.app, ["build", str(bundle), *arguments])
+    assert answer.exit_code == 1
+    assert message in answer.stderr
+
+
+def test_without_pycuda_the_runtime_is_unavailable(
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in WITH_A_RUNTIME_INSIDE:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "pycuda.driver", None)
+    with pytest.raises(RuntimeUnavailable, match="pycuda and cuda-bindings cannot be imported"):
+        load(bundle, "tensorrt")
+
+
+def test_an_old_tensorrt_is_unavailable(machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["tensorrt"], "__version__", "10.11.0")
+    with pytest.raises(RuntimeUnavailable, match=r"10\.12 or later"):
+        backend_of(bundle)
