@@ -11,7 +11,7 @@ from engine.cpus import available_cpus
 from engine.errors import BundleError, EngineError, InferenceError, ParityError, RuntimeUnavailable
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, read_golden, self_test
-from engine.manifest import FrameLimits, LabelLimits, Manifest
+from engine.manifest import MANIFEST_FILE, FrameLimits, LabelLimits, Manifest, file_sha256
 from engine.parity import Difference
 from engine.pixels import to_grey
 from engine.windows import Window, cover, cut
@@ -20,6 +20,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "MANIFEST_FILE",
     "NO_GUARD",
     "Backend",
     "BundleError",
@@ -39,6 +40,7 @@ __all__ = [
     "cover",
     "cut",
     "fake_manifest",
+    "file_sha256",
     "infer",
     "load",
     "read_golden",

@@ -185,7 +185,14 @@ class Inspector:
         self._record.record(Answered(screen_id=screen_id, digest=digest, verdict=verdict.verdict, answer=answer))
         record_s = lap()
 
-        log.info("inspected", screen_id=screen_id, verdict=verdict.verdict, reasons=verdict.reasons)
+        log.info(
+            "inspected",
+            screen_id=screen_id,
+            verdict=verdict.verdict,
+            reasons=verdict.reasons,
+            model=manifest.name,
+            version=manifest.version,
+        )
         return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s)
 
     def _cover(self, height: int, width: int) -> tuple[Window, ...]:
