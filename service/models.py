@@ -25,6 +25,7 @@ from engine import MANIFEST_FILE, BundleError, EngineError, Manifest
 from service.active import Active
 from service.catalogue import Catalogue, Look
 from service.errors import BundleRefused, BundleUnknown, ServiceError, SwapInProgress
+from service.memory import give_back
 from service.metrics import Metrics
 from service.selftest import SelfTestReport
 from service.serving import Loaded, Serving, digest_of, load_bundle, naming
@@ -231,6 +232,8 @@ class Models:
                 undo.pop_all()  # from here on it is the active one
             self._show(outcome)
             self._active.retire(old)
+            del old  # the last that holds it
+            give_back()
         self._metrics.swaps.labels(outcome).inc()
         active, before = self.current, self._before(self.current)
         return Swap(
