@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.progress import track
 
 from engine import EngineError
-from service import control, logs, overlay
+from service import control, logs, memory, overlay
 from service import demo as demonstration
 from service.app import create_app
 from service.control import ControlError
@@ -48,6 +48,7 @@ def main(
         return
     settings = read_settings()
     logs.configure(level=settings.log_level, form=settings.log_format)
+    memory.share_one_heap()
     # whoever stops the service has asked for it: uvicorn ends by the signal that stopped it, which would be a failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     uvicorn.run(
@@ -132,7 +133,7 @@ def activate(
         answer = control.activate(url, bundle, without_release=without_release)
     except ControlError as error:
         if as_json and error.problem is not None:
-            print(json.dumps(error.problem, indent=2))
+            print(error.problem.model_dump_json(indent=2))
         errors.print(str(error), style="red", soft_wrap=True)
         raise typer.Exit(1) from error
     print(json.dumps(answer, indent=2) if as_json else control.describe(answer))

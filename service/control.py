@@ -5,6 +5,8 @@ from typing import Any
 
 import httpx
 
+from service.problems import Problem
+
 CONNECT_WITHIN_S = 10.0
 ANSWER_WITHIN_S = 900.0  # a large bundle is loaded, and the last screen of the one before may take minutes
 
@@ -16,7 +18,7 @@ class ControlError(Exception):
         problem: the problem document that it answered with, where it did.
     """
 
-    def __init__(self, detail: str, problem: dict[str, Any] | None = None) -> None:
+    def __init__(self, detail: str, problem: Problem | None = None) -> None:
         super().__init__(detail)
         self.problem = problem
 
@@ -71,13 +73,13 @@ def _name(service: httpx.Client, bundle: str) -> str:
 
 def _answer(response: httpx.Response) -> dict[str, Any]:
     try:
-        body = response.json()
+        if response.is_success:
+            answer: dict[str, Any] = response.json()
+            return answer
+        problem = Problem.model_validate_json(response.content)
     except ValueError as error:
         raise ControlError(f"{response.url} is no inspection service: {response.status_code}") from error
-    if response.is_success:
-        answer: dict[str, Any] = body
-        return answer
-    raise ControlError(f"{body['code']}: {body['detail']}", body)
+    raise ControlError(f"{problem.code}: {problem.detail}", problem)
 
 
 def _described(model: dict[str, Any] | None) -> str:

@@ -53,12 +53,12 @@ BODY = {
 MODELS_EXAMPLE = {
     "folder": "/srv/bundles",
     "models": [
-        {"bundle": "screens-1", "name": "screens", "version": "1", "state": "previous", "reason": None},
-        {"bundle": "screens-2", "name": "screens", "version": "2", "state": "active", "reason": None},
+        {"bundle": "screens-1", "name": "screens", "version": "1", "state": "previous", "reason": ""},
+        {"bundle": "screens-2", "name": "screens", "version": "2", "state": "active", "reason": ""},
         {
             "bundle": "screens-3",
-            "name": None,
-            "version": None,
+            "name": "",
+            "version": "",
             "state": "broken",
             "reason": "files.features.onnx: was altered: its SHA-256 is another",
         },

@@ -45,17 +45,17 @@ class ListedModel:
 
     Attributes:
         bundle: by what it can be named.
-        name: of its model; None where it is broken.
+        name: of its model; empty where it is broken.
         version: of its model.
         state: `previous` is the one that a rollback goes to.
-        reason: what is wrong with it on the disk; None when nothing is.
+        reason: what is wrong with it on the disk; empty when nothing is.
     """
 
     bundle: str
-    name: str | None
-    version: str | None
+    name: str
+    version: str
     state: State
-    reason: str | None
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -342,8 +342,8 @@ def _listed(bundle: str, look: Look, active: Serving, before: Activation | None)
     changed = "" if look.digest == digest else "another bundle lies there by now"
     return ListedModel(
         bundle=bundle,
-        name=None if named is None else named.name,
-        version=None if named is None else named.version,
+        name="" if named is None else named.name,
+        version="" if named is None else named.version,
         state=state,
-        reason=look.reason or changed or None,
+        reason=look.reason or changed,
     )
