@@ -3,8 +3,6 @@
 import json
 import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,13 +12,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from engine import BundleError, EngineError
+from engine import EngineError
 from service import acceptance as accept
+from service import control, logs, memory, overlay
 from service import demo as demonstration
-from service import logs, overlay
 from service import release as gate
 from service.app import create_app
 from service.client import ClientError
+from service.control import ControlError
 from service.demo import DemoError
 from service.errors import ServiceError
 from service.files import FileResult, inspect_files, inspector, picture_paths
@@ -46,18 +45,22 @@ Size = Annotated[str | None, typer.Option(metavar="WIDTHxHEIGHT", help="Pixels o
 
 
 @app.callback(invoke_without_command=True)
-def main(context: typer.Context) -> None:
+def main(
+    context: typer.Context,
+    configured: Annotated[
+        bool, typer.Option("--configured", help="Begin with INSPECT_BUNDLE, whatever was in service last.")
+    ] = False,
+) -> None:
     """Serve; every knob is an INSPECT_* variable of the environment (see the README)."""
     if context.invoked_subcommand is not None:
         return
     settings = read_settings()
     logs.configure(level=settings.log_level, form=settings.log_format)
+    memory.share_one_heap()
     # whoever stops the service has asked for it: uvicorn ends by the signal that stopped it, which would be a failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    with _naming(settings.bundle):
-        service = create_app(settings)
     uvicorn.run(
-        service,
+        create_app(settings, configured=configured, require_release=gate.require_release),
         host=settings.host,
         port=settings.port,
         log_config=None,  # uvicorn's lines take the form of ours
@@ -88,7 +91,7 @@ def inspect(
         pictures[0].parent.mkdir(parents=True, exist_ok=True)
     entries: list[dict[str, Any]] = []
     rows: list[tuple[str, ...]] = []
-    with _naming(settings.bundle), inspector(settings) as ready:
+    with inspector(settings) as ready:
         results = track(
             inspect_files(ready, files, raw_size=raw_size),
             "inspect",
@@ -172,6 +175,31 @@ def demo(
     demonstration.run(out, screens=screens, seed=seed, size=_size(size), console=Console(emoji=False))
 
 
+@app.command()
+def activate(
+    bundle: Annotated[
+        str | None, typer.Argument(help="Name of the bundle, or its folder in the service's folder of bundles.")
+    ] = None,
+    rollback: Annotated[bool, typer.Option("--rollback", help="The bundle that was in service before.")] = False,
+    without_release: Annotated[
+        bool, typer.Option("--without-release", help="Take it even without a record of release.")
+    ] = False,
+    url: Annotated[str, typer.Option(help="Of the running service.")] = "http://127.0.0.1:8000",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer.")] = False,
+) -> None:
+    """Put a bundle in service while screens come in, or roll back; exit code 1 if nothing has changed."""
+    if (bundle is None) != rollback:
+        raise typer.BadParameter("name a bundle, or --rollback")
+    try:
+        answer = control.activate(url, bundle, without_release=without_release)
+    except ControlError as error:
+        if as_json and error.problem is not None:
+            print(error.problem.model_dump_json(indent=2))
+        errors.print(str(error), style="red", soft_wrap=True)
+        raise typer.Exit(1) from error
+    print(json.dumps(answer, indent=2) if as_json else control.describe(answer))
+
+
 def run() -> None:
     """Run the command line; what the user can mend is one line, not a traceback."""
     try:
@@ -188,15 +216,6 @@ def run() -> None:
     ) as error:
         errors.print(str(error), style="red", soft_wrap=True)
         sys.exit(2)
-
-
-@contextmanager
-def _naming(bundle: Path) -> Iterator[None]:
-    """Say which bundle is wrong, where its own error names only what in it."""
-    try:
-        yield
-    except BundleError as error:
-        raise BundleError(error.detail, key=f"{bundle}: {error.key}") from error
 
 
 def _size(text: str) -> tuple[int, int]:

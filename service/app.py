@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from importlib.metadata import version
 from typing import TypedDict
 
@@ -10,14 +10,14 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from engine import Backend, Golden, load_all, read_golden
-from service import problems
+from engine import Backend, Golden, read_golden
+from service import model_routes, problems, routes
 from service.admission import Admission
-from service.inspector import Inspector
+from service.catalogue import Catalogue
 from service.metrics import Metrics
 from service.middleware import RequestScope
-from service.routes import router
-from service.scheduler import Scheduler
+from service.models import Models, ReleaseGate, activation, load_first, no_gate
+from service.serving import Loaded, Serving
 from service.settings import Settings
 from service.state import Running
 from service.store import Store
@@ -31,34 +31,56 @@ class State(TypedDict):
     running: Running
 
 
-def create_app(settings: Settings, *, backends: Sequence[Backend] = (), golden: Golden | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    backends: Sequence[Backend] = (),
+    golden: Golden | None = None,
+    configured: bool = False,
+    require_release: ReleaseGate = no_gate,
+) -> FastAPI:
     """The service, ready to be served once its lifespan has begun.
 
     Args:
         settings: every knob.
-        backends: one a device; by default the bundle of `settings`, loaded into its runtime. The app closes them.
-        golden: patches of the self-test; by default the bundle's.
+        backends: one a device, of the bundle to begin with; by default the bundle that was in service last, or that of
+            `settings`, loaded into its runtime. The app closes them.
+        golden: patches of the self-test of these backends; by default those of the settings' bundle.
+        configured: whether to begin with the settings' bundle, whatever was in service last.
+        require_release: what a bundle must have to be put in service; see `service.models.Models`.
 
     Raises:
         EngineError: the bundle must not be served, or not here.
         StoreError: the record cannot be opened.
     """
-    golden = golden or read_golden(settings.bundle)
-    backends = backends or load_all(settings.bundle, settings.runtime, threads=settings.threads)
-    store = Store(settings.state_dir)
+    catalogue = Catalogue(configured=settings.bundle, folder=settings.bundles)
+    with ExitStack() as opened:
+        store = opened.enter_context(closing(Store(settings.state_dir)))
+        last = store.last_activation()
+        if backends:
+            bundle = catalogue.configured
+            loaded = Loaded(backends=backends, golden=golden or read_golden(settings.bundle))
+        else:
+            bundle, loaded = load_first(catalogue, last, settings, configured=configured)
+        first = activation(bundle, loaded.digest, loaded.backends[0].manifest, settings)
+        if first != last:
+            store.activate(first)
+        closing_store = opened.pop_all()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
-        with (
-            closing(store),
-            Scheduler(
-                backends,
-                golden,
-                max_patches=settings.max_queue_patches,
-                self_test_interval_s=settings.self_test_interval_s,
-            ) as scheduler,
-        ):
-            yield {"running": _run(settings, backends[0], scheduler, store)}
+        with closing_store:
+            metrics = Metrics(labels=loaded.backends[0].manifest.label_names, codes=tuple(problems.codes()))
+            models = Models(
+                Serving(loaded, bundle=bundle, record=store, settings=settings),
+                catalogue=catalogue,
+                store=store,
+                settings=settings,
+                metrics=metrics,
+                require_release=require_release,
+            )
+            with closing(models):
+                yield {"running": _run(settings, models, store, metrics)}
 
     # a FastAPI whose /docs takes its scripts from this process: a line has no way out to the Internet
     app = FastAPIOffline(
@@ -68,30 +90,20 @@ def create_app(settings: Settings, *, backends: Sequence[Backend] = (), golden: 
         version=version(DISTRIBUTION),
         lifespan=lifespan,
     )
-    app.include_router(router)
+    app.include_router(routes.router)
+    app.include_router(model_routes.router)
     problems.install(app)
     app.add_middleware(RequestScope)
     return app
 
 
-def _run(settings: Settings, backend: Backend, scheduler: Scheduler, store: Store) -> Running:
-    manifest = backend.manifest
-    metrics = Metrics(labels=manifest.label_names, codes=tuple(problems.codes()))
-    metrics.model_info.labels(manifest.name, manifest.version, backend.runtime).set(1)
-    metrics.watch("queue_patches", "Patches waiting or running.", lambda: scheduler.waiting_patches)
-    metrics.watch("self_test_ok", "1 while the last self-test succeeded.", lambda: scheduler.report().ok)
-    metrics.watch("self_test_age_seconds", "Time since the last success.", lambda: _age_s(scheduler.report().age_s))
+def _run(settings: Settings, models: Models, store: Store, metrics: Metrics) -> Running:
+    metrics.watch("queue_patches", "Patches waiting or running.", lambda: models.waiting_patches)
+    metrics.watch("self_test_ok", "1 while the last self-test succeeded.", lambda: models.report().ok)
+    metrics.watch("self_test_age_seconds", "Time since the last success.", lambda: _age_s(models.report().age_s))
     return Running(
         settings=settings,
-        manifest=manifest,
-        inspector=Inspector(
-            backend,
-            scheduler,
-            store,
-            frame_size=settings.frame_size,
-            max_pixels=settings.max_pixels,
-        ),
-        scheduler=scheduler,
+        models=models,
         store=store,
         metrics=metrics,
         admission=Admission(settings.max_screens_in_flight, metrics.screens_in_flight),

@@ -7,7 +7,7 @@ The path of a screen, and what may go wrong on it:
     -> queue QueueFull, TooManyScreens, NotReady, DeadlineExceeded
     -> id    ScreenInProgress, Conflict, NotFound
 
-And of a bundle that is to be put in service: ReleaseMissing.
+And where another bundle is to be put in service: ReleaseMissing, BundleUnknown, BundleRefused, SwapInProgress.
 
     ServiceError
     +-- QueueFull
@@ -145,6 +145,24 @@ class NotFound(ServiceError):
     """No such screen was answered."""
 
     status, code, title = 404, "not_found", "There is nothing at this address"
+
+
+class BundleUnknown(ServiceError):
+    """No bundle has this name, or none was active before."""
+
+    status, code, title = 404, "bundle_unknown", "There is no such bundle"
+
+
+class BundleRefused(ServiceError):
+    """A bundle that is broken, does not fit the line, or fails its self-test."""
+
+    status, code, title = 422, "bundle_refused", "The bundle must not be served"
+
+
+class SwapInProgress(ServiceError):
+    """Another bundle is being put in service."""
+
+    status, code, title = 409, "swap_in_progress", "Another bundle is being put in service"
 
 
 def concrete_errors() -> tuple[type[ServiceError], ...]:

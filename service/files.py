@@ -9,18 +9,19 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from engine import InferenceError, load, read_golden
+from engine import InferenceError
+from service.catalogue import CONFIGURED
 from service.errors import ServiceError, UnreadableImage, UnsupportedMedia
 from service.images import RAW, SUFFIXES, Source
 from service.inspector import Forgetful, Inspection, Inspector
 from service.problems import Problem, describe
-from service.scheduler import Scheduler
+from service.serving import Serving, load_bundle, naming
 from service.settings import Settings
 
 IN_FLIGHT = 3
@@ -45,21 +46,12 @@ def inspector(settings: Settings) -> Iterator[Inspector]:
     Raises:
         EngineError: the bundle must not be used, or not here.
     """
-    golden = read_golden(settings.bundle)
-    backend = load(settings.bundle, settings.runtime, threads=settings.threads)
-    with Scheduler(
-        [backend],
-        golden,
-        max_patches=settings.max_queue_patches * IN_FLIGHT,  # files do not refuse each other
-        self_test_interval_s=settings.self_test_interval_s,
-    ) as scheduler:
-        yield Inspector(
-            backend,
-            scheduler,
-            Forgetful(),
-            frame_size=settings.frame_size,
-            max_pixels=settings.max_pixels,
-        )
+    with naming(settings.bundle):
+        loaded = load_bundle(settings.bundle, settings)
+    # files do not refuse each other
+    roomy = settings.model_copy(update={"max_queue_patches": settings.max_queue_patches * IN_FLIGHT})
+    with closing(Serving(loaded, bundle=CONFIGURED, record=Forgetful(), settings=roomy)) as serving:
+        yield serving.inspector
 
 
 def inspect_files(

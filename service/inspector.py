@@ -9,8 +9,9 @@
     7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
     8  record     service.store         and only then answer
 
-No HTTP here: step 1 and the answer are the routes'. They call `inspect` in a thread of the screen's own, and so
-does the command line. Whatever goes wrong is an exception of `service.errors`, `service.store` or `engine`, and
+One bundle does it all: a screen takes the one that is in service as step 2 begins, and `service.models` swaps between
+screens. No HTTP here: step 1 and the answer are the routes'. They call `inspect` in a thread of the screen's own, and
+so does the command line. Whatever goes wrong is an exception of `service.errors`, `service.store` or `engine`, and
 never a verdict.
 """
 
@@ -185,7 +186,14 @@ class Inspector:
         self._record.record(Answered(screen_id=screen_id, digest=digest, verdict=verdict.verdict, answer=answer))
         record_s = lap()
 
-        log.info("inspected", screen_id=screen_id, verdict=verdict.verdict, reasons=verdict.reasons)
+        log.info(
+            "inspected",
+            screen_id=screen_id,
+            verdict=verdict.verdict,
+            reasons=verdict.reasons,
+            model=manifest.name,
+            version=manifest.version,
+        )
         return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s)
 
     def _cover(self, height: int, width: int) -> tuple[Window, ...]:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 VERDICTS = ("pass", "fail", "review")
+SWAPS = ("activated", "rolled_back", "unchanged", "refused")
 STAGES = ("receive", "decode", "queue", "features", "reasoning", "aggregate", "record")
 
 # Takt of a line is 1/3 s to 10 s: an edge at each end of that range, and room on both sides.
@@ -25,7 +26,7 @@ class Metrics:
         """Declare the series.
 
         Args:
-            labels: names of the defects that the bundle tells apart.
+            labels: names of the defects that the first bundle tells apart.
             codes: codes of the problem documents that the service can answer with.
         """
         self.registry = CollectorRegistry()
@@ -51,6 +52,18 @@ class Metrics:
         self.model_info = Gauge(
             "inspect_model_info", "The bundle served.", ("name", "version", "runtime"), registry=self.registry
         )
+        self.swaps = self._counter("swaps", "Requests to put another bundle in service.", "outcome", SWAPS)
+        self._served: tuple[str, str, str] | None = None
+
+    def show_model(self, name: str, version: str, runtime: str, *, labels: Sequence[str]) -> None:
+        """Name the bundle that is served from now on; its labels go on where they had come to, or begin at 0."""
+        for label in labels:
+            self.defects.labels(label)
+            self.label_score.labels(label)
+        before, self._served = self._served, (name, version, runtime)
+        self.model_info.labels(*self._served).set(1)
+        if before not in (None, self._served):  # after the new one: two for a moment are better than none
+            self.model_info.remove(*before)
 
     def watch(self, name: str, help_text: str, read: Callable[[], float]) -> None:
         """Declare the gauge `inspect_<name>`, whose value `read` gives at each scrape."""

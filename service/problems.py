@@ -5,8 +5,9 @@ exceptions stay in the log: they may hold paths and data.
 """
 
 import math
+from collections.abc import Sequence
 from http import HTTPStatus
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 from fastapi import FastAPI
@@ -107,6 +108,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _on_http_exception)
 
 
+def faults_of(errors: Sequence[Any]) -> str:
+    """What pydantic found wrong, without what was sent: that may be long, and is the sender's own."""
+    return "; ".join(": ".join([*map(str, item["loc"][-1:]), item["msg"]]) for item in errors)
+
+
 async def _on_expected(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError | InferenceError | StoreError)
     document = describe(error, instance=request.url.path)
@@ -119,9 +125,7 @@ async def _on_expected(request: Request, error: Exception) -> Response:
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    # what was sent is not repeated: it may be long, and is the sender's own
-    faults = (f"{item['loc'][-1]}: {item['msg']}" for item in error.errors())
-    return respond(request, problem("invalid_request", "; ".join(faults), instance=request.url.path))
+    return respond(request, problem("invalid_request", faults_of(error.errors()), instance=request.url.path))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

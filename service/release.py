@@ -170,7 +170,7 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     return release
 
 
-def require_release(bundle: Path, *, runtime: str, precision: str) -> None:
+def require_release(bundle: Path, runtime: str, precision: str) -> None:
     """Refuse a bundle that has not passed the gate as it will run.
 
     Raises:

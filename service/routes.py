@@ -41,7 +41,7 @@ class Page(BaseModel):
     next: int | None
 
 
-def _problems(*names: str) -> dict[int | str, dict[str, Any]]:
+def problem_responses(*names: str) -> dict[int | str, dict[str, Any]]:
     """The problem documents that a route answers with, for its documentation."""
     statuses: dict[int, list[str]] = {}
     for name in (*names, "internal_error"):
@@ -84,7 +84,7 @@ router = APIRouter()
 @router.post(
     "/v1/screens",
     response_model=Verdict,
-    responses={**VERDICT_RESPONSE, **_problems(*POST_PROBLEMS)},
+    responses={**VERDICT_RESPONSE, **problem_responses(*POST_PROBLEMS)},
     openapi_extra=POST_BODY,
     summary="Inspect one screen",
 )
@@ -117,7 +117,8 @@ async def inspect_screen(
             size=None if width is None or height is None else (height, width),
         )
         inspect = functools.partial(
-            running.inspector.inspect,
+            _inspect,
+            running,
             screen_id,
             source,
             deadline_at=deadline_at,
@@ -132,7 +133,7 @@ async def inspect_screen(
 @router.get(
     "/v1/screens/{screen_id}",
     response_model=Verdict,
-    responses={**VERDICT_RESPONSE, **_problems("not_found", "invalid_request", "record_failed")},
+    responses={**VERDICT_RESPONSE, **problem_responses("not_found", "invalid_request", "record_failed")},
     summary="What was answered for a screen",
 )
 def read_screen(running: CurrentRunning, screen_id: Annotated[str, Path(pattern=SCREEN_ID)]) -> Response:
@@ -146,7 +147,7 @@ def read_screen(running: CurrentRunning, screen_id: Annotated[str, Path(pattern=
 @router.get(
     "/v1/screens",
     response_model=Page,
-    responses=_problems("invalid_request", "record_failed"),
+    responses=problem_responses("invalid_request", "record_failed"),
     summary="What was answered, newest first",
 )
 def list_screens(
@@ -170,17 +171,18 @@ async def healthz() -> JSONResponse:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz", responses=_problems("not_ready"), summary="Whether a screen could pass now")
+@router.get("/readyz", responses=problem_responses("not_ready"), summary="Whether a screen could pass now")
 async def readyz(running: CurrentRunning) -> JSONResponse:
     """200 while the golden patches gave their known answers within the last two minutes, on every device."""
-    report = running.scheduler.report()
+    serving = running.models.current
+    report = serving.scheduler.report()
     if not (report.ok and report.fresh):
         raise NotReady(f"self-test: {report.detail or 'the last success is too old'}")
-    manifest = running.manifest
+    manifest = serving.manifest
     return JSONResponse(
         {
             "status": "ready",
-            "model": {"name": manifest.name, "version": manifest.version},
+            "model": {"bundle": serving.bundle, "name": manifest.name, "version": manifest.version},
             "self_test": {"age_s": report.age_s, "difference": report.difference},
         }
     )
@@ -190,6 +192,12 @@ async def readyz(running: CurrentRunning) -> JSONResponse:
 async def metrics(running: CurrentRunning) -> Response:
     """The Prometheus text format."""
     return Response(running.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _inspect(running: Running, screen_id: str, source: Source, *, deadline_at: float, receive_s: float) -> Inspection:
+    """Steps 2 to 8, in the screen's own thread, by the one bundle that is in service as they begin."""
+    with running.models.take() as serving:
+        return serving.inspector.inspect(screen_id, source, deadline_at=deadline_at, receive_s=receive_s)
 
 
 def _media_type(request: Request) -> str:

@@ -115,6 +115,12 @@ class Scheduler:
         reports = [device.self_test.report() for device in self._devices]
         return max(reports, key=lambda r: (not r.ok, float("inf") if r.age_s is None else r.age_s))
 
+    def tested(self) -> SelfTestReport:
+        """The report, once every device has run its first self-test: it is warm then, and proven or not."""
+        for device in self._devices:
+            device.self_test.wait_for_first_run()
+        return self.report()
+
     def close(self) -> None:
         """Refuse what comes, fail what waits, end the threads and close the backends; twice is harmless.
 

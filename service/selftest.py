@@ -5,6 +5,7 @@ reports reads the last `SelfTestReport`.
 """
 
 import math
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class SelfTest:
         self._due_at = -math.inf
         # one tuple, so that a reader never sees half of a run: (ok, passed at, difference, detail)
         self._last: tuple[bool, float | None, float | None, str] = (False, None, None, "has not run yet")
+        self._has_run = threading.Event()
 
     def due_in_s(self) -> float:
         """Time until the next run; 0 when it is due."""
@@ -91,6 +93,11 @@ class SelfTest:
         else:
             self._last = (True, self._clock(), difference, "")
         self._due_at = self._clock() + self._interval_s
+        self._has_run.set()
+
+    def wait_for_first_run(self) -> None:
+        """Wait until it has run once, whatever came out; it has no limit, as a device's first batch may be slow."""
+        self._has_run.wait()
 
     def _test(self, backend: Backend) -> float:
         try:

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import BeforeValidator, DirectoryPath, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine import DEFAULT_BUNDLE
@@ -61,6 +61,7 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     bundle: Path = Field(DEFAULT_BUNDLE, description="folder of the bundle to serve")
+    bundles: DirectoryPath | None = Field(None, description="folder of bundles that may be put in service by name")
     runtime: str = Field("auto", description="what executes the features graph")
     threads: int | None = Field(None, ge=1, description="CPU threads of the runtime; it decides when unset")
     state_dir: Path = Field(default_factory=default_state_dir, description="folder of the record of verdicts")

@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 from anyio import CapacityLimiter
 
-from engine import Manifest
 from service.admission import Admission
-from service.inspector import Inspector
 from service.metrics import Metrics
-from service.scheduler import Scheduler
+from service.models import Models
 from service.settings import Settings
 from service.store import Store
 
@@ -18,9 +16,7 @@ class Running:
     """The parts that routes work with; `request.state.running`."""
 
     settings: Settings
-    manifest: Manifest
-    inspector: Inspector
-    scheduler: Scheduler
+    models: Models
     store: Store
     metrics: Metrics
     admission: Admission

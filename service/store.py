@@ -1,11 +1,13 @@
 """The record of what was answered: one SQLite row for each screen, written before the answer leaves.
 
+And of which bundle was in service when: one row for each that was put there, never changed.
+
 The answer is kept as the JSON text that was sent, so that asking again returns the same bytes whatever
 later versions would write. SQLite runs in WAL mode with `synchronous=FULL`: a verdict that the line has
 received survives a power cut. All calls block; the routes make them in a thread.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import Engine, String, create_engine, event, select
+from sqlalchemy import ColumnElement, Engine, String, create_engine, event, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -44,6 +46,39 @@ class ScreenRow(Base):
     verdict: Mapped[str] = mapped_column(String(8))
     recorded_at: Mapped[datetime]
     answer: Mapped[str]
+
+
+class ActivationRow(Base):
+    """One bundle that was put in service; it was until the next row's."""
+
+    __tablename__ = "activations"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    bundle: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(64))
+    version: Mapped[str] = mapped_column(String(64))
+    configured: Mapped[str | None]
+    activated_at: Mapped[datetime]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """A bundle that was put in service.
+
+    Attributes:
+        bundle: its name in the catalogue.
+        digest: of its manifest.
+        name: of its model.
+        version: of its model.
+        configured: what INSPECT_BUNDLE was set to then; None where it was not.
+    """
+
+    bundle: str
+    digest: str
+    name: str
+    version: str
+    configured: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +138,7 @@ class Store:
             digest=answered.digest,
             verdict=answered.verdict,
             answer=answered.answer,
-            recorded_at=datetime.now(UTC).replace(tzinfo=None),  # SQLite keeps no zone: all rows are UTC
+            recorded_at=_now(),
         )
         try:
             with Session(self._engine) as session, session.begin():
@@ -132,6 +167,47 @@ class Store:
         shown = rows[:limit]
         return Page(tuple(map(_answered, shown)), shown[-1].id if len(rows) > limit else None)
 
+    def activate(self, activation: Activation) -> None:
+        """Write durably which bundle is in service from now on.
+
+        Raises:
+            StoreError: nothing was written.
+        """
+        row = ActivationRow(**asdict(activation), activated_at=_now())
+        try:
+            with Session(self._engine) as session, session.begin():
+                session.add(row)
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot write the record: {error}") from error
+
+    def last_activation(self) -> Activation | None:
+        """The bundle that was put in service last, or None.
+
+        Raises:
+            StoreError: the record cannot be read.
+        """
+        return self._last_activation()
+
+    def activated_before(self, bundle: str, digest: str) -> Activation | None:
+        """The last that is another bundle than this one, or None.
+
+        Raises:
+            StoreError: the record cannot be read.
+        """
+        other = (ActivationRow.bundle != bundle) | (ActivationRow.digest != digest)
+        return self._last_activation(other)
+
+    def _last_activation(self, *where: ColumnElement[bool]) -> Activation | None:
+        query = select(ActivationRow).where(*where).order_by(ActivationRow.id.desc()).limit(1)
+        try:
+            with Session(self._engine) as session:
+                row = session.scalar(query)
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot read the record: {error}") from error
+        if row is None:
+            return None
+        return Activation(**{field.name: getattr(row, field.name) for field in fields(Activation)})
+
     def close(self) -> None:
         """Close all connections."""
         self._engine.dispose()
@@ -156,6 +232,10 @@ def _migrate(engine: Engine) -> None:
     with engine.begin() as connection:
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)  # SQLite keeps no zone: all rows are UTC
 
 
 def _answered(row: ScreenRow) -> Answered:

@@ -46,6 +46,8 @@ def tiny_bundle(
     activation: bool = True,
     review: tuple[float, float] = (0.3, 0.7),
     threshold: float = 0.5,
+    version: str = "1.0.0",
+    gain: float = GAIN,
 ) -> Path:
     """Write a bundle that `engine.load` takes, and return its folder.
 
@@ -58,16 +60,19 @@ def tiny_bundle(
         activation: whether the features graph has activation maps; a one-stage rival has none.
         review: low and high of every label.
         threshold: of every label.
+        version: of the model.
+        gain: steepness of the scores, by which two bundles differ on every patch.
     """
     path.mkdir(parents=True, exist_ok=True)
-    onnx.save(features_graph(len(labels), patch_px=patch_px, activation=activation), path / "features.onnx")
+    onnx.save(features_graph(len(labels), patch_px=patch_px, activation=activation, gain=gain), path / "features.onnx")
     onnx.save(reasoning_graph(len(labels)), path / "reasoning.onnx")
     pixels = golden_pixels(len(labels), patch_px=patch_px)
-    np.savez_compressed(path / "golden.npz", pixels=pixels, probability=probability_of(pixels, len(labels)))
+    probability = probability_of(pixels, len(labels), gain=gain)
+    np.savez_compressed(path / "golden.npz", pixels=pixels, probability=probability)
     (path / "MODEL_CARD.md").write_text("# tiny\n\nHand-made for tests.\n")
     manifest = Manifest(
         name="tiny",
-        version="1.0.0",
+        version=version,
         labels={label: LabelLimits(threshold=threshold, review=review) for label in labels},
         patch_px=patch_px,
         overlap_px=overlap_px,
@@ -91,16 +96,16 @@ def golden_pixels(labels: int, *, patch_px: int) -> NDArray[np.uint8]:
     return pixels.astype(np.uint8)
 
 
-def probability_of(pixels: NDArray[np.uint8], labels: int) -> NDArray[np.float32]:
+def probability_of(pixels: NDArray[np.uint8], labels: int, *, gain: float = GAIN) -> NDArray[np.float32]:
     """What the two graphs compute for (K, 1, P, P) patches reasoned together, in NumPy; (K, labels)."""
     distance = np.abs(pixels.astype(np.float64) - np.array(GREYS[:labels])[:, None, None])
     activation = np.maximum(0.0, 1 - distance / REACH)
-    logits = GAIN * (activation.max((2, 3)) - 0.5)
+    logits = gain * (activation.max((2, 3)) - 0.5)
     reasoned = logits + NEIGHBOUR_GAIN * logits.mean(0)
     return np.asarray(1 / (1 + np.exp(-reasoned)), np.float32)
 
 
-def features_graph(labels: int, *, patch_px: int, activation: bool = True) -> onnx.ModelProto:
+def features_graph(labels: int, *, patch_px: int, activation: bool = True, gain: float = GAIN) -> onnx.ModelProto:
     """`pixels` (N, 1, P, P) to `label_features` (N, C, 2), twice half the logit, `stage1`, `activation`."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["float"], to=TensorProto.FLOAT),
@@ -123,7 +128,7 @@ def features_graph(labels: int, *, patch_px: int, activation: bool = True) -> on
         "slope": np.float32(-1 / REACH),
         "one": np.float32(1),
         "half": np.float32(0.5),
-        "gain": np.float32(GAIN),
+        "gain": np.float32(gain),
         "last": np.array([2], np.int64),
         "halves": np.array([[[0.5, 0.5]]], np.float32),
     }

@@ -5,6 +5,7 @@ The other invariants are tested where they live, and named in `ELSEWHERE`.
 
 import itertools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,11 +23,26 @@ from service.inspector import from_json
 from service.problems import KINDS, problem
 from service.settings import Settings
 from tests.bundles import BACKGROUND, LABELS, REACH, grey_of, tiny_bundle
-from tests.service.apps import CLEAN, PATCH_PX, SCREENS, SIZE, Device, Frame, frame, post, post_raw, serve, serve_device
+from tests.service.apps import (
+    CLEAN,
+    PATCH_PX,
+    SCREENS,
+    SIZE,
+    Device,
+    Frame,
+    frame,
+    post,
+    post_raw,
+    serve,
+    serve_device,
+)
+from tests.service.shelves import BREAKERS, broken, shelf
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = (
     ("tests/engine/test_windows.py", "test_every_pixel_is_covered_by_equal_windows_inside_the_frame"),
+    ("tests/service/test_active.py", "test_threads_that_take_and_swap_at_once_never_meet_a_closed_one"),
+    ("tests/service/test_restart.py", "test_a_line_never_runs_another_model_in_place_of_the_one_put_in_service"),
     ("tests/service/test_aggregation.py", "test_raising_a_score_never_turns_fail_into_pass"),
     ("tests/test_architecture.py", "test_serving_a_screen_never_loads_torch"),
 )
@@ -87,6 +103,51 @@ def test_the_same_screens_alone_and_with_8_in_flight_give_the_same_verdicts_bit_
             sent = {number: pool.submit(post_raw, client, str(number), screens[number]) for number in order}
             for number, response in sent.items():
                 assert said(response.result()) == alone[number]
+
+
+def test_a_swap_under_load_fails_no_screen_and_each_verdict_is_one_versions_alone_bit_for_bit(tmp_path: Path) -> None:
+    folder = shelf(tmp_path / "bundles")
+    bad = [broken(folder, breaker)[0] for breaker in BREAKERS]
+    screens = [mixed_screen(seed) for seed in range(8)]
+    alone = {}
+    for name, version in (("one", "1"), ("two", "2")):
+        with serve(create_app(Settings(bundle=folder / name, state_dir=tmp_path / name))) as client:
+            alone[version] = [said(post_raw(client, str(number), screen)) for number, screen in enumerate(screens)]
+    assert all(one["labels"] != two["labels"] for one, two in zip(*alone.values(), strict=True))
+
+    done = threading.Event()
+    judged: list[str] = []
+    with (
+        serve(create_app(Settings(bundle=folder / "one", bundles=folder, state_dir=tmp_path / "state"))) as client,
+        ThreadPoolExecutor(IN_FLIGHT) as pool,
+    ):
+
+        def send_until_done(_: int) -> None:
+            while not done.is_set():
+                screen = next(numbers)
+                answer = said(post_raw(client, f"screen-{screen}", screens[screen % len(screens)]))
+                version = answer["model"]["version"]
+                assert answer == alone[version][screen % len(screens)]
+                judged.append(version)
+
+        sent = [pool.submit(send_until_done, sender) for sender in range(IN_FLIGHT)]
+        try:
+            for swap in range(12):
+                wanted = {"rollback": True} if swap % 4 == 3 else {"bundle": ("two", "one")[swap % 2]}
+                answer = client.put("/v1/models/active", json=wanted)
+                assert answer.status_code == 200, answer.text
+                assert answer.json()["active"]["version"] == "21"[swap % 2]
+                refused = client.put("/v1/models/active", json={"bundle": bad[swap % len(bad)]})
+                assert (refused.status_code, refused.json()["code"]) == (422, "bundle_refused")
+                assert client.get("/readyz").json()["model"]["version"] == "21"[swap % 2]
+        finally:
+            done.set()
+        for sender in sent:
+            sender.result()
+        # every screen that was sent has its verdict, and both versions gave some while they took turns
+        assert len(client.get("/v1/screens?limit=1000").json()["items"]) == len(judged)
+    assert judged.count("1") > 5
+    assert judged.count("2") > 5
 
 
 def said(response: httpx.Response) -> dict[str, Any]:

@@ -96,7 +96,6 @@ def test_a_server_with_an_altered_bundle_does_not_start(bundle: Path, tmp_path: 
         file.write(b"\0")
     line = one_line(run(tmp_path, INSPECT_BUNDLE=str(altered), INSPECT_STATE_DIR=str(tmp_path / "state")))
     assert line.startswith(f"{altered}: files.features.onnx: ")
-    assert not (tmp_path / "state").exists()
 
 
 def test_a_server_without_a_place_for_its_record_does_not_start(bundle: Path, tmp_path: Path) -> None:

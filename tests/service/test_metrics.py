@@ -1,6 +1,6 @@
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import SCREEN_BUCKETS_S, STAGES, VERDICTS, Metrics
+from service.metrics import SCREEN_BUCKETS_S, STAGES, SWAPS, VERDICTS, Metrics
 
 LABELS = ("bubble", "tin_ash")
 CODES = ("unreadable_image", "internal_error")
@@ -20,6 +20,8 @@ def test_every_label_set_exists_before_the_first_screen() -> None:
         assert value(metrics, "inspect_screens_total", verdict=verdict) == 0
     for code in CODES:
         assert value(metrics, "inspect_errors_total", code=code) == 0
+    for outcome in SWAPS:
+        assert value(metrics, "inspect_swaps_total", outcome=outcome) == 0
     for label in LABELS:
         assert value(metrics, "inspect_defects_total", label=label) == 0
         assert value(metrics, "inspect_label_score_count", label=label) == 0
@@ -34,6 +36,19 @@ def test_two_apps_in_one_process_count_apart() -> None:
     one.patches.inc(50)
     assert value(one, "inspect_patches_total") == 50
     assert value(other, "inspect_patches_total") == 0
+
+
+def test_one_model_is_named_and_its_labels_begin_or_go_on() -> None:
+    metrics = make()
+    metrics.show_model("screens", "1", "onnxruntime", labels=LABELS)
+    metrics.defects.labels("bubble").inc(3)
+    for _ in range(2):  # the same once more is no other
+        metrics.show_model("screens", "2", "tensorrt", labels=("bubble", "oil"))
+        named = [sample for sample in metrics.model_info.collect()[0].samples if sample.value]
+        assert [sample.labels for sample in named] == [{"name": "screens", "version": "2", "runtime": "tensorrt"}]
+    assert value(metrics, "inspect_defects_total", label="bubble") == 3
+    assert value(metrics, "inspect_defects_total", label="oil") == 0
+    assert value(metrics, "inspect_label_score_count", label="oil") == 0
 
 
 def test_watched_gauge_is_read_at_the_scrape() -> None:

@@ -77,6 +77,8 @@ def test_a_request_has_one_line_in_the_log_and_its_screen_another_with_the_same_
         "screen_id": "one",
         "verdict": "pass",
         "reasons": (),
+        "model": "fake",
+        "version": "0",
     }
 
 

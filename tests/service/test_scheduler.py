@@ -57,6 +57,21 @@ def test_batches_hold_one_screen_in_row_order_whatever_else_is_sent() -> None:
     assert [number for number, _ in device.screens] == [number for number in device.order for _ in range(3)]
 
 
+def test_every_device_is_waited_for_until_it_was_tested_and_the_worst_is_told() -> None:
+    gate = Gate()
+    right, slow = Device(), Device(lambda number: gate.stop() if number == GOLDEN_NUMBER else None)
+    slow.golden_score = 0.9
+    with line(right, slow) as here:
+        tested = here.pool.submit(here.scheduler.tested)
+        gate.wait_for()
+        until(lambda: (GOLDEN_NUMBER, [GOLDEN_NUMBER, GOLDEN_NUMBER]) in right.given)
+        assert not tested.done()
+        gate.opened.set()
+        report = tested.result(GUARD_S)
+    assert not report.ok
+    assert "differ by 0.4" in report.detail
+
+
 def test_first_come_first_served() -> None:
     device, gate = held_at(7)
     with line(device) as here:

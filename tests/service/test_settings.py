@@ -96,6 +96,7 @@ def test_unknown_key_of_the_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
         ("INSPECT_DEADLINE_S", "-1"),
         ("INSPECT_SELF_TEST_INTERVAL_S", "120"),  # a test would no longer be fresh when the next comes
         ("INSPECT_LOG_LEVEL", "loud"),
+        ("INSPECT_BUNDLES", "/nowhere"),  # a misspelt folder would be an empty one
         ("INSPECT_MAX_BODY_BYTES", "0"),
     ],
 )

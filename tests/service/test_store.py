@@ -8,13 +8,17 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from service.store import Answered, Base, Store, StoreError
+from service.store import Activation, Answered, Base, Store, StoreError
 
 
 def answered(number: int) -> Answered:
     return Answered(
         screen_id=f"screen-{number}", digest=f"{number:032x}", verdict="pass", answer=f'{{"n": {number}}}\n'
     )
+
+
+def activation(bundle: str, *, digest: str = "0" * 64, configured: str | None = "/srv/bundle") -> Activation:
+    return Activation(bundle=bundle, digest=digest, name="screens", version=bundle, configured=configured)
 
 
 @pytest.fixture
@@ -98,10 +102,57 @@ def test_revisions_make_exactly_the_declared_tables(store: Store, tmp_path: Path
     engine.dispose()
 
 
+def test_the_last_activation_comes_back_whole_after_a_restart(tmp_path: Path) -> None:
+    first = Store(tmp_path)
+    assert first.last_activation() is None
+    first.activate(activation("one", configured=None))
+    first.activate(activation("two"))
+    first.close()
+    second = Store(tmp_path)
+    assert second.last_activation() == activation("two")
+    assert second.activated_before("two", "0" * 64) == activation("one", configured=None)
+    second.close()
+
+
+def test_the_activation_before_is_the_last_of_another_bundle(store: Store) -> None:
+    now = activation("two", digest="2" * 64)
+    assert store.activated_before(now.bundle, now.digest) is None
+    store.activate(now)
+    assert store.activated_before(now.bundle, now.digest) is None
+    # the same name with other content is another bundle
+    for before in (activation("one"), activation("two", digest="1" * 64)):
+        store.activate(before)
+        for _ in range(2):
+            store.activate(now)
+        assert store.activated_before(now.bundle, now.digest) == before
+
+
+def test_a_record_of_the_first_version_is_carried_over(tmp_path: Path) -> None:
+    Store(tmp_path).close()
+    with sqlite3.connect(tmp_path / "screens.sqlite") as other:
+        other.execute("DROP TABLE activations")
+        other.execute("UPDATE alembic_version SET version_num = '0001'")
+        other.execute("INSERT INTO screens VALUES (1, 'old', 'd', 'pass', '2026-01-01 00:00:00', '{}')")
+    other.close()
+    store = Store(tmp_path)
+    assert store.find("old") == Answered(screen_id="old", digest="d", verdict="pass", answer="{}")
+    assert store.last_activation() is None
+    store.activate(activation("one"))
+    assert store.last_activation() == activation("one")
+    store.close()
+
+
 def test_failing_database_is_a_store_error(store: Store, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "screens.sqlite") as other:
         other.execute("DROP TABLE screens")
+        other.execute("DROP TABLE activations")
     other.close()
+    with pytest.raises(StoreError, match="cannot write"):
+        store.activate(activation("one"))
+    with pytest.raises(StoreError, match="cannot read"):
+        store.last_activation()
+    with pytest.raises(StoreError, match="cannot read"):
+        store.activated_before("one", "")
     with pytest.raises(StoreError, match="cannot write"):
         store.record(answered(1))
     with pytest.raises(StoreError, match="cannot read"):

@@ -1,0 +1,114 @@
+"""A bundle in service: its backends, the scheduler before them, and the inspector that judges by its manifest.
+
+Everything that a screen meets of a bundle hangs on one object, so that a screen which has taken it meets one bundle
+alone, from its pixels to the version in its verdict.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, read_golden
+from service.inspector import Inspector, Record
+from service.scheduler import Scheduler
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Loaded:
+    """A bundle that was verified and loaded, and serves nobody yet.
+
+    Attributes:
+        backends: one a device.
+        golden: patches of its self-test.
+        digest: of its manifest, see `engine.bundle_sha256`; empty for one that did not come from a folder.
+    """
+
+    backends: Sequence[Backend]
+    golden: Golden
+    digest: str = ""
+
+    def close(self) -> None:
+        """Close the backends of a bundle that does not come to serve."""
+        for backend in self.backends:
+            backend.close()
+
+
+class Serving:
+    """A bundle that inspects screens, from now until `close`.
+
+    Args:
+        loaded: what to serve; closed by `close`.
+        bundle: its name in the catalogue.
+        record: of what was answered.
+        settings: frame, queue and self-test.
+    """
+
+    def __init__(self, loaded: Loaded, *, bundle: str, record: Record, settings: Settings) -> None:
+        backend = loaded.backends[0]
+        self.bundle = bundle
+        self.digest = loaded.digest
+        self.manifest = backend.manifest
+        self.runtime = backend.runtime
+        self.scheduler = Scheduler(
+            loaded.backends,
+            loaded.golden,
+            max_patches=settings.max_queue_patches,
+            self_test_interval_s=settings.self_test_interval_s,
+        )
+        self.inspector = Inspector(
+            backend,
+            self.scheduler,
+            record,
+            frame_size=settings.frame_size,
+            max_pixels=settings.max_pixels,
+        )
+
+    def close(self) -> None:
+        """Fail what still waits, end the device threads and close the backends."""
+        self.scheduler.close()
+
+
+def load_bundle(path: Path, settings: Settings) -> Loaded:
+    """Verify a bundle and load it into the settings' runtime.
+
+    Raises:
+        EngineError: it must not be served, not here, or not on this line.
+    """
+    digest = bundle_sha256(path)
+    golden = read_golden(path)
+    backends = load_all(path, settings.runtime, threads=settings.threads)
+    loaded = Loaded(backends=backends, golden=golden, digest=digest)
+    try:
+        _check_line(backends[0].manifest, settings)
+    except BundleError:
+        loaded.close()
+        raise
+    return loaded
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say which bundle is wrong, where its own error names only what in it."""
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(error.detail, key=f"{path}: {error.key}") from error
+
+
+def _check_line(manifest: Manifest, settings: Settings) -> None:
+    """Refuse a bundle with which no frame of the line could be inspected.
+
+    Raises:
+        BundleError: the agreed frame is smaller than a patch, or has more patches than may wait.
+    """
+    if settings.frame_size is None:
+        return
+    height, width = settings.frame_size
+    if min(height, width) < manifest.patch_px:
+        raise BundleError(f"the line's frame of {width} x {height} pixels is smaller than a patch", key="patch_px")
+    patches = len(cover(height, width, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px))
+    if patches > settings.max_queue_patches:
+        fits = settings.max_queue_patches
+        raise BundleError(f"the line's frame has {patches} patches, of which only {fits} may wait", key="patch_px")

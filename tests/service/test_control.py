@@ -1,0 +1,122 @@
+"""`python -m service activate`, against a real server and what is none."""
+
+import json
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from service.__main__ import app
+from service.app import create_app
+from service.settings import Settings
+from tests.deploy.processes import free_port
+from tests.service.apps import serve
+from tests.service.shelves import altered, broken, shelf
+
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shelf(tmp_path / "bundles")
+
+
+@pytest.fixture
+def run(folder: Path) -> Iterator[Run]:
+    """`activate` with these arguments, told where the service is."""
+    settings = Settings(bundle=folder / "one", bundles=folder, state_dir=folder.parent / "state")
+    with serve(create_app(settings)) as client:
+        yield lambda *arguments: CliRunner().invoke(app, ["activate", *arguments, "--url", str(client.base_url)])
+
+
+def test_a_bundle_is_put_in_service_and_back(run: Run) -> None:
+    there, again, back = run("two"), run("two"), run("--rollback")
+    assert [answer.exit_code for answer in (there, again, back)] == [0, 0, 0]
+    assert there.stdout.startswith("two (tiny 2) is in service after ")
+    assert there.stdout.endswith(" s; a rollback leads to one (tiny 1)\n")
+    assert again.stdout == "two (tiny 2) was in service already\n"
+    assert back.stdout.startswith("one (tiny 1) is in service after ")
+
+
+def test_the_answer_can_be_had_as_it_is(run: Run) -> None:
+    answer = json.loads(run("two", "--json").stdout)
+    assert (answer["outcome"], answer["active"]["version"]) == ("activated", "2")
+
+
+def test_a_refusal_ends_with_1_and_says_why(run: Run, folder: Path) -> None:
+    name, reason = broken(folder, altered)
+    answer = run(name)
+    assert (answer.exit_code, answer.stdout) == (1, "")
+    assert answer.stderr.startswith(f"bundle_refused: {reason}")
+    answer = run(name, "--json")
+    assert answer.exit_code == 1
+    assert json.loads(answer.stdout)["code"] == "bundle_refused"
+    answer = run("--rollback")
+    assert (answer.exit_code, answer.stderr) == (
+        1,
+        "bundle_unknown: no other bundle was in service before this one\n",
+    )
+
+
+def test_a_path_in_the_folder_of_bundles_is_its_name(run: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run(str(folder / "two")).stdout.startswith("two (tiny 2)")
+    monkeypatch.chdir(folder.parent)
+    assert run("bundles/one/").stdout.startswith("one (tiny 1)")
+
+
+def test_a_path_elsewhere_is_refused_with_the_folder_to_copy_it_to(run: Run, folder: Path, bundle: Path) -> None:
+    answer = run(str(bundle))
+    assert answer.exit_code == 1
+    assert answer.stderr == f"{bundle} is not in the service's folder of bundles: copy it to {folder} first\n"
+
+
+def test_a_service_without_a_folder_of_bundles_says_so(bundle: Path, tmp_path: Path) -> None:
+    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path))) as client:
+        answer = CliRunner().invoke(app, ["activate", str(bundle), "--url", str(client.base_url)])
+    assert answer.exit_code == 1
+    assert "set INSPECT_BUNDLES" in answer.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["two", "--rollback"]])
+def test_one_thing_is_asked_for(run: Run, arguments: list[str]) -> None:
+    answer = run(*arguments)
+    assert answer.exit_code == 2
+    assert "name a bundle, or --rollback" in answer.stderr
+
+
+def test_no_service_is_one_line_and_1() -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    answer = CliRunner().invoke(app, ["activate", "two", "--url", url])
+    assert answer.exit_code == 1
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith(f"no answer from {url}: ")
+
+
+class OtherServer(BaseHTTPRequestHandler):
+    """Answers everything as a page, or as an API of another kind."""
+
+    answers = ((200, b"<html>"), (404, b'{"detail": "Not Found"}'), (502, b""))
+
+    def do_PUT(self) -> None:
+        status, body = self.answers[int(self.path[1])]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("number", range(len(OtherServer.answers)))
+def test_what_is_no_inspection_service_is_told(number: int) -> None:
+    with HTTPServer(("127.0.0.1", 0), OtherServer) as other:
+        thread = Thread(target=other.serve_forever)
+        thread.start()
+        answer = CliRunner().invoke(app, ["activate", "two", "--url", f"http://127.0.0.1:{other.server_port}/{number}"])
+        other.shutdown()
+        thread.join()
+    assert answer.exit_code == 1
+    assert "is no inspection service" in answer.stderr

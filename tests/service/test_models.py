@@ -1,0 +1,299 @@
+"""One bundle takes another's place: through the whole app, on real bundles, and on a device in the test's hand."""
+
+import gc
+import shutil
+import weakref
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from engine import InferenceError
+from service.app import create_app
+from service.catalogue import Catalogue
+from service.errors import ReleaseMissing
+from service.metrics import Metrics
+from service.models import Models, no_gate
+from service.serving import Serving, load_bundle
+from service.settings import Settings
+from service.store import Store
+from tests.bundles import LABELS, tiny_bundle
+from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, count, is_problem, logged, post, serve
+from tests.service.devices import until
+from tests.service.shelves import BREAKERS, broken, shelf
+from tests.service.test_routes_reading import change_record
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return shelf(tmp_path / "bundles")
+
+
+def settings_of(folder: Path) -> Settings:
+    """Of a service that begins with `one`."""
+    return Settings(bundle=folder / "one", bundles=folder, state_dir=folder.parent / "state", frame_size=SIZE)
+
+
+@pytest.fixture
+def client(folder: Path) -> Iterator[httpx.Client]:
+    with serve(create_app(settings_of(folder))) as client:
+        yield client
+
+
+def activate(client: httpx.Client, bundle: str, **more: bool) -> httpx.Response:
+    return client.put("/v1/models/active", json={"bundle": bundle, **more})
+
+
+def roll_back(client: httpx.Client) -> httpx.Response:
+    return client.put("/v1/models/active", json={"rollback": True})
+
+
+def states(client: httpx.Client) -> dict[str, str]:
+    return {model["bundle"]: model["state"] for model in client.get("/v1/models").json()["models"]}
+
+
+def version(client: httpx.Client, screen_id: str) -> str:
+    """The version that judges a screen now."""
+    said: str = post(client, screen_id, SCREENS["pass"]).json()["model"]["version"]
+    return said
+
+
+def everything(client: httpx.Client) -> tuple[Any, ...]:
+    """All that names the bundle in service; the self-test's age goes on, and so does the count of refusals."""
+    ready = client.get("/readyz")
+    models = [line for line in client.get("/metrics").text.splitlines() if line.startswith("inspect_model_info{")]
+    return ready.status_code, ready.json()["model"], client.get("/v1/models").json(), models
+
+
+def test_another_bundle_takes_over_and_everything_names_it(client: httpx.Client, folder: Path) -> None:
+    assert version(client, "before") == "1"
+    with logged() as lines:
+        answer = activate(client, "two")
+    assert answer.status_code == 200
+    swap = answer.json()
+    assert swap.pop("duration_s") > 0
+    assert swap == {
+        "outcome": "activated",
+        "active": {"bundle": "two", "name": "tiny", "version": "2"},
+        "previous": {"bundle": "one", "name": "tiny", "version": "1"},
+    }
+    assert version(client, "after") == "2"
+    assert client.get("/readyz").json()["model"] == {"bundle": "two", "name": "tiny", "version": "2"}
+    assert client.get("/v1/models").json() == {
+        "folder": str(folder),
+        "models": [
+            {"bundle": "one", "name": "tiny", "version": "1", "state": "previous", "reason": ""},
+            {"bundle": "two", "name": "tiny", "version": "2", "state": "active", "reason": ""},
+        ],
+    }
+    assert count(client, "inspect_model_info", name="tiny", version="2", runtime="onnxruntime") == 1
+    assert client.get("/metrics").text.count("inspect_model_info{") == 1
+    assert count(client, "inspect_swaps_total", outcome="activated") == 1
+    (line,) = (line for line in lines if line["event"] == "activated")
+    assert (line["bundle"], line["model"], line["version"]) == ("two", "tiny", "2")
+
+
+def test_a_rollback_is_one_call_and_a_second_one_leads_back(client: httpx.Client) -> None:
+    assert is_problem(roll_back(client), 404, "bundle_unknown")
+    activate(client, "two")
+    for number, (bundle, before) in enumerate([("one", "two"), ("two", "one"), ("one", "two")]):
+        swap = roll_back(client).json()
+        assert (swap["outcome"], swap["active"]["bundle"], swap["previous"]["bundle"]) == (
+            "rolled_back",
+            bundle,
+            before,
+        )
+        assert version(client, f"s{number}") == swap["active"]["version"]
+    assert count(client, "inspect_swaps_total", outcome="rolled_back") == 3
+
+
+def test_the_bundle_in_service_is_not_swapped_for_itself_and_the_way_back_stays(client: httpx.Client) -> None:
+    activate(client, "two")
+    swap = activate(client, "two").json()
+    assert (swap["outcome"], swap["active"]["bundle"], swap["previous"]["bundle"]) == ("unchanged", "two", "one")
+    assert roll_back(client).json()["active"]["bundle"] == "one"
+
+
+def test_the_same_name_with_other_content_is_another_bundle(client: httpx.Client, folder: Path) -> None:
+    activate(client, "two")
+    shutil.rmtree(folder / "two")
+    tiny_bundle(folder / "two", version="3", gain=15.0)
+    (two,) = (model for model in client.get("/v1/models").json()["models"] if model["bundle"] == "two")
+    assert two == {
+        **{"bundle": "two", "name": "tiny", "version": "2", "state": "active"},
+        "reason": "another bundle lies there by now",
+    }
+    assert activate(client, "two").json()["active"]["version"] == "3"
+    # and what was before lies there no longer
+    refused = roll_back(client)
+    assert is_problem(refused, 422, "bundle_refused")
+    assert refused.json()["detail"] == "manifest.json: is another by now than when the bundle was put in service"
+    assert version(client, "after") == "3"
+
+
+@pytest.mark.parametrize("breaker", BREAKERS)
+def test_a_broken_bundle_changes_nothing_and_is_refused_with_what_is_wrong(
+    client: httpx.Client, folder: Path, breaker: Callable[[Path], str]
+) -> None:
+    activate(client, "two")
+    name, reason = broken(folder, breaker)
+    before = everything(client)
+    refused = activate(client, name)
+    assert is_problem(refused, 422, "bundle_refused")
+    assert refused.json()["detail"].startswith(reason)
+    assert str(folder) not in refused.text
+    assert everything(client) == before
+    assert version(client, "after") == "2"
+    assert count(client, "inspect_swaps_total", outcome="refused") == 1
+    assert roll_back(client).json()["active"]["bundle"] == "one"
+    if not reason.startswith(("self-test", "features.onnx")):  # which only running it tells
+        (entry,) = (model for model in before[2]["models"] if model["bundle"] == name)
+        assert (entry["state"], entry["name"]) == ("broken", "")
+        assert entry["reason"].startswith(reason)
+
+
+def test_a_bundle_that_cannot_cover_the_lines_frame_changes_nothing(client: httpx.Client, folder: Path) -> None:
+    tiny_bundle(folder / "large", patch_px=256)
+    refused = activate(client, "large")
+    assert is_problem(refused, 422, "bundle_refused")
+    assert refused.json()["detail"].startswith("patch_px: the line's frame")
+    assert states(client) == {"large": "available", "one": "active", "two": "available"}
+
+
+def test_a_bundle_with_other_labels_is_taken_and_its_series_begin(client: httpx.Client, folder: Path) -> None:
+    tiny_bundle(folder / "oil", labels=("oil", "scratch"), version="3")
+    post(client, "before", SCREENS["fail"])
+    counted = partial(count, client, "inspect_defects_total")
+    assert counted(label=LABELS[0]) == 1
+    activate(client, "oil")
+    assert counted(label="oil") == 0
+    assert list(post(client, "after", SCREENS["fail"]).json()["labels"]) == ["oil", "scratch"]
+    assert counted(label="oil") == 1
+    assert counted(label=LABELS[0]) == 1  # what was counted stays counted
+
+
+def test_what_cannot_be_recorded_is_not_put_in_service(client: httpx.Client, folder: Path) -> None:
+    state_dir = folder.parent / "state"
+    change_record(state_dir, "CREATE TRIGGER full BEFORE INSERT ON activations BEGIN SELECT RAISE(ABORT, 'full'); END")
+    assert is_problem(activate(client, "two"), 500, "record_failed")
+    assert version(client, "after") == "1"
+    change_record(state_dir, "DROP TRIGGER full")
+    assert activate(client, "two").status_code == 200
+
+
+def test_a_screen_that_was_answered_keeps_its_answer(client: httpx.Client) -> None:
+    first = post(client, "one", SCREENS["fail"])
+    activate(client, "two")
+    again = post(client, "one", SCREENS["fail"])
+    assert again.content == first.content
+    assert post(client, "other", SCREENS["fail"]).json()["labels"] != first.json()["labels"]
+
+
+def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) -> None:
+    asked: list[Path] = []
+
+    def require_release(bundle: Path, runtime: str, precision: str) -> None:
+        assert (runtime, precision) == ("onnxruntime", "fp32")
+        asked.append(bundle)
+        raise ReleaseMissing("no release.json")
+
+    with serve(create_app(settings_of(folder), require_release=require_release)) as client:
+        assert is_problem(activate(client, "two"), 409, "release_missing")
+        assert asked == [folder / "two"]
+        assert states(client)["one"] == "active"
+        assert activate(client, "two", without_release=True).json()["outcome"] == "activated"
+        # the way back is never barred
+        assert roll_back(client).json()["active"]["bundle"] == "one"
+        assert len(asked) == 1
+
+
+class Held:
+    """A service on a device in the test's hand, one of whose screens is under way."""
+
+    def __init__(self, client: httpx.Client, device: Device, pool: ThreadPoolExecutor) -> None:
+        self.client = client
+        self.device = device
+        self.pool = pool
+        device.screen_gate.hold()
+        self.screen = pool.submit(post, client, "held", SCREENS["pass"])
+        device.screen_gate.wait_for()
+
+    def swap(self) -> "Future[httpx.Response]":
+        """Under way, and past the flip."""
+        swap = self.pool.submit(activate, self.client, "two")
+        until(lambda: self.client.get("/readyz").json()["model"]["bundle"] == "two")
+        return swap
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[tuple[Held, Any]]:
+    device = Device()
+    backend = device.backend()
+    app = create_app(settings_of(folder), backends=[backend], golden=GOLDEN)
+    with serve(app) as client, ThreadPoolExecutor(4) as pool:
+        try:
+            yield Held(client, device, pool), backend
+        finally:
+            device.screen_gate.open()
+
+
+def test_a_screen_under_way_ends_with_the_bundle_that_it_began_with(folder: Path) -> None:
+    with held(folder) as (here, backend):
+        swap = here.swap()
+        # others are not held up by it
+        assert version(here.client, "next") == "2"
+        assert count(here.client, "inspect_queue_patches") == 6
+        assert not swap.done()
+        backend.features(GOLDEN.pixels)  # open as long as its screen needs it
+        here.device.screen_gate.open()
+        assert here.screen.result().json()["model"] == {"name": "fake", "version": "0"}
+        assert swap.result().status_code == 200
+        with pytest.raises(InferenceError, match="closed"):
+            backend.features(GOLDEN.pixels)
+
+
+def test_only_one_swap_runs_at_a_time(folder: Path) -> None:
+    with held(folder) as (here, _):
+        swap = here.swap()
+        for second in (activate(here.client, "one"), roll_back(here.client)):
+            assert is_problem(second, 409, "swap_in_progress")
+        here.device.screen_gate.open()
+        assert swap.result().status_code == 200
+        assert activate(here.client, "one").status_code == 200
+
+
+def test_a_service_that_stops_during_a_swap_closes_both(folder: Path) -> None:
+    with held(folder) as (here, backend):
+        here.swap()
+        here.device.screen_gate.open()
+    with pytest.raises(InferenceError, match="closed"):
+        backend.features(GOLDEN.pixels)
+
+
+def test_nothing_holds_a_bundle_that_was_left(folder: Path) -> None:
+    settings = settings_of(folder)
+    store = Store(settings.state_dir)
+    first = Serving(load_bundle(folder / "one", settings), bundle="one", record=store, settings=settings)
+    models = Models(
+        first,
+        catalogue=Catalogue(configured=folder / "one", folder=folder),
+        store=store,
+        settings=settings,
+        metrics=Metrics(labels=(), codes=()),
+        require_release=no_gate,
+    )
+    del first
+    gc.disable()  # what only a collection finds would lie about until then
+    try:
+        with closing(store), closing(models):
+            for number in range(6):
+                left = weakref.ref(models.current), weakref.ref(models.current.scheduler)
+                models.activate("one" if number % 2 else "two")
+                assert [held() for held in left] == [None, None]
+    finally:
+        gc.enable()

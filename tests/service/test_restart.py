@@ -1,0 +1,163 @@
+"""With which bundle a service starts: whichever was decided on last, and no other in its place."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from engine import BundleError
+from service.app import create_app
+from service.settings import Settings
+from service.store import Store
+from tests.bundles import tiny_bundle
+from tests.service.apps import GOLDEN, Device, serve
+from tests.service.shelves import BREAKERS, shelf, wrong_golden
+
+
+class Line:
+    """A service that is started and stopped, on one record and one folder of bundles."""
+
+    def __init__(self, home: Path) -> None:
+        self.folder = shelf(home / "bundles")
+        self.state_dir = home / "state"
+
+    def settings(self, bundle: Path | None) -> Settings:
+        """`bundle` as INSPECT_BUNDLE; None leaves it unset."""
+        if bundle is None:
+            return Settings(bundles=self.folder, state_dir=self.state_dir)
+        return Settings(bundle=bundle, bundles=self.folder, state_dir=self.state_dir)
+
+    def run(
+        self, bundle: Path | None, *wanted: dict[str, str | bool], configured: bool = False
+    ) -> tuple[str, str | None]:
+        """Start, put in service what is wanted, stop: with what it began, and what a rollback would have led to."""
+        with serve(create_app(self.settings(bundle), configured=configured)) as client:
+            states = {model["state"]: model["bundle"] for model in client.get("/v1/models").json()["models"]}
+            for body in wanted:
+                assert client.put("/v1/models/active", json=body).status_code == 200
+        return states["active"], states.get("previous")
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    return Line(tmp_path)
+
+
+TWO: dict[str, str | bool] = {"bundle": "two"}
+
+
+@pytest.mark.parametrize("setting", ["one", None, "elsewhere"])
+def test_a_swap_holds_after_a_restart_and_so_does_the_way_back(line: Line, bundle: Path, setting: str | None) -> None:
+    bundles = {"one": line.folder / "one", "elsewhere": bundle, None: None}
+    first = "one" if setting == "one" else "@configured"
+    assert line.run(bundles[setting], TWO) == (first, None)
+    assert line.run(bundles[setting]) == ("two", first)
+    assert line.run(bundles[setting], {"rollback": True}) == ("two", first)
+    assert line.run(bundles[setting]) == (first, "two")
+
+
+def test_another_setting_is_a_later_decision_and_rollback_leads_to_what_was_swapped(line: Line, bundle: Path) -> None:
+    line.run(bundle, TWO)
+    assert line.run(line.folder / "one") == ("one", "two")
+    assert line.run(line.folder / "one", {"rollback": True}) == ("one", "two")
+    assert line.run(line.folder / "one") == ("two", "one")
+
+
+def test_a_setting_that_is_taken_away_decides_nothing(line: Line) -> None:
+    line.run(line.folder / "one", TWO)
+    assert line.run(None)[0] == "two"
+
+
+def test_the_setting_can_be_asked_for_and_is_decided_then(line: Line) -> None:
+    line.run(line.folder / "one", TWO)
+    assert line.run(line.folder / "one", configured=True) == ("one", "two")
+    assert line.run(line.folder / "one") == ("one", "two")
+
+
+def test_what_lies_where_the_setting_points_may_change_between_two_starts(line: Line, tmp_path: Path) -> None:
+    exported = tiny_bundle(tmp_path / "exported", version="5")
+    line.run(exported)
+    shutil.rmtree(exported)
+    tiny_bundle(exported, version="6", gain=15.0)
+    assert line.run(exported)[0] == "@configured"
+    store = Store(line.state_dir)
+    last = store.last_activation()
+    store.close()
+    assert last is not None
+    assert last.version == "6"  # and the record says so
+
+
+def gone(bundle: Path) -> str:
+    shutil.rmtree(bundle)
+    return "no folder of this name lies in the folder of bundles"
+
+
+def another(bundle: Path) -> str:
+    shutil.rmtree(bundle)
+    tiny_bundle(bundle, version="2", gain=15.0)
+    return "manifest.json: is another by now than when the bundle was put in service"
+
+
+# a manifest that is changed at all is another: `BREAKERS` that seal it are found out by that
+UNSEALED = [breaker for breaker in BREAKERS if breaker.__name__ in ("altered", "without_manifest", "without_a_graph")]
+
+
+@pytest.mark.parametrize("spoil", [gone, another, *UNSEALED])
+def test_a_line_never_runs_another_model_in_place_of_the_one_put_in_service(
+    line: Line, spoil: Callable[[Path], str]
+) -> None:
+    line.run(line.folder / "one", TWO)
+    kept = shutil.copytree(line.folder / "two", line.folder.parent / "kept")
+    reason = spoil(line.folder / "two")
+    with pytest.raises(BundleError) as refused:
+        create_app(line.settings(line.folder / "one"))
+    assert str(refused.value).startswith(f"two, which was in service last: {reason}")
+    assert str(refused.value).endswith("put it back, or start once with --configured to serve INSPECT_BUNDLE instead")
+    # each of the ways out that it names
+    shutil.rmtree(line.folder / "two", ignore_errors=True)
+    shutil.copytree(kept, line.folder / "two")
+    assert line.run(line.folder / "one") == ("two", "one")
+    spoil(line.folder / "two")
+    assert line.run(line.folder / "one", configured=True) == ("one", "two")
+
+
+def test_a_bundle_that_fails_its_self_test_from_the_start_is_left_by_a_swap(line: Line) -> None:
+    wrong_golden(line.folder / "one")
+    with serve(create_app(line.settings(line.folder / "one"))) as client:
+        assert client.get("/readyz").status_code == 503
+        assert client.put("/v1/models/active", json=TWO).status_code == 200
+        assert client.get("/readyz").status_code == 200
+
+
+def test_without_the_folder_of_bundles_what_was_swapped_does_not_start(line: Line, bundle: Path) -> None:
+    line.run(bundle, TWO)
+    with pytest.raises(BundleError, match="two, which was in service last: INSPECT_BUNDLES is not set"):
+        create_app(Settings(bundle=bundle, state_dir=line.state_dir))
+
+
+def test_a_start_that_is_refused_leaves_the_record_open_to_the_next(line: Line) -> None:
+    line.run(line.folder / "one", TWO)
+    gone(line.folder / "two")
+    with pytest.raises(BundleError):
+        create_app(line.settings(line.folder / "one"))
+    assert {path.name for path in line.state_dir.iterdir()} == {"screens.sqlite"}
+
+
+def test_starting_again_and_again_is_recorded_once(line: Line, bundle: Path) -> None:
+    for _ in range(3):
+        line.run(bundle)
+    store = Store(line.state_dir)
+    last = store.last_activation()
+    assert last is not None
+    assert store.activated_before(last.bundle, last.digest) is None
+    with store._engine.connect() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM activations").scalar() == 1
+    store.close()
+
+
+def test_backends_that_are_given_are_what_is_served(line: Line) -> None:
+    line.run(line.folder / "one", TWO)
+    app = create_app(line.settings(line.folder / "one"), backends=[Device().backend()], golden=GOLDEN)
+    with serve(app) as client:
+        assert client.get("/readyz").json()["model"]["name"] == "fake"
