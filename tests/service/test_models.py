@@ -16,7 +16,7 @@ import pytest
 from engine import InferenceError
 from service.app import create_app
 from service.catalogue import Catalogue
-from service.errors import ServiceError
+from service.errors import BundleRefused
 from service.metrics import Metrics
 from service.models import Models
 from service.serving import Serving, load_bundle
@@ -194,21 +194,15 @@ def test_a_screen_that_was_answered_keeps_its_answer(client: httpx.Client) -> No
     assert post(client, "other", SCREENS["fail"]).json()["labels"] != first.json()["labels"]
 
 
-class ReleaseMissingError(ServiceError):
-    """Stands in for the release gate's own."""
-
-    status, code, title = 404, "not_found", "There is nothing at this address"
-
-
 def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) -> None:
     asked: list[Path] = []
 
     def require_release(bundle: Path) -> None:
         asked.append(bundle)
-        raise ReleaseMissingError("no release.json")
+        raise BundleRefused("it has no record of release")
 
     with serve(create_app(settings_of(folder), require_release=require_release)) as client:
-        assert is_problem(activate(client, "two"), 404, "not_found")
+        assert is_problem(activate(client, "two"), 422, "bundle_refused")
         assert asked == [folder / "two"]
         assert states(client)["one"] == "active"
         assert activate(client, "two", without_release=True).json()["outcome"] == "activated"
