@@ -1,8 +1,9 @@
 """Memory that nobody uses any more goes back to the machine, which glibc does not do of itself.
 
-It gives threads arenas of their own and keeps what is freed in them. A swap frees a bundle that many threads have
-allocated, while frames come and go: without this, the embedded bundle's process grew by 32 MiB from the second to the
-twentieth swap under load, though nothing held one that was left; with it, by 6. Other C libraries have no such calls, and then nothing is done here.
+It gives threads heaps of their own and keeps what is freed in them. A swap frees a bundle that many threads have
+allocated, while frames come and go: without this, a service on the embedded bundle grew by 32 MiB from the second to
+the twentieth swap under load, though nothing held a bundle that was left; with it, it does not grow. Other C libraries
+have no such calls, and then nothing is done here.
 """
 
 import ctypes

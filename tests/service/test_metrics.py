@@ -44,7 +44,7 @@ def test_one_model_is_named_and_its_labels_begin_or_go_on() -> None:
     metrics.defects.labels("bubble").inc(3)
     for _ in range(2):  # the same once more is no other
         metrics.show_model("screens", "2", "tensorrt", labels=("bubble", "oil"))
-        named = [sample for sample in metrics.model_info.collect()[0].samples if sample.value]
+        named = [sample for family in metrics.model_info.collect() for sample in family.samples]
         assert [sample.labels for sample in named] == [{"name": "screens", "version": "2", "runtime": "tensorrt"}]
     assert value(metrics, "inspect_defects_total", label="bubble") == 3
     assert value(metrics, "inspect_defects_total", label="oil") == 0
