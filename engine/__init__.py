@@ -12,7 +12,7 @@ from engine.errors import BundleError, EngineError, InferenceError, ParityError,
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest
-from engine.parity import Difference
+from engine.parity import Difference, check_finite, check_parity
 from engine.pixels import to_grey
 from engine.windows import Window, cover, cut
 
@@ -36,6 +36,8 @@ __all__ = [
     "RuntimeUnavailable",
     "Window",
     "available_cpus",
+    "check_finite",
+    "check_parity",
     "cover",
     "cut",
     "fake_manifest",

@@ -48,7 +48,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of the features graph that runs: fp32, fp16 or int8. The reasoning is always fp32."""
+        """Of the features graph: fp32, fp16 or int8 (int8-trt where a CPU measures it). The reasoning is always fp32."""
 
     @property
     def batch_size(self) -> int:
@@ -91,16 +91,17 @@ class Backend(Protocol):
         """Give back the runtime's memory; closing twice is harmless, other calls then fail."""
 
 
-def load(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> Backend:
+def load(bundle: Path, runtime: str = "auto", *, precision: str | None = None, threads: int | None = None) -> Backend:
     """Read a bundle, verify it and load it into a runtime.
 
     Args:
         bundle: folder of the bundle.
         runtime: `onnxruntime`, or `auto` for the best that is installed.
+        precision: of the features graph, one that the bundle has; by default fp32.
         threads: CPU threads of the runtime; by default the CPUs that the process may use.
 
     Raises:
-        BundleError: the bundle must not be served.
+        BundleError: the bundle must not be served, or has no such precision.
         RuntimeUnavailable: no such runtime here.
     """
     if runtime not in ("auto", "onnxruntime"):
@@ -109,7 +110,7 @@ def load(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> 
         from engine.onnxruntime import OnnxRuntimeBackend
     except ImportError as error:
         raise RuntimeUnavailable(f"onnxruntime cannot be imported: {error}") from error
-    return OnnxRuntimeBackend(bundle, threads=threads)
+    return OnnxRuntimeBackend(bundle, precision=precision or "fp32", threads=threads)
 
 
 def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:

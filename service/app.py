@@ -43,8 +43,8 @@ def create_app(settings: Settings, *, backends: Sequence[Backend] = (), golden: 
         EngineError: the bundle must not be served, or not here.
         StoreError: the record cannot be opened.
     """
-    golden = golden or read_golden(settings.bundle)
     backends = backends or [load(settings.bundle, settings.runtime, threads=settings.threads)]
+    golden = golden or read_golden(settings.bundle, backends[0].precision)
     store = Store(settings.state_dir)
 
     @asynccontextmanager

@@ -45,8 +45,8 @@ def inspector(settings: Settings) -> Iterator[Inspector]:
     Raises:
         EngineError: the bundle must not be used, or not here.
     """
-    golden = read_golden(settings.bundle)
     backend = load(settings.bundle, settings.runtime, threads=settings.threads)
+    golden = read_golden(settings.bundle, backend.precision)
     with Scheduler(
         [backend],
         golden,
