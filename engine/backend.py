@@ -48,7 +48,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of the features graph: fp32, fp16 or int8 (int8-trt where a CPU measures it). The reasoning is always fp32."""
+        """Of the features graph: fp32, fp16, int8 (int8-trt where a CPU measures it). The reasoning is always fp32."""
 
     @property
     def batch_size(self) -> int:
@@ -110,7 +110,7 @@ def load(bundle: Path, runtime: str = "auto", *, precision: str | None = None, t
         from engine.onnxruntime import OnnxRuntimeBackend
     except ImportError as error:
         raise RuntimeUnavailable(f"onnxruntime cannot be imported: {error}") from error
-    return OnnxRuntimeBackend(bundle, precision=precision or "fp32", threads=threads)
+    return OnnxRuntimeBackend(bundle, precision="fp32" if precision is None else precision, threads=threads)
 
 
 def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:
