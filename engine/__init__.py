@@ -20,7 +20,7 @@ from engine.errors import (
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
-from engine.parity import Difference
+from engine.parity import Difference, check_finite, check_parity
 from engine.pixels import to_grey
 from engine.slots import slot_spread
 from engine.windows import Window, cover, cut
@@ -48,6 +48,8 @@ __all__ = [
     "Window",
     "available_cpus",
     "bundle_sha256",
+    "check_finite",
+    "check_parity",
     "cover",
     "cut",
     "fake_manifest",

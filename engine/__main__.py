@@ -107,9 +107,9 @@ def examine(bundle: Path) -> dict[str, Any]:
     Raises:
         EngineError: the bundle must not be served, or cannot be run here.
     """
-    golden = read_golden(bundle)
     backend = load(bundle)
     try:
+        golden = read_golden(bundle, backend.precision)
         difference = self_test(backend, golden)
         speed = patches_per_s(backend)
     finally:

@@ -48,7 +48,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of the features graph that runs: fp32, fp16 or int8. The reasoning is always fp32."""
+        """Of the features graph: fp32, fp16, int8 (int8-trt where a CPU measures it). The reasoning is always fp32."""
 
     @property
     def batch_size(self) -> int:
@@ -135,16 +135,17 @@ def recover(backend: Backend) -> None:
     backend.recover()
 
 
-def load(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> Backend:
+def load(bundle: Path, runtime: str = "auto", *, precision: str | None = None, threads: int | None = None) -> Backend:
     """Read a bundle, verify it and load it into a runtime.
 
     Args:
         bundle: folder of the bundle.
         runtime: `onnxruntime`, `tensorrt` on the first GPU, or `auto` for onnxruntime: a GPU is asked for by name.
+        precision: of the features graph, one that the bundle has; by default fp16 for tensorrt, else fp32.
         threads: CPU threads of the runtime; by default the CPUs that the process may use.
 
     Raises:
-        BundleError: the bundle must not be served.
+        BundleError: the bundle must not be served, or has no such precision.
         RuntimeUnavailable: no such runtime here.
         PlanError: TensorRT cannot build the plan that it lacks.
     """
@@ -152,30 +153,32 @@ def load(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> 
         from engine.gpu import devices
         from engine.tensorrt import TensorRTBackend
 
-        return TensorRTBackend(bundle, device=devices()[0])
+        return TensorRTBackend(bundle, device=devices()[0], precision=precision or "fp16")
     if runtime not in ("auto", "onnxruntime"):
         raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are auto, onnxruntime and tensorrt")
     try:
         from engine.onnxruntime import OnnxRuntimeBackend
     except ImportError as error:
         raise RuntimeUnavailable(f"onnxruntime cannot be imported: {error}") from error
-    return OnnxRuntimeBackend(bundle, threads=threads)
+    return OnnxRuntimeBackend(bundle, precision="fp32" if precision is None else precision, threads=threads)
 
 
-def load_all(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> list[Backend]:
+def load_all(
+    bundle: Path, runtime: str = "auto", *, precision: str | None = None, threads: int | None = None
+) -> list[Backend]:
     """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
 
     Args and errors are those of `load`; where one device fails, those loaded before it are closed.
     """
     if runtime != "tensorrt":
-        return [load(bundle, runtime, threads=threads)]
+        return [load(bundle, runtime, precision=precision, threads=threads)]
     from engine.gpu import devices
     from engine.tensorrt import TensorRTBackend
 
     loaded: list[Backend] = []
     try:
         for device in devices():
-            loaded.append(TensorRTBackend(bundle, device=device))
+            loaded.append(TensorRTBackend(bundle, device=device, precision=precision or "fp16"))
     except BaseException:
         for backend in loaded:
             backend.close()

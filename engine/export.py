@@ -1,4 +1,4 @@
-"""PyTorch modules to a bundle: two ONNX graphs, golden patches, manifest and card. The only engine file with torch.
+"""PyTorch modules to a bundle: two ONNX graphs, golden patches, manifest and card.
 
 The bundle is made in a folder beside its place and moved there whole, after its graphs, run by ONNX Runtime, agreed
 with the modules they came from.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import warnings
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engine.backend import load
-from engine.manifest import MANIFEST_FILE, Manifest, file_sha256
+from engine.manifest import FEATURES_FILES, MANIFEST_FILE, Manifest
 from engine.parity import Difference, check_parity
 
 OPSET = 18
@@ -34,6 +34,7 @@ def export(
     golden_pixels: NDArray[np.uint8],
     parity_pixels: NDArray[np.uint8],
     card: str,
+    finish: Callable[[Path], None] | None = None,
 ) -> Difference:
     """Write a verified bundle.
 
@@ -45,6 +46,8 @@ def export(
         golden_pixels: (G, 1, P, P) uint8, kept in the bundle for the self-test.
         parity_pixels: (K, 1, P, P) uint8 patches on which graphs and modules must agree; not kept.
         card: text of MODEL_CARD.md.
+        finish: called with the folder of the whole, verified float32 bundle before it is moved to `out`: other
+            precisions are added here. What it raises refuses the export.
 
     Returns:
         The largest and the mean difference of probability between graphs and modules.
@@ -65,14 +68,15 @@ def export(
         probability = module_probability(features, reasoning, golden_pixels)
         np.savez_compressed(draft / "golden.npz", pixels=golden_pixels, probability=probability)
         (draft / "MODEL_CARD.md").write_text(card)
-        files = {path.name: file_sha256(path) for path in sorted(draft.iterdir())}
-        replace(manifest, files=files).write(draft)
+        manifest.sign(draft)
         backend = load(draft, runtime="onnxruntime")
         try:
             expected = module_probability(features, reasoning, parity_pixels)
             difference = check_parity(backend, parity_pixels, expected, tolerance=manifest.parity_tolerance["fp32"])
         finally:
             backend.close()
+        if finish is not None:
+            finish(draft)
         draft.chmod(0o755)
         if out.exists():
             out.rename(old)
@@ -94,19 +98,24 @@ def module_probability(features: nn.Module, reasoning: nn.Module, pixels: NDArra
     return probability
 
 
-def _write_graphs(folder: Path, features: nn.Module, reasoning: nn.Module, manifest: Manifest) -> None:
-    patch_px = manifest.patch_px
+def write_features(path: Path, features: nn.Module, *, patch_px: int) -> None:
+    """Write the features graph of a module, for any number of patches at a time."""
     pixels = torch.zeros((2, 1, patch_px, patch_px), dtype=torch.uint8)
-    with torch.inference_mode():
-        label_features, stage1, _ = features(pixels)
-    n, k = torch.export.Dim("n", min=1), torch.export.Dim("k", min=1)
     _write_graph(
-        folder / "features.onnx",
+        path,
         features,
         (pixels,),
         names=(["pixels"], ["label_features", "stage1", "activation"]),
-        dynamic={"pixels": {0: n}},
+        dynamic={"pixels": {0: torch.export.Dim("n", min=1)}},
     )
+
+
+def _write_graphs(folder: Path, features: nn.Module, reasoning: nn.Module, manifest: Manifest) -> None:
+    write_features(folder / FEATURES_FILES["fp32"], features, patch_px=manifest.patch_px)
+    with torch.inference_mode():
+        pixels = torch.zeros((2, 1, manifest.patch_px, manifest.patch_px), dtype=torch.uint8)
+        label_features, stage1, _ = features(pixels)
+    k = torch.export.Dim("k", min=1)
     _write_graph(
         folder / "reasoning.onnx",
         reasoning,

@@ -50,13 +50,18 @@ class Golden:
     tolerance: float
 
 
-def read_golden(bundle: Path) -> Golden:
-    """The golden patches of a bundle, with the tolerance of its float32 graph.
+def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
+    """The golden patches of a bundle, with the tolerance of the features graph that will run.
+
+    Args:
+        bundle: folder of the bundle.
+        precision: of that graph: fp32, fp16, int8 (for CPUs) or int8-trt (for TensorRT).
 
     Raises:
-        BundleError: the bundle is not whole, or its golden patches do not fit its manifest.
+        BundleError: the bundle is not whole, has no such precision, or its golden patches do not fit its manifest.
     """
     manifest = Manifest.read(bundle)
+    manifest.features_file(precision)  # a tolerance may be stated for what was not made
     arrays = _read_arrays(bundle / GOLDEN_FILE)
     pixels, probability = arrays["pixels"], arrays["probability"]
     side, count = manifest.patch_px, len(manifest.labels)
@@ -66,7 +71,7 @@ def read_golden(bundle: Path) -> Golden:
         raise _refused(f"probability must be ({len(pixels)}, {count}) float32, is {probability.shape}")
     if not ((probability >= 0) & (probability <= 1)).all():
         raise _refused("probability must be from 0 to 1")
-    return Golden(pixels=pixels, probability=probability, tolerance=manifest.parity_tolerance["fp32"])
+    return Golden(pixels=pixels, probability=probability, tolerance=manifest.parity_tolerance[precision])
 
 
 def self_test(backend: Backend, golden: Golden) -> float:

@@ -8,9 +8,10 @@ line never runs on a bundle that was altered, cut short or made for another vers
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from engine.errors import BundleError
 from engine.fields import Table, parse_object
@@ -24,7 +25,10 @@ PRECISION_FILES = {
     "features.int8.onnx": "int8",
     "features.int8-trt.onnx": "int8-trt",
 }
+FEATURES_FILES = {"fp32": "features.onnx", **{precision: name for name, precision in PRECISION_FILES.items()}}
 MAX_MANIFEST_BYTES = 2**20
+
+Outcome = Literal["pass", "fail", "review"]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 LABEL = re.compile(r"[a-z][a-z0-9_]{0,31}")
@@ -96,6 +100,32 @@ class Manifest:
         """The labels, in channel order."""
         return tuple(self.labels)
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """Of the features graphs that the bundle has, fp32 first."""
+        return tuple(precision for precision, name in FEATURES_FILES.items() if name in self.files)
+
+    def features_file(self, precision: str) -> str:
+        """Name of the features graph of a precision: fp32, fp16, int8 (for CPUs) or int8-trt (for TensorRT).
+
+        Raises:
+            BundleError: it was not made when the bundle was exported.
+        """
+        if precision not in self.precisions:
+            raise BundleError(f"was not exported as {precision}; there are {', '.join(self.precisions)}", key="files")
+        return FEATURES_FILES[precision]
+
+    def outcome(self, scores: Sequence[float]) -> Outcome:
+        """What a screen's scores alone make of it; the service asks for proofs before, and keeps a guard band.
+
+        Args:
+            scores: the highest score of each label over the screen, in channel order.
+        """
+        bands = [limits.review for limits in self.labels.values()]
+        if any(score >= high for score, (_, high) in zip(scores, bands, strict=True)):
+            return "fail"
+        return "review" if any(score >= low for score, (low, _) in zip(scores, bands, strict=True)) else "pass"
+
     @classmethod
     def read(cls, bundle: Path) -> "Manifest":
         """Read a bundle's manifest and verify the files that it lists.
@@ -126,6 +156,17 @@ class Manifest:
         canonical = parse(json.dumps(asdict(self), indent=2).encode())
         text = json.dumps(asdict(canonical), indent=2, ensure_ascii=False) + "\n"
         (bundle / MANIFEST_FILE).write_bytes(text.encode())
+
+    def sign(self, bundle: Path) -> "Manifest":
+        """Write this manifest with the hashes of the files that lie in the folder, and return it.
+
+        Raises:
+            BundleError: a file that no bundle has, or a value that `read` would refuse.
+        """
+        files = {path.name: file_sha256(path) for path in sorted(bundle.iterdir()) if path.name != MANIFEST_FILE}
+        signed = replace(self, files=files)
+        signed.write(bundle)
+        return signed
 
 
 def file_sha256(path: Path) -> str:

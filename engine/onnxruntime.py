@@ -19,7 +19,6 @@ from engine.cpus import available_cpus
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest
 
-FEATURES_FILE = "features.onnx"
 REASONING_FILE = "reasoning.onnx"
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
 
@@ -44,26 +43,30 @@ class OnnxRuntimeBackend:
 
     Args:
         bundle: folder of the bundle.
+        precision: which of the bundle's features graphs runs: fp32, fp16, int8, or, to measure it, int8-trt. Few
+            operators have half-precision kernels on a CPU; the others run in float32, so fp16 is neither faster
+            here nor rounded as on a GPU (`engine.half.rounded_copy` is).
         threads: of the features session; by default the CPUs that the process may use. The reasoning is
             tiny and has one of its own, so that screens reason while others are in the features graph.
 
     Raises:
-        BundleError: the bundle is not whole, or its graphs do not fit its manifest.
+        BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
     """
 
     runtime = "onnxruntime"
-    precision = "fp32"
     guard = NO_GUARD
 
-    def __init__(self, bundle: Path, *, threads: int | None = None) -> None:
+    def __init__(self, bundle: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be at least 1, got {threads}")
         self.manifest = Manifest.read(bundle)
+        self.precision = precision
         self.batch_size = self.manifest.batch_size
+        features_file = self.manifest.features_file(precision)
         self._features: onnxruntime.InferenceSession | None = _session(
-            bundle / FEATURES_FILE, threads=available_cpus() if threads is None else threads
+            bundle / features_file, threads=available_cpus() if threads is None else threads
         )
-        _check_features_graph(self._features, self.manifest)
+        _check_features_graph(self._features, self.manifest, key=features_file)
         self._reasoning = Reasoning(bundle, self.manifest)
         self._has_activation = "activation" in {output.name for output in self._features.get_outputs()}
 
@@ -164,12 +167,12 @@ def _check_whole(output: NDArray[Any], leading: tuple[int, ...], *, dimensions: 
         raise InferenceError(f"{name} came back as {output.shape} {output.dtype}, expected {leading} and float32")
 
 
-def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest, *, key: str) -> None:
     rows, labels, side = manifest.batch_size, len(manifest.labels), manifest.patch_px
     _check_form(
         session.get_inputs(),
         {"pixels": ("tensor(uint8)", (rows, 1, side, side))},
-        key=FEATURES_FILE,
+        key=key,
     )
     _check_form(
         session.get_outputs(),
@@ -178,7 +181,7 @@ def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manif
             "stage1": ("tensor(float)", (rows, labels)),
             "activation": ("tensor(float)", (rows, labels, ANY, ANY)),
         },
-        key=FEATURES_FILE,
+        key=key,
         optional="activation",
     )
 

@@ -1,4 +1,7 @@
-"""Do two ways of running a bundle agree? Measured on probabilities, the numbers that decide."""
+"""Do two ways of running a bundle agree, and does one hold at the extremes?
+
+Measured on probabilities, the numbers that decide.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,45 @@ def check_parity(
     difference = Difference(float(gap.max()), float(gap.mean()))
     if not difference.largest <= tolerance:
         raise ParityError(
-            f"the exported graphs differ from their source by {difference.largest:.3g} in probability, "
-            f"over the tolerance of {tolerance:.3g}"
+            f"the exported {backend.precision} graphs differ from their source by {difference.largest:.3g} in "
+            f"probability, over the tolerance of {tolerance:.3g}"
         )
     return difference
+
+
+def extreme_patches(patch_px: int) -> NDArray[np.uint8]:
+    """Patches that a camera gives when something is wrong: (E, 1, P, P) black, white, noise, saturated blocks, stripes.
+
+    They drive a network's sums as far as pixels can: what overflows in half precision does so here.
+    """
+    rng = np.random.default_rng(0)
+    row, column = np.indices((patch_px, patch_px))
+    coarse, fine = max(patch_px // 4, 1), max(patch_px // 32, 1)
+    patches = [
+        np.zeros((patch_px, patch_px)),
+        np.full((patch_px, patch_px), 255),
+        rng.integers(0, 256, (patch_px, patch_px)),
+        rng.integers(0, 2, (patch_px, patch_px)) * 255,
+        *(((row // side + column // side) % 2) * 255 for side in (coarse, fine)),
+        (column // 2 % 2) * 255,
+        (row < coarse) * 255,
+    ]
+    return np.stack(patches).astype(np.uint8)[:, None]
+
+
+def check_finite(backend: Backend) -> None:
+    """Run the extreme patches, together as one screen.
+
+    Raises:
+        ParityError: a feature, a cosine, an activation or a probability is not finite.
+    """
+    features, probability = infer(backend, extreme_patches(backend.manifest.patch_px))
+    outputs = {
+        "label_features": features.label_features,
+        "stage1": features.stage1,
+        "activation": features.activation,
+        "probability": probability,
+    }
+    for name, output in outputs.items():
+        if not np.isfinite(output).all():
+            raise ParityError(f"the {backend.precision} graph gives {name} that are not finite on extreme patches")

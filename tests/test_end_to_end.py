@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "training cut screens --patch 256 --out cut")
     run(folder, "training cut screens --patch 128 --out cut-small")
     run(folder, f"training fit config.toml {FOR_THIS}")
-    run(folder, "training export run --out bundle --version 3 --golden screens")
+    run(folder, "training export run --out bundle --version 3 --precision fp16 --golden screens")
     return folder
 
 
@@ -43,6 +43,14 @@ def test_every_patch_is_evaluated(folder: Path) -> None:
     figures = json.loads((folder / "figures.json").read_text())
     assert {"accuracy", "precision", "recall", "f_measure", "per_label"} <= figures.keys()
     assert figures["patches"] == 14 * 2 * 3
+
+
+def test_half_precision_is_compared_with_float32(folder: Path) -> None:
+    printed = run(folder, "training fidelity bundle --data cut --part all --json fidelity.json")
+    assert "fp16" in printed
+    found = json.loads((folder / "fidelity.json").read_text())["fp16"]
+    assert (found["patches"], found["screens"]) == (14 * 2 * 3, 14)
+    assert 0 < found["mean"] < found["largest"] < 0.05
 
 
 def test_every_screen_is_inspected_and_judged(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,15 @@ from engine import EngineError
 
 app = typer.Typer(help="Images and labels in, bundle out.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
+
+
+class Precision(StrEnum):
+    """Of the features graph, besides fp32."""
+
+    FP16 = "fp16"
+    INT8 = "int8"
+    INT8_TRT = "int8-trt"
+
 
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as well.")]
 
@@ -129,19 +139,25 @@ def export(
     golden: Annotated[
         Path | None, typer.Option(help="Screens in the data form to seal for the release gate.", exists=True)
     ] = None,
+    precision: Annotated[
+        list[Precision] | None, typer.Option(help="Besides fp32; may be given again. int8 is for CPUs.")
+    ] = None,
+    json_file: Json = None,
 ) -> None:
-    """Write a verified bundle of a run; refuses if the graphs differ from the module."""
+    """Write a verified bundle of a run; refuses if the graphs differ from the module, or a precision does not hold."""
     from training.bundling import export_run
+    from training.fidelity import fidelity_table
     from training.fit import load_run
     from training.sealing import SEALED_FILE, seal
 
-    manifest, difference = export_run(
+    manifest, difference, made = export_run(
         run,
         out,
         version=version,
         batch_size=batch,
         overlap_px=overlap,
         notes=notes.read_text() if notes is not None else "",
+        precisions=[one.value for one in precision or ()],
     )
     console.print(
         f"{manifest.name} {manifest.version} in {out}: graphs differ from the module by at most "
@@ -150,6 +166,28 @@ def export(
     if golden is not None:
         screens = seal(load_run(run)[0], manifest, golden)
         console.print(f"{golden / SEALED_FILE}: the module's probabilities of {screens} screens")
+    found = {name: one.fidelity for name, one in made.items()}
+    if found:
+        console.print(fidelity_table(found))
+    if json_file is not None:
+        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+
+
+@app.command()
+def fidelity(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
+    data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
+    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    json_file: Json = None,
+) -> None:
+    """Compare each precision of a bundle with its fp32: probabilities, labels, verdicts of screens, F."""
+    from training.fidelity import fidelity as measure
+    from training.fidelity import fidelity_table
+
+    found = measure(bundle, data, part=None if part == "all" else part)
+    console.print(fidelity_table(found))
+    if json_file is not None:
+        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
 
 
 @app.command()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from engine import Difference, FrameLimits, LabelLimits, Manifest
+from engine import Difference, FrameLimits, LabelLimits, Manifest, infer, load
 from engine.export import export
 from training.calibration import calibrate
 from training.config import Config
@@ -19,6 +20,7 @@ from training.datasets import PatchSet
 from training.evaluation import Report, report
 from training.fit import load_run, network_probability
 from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, parameter_table
+from training.precision import Made, Proof, add_precisions, calibration_patches
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
 PARITY_PATCHES = 16
@@ -34,7 +36,8 @@ def export_run(
     overlap_px: int = 0,
     notes: str = "",
     frame: FrameLimits | None = None,
-) -> tuple[Manifest, Difference]:
+    precisions: Sequence[str] = (),
+) -> tuple[Manifest, Difference, dict[str, Made]]:
     """Make a bundle of a finished run.
 
     Args:
@@ -46,10 +49,15 @@ def export_run(
         notes: Markdown that the model card carries as it is.
         frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
             which the darkest of rendered frames have and a frame without light has not.
+        precisions: others to make beside float32: fp16, int8, int8-trt.
+
+    Returns:
+        The manifest, the difference between float32 graphs and module, and the other precisions.
 
     Raises:
         ValueError: the run is not finished or its data is gone.
-        ParityError: the exported graphs do not give the module's probabilities.
+        ParityError: the exported graphs do not give the module's probabilities, or another precision does not hold;
+            nothing is written then.
     """
     network, config, labels = load_run(run)
     fabric = Fabric(accelerator="cpu")
@@ -57,9 +65,11 @@ def export_run(
     probability = network_probability(network, validation, fabric)
     limits = calibrate(probability, validation.labels, validation.screens, labels=labels)
     measured = {"validation": _report(probability, validation, limits)}
-    test = _test_part(config)
-    if test is not None:
-        measured["test"] = _report(network_probability(network, test, fabric), test, limits)
+    judged, reference = validation, probability
+    if _has_test_part(config):
+        judged = PatchSet(config.data.folders, "test")
+        reference = network_probability(network, judged, fabric)
+        measured["test"] = _report(reference, judged, limits)
     chosen = parity_patches(probability, validation.labels)
     manifest = Manifest(
         schema_version=1,
@@ -76,16 +86,33 @@ def export_run(
         training=_facts(config, measured),
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
+    features = FeaturesGraph(network)
+    made: dict[str, Made] = {}
+
+    def finish(draft: Path) -> None:
+        with closing(load(draft, "onnxruntime")) as backend:
+            _, expected = infer(backend, patches)
+        proof = Proof(
+            features=features,
+            calibration=calibration_patches(PatchSet(config.data.folders, "train"), seed=config.seed),
+            pixels=patches,
+            expected=expected,
+            patches=judged,
+            reference=reference,
+        )
+        made.update(add_precisions(draft, precisions, proof))
+
     difference = export(
         out,
-        features=FeaturesGraph(network),
+        features=features,
         reasoning=ReasoningGraph(network),
         manifest=manifest,
         golden_pixels=patches[:GOLDEN_PATCHES],
         parity_pixels=patches,
         card=model_card(manifest, config, network, measured, notes=notes),
+        finish=finish if precisions else None,
     )
-    return manifest, difference
+    return Manifest.read(out), difference, made
 
 
 def parity_patches(probability: NDArray[np.float32], target: NDArray[np.int8]) -> NDArray[np.int64]:
@@ -114,9 +141,8 @@ def _report(probability: NDArray[np.float32], patches: PatchSet, limits: Mapping
     return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
 
 
-def _test_part(config: Config) -> PatchSet | None:
-    parts = {part for folder in config.data.folders for part in _parts(folder)}
-    return PatchSet(config.data.folders, "test") if "test" in parts else None
+def _has_test_part(config: Config) -> bool:
+    return any("test" in _parts(folder) for folder in config.data.folders)
 
 
 def _parts(folder: Path) -> set[str]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torchmetrics.functional.classification import multilabel_stat_scores
 
-from engine import Backend, infer
+from engine import Backend, Manifest, infer
 from training.datasets import PatchSet
 from training.measures import f_measure, wilson
 
@@ -137,6 +137,21 @@ def bundle_probability(backend: Backend, patches: PatchSet, *, group: str) -> ND
     return probability
 
 
+def fitting_patches(manifest: Manifest, folders: Sequence[Path], *, part: str | None) -> PatchSet:
+    """One part of cut folders, for the bundle of that manifest.
+
+    Raises:
+        ValueError: labels or patch size of folder and bundle differ.
+    """
+    patches = PatchSet(folders, part)
+    if patches.label_names != manifest.label_names or patches.patch_px != manifest.patch_px:
+        raise ValueError(
+            f"the bundle knows {manifest.label_names} at {manifest.patch_px} px, "
+            f"the data {patches.label_names} at {patches.patch_px} px"
+        )
+    return patches
+
+
 def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, group: str) -> Report:
     """A bundle on cut folders, at the manifest's thresholds.
 
@@ -150,12 +165,7 @@ def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, gro
         ValueError: labels or patch size of folder and bundle differ, or the group is unknown.
     """
     manifest = backend.manifest
-    patches = PatchSet(folders, part)
-    if patches.label_names != manifest.label_names or patches.patch_px != manifest.patch_px:
-        raise ValueError(
-            f"the bundle knows {manifest.label_names} at {manifest.patch_px} px, "
-            f"the data {patches.label_names} at {patches.patch_px} px"
-        )
+    patches = fitting_patches(manifest, folders, part=part)
     probability = bundle_probability(backend, patches, group=group)
     thresholds = [limits.threshold for limits in manifest.labels.values()]
     return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)

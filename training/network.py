@@ -285,6 +285,8 @@ def parameter_table(network: TwoStageNetwork) -> list[tuple[str, int]]:
 class FeaturesGraph(nn.Module):
     """What is exported as `features.onnx`: pixels to label features, cosines and activation maps."""
 
+    TRUNK = "network.trunk"  # the part that other precisions are made of
+
     def __init__(self, network: TwoStageNetwork) -> None:
         super().__init__()
         self.network = network

@@ -12,6 +12,7 @@ from engine.manifest import Manifest, file_sha256
 from tests.bundles import tiny_bundle
 from tests.engine.doubles.cuda import Machine, cuda_driver, pycuda_driver
 from tests.engine.doubles.tensorrt import tensorrt
+from tests.engine.precisions import bundle_of_every_precision
 
 WITH_A_RUNTIME_INSIDE = ("engine.compiler", "engine.gpu", "engine.tensorrt")
 
@@ -57,3 +58,9 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine
     assert machine.stack == []  # no call leaves its context current
     for name in WITH_A_RUNTIME_INSIDE:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="session")
+def precise(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle in every precision; tests do not write into it."""
+    return bundle_of_every_precision(tmp_path_factory.mktemp("bundles") / "precise")

@@ -1,5 +1,6 @@
 """An export is written whole and verified, or not at all."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from engine import ParityError, fake_manifest, load, read_golden, self_test
+from engine import Manifest, ParityError, fake_manifest, load, read_golden, self_test
 from engine.export import export, module_probability
 from training.network import FeaturesGraph, NetworkConfig, Pooling, ReasoningGraph, TwoStageNetwork
 
@@ -36,7 +37,9 @@ class Restless(nn.Module):
         return probability if torch.compiler.is_exporting() else 1 - probability
 
 
-def write(out: Path, features: nn.Module, reasoning: nn.Module) -> None:
+def write(
+    out: Path, features: nn.Module, reasoning: nn.Module, *, finish: Callable[[Path], None] | None = None
+) -> None:
     export(
         out,
         features=features,
@@ -45,6 +48,7 @@ def write(out: Path, features: nn.Module, reasoning: nn.Module) -> None:
         golden_pixels=PATCHES[:2],
         parity_pixels=PATCHES,
         card="# card\n",
+        finish=finish,
     )
 
 
@@ -92,3 +96,18 @@ def test_a_bundle_stays_when_its_successor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ParityError):
         write(tmp_path / "bundle", features, Restless(reasoning))
     assert (tmp_path / "bundle" / "manifest.json").read_bytes() == before
+
+
+def test_what_finishes_a_bundle_sees_it_whole_and_may_refuse_it(tmp_path: Path) -> None:
+    features, reasoning = graphs("light", "attention")
+    seen: list[tuple[str, ...]] = []
+
+    def refuse(draft: Path) -> None:
+        seen.append(Manifest.read(draft).precisions)
+        (draft / "features.fp16.onnx").write_bytes(b"half")
+        raise ParityError("too different")
+
+    with pytest.raises(ParityError, match="too different"):
+        write(tmp_path / "bundle", features, reasoning, finish=refuse)
+    assert seen == [("fp32",)]
+    assert list(tmp_path.iterdir()) == []

@@ -18,7 +18,14 @@ from service.store import StoreError
 from tests.service.apps import CLEAN, GOLDEN, SCREENS, Device, post, serve, serve_device
 
 # codes of other resources than /v1/screens
-ELSEWHERE = {"not_found", "method_not_allowed", "bundle_unknown", "bundle_refused", "swap_in_progress", "release_missing"}
+ELSEWHERE = {
+    "not_found",
+    "method_not_allowed",
+    "bundle_unknown",
+    "bundle_refused",
+    "swap_in_progress",
+    "release_missing",
+}
 
 
 @pytest.fixture(scope="module")

@@ -57,7 +57,9 @@ def test_memory_after_20_swaps_under_load_is_that_after_2(tmp_path: Path) -> Non
         senders = [pool.submit(send_until_done) for _ in range(2)]
         try:
             for swap in range(SWAPS):
-                answer = client.put("/v1/models/active", json={"bundle": ("two", "one")[swap % 2], "without_release": True})
+                answer = client.put(
+                    "/v1/models/active", json={"bundle": ("two", "one")[swap % 2], "without_release": True}
+                )
                 assert answer.status_code == 200, answer.text
                 held_mib.append(resident_mib(process.pid))
         finally:

@@ -105,7 +105,7 @@ def test_a_phase_may_learn_from_smaller_patches(run: Config, toml: Path) -> None
 
 
 def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: Path) -> None:
-    manifest, difference = export_run(run.run, tmp_path / "bundle", version="7")
+    manifest, difference, _ = export_run(run.run, tmp_path / "bundle", version="7")
     assert difference.largest <= manifest.parity_tolerance["fp32"]
     assert (manifest.name, manifest.version, manifest.label_names) == ("toy", "7", ("dot", "line"))
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()

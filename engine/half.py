@@ -1,0 +1,102 @@
+"""The features graph in half precision, made at export: TensorRT takes the precision that the graph has.
+
+One part of the network, its trunk, computes in float16: nearly all of the work. Its normalisations are folded into its
+convolutions while they are float32 still. What comes before and after stays float32: the scale of the pixels, the mean
+over the map (1,024 cells of it pass 65,504), the softmax, the norms of the cosines.
+
+A CPU does not show what float16 costs: ONNX Runtime runs the graph in float32, with no number between its layers
+rounded, so that neither loss nor overflow is seen. `rounded_copy` writes the roundings out; that is what is compared.
+"""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+
+from engine.export import write_features
+from engine.manifest import FEATURES_FILES, Manifest
+
+
+class InHalf(nn.Module):
+    """A module that computes in float16 between float32 neighbours."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = fuse(module.eval()).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The module's answer, in float32."""
+        answer: Tensor = self.module(x.half()).float()
+        return answer
+
+
+def in_half(features: nn.Module, part: str) -> nn.Module:
+    """A copy of a module in which one part, such as `network.trunk`, computes in float16.
+
+    Raises:
+        AttributeError: there is no such part.
+    """
+    half = copy.deepcopy(features).eval()
+    half.set_submodule(part, InHalf(half.get_submodule(part)))
+    return half
+
+
+def write_half(bundle: Path, features: nn.Module, *, part: str, patch_px: int) -> None:
+    """Write `features.fp16.onnx` beside the other files of a bundle; signing them is the caller's."""
+    write_features(bundle / FEATURES_FILES["fp16"], in_half(features, part), patch_px=patch_px)
+
+
+@contextmanager
+def rounded_copy(bundle: Path) -> Iterator[Path]:
+    """A copy of a bundle whose fp16 graph gives on a CPU what it gives on a GPU, for as long as the context lasts.
+
+    Raises:
+        BundleError: the bundle is not whole, or has no fp16 graph.
+    """
+    manifest = Manifest.read(bundle)
+    name = manifest.features_file("fp16")
+    with TemporaryDirectory() as folder:
+        rounding = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
+        onnx.save(rounded(onnx.load(bundle / name)), rounding / name)
+        manifest.sign(rounding)
+        yield rounding
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A half-precision graph as one that computes in float32 and rounds every result to float16 and back.
+
+    That is how the units of a GPU work that multiply in float16: they sum up in float32 and store float16.
+    """
+    model = onnx.shape_inference.infer_shapes(model, strict_mode=True)
+    graph = model.graph
+    half = {value.name for value in graph.value_info if value.type.tensor_type.elem_type == TensorProto.FLOAT16}
+    for constant in graph.initializer:
+        if constant.data_type == TensorProto.FLOAT16:
+            widened = numpy_helper.to_array(constant).astype(np.float32)
+            constant.CopyFrom(numpy_helper.from_array(widened, constant.name))
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        rounding = [name for name in node.output if name in half]
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT16:
+                attribute.i = TensorProto.FLOAT
+        node.output[:] = [f"{name}_unrounded" if name in half else name for name in node.output]
+        nodes.append(node)
+        for name in rounding:
+            nodes += [
+                helper.make_node("Cast", [f"{name}_unrounded"], [f"{name}_half"], to=TensorProto.FLOAT16),
+                helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT),
+            ]
+    del graph.node[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    return model

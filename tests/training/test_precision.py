@@ -1,0 +1,200 @@
+"""Another precision is offered if it holds, and refused with its figures if it does not."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from engine import LabelLimits, Manifest, ParityError, infer, load
+from service.aggregation import decide
+from service.verdict import LabelResult
+from tests.engine.precisions import network, write_bundle
+from tests.service.strategies import ANY_SCORE, SCORES
+from tests.service.strategies import manifest as two_labels
+from tests.training.data_form import write_screens
+from training import precision as module
+from training.cutting import cut
+from training.datasets import PatchSet
+from training.evaluation import bundle_probability
+from training.fidelity import compare, fidelity, fidelity_table, opened
+from training.network import FeaturesGraph
+from training.precision import Proof, add_precisions, calibration_patches, speed_by_turns
+
+LABELS = ["bubble", "pinhole", "scratch", "tin_ash"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Screens cut into patches of 64, of which `bubble` and `pinhole` are really dots and lines."""
+    folder = tmp_path_factory.mktemp("precision")
+    source = write_screens(folder / "source", screens=20)
+    boxes = (source / "boxes.csv").read_text().replace(",dot,", ",bubble,").replace(",line,", ",pinhole,")
+    (source / "boxes.csv").write_text(boxes)
+    cut(source, folder / "cut", patch_px=64, labels=LABELS)
+    return folder / "cut"
+
+
+@pytest.fixture(scope="module")
+def float32(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("float32") / "bundle", network())
+
+
+@pytest.fixture
+def bundle(float32: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(float32, tmp_path / "bundle")
+
+
+@pytest.fixture(scope="module")
+def proof(data: Path, float32: Path) -> Proof:
+    test, train = PatchSet([data], "test"), PatchSet([data], "train")
+    pixels = np.stack([test.patch(index) for index in range(8)])[:, None]
+    with opened(float32, "fp32") as backend:
+        return Proof(
+            features=FeaturesGraph(network()),
+            calibration=calibration_patches(train, seed=0),
+            pixels=pixels,
+            expected=infer(backend, pixels)[1],
+            patches=test,
+            reference=bundle_probability(backend, test, group="screen"),
+        )
+
+
+@pytest.fixture(autouse=True)
+def _lenient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A random network on tiny patches holds nothing of itself: each test makes one condition strict."""
+    monkeypatch.setattr(module, "F_LOSS", 1.0)
+    monkeypatch.setattr(module, "FASTER_BY", 0.0)
+    monkeypatch.setattr(module, "TIMED_ROUNDS", 2)
+    monkeypatch.setattr(module, "TOLERANCES", {"fp16": 0.5, "int8": 0.5, "int8-trt": 0.5})
+
+
+def test_every_precision_is_made_stated_and_compared(bundle: Path, proof: Proof, data: Path) -> None:
+    made = add_precisions(bundle, ["fp16", "int8", "int8-trt", "fp16"], proof)
+    manifest = Manifest.read(bundle)
+    assert manifest.precisions == ("fp32", "fp16", "int8", "int8-trt") == ("fp32", *made)
+    assert manifest.parity_tolerance == {"fp32": 1e-4, "fp16": 0.5, "int8": 0.5, "int8-trt": 0.5}
+    assert made["int8"].quantised == (0, 19)  # all of it holds so wide a tolerance
+    assert manifest.training["int8_float_convolutions"] == "0 of 19"
+    assert str(manifest.training["int8_speed"]).endswith("times fp32 where it was exported")
+    for precision in ("fp16", "int8-trt"):
+        assert manifest.training[f"{precision}_speed"] == "not measured: it takes a GPU"
+        assert made[precision].speed is None
+    card = (bundle / "MODEL_CARD.md").read_text()
+    assert all(f"| {precision} | 0.5 |" in card for precision in made)
+    found = fidelity(bundle, [data], part="test")
+    for precision, one in made.items():
+        assert found[precision].flipped_verdicts == one.fidelity.flipped_verdicts
+        assert found[precision].f_measure == pytest.approx(one.fidelity.f_measure)
+        assert found[precision].largest == pytest.approx(one.fidelity.largest, abs=1e-6)
+        assert 0 < one.fidelity.mean < one.fidelity.largest < 0.5
+    assert len(fidelity_table(found).rows) == 3
+
+
+def test_no_more_is_quantised_than_the_tolerance_allows(
+    bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = add_precisions(bundle, ["int8-trt"], proof)["int8-trt"]
+    with opened(bundle, "int8-trt") as backend:
+        largest = float(np.abs(infer(backend, proof.pixels)[1] - proof.expected).max())
+    monkeypatch.setattr(module, "TOLERANCES", {"int8-trt": largest / 2})
+    part = add_precisions(bundle, ["int8-trt"], proof)["int8-trt"]
+    assert whole.quantised == (0, 19)
+    assert part.quantised is not None
+    assert 0 < part.quantised[0] < 19
+    with opened(bundle, "int8-trt") as backend:
+        assert np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= largest / 2
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8", "int8-trt"])
+def test_a_difference_over_the_tolerance_is_refused(
+    bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(module, "TOLERANCES", {precision: 1e-9})
+    with pytest.raises(ParityError, match=f"the exported {precision} graphs differ from their source by"):
+        add_precisions(bundle, [precision], proof)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-trt"])
+def test_a_lower_f_is_refused_with_both_figures(
+    bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    monkeypatch.setattr(module, "F_LOSS", -2.0)  # it would have to be better by two
+    with pytest.raises(ParityError, match=rf"{precision} is refused: its macro F is 0\.\d+, that of fp32 0\.\d+"):
+        add_precisions(bundle, [precision], proof)
+
+
+def test_what_is_no_faster_is_refused_with_both_figures(
+    bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FASTER_BY", 1e9)
+    with pytest.raises(ParityError, match=r"int8 is refused: it does \d+ patches/s here, fp32 \d+"):
+        add_precisions(bundle, ["int8"], proof)
+    add_precisions(bundle, ["int8-trt"], proof)  # whose speed nobody knows here
+
+
+def test_speeds_are_taken_by_turns(float32: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(float32, "fp32") as one, opened(float32, "fp32") as other:
+        turns: list[str] = []
+        clock = iter(range(1000))
+        monkeypatch.setattr("training.precision.time.perf_counter", lambda: next(clock))
+        for backend, name in ((one, "one"), (other, "other")):
+            monkeypatch.setattr(backend, "features", lambda pixels, name=name: turns.append(name))
+        assert speed_by_turns(one, other) == (3.0, 3.0)  # batches of 3, a second each
+    assert turns == ["one", "other"] * 3
+
+
+def test_half_of_the_calibration_patches_have_a_label(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CALIBRATION_PATCHES", 12)
+    patches = PatchSet([data], "train")
+    chosen = calibration_patches(patches, seed=3)
+    assert chosen.shape == (12, 1, 64, 64)
+    known = {patches.patch(index).tobytes(): bool((patches.labels[index] == 1).any()) for index in range(len(patches))}
+    assert sum(known[patch.tobytes()] for patch in chosen) == 6
+    np.testing.assert_array_equal(chosen, calibration_patches(patches, seed=3))
+
+
+def test_flips_are_counted_by_patch_and_by_screen(data: Path) -> None:
+    patches = PatchSet([data], "test")
+    limits = {label: LabelLimits(threshold=0.5, review=(0.3, 0.7)) for label in LABELS}
+    manifest = replace(two_labels(), labels=limits)
+    before = np.zeros((len(patches), 4), np.float32)
+    first, second, third, *_ = patches.by_screen()
+    before[first[0], 0], before[second[1], 2] = 0.8, 0.6
+    after = before.copy()
+    after[first[0], 0] = 0.65  # fail to review; present all the same
+    after[second[1], 2] = 0.2  # review to pass; no longer present
+    after[third[0], 1] = 0.1  # nothing
+    found = compare(after, before, patches, manifest)
+    assert found.flipped_verdicts == {"fail -> review": 1, "review -> pass": 1}
+    assert found.flipped_labels == 1
+    assert found.largest == pytest.approx(0.4)
+    assert found.mean == pytest.approx((0.15 + 0.4 + 0.1) / before.size)
+    assert (found.patches, found.screens) == (len(patches), len(patches.by_screen()))
+
+
+@given(st.lists(SCORES | ANY_SCORE, min_size=2, max_size=2))
+def test_the_outcome_of_scores_is_the_services(scores: list[float]) -> None:
+    manifest = two_labels()
+    labels = {
+        label: LabelResult(score=score, count=0, threshold=0.5, present=score >= 0.5)
+        for label, score in zip(manifest.labels, scores, strict=True)
+    }
+    assert manifest.outcome(scores) == decide((), labels, manifest, {})[0]
+
+
+def test_a_bundle_of_float32_alone_has_nothing_to_compare(float32: Path, data: Path) -> None:
+    with pytest.raises(ValueError, match="float32 alone"):
+        fidelity(float32, [data], part=None)
+
+
+def test_what_is_added_is_served(bundle: Path, proof: Proof) -> None:
+    add_precisions(bundle, ["int8"], proof)
+    backend = load(bundle, precision="int8", threads=1)
+    assert backend.precision == "int8"
+    backend.close()

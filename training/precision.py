@@ -1,0 +1,237 @@
+"""The other precisions of a bundle, made at export, each only if it holds: fp16, int8 for CPUs, int8 for TensorRT.
+
+Each is refused if it differs from float32 by more than its tolerance on the telling patches, or gives something on
+extreme patches that is not finite; an int8 also if it loses F on the part that nothing was chosen on, and the CPU's if
+it is not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no faster.
+"""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import Backend, Manifest, ParityError, check_finite, check_parity, load, read_golden, self_test
+from engine.half import write_half
+from engine.quantise import convolutions, quantise
+from training.datasets import PatchSet
+from training.evaluation import bundle_probability
+from training.fidelity import Fidelity, compare, opened
+from training.network import FeaturesGraph
+
+# largest difference of a probability on the telling patches. A review band reaches at least 0.05 from the threshold on
+# both sides, so within that no score crosses from below the band to above it
+TOLERANCES = {"fp16": 0.05, "int8": 0.05, "int8-trt": 0.05}
+F_LOSS = 0.003  # of macro F, 0.3 points
+FASTER_BY = 1.05  # closer than this, two timings of the same graph come out in either order
+TIMED_ROUNDS = 30
+CALIBRATION_PATCHES = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What a precision is made from and held against.
+
+    Attributes:
+        features: the module.
+        calibration: (K, 1, P, P) patches of the training part.
+        pixels: (K, 1, P, P) telling patches.
+        expected: (K, L) probabilities that float32 gives them, reasoned together.
+        patches: the part that F is measured on.
+        reference: (N, L) probabilities of that part by float32, reasoned by screen.
+    """
+
+    features: FeaturesGraph
+    calibration: NDArray[np.uint8]
+    pixels: NDArray[np.uint8]
+    expected: NDArray[np.float32]
+    patches: PatchSet
+    reference: NDArray[np.float32]
+
+
+class Speed(NamedTuple):
+    """Patches a second of float32 and of the other precision, timed by turns."""
+
+    fp32: float
+    other: float
+
+
+class Made(NamedTuple):
+    """A precision that holds.
+
+    `quantised`: how many of the trunk's convolutions stay in float32 for int8, and how many there are. `speed` is
+    known of what runs on this CPU.
+    """
+
+    fidelity: Fidelity
+    quantised: tuple[int, int] | None
+    speed: Speed | None
+
+
+def add_precisions(bundle: Path, precisions: Sequence[str], proof: Proof) -> dict[str, Made]:
+    """Make other precisions of a bundle and sign it again.
+
+    Args:
+        bundle: a whole float32 bundle.
+        precisions: of fp16, int8 and int8-trt.
+        proof: what they are made from and held against.
+
+    Raises:
+        ParityError: one of them does not hold; the bundle is then not to be used.
+    """
+    made = {}
+    with TemporaryDirectory() as scratch:
+        for precision in dict.fromkeys(precisions):
+            manifest = Manifest.read(bundle)
+            tolerances = {**manifest.parity_tolerance, precision: TOLERANCES[precision]}
+            manifest = replace(manifest, parity_tolerance=tolerances)
+            if precision == "fp16":
+                write_half(bundle, proof.features, part=proof.features.TRUNK, patch_px=manifest.patch_px)
+                manifest.sign(bundle)
+                quantised = None
+            else:
+                quantised = _quantise_what_holds(bundle, manifest, precision, proof, ranges=Path(scratch) / "ranges")
+            made[precision] = _proven(bundle, precision, proof, quantised)
+    manifest = Manifest.read(bundle)
+    facts = {name: value for precision, one in made.items() for name, value in _facts(precision, one).items()}
+    with (bundle / "MODEL_CARD.md").open("a") as card:
+        card.write(_section(made, manifest))
+    replace(manifest, training={**manifest.training, **facts}).sign(bundle)
+    return made
+
+
+def calibration_patches(patches: PatchSet, *, seed: int) -> NDArray[np.uint8]:
+    """Patches (K, 1, P, P) to take ranges from: half of them with a label where there are so many."""
+    labelled = (patches.labels == 1).any(axis=1)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(patches))
+    half = CALIBRATION_PATCHES // 2
+    first = [*order[labelled[order]][:half], *order[~labelled[order]][:half]]
+    chosen = list(dict.fromkeys([*first, *order]))[:CALIBRATION_PATCHES]
+    return np.stack([patches.patch(int(index)) for index in chosen])[:, None]
+
+
+def speed_by_turns(one: Backend, other: Backend) -> Speed:
+    """Time two backends of the same bundle by turns, so that what else the machine does slows both; medians."""
+    manifest = one.manifest
+    shape = (one.batch_size, 1, manifest.patch_px, manifest.patch_px)
+    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    seconds: list[list[float]] = [[], []]
+    for _ in range(TIMED_ROUNDS + 1):
+        for backend, times in zip((one, other), seconds, strict=True):
+            start = time.perf_counter()
+            backend.features(pixels)
+            times.append(time.perf_counter() - start)
+    # the first round pays for the memory
+    return Speed(*(one.batch_size / float(np.median(times[1:])) for times in seconds))
+
+
+def _quantise_what_holds(
+    bundle: Path, manifest: Manifest, precision: str, proof: Proof, *, ranges: Path
+) -> tuple[int, int]:
+    """Quantise as much of the trunk as the tolerance allows; how many convolutions stay in float32, and of how many.
+
+    Found by halving: keeping one more is taken to lose no more, and what is taken in the end was measured itself.
+    """
+    part = proof.features.TRUNK
+    count = convolutions(bundle, part)
+
+    def write(keep: int) -> None:
+        quantise(bundle, precision, pixels=proof.calibration, part=part, keep=keep, ranges=ranges)
+        manifest.sign(bundle)
+
+    def holds(keep: int) -> bool:
+        write(keep)
+        with opened(bundle, precision) as backend:
+            try:
+                check_parity(backend, proof.pixels, proof.expected, tolerance=TOLERANCES[precision])
+            except ParityError:
+                return False
+        return True
+
+    keep = bisect_left(range(count - 1), True, key=holds)  # the last one is taken unseen, and refused if it fails
+    write(keep)
+    return keep, count
+
+
+def _proven(bundle: Path, precision: str, proof: Proof, quantised: tuple[int, int] | None) -> Made:
+    """Hold a precision against float32.
+
+    Raises:
+        ParityError: it does not hold.
+    """
+    manifest = Manifest.read(bundle)
+    with opened(bundle, precision) as backend:
+        check_finite(backend)
+        check_parity(backend, proof.pixels, proof.expected, tolerance=TOLERANCES[precision])
+        probability = bundle_probability(backend, proof.patches, group="screen")
+    found = compare(probability, proof.reference, proof.patches, manifest)
+    if quantised is not None and found.f_loss > F_LOSS:
+        raise ParityError(
+            f"{precision} is refused: its macro F is {found.f_measure:.4f}, that of fp32 {found.f_measure_fp32:.4f} "
+            f"on {found.patches} patches; {100 * F_LOSS:g} points may be lost"
+        )
+    with closing(load(bundle, "onnxruntime", precision=precision)) as served:
+        self_test(served, read_golden(bundle, precision))
+        speed = _faster(bundle, served) if precision == "int8" else None
+    return Made(found, quantised, speed)
+
+
+def _faster(bundle: Path, served: Backend) -> Speed:
+    with closing(load(bundle, "onnxruntime")) as fp32:
+        speed = speed_by_turns(fp32, served)
+    if speed.other < FASTER_BY * speed.fp32:
+        raise ParityError(
+            f"{served.precision} is refused: it does {speed.other:.0f} patches/s here, fp32 {speed.fp32:.0f}; it must "
+            f"be {FASTER_BY:g} times as fast"
+        )
+    return speed
+
+
+def _facts(precision: str, made: Made) -> dict[str, float | str]:
+    """What the manifest keeps of it."""
+    found = made.fidelity
+    facts: dict[str, float | str] = {
+        f"{precision}_f_measure": round(found.f_measure, 4),
+        f"{precision}_largest_difference": round(found.largest, 5),
+        f"{precision}_flipped_verdicts": float(sum(found.flipped_verdicts.values())),
+    }
+    if made.quantised is not None:
+        facts[f"{precision}_float_convolutions"] = "{} of {}".format(*made.quantised)
+    facts[f"{precision}_speed"] = _speed_text(made.speed)
+    return facts
+
+
+def _speed_text(speed: Speed | None) -> str:
+    if speed is None:
+        return "not measured: it takes a GPU"
+    return f"{speed.other / speed.fp32:.2f} times fp32 where it was exported"
+
+
+def _section(made: Mapping[str, Made], manifest: Manifest) -> str:
+    """The model card's section."""
+    lines = [
+        "",
+        "## Precisions beside float32",
+        "",
+        "| precision | tolerance | largest difference | mean | verdicts that differ | macro F (fp32) "
+        "| convolutions in float32 | speed |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for precision, one in made.items():
+        r = one.fidelity
+        kept = "-" if one.quantised is None else "{} of {}".format(*one.quantised)
+        lines.append(
+            f"| {precision} | {manifest.parity_tolerance[precision]:g} | {r.largest:.4f} | {r.mean:.6f} "
+            f"| {sum(r.flipped_verdicts.values())} of {r.screens} | {r.f_measure:.4f} ({r.f_measure_fp32:.4f}) "
+            f"| {kept} | {_speed_text(one.speed)} |"
+        )
+    return "\n".join([*lines, ""])
