@@ -16,9 +16,12 @@ from engine.backend import Backend, load
 from engine.errors import BundleError, EngineError
 from engine.golden import read_golden, self_test
 from engine.manifest import MANIFEST_FILE
+from engine.slots import measure_slots
 
 SPEED_TEST_S = 2.0
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -31,11 +34,12 @@ def main() -> None:
 @app.command()
 def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runtime: Annotated[str, typer.Option(help="auto, tensorrt, openvino, onnxruntime or fake.")] = "auto",
+    as_json: Json = False,
 ) -> None:
     """Verify a bundle's hashes, graphs and golden patches, and say what it is."""
     try:
-        report = examine(bundle)
+        report = examine(bundle, runtime)
     except EngineError as error:
         if as_json:
             key = error.key if isinstance(error, BundleError) else None
@@ -49,8 +53,8 @@ def check(
         show(report, Console(**PLAIN))
 
 
-def examine(bundle: Path) -> dict[str, Any]:
-    """Load a bundle, run its self-test and time it.
+def examine(bundle: Path, runtime: str = "auto") -> dict[str, Any]:
+    """Load a bundle, run its self-test, compare the slots of its batch and time it.
 
     Returns:
         The manifest's facts, and beside them what was measured; ready for JSON.
@@ -59,9 +63,10 @@ def examine(bundle: Path) -> dict[str, Any]:
         EngineError: the bundle must not be served, or cannot be run here.
     """
     golden = read_golden(bundle)
-    backend = load(bundle)
+    backend = load(bundle, runtime)
     try:
         difference = self_test(backend, golden)
+        slots = measure_slots(backend, golden.pixels)
         speed = patches_per_s(backend)
     finally:
         backend.close()
@@ -71,7 +76,14 @@ def examine(bundle: Path) -> dict[str, Any]:
         for name, sha256 in facts.pop("files").items()
     }
     tested = {"patches": len(golden.pixels), "difference": difference, "tolerance": golden.tolerance}
-    measured = {"runtime": backend.runtime, "golden": tested, "patches_per_s": round(speed, 1)}
+    tuned = getattr(backend, "tuned", None)  # a GPU has no threads to choose
+    measured = {
+        "runtime": backend.runtime,
+        "threads": None if tuned is None else str(tuned.share),
+        "golden": tested,
+        "slots": asdict(slots),
+        "patches_per_s": round(speed, 1),
+    }
     return {"bundle": str(bundle), "ok": True, **facts, "files": files, **measured}
 
 
@@ -102,10 +114,15 @@ def show(report: dict[str, Any], console: Console) -> None:
         ),
         "trained on": report["data_id"],
         **{f"training: {name}": str(value) for name, value in report["training"].items()},
-        "runtime": f"{report['runtime']}, about {report['patches_per_s']:.0f} patches/s",
+        "runtime": f"{report['runtime']}, about {report['patches_per_s']:.0f} patches/s"
+        + (f", {report['threads']} threads" if report["threads"] else ""),
         "self-test": (
             f"{golden['patches']} golden patches differ by {golden['difference']:.1e} "
             f"(tolerance {golden['tolerance']:g})"
+        ),
+        "slots of the batch": (
+            f"probabilities differ by {max(report['slots']['probability'].values()):.1e}, features "
+            + ("are equal bit for bit" if report["slots"]["same_bits"] else "differ")
         ),
     }
     for name, value in rows.items():

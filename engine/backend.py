@@ -6,6 +6,8 @@ all the patches of that screen. The service, the evaluation and the parity check
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
@@ -13,10 +15,19 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import RuntimeUnavailable
+from engine.errors import BundleError, RuntimeUnavailable
 from engine.manifest import Manifest
 
 NO_GUARD: Mapping[str, float] = MappingProxyType({})
+PRECISIONS = ("fp32", "fp16", "int8")
+BEST_FIRST = ("tensorrt", "openvino", "onnxruntime")
+# what loads a bundle, by the runtime, which is also the name of its file
+LOADERS = {
+    "tensorrt": "TensorRTBackend",
+    "openvino": "OpenVinoBackend",
+    "onnxruntime": "OnnxRuntimeBackend",
+    "fake": "load_fake",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,8 +72,8 @@ class Backend(Protocol):
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """Features of one batch of patches of one screen.
 
-        The graph always runs `batch_size` patches, so that one shape is compiled and a score cannot
-        depend on how full a batch was; what is missing is filled up and dropped again inside.
+        The graph always runs one number of patches, the batch or each patch alone, so that one shape is compiled and
+        a score cannot depend on how full a batch was; what is missing is filled up and dropped again inside.
 
         Args:
             pixels: (n, 1, P, P) grey, 1 <= n <= batch_size.
@@ -91,25 +102,72 @@ class Backend(Protocol):
         """Give back the runtime's memory; closing twice is harmless, other calls then fail."""
 
 
-def load(bundle: Path, runtime: str = "auto", *, threads: int | None = None) -> Backend:
+def load(
+    bundle: Path,
+    runtime: str = "auto",
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+) -> Backend:
     """Read a bundle, verify it and load it into a runtime.
 
     Args:
         bundle: folder of the bundle.
-        runtime: `onnxruntime`, or `auto` for the best that is installed.
-        threads: CPU threads of the runtime; by default the CPUs that the process may use.
+        runtime: `tensorrt`, `openvino` or `onnxruntime`; `auto` for the first of them that is usable here; or `fake`,
+            which answers without a network and is never taken unasked.
+        precision: fp32, fp16 or int8 of the features graph; by default fp32, on a GPU fp16 where the bundle has it.
+        threads: CPU threads of the features graph; by default the runtime measures how many serve best.
+        batch_size: patches of a batch; by default the manifest's. A plan's was fixed when it was built.
 
     Raises:
-        BundleError: the bundle must not be served.
-        RuntimeUnavailable: no such runtime here.
+        BundleError: the bundle must not be served, or has no such precision.
+        RuntimeUnavailable: no such runtime, or not here.
+        ValueError: fewer than one thread.
     """
-    if runtime not in ("auto", "onnxruntime"):
-        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are auto and onnxruntime")
+    load_one = partial(_load, bundle, precision=precision, threads=threads, batch_size=batch_size)
+    if runtime != "auto":
+        return load_one(runtime)
+    reasons = []
+    for name in BEST_FIRST:
+        try:
+            return load_one(name)
+        except RuntimeUnavailable as error:
+            reasons.append(str(error))
+    raise RuntimeUnavailable("; ".join(reasons))
+
+
+def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | None, batch_size: int | None) -> Backend:
+    """One runtime, whose file is imported only now."""
+    if runtime not in LOADERS:
+        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are {', '.join(['auto', *LOADERS])}")
     try:
-        from engine.onnxruntime import OnnxRuntimeBackend
+        make = getattr(import_module(f"engine.{runtime}"), LOADERS[runtime])
     except ImportError as error:
-        raise RuntimeUnavailable(f"onnxruntime cannot be imported: {error}") from error
-    return OnnxRuntimeBackend(bundle, threads=threads)
+        raise RuntimeUnavailable(f"{runtime} cannot be imported: {error}") from error
+    backend: Backend
+    if runtime == "tensorrt":
+        if precision is None:
+            precision = "fp16" if "features.fp16.onnx" in Manifest.read(bundle).files else "fp32"
+        backend = make(bundle, precision=precision)
+        if batch_size not in (None, backend.batch_size):
+            backend.close()
+            raise RuntimeUnavailable(f"the plan takes {backend.batch_size} patches: build one for {batch_size}")
+    else:
+        backend = make(bundle, precision=precision or "fp32", threads=threads, batch_size=batch_size)
+    return backend
+
+
+def features_file(manifest: Manifest, precision: str) -> str:
+    """Name of the features graph that a CPU runs at a precision.
+
+    Raises:
+        BundleError: the bundle has none.
+    """
+    file = "features.onnx" if precision == "fp32" else f"features.{precision}.onnx"
+    if precision not in PRECISIONS or file not in manifest.files:
+        raise BundleError(f"is not there: the bundle has no graph in {precision}", key=f"files.{file}")
+    return file
 
 
 def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:

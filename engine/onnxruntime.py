@@ -1,11 +1,13 @@
-"""ONNX Runtime on the CPU: the backend that is always there, and the one that reasons for all others.
+"""ONNX Runtime on the CPU: the runtime that is always there, and the one that reasons for all others.
 
 The only file that imports onnxruntime; its exceptions stop here. A graph must carry its weights inside:
 weights in a file beside it would be covered by no hash.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,11 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from engine.backend import NO_GUARD, Features, check_pixels, check_screen
-from engine.cpus import available_cpus
+from engine.backend import NO_GUARD, Features, check_pixels, check_screen, features_file
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest
+from engine.tuning import Share, tune
 
-FEATURES_FILE = "features.onnx"
 REASONING_FILE = "reasoning.onnx"
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
 
@@ -37,6 +38,7 @@ FOREIGN_ERRORS: tuple[type[Exception], ...] = (
 ANY = None  # a dimension of whatever size
 OPEN = -1  # a dimension that must not be fixed in the graph
 Form = Mapping[str, tuple[str, tuple[int | None, ...]]]
+Run = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
 
 
 class OnnxRuntimeBackend:
@@ -44,65 +46,181 @@ class OnnxRuntimeBackend:
 
     Args:
         bundle: folder of the bundle.
-        threads: of the features session; by default the CPUs that the process may use. The reasoning is
-            tiny and has one of its own, so that screens reason while others are in the features graph.
+        precision: of the features graph, fp32, fp16 or int8.
+        threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
+        batch_size: patches of a batch; by default the manifest's.
 
     Raises:
-        BundleError: the bundle is not whole, or its graphs do not fit its manifest.
+        BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
     """
 
     runtime = "onnxruntime"
-    precision = "fp32"
     guard = NO_GUARD
 
-    def __init__(self, bundle: Path, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+    def __init__(
+        self, bundle: Path, *, precision: str = "fp32", threads: int | None = None, batch_size: int | None = None
+    ) -> None:
         self.manifest = Manifest.read(bundle)
-        self.batch_size = self.manifest.batch_size
-        self._features: onnxruntime.InferenceSession | None = _session(
-            bundle / FEATURES_FILE, threads=available_cpus() if threads is None else threads
-        )
-        self._reasoning: onnxruntime.InferenceSession | None = _session(bundle / REASONING_FILE, threads=1)
-        _check_features_graph(self._features, self.manifest)
-        _check_reasoning_graph(self._reasoning, self.manifest)
-        self._has_activation = "activation" in {output.name for output in self._features.get_outputs()}
+        self.precision = precision
+        self.batch_size = batch_size or self.manifest.batch_size
+        graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
+
+        def build(share: Share) -> SideBySide:
+            session = _session(graph.onnx, key=graph.file, threads=share.threads)
+            return SideBySide(
+                graph, lambda patches: _run(session, graph.outputs, {"pixels": patches}), streams=share.streams
+            )
+
+        self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // graph.rows)
+        self._features: SideBySide | None = build(self.tuned.share)
+        self._reasoning = Reasoning(bundle, self.manifest)
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`."""
         check_pixels(pixels, self.manifest, self.batch_size)
-        batch = self._full_batch(pixels)
-        names = ["label_features", "stage1"] + ["activation"] * self._has_activation
-        outputs = dict(zip(names, _run(self._features, names, {"pixels": batch}), strict=True))
-        rows, labels = len(batch), len(self.manifest.labels)
-        outputs.setdefault("activation", np.zeros((rows, labels, 1, 1), np.float32))
-        for (name, output), dimensions in zip(outputs.items(), (3, 2, 4), strict=True):
-            _check_whole(output, (rows, labels), dimensions=dimensions, name=name)
-        return Features(**{name: output[: len(pixels)] for name, output in outputs.items()})
+        if self._features is None:
+            raise InferenceError("the backend is closed")
+        return features_of(self._features(pixels))
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
-        check_screen(label_features, stage1, self.manifest)
+        return self._reasoning(label_features, stage1)
+
+    def close(self) -> None:
+        """See `Backend.close`; a call under way in another thread holds its session until it ends."""
+        self._features = None
+        self._reasoning.close()
+
+
+class Reasoning:
+    """The second graph of a bundle, in float32 whatever runs the first one.
+
+    It is tiny and has one thread of its own, so that screens reason while others are in the features graph.
+
+    Args:
+        bundle: folder of the bundle.
+        manifest: of the bundle.
+
+    Raises:
+        BundleError: the graph cannot be read or does not fit the manifest.
+    """
+
+    def __init__(self, bundle: Path, manifest: Manifest) -> None:
+        self._manifest = manifest
+        onnx = (bundle / REASONING_FILE).read_bytes()
+        self._session: onnxruntime.InferenceSession | None = _session(onnx, key=REASONING_FILE, threads=1)
+        _check_reasoning_graph(self._session, manifest)
+
+    def __call__(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Backend.reason`."""
+        check_screen(label_features, stage1, self._manifest)
+        if self._session is None:
+            raise InferenceError("the backend is closed")
         feed = {"label_features": label_features, "stage1": stage1}
-        (probability,) = _run(self._reasoning, ["probability"], feed)
+        (probability,) = _run(self._session, ["probability"], feed)
         _check_whole(probability, stage1.shape, dimensions=2, name="probability")
         return probability
 
     def close(self) -> None:
-        """See `Backend.close`; a call under way in another thread holds its session until it ends."""
-        self._features = self._reasoning = None
-
-    def _full_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """`pixels` filled up with black patches to the one batch size that ever runs."""
-        if len(pixels) == self.batch_size:
-            return pixels
-        batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-        batch[: len(pixels)] = pixels
-        return batch
+        """See `Backend.close`."""
+        self._session = None
 
 
-def _session(graph: Path, *, threads: int) -> onnxruntime.InferenceSession:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesGraph:
+    """A features graph that ONNX Runtime has read: weights inside, form as the manifest says.
+
+    Attributes:
+        file: its name in the bundle.
+        onnx: its bytes.
+        rows: patches of one run: 1, or the batch size where the graph takes no other number.
+        labels: C.
+        outputs: names, in the order of `Features`; a network without a map has no `activation`.
+    """
+
+    file: str
+    onnx: bytes
+    rows: int
+    labels: int
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def read(cls, bundle: Path, manifest: Manifest, *, precision: str, batch_size: int) -> "FeaturesGraph":
+        """Read and check the graph of one precision.
+
+        Raises:
+            BundleError: the bundle has none, or it must not be run.
+        """
+        file = features_file(manifest, precision)
+        onnx = (bundle / file).read_bytes()
+        session = _session(onnx, key=file, threads=1, as_written=True)
+        _check_features_graph(session, manifest, rows=batch_size, key=file)
+        has_activation = "activation" in {output.name for output in session.get_outputs()}
+        return cls(
+            file=file,
+            onnx=onnx,
+            rows=batch_size if isinstance(session.get_inputs()[0].shape[0], int) else 1,
+            labels=len(manifest.labels),
+            outputs=("label_features", "stage1", "activation")[: 2 + has_activation],
+        )
+
+    def split(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        """The patches run by run; where a run takes more than there are, black ones fill it up."""
+        for start in range(0, len(pixels), self.rows):
+            patches = pixels[start : start + self.rows]
+            if len(patches) < self.rows:
+                missing = self.rows - len(patches)
+                patches = np.concatenate([patches, np.zeros((missing, *patches.shape[1:]), np.uint8)])
+            yield patches
+
+    def check_answer(self, outputs: Sequence[NDArray[np.float32]]) -> None:
+        """Hold the runtime to the form of one run's answer.
+
+        Raises:
+            InferenceError: it has lost rows or labels.
+        """
+        for name, output, dimensions in zip(self.outputs, outputs, (3, 2, 4), strict=False):
+            _check_whole(output, (self.rows, self.labels), dimensions=dimensions, name=name)
+
+
+class SideBySide:
+    """Runs the patches of a batch each on its own, several at a time.
+
+    Args:
+        graph: what is run.
+        run: patches of one run to its outputs; called by `streams` threads at a time.
+        streams: runs side by side.
+    """
+
+    def __init__(self, graph: FeaturesGraph, run: Run, *, streams: int) -> None:
+        self._graph = graph
+        self._run = run
+        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="features")
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """The outputs for (n, 1, P, P) patches, rows in their order.
+
+        Raises:
+            InferenceError: the runtime failed, or its answer lost rows or labels.
+        """
+        runs = list(self._pool.map(self._run, self._graph.split(pixels)))
+        for outputs in runs:
+            self._graph.check_answer(outputs)
+        return [np.concatenate(rows)[: len(pixels)] for rows in zip(*runs, strict=True)]
+
+
+def features_of(outputs: Sequence[NDArray[np.float32]]) -> Features:
+    """Name the outputs of a features graph; the map of a network without one is zeros."""
+    label_features, stage1, *rest = outputs
+    activation = rest[0] if rest else np.zeros((*stage1.shape, 1, 1), np.float32)
+    return Features(label_features=label_features, stage1=stage1, activation=activation)
+
+
+def _session(onnx: bytes, *, key: str, threads: int, as_written: bool = False) -> onnxruntime.InferenceSession:
+    """A session of a graph, optimised unless it is only to be looked at `as_written`."""
     options = onnxruntime.SessionOptions()
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_NOTHING_BUT_FATAL
@@ -111,18 +229,14 @@ def _session(graph: Path, *, threads: int) -> onnxruntime.InferenceSession:
     # where a graph's outside weights would be looked for: in a place that can hold none
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        return onnxruntime.InferenceSession(
-            graph.read_bytes(), sess_options=options, providers=["CPUExecutionProvider"]
-        )
+        return onnxruntime.InferenceSession(onnx, sess_options=options, providers=["CPUExecutionProvider"])
     except FOREIGN_ERRORS as error:
-        raise BundleError(f"onnxruntime refuses the graph: {error}", key=graph.name) from error
+        raise BundleError(f"onnxruntime refuses the graph: {error}", key=key) from error
 
 
 def _run(
-    session: onnxruntime.InferenceSession | None, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
+    session: onnxruntime.InferenceSession, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
-    if session is None:
-        raise InferenceError("the backend is closed")
     try:
         outputs: list[NDArray[np.float32]] = session.run(names, feed)
     except FOREIGN_ERRORS as error:
@@ -136,12 +250,12 @@ def _check_whole(output: NDArray[Any], leading: tuple[int, ...], *, dimensions: 
         raise InferenceError(f"{name} came back as {output.shape} {output.dtype}, expected {leading} and float32")
 
 
-def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
-    rows, labels, side = manifest.batch_size, len(manifest.labels), manifest.patch_px
+def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest, *, rows: int, key: str) -> None:
+    labels, side = len(manifest.labels), manifest.patch_px
     _check_form(
         session.get_inputs(),
         {"pixels": ("tensor(uint8)", (rows, 1, side, side))},
-        key=FEATURES_FILE,
+        key=key,
     )
     _check_form(
         session.get_outputs(),
@@ -150,7 +264,7 @@ def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manif
             "stage1": ("tensor(float)", (rows, labels)),
             "activation": ("tensor(float)", (rows, labels, ANY, ANY)),
         },
-        key=FEATURES_FILE,
+        key=key,
         optional="activation",
     )
 
