@@ -4,7 +4,10 @@ The only file that imports onnxruntime; its exceptions stop here. A graph must c
 weights in a file beside it would be covered by no hash.
 """
 
+import json
+import math
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +22,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 from engine.backend import NO_GUARD, Features, check_pixels, check_screen, features_file
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest
-from engine.tuning import Share, tune
+from engine.tuning import Run, Share, tune
 
 REASONING_FILE = "reasoning.onnx"
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
@@ -35,10 +38,16 @@ FOREIGN_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 
+# layers that multiply and add, and the products of one value of their answer by the shapes of their first two inputs
+SUMMED: Mapping[str, Callable[[Sequence[int], Sequence[int]], int]] = {
+    "Conv": lambda _, weight: math.prod(weight[1:]),
+    "MatMul": lambda left, _: left[-1],
+    "Gemm": lambda left, _: left[-1],
+}
+
 ANY = None  # a dimension of whatever size
 OPEN = -1  # a dimension that must not be fixed in the graph
 Form = Mapping[str, tuple[str, tuple[int | None, ...]]]
-Run = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
 
 
 class OnnxRuntimeBackend:
@@ -65,14 +74,18 @@ class OnnxRuntimeBackend:
         self.batch_size = batch_size or self.manifest.batch_size
         graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
 
-        def build(share: Share) -> SideBySide:
+        def build(share: Share) -> Run:
             session = _session(graph.onnx, key=graph.file, threads=share.threads)
-            return SideBySide(
-                graph, lambda patches: _run(session, graph.outputs, {"pixels": patches}), streams=share.streams
-            )
+            pool = ThreadPoolExecutor(share.streams, thread_name_prefix="features")
+
+            def run(pixels: NDArray[np.uint8]) -> Features:
+                runs = pool.map(lambda patches: _run(session, graph.outputs, {"pixels": patches}), graph.split(pixels))
+                return graph.join(list(runs), len(pixels))
+
+            return run
 
         self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // graph.rows)
-        self._features: SideBySide | None = build(self.tuned.share)
+        self._features: Run | None = build(self.tuned.share)
         self._reasoning = Reasoning(bundle, self.manifest)
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
@@ -80,7 +93,7 @@ class OnnxRuntimeBackend:
         check_pixels(pixels, self.manifest, self.batch_size)
         if self._features is None:
             raise InferenceError("the backend is closed")
-        return features_of(self._features(pixels))
+        return self._features(pixels)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
@@ -124,6 +137,19 @@ class Reasoning:
     def close(self) -> None:
         """See `Backend.close`."""
         self._session = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one patch costs.
+
+    Attributes:
+        multiply_adds: of convolutions and matrix products.
+        moved_bytes: what these layers read and write in float32 when all between them is fused into them.
+    """
+
+    multiply_adds: float
+    moved_bytes: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -173,52 +199,57 @@ class FeaturesGraph:
                 patches = np.concatenate([patches, np.zeros((missing, *patches.shape[1:]), np.uint8)])
             yield patches
 
-    def check_answer(self, outputs: Sequence[NDArray[np.float32]]) -> None:
-        """Hold the runtime to the form of one run's answer.
+    def join(self, runs: Sequence[Sequence[NDArray[np.float32]]], count: int) -> Features:
+        """The features of the first `count` patches; the map of a network without one is zeros.
+
+        Args:
+            runs: of each run the outputs, in the order of `split`.
+            count: patches that were split.
 
         Raises:
-            InferenceError: it has lost rows or labels.
+            InferenceError: a run has lost rows or labels.
         """
-        for name, output, dimensions in zip(self.outputs, outputs, (3, 2, 4), strict=False):
-            _check_whole(output, (self.rows, self.labels), dimensions=dimensions, name=name)
-
-
-class SideBySide:
-    """Runs the patches of a batch each on its own, several at a time.
-
-    Args:
-        graph: what is run.
-        run: patches of one run to its outputs; called by `streams` threads at a time.
-        streams: runs side by side.
-    """
-
-    def __init__(self, graph: FeaturesGraph, run: Run, *, streams: int) -> None:
-        self._graph = graph
-        self._run = run
-        self._pool = ThreadPoolExecutor(streams, thread_name_prefix="features")
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """The outputs for (n, 1, P, P) patches, rows in their order.
-
-        Raises:
-            InferenceError: the runtime failed, or its answer lost rows or labels.
-        """
-        runs = list(self._pool.map(self._run, self._graph.split(pixels)))
         for outputs in runs:
-            self._graph.check_answer(outputs)
-        return [np.concatenate(rows)[: len(pixels)] for rows in zip(*runs, strict=True)]
+            for name, output, dimensions in zip(self.outputs, outputs, (3, 2, 4), strict=False):
+                _check_whole(output, (self.rows, self.labels), dimensions=dimensions, name=name)
+        joined = {
+            name: np.concatenate(rows)[:count] for name, rows in zip(self.outputs, zip(*runs, strict=True), strict=True)
+        }
+        joined.setdefault("activation", np.zeros((count, self.labels, 1, 1), np.float32))
+        return Features(**joined)
 
 
-def features_of(outputs: Sequence[NDArray[np.float32]]) -> Features:
-    """Name the outputs of a features graph; the map of a network without one is zeros."""
-    label_features, stage1, *rest = outputs
-    activation = rest[0] if rest else np.zeros((*stage1.shape, 1, 1), np.float32)
-    return Features(label_features=label_features, stage1=stage1, activation=activation)
+def count_work(bundle: Path, manifest: Manifest) -> Work:
+    """The features graph's work for one patch, from the shapes that its layers have when ONNX Runtime runs it once.
+
+    Raises:
+        BundleError: the graph cannot be read.
+        InferenceError: the runtime failed.
+    """
+    graph = FeaturesGraph.read(bundle, manifest, precision="fp32", batch_size=manifest.batch_size)
+    pixels = np.zeros((graph.rows, 1, manifest.patch_px, manifest.patch_px), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(graph.onnx, key=graph.file, threads=1, as_written=True, profile=Path(folder) / "layers")
+        _run(session, graph.outputs, {"pixels": pixels})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    multiply_adds = moved_bytes = 0
+    for layer in (event["args"] for event in events if event.get("args", {}).get("op_name") in SUMMED):
+        inputs, (output,) = (
+            [shape for value in layer[key] for shape in value.values()]
+            for key in ("input_type_shape", "output_type_shape")
+        )
+        multiply_adds += math.prod(output) * SUMMED[layer["op_name"]](*inputs[:2])
+        moved_bytes += 4 * sum(map(math.prod, [*inputs, output]))
+    return Work(multiply_adds=multiply_adds / graph.rows, moved_bytes=moved_bytes / graph.rows)
 
 
-def _session(onnx: bytes, *, key: str, threads: int, as_written: bool = False) -> onnxruntime.InferenceSession:
+def _session(
+    onnx: bytes, *, key: str, threads: int, as_written: bool = False, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
     """A session of a graph, optimised unless it is only to be looked at `as_written`."""
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if as_written:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads

@@ -5,7 +5,7 @@ which moves scores by more than the tolerance of float32: here all arithmetic ou
 """
 
 from pathlib import Path
-from queue import SimpleQueue
+from threading import Lock
 
 import numpy as np
 import openvino
@@ -16,8 +16,8 @@ from openvino.exceptions import OVError
 from engine.backend import NO_GUARD, Features, check_pixels
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest
-from engine.onnxruntime import FeaturesGraph, Reasoning, Run, SideBySide, features_of
-from engine.tuning import Share, tune
+from engine.onnxruntime import FeaturesGraph, Reasoning
+from engine.tuning import Run, Share, tune
 
 # what crosses from C++ is a RuntimeError; the rest is raised by the bindings
 FOREIGN_ERRORS: tuple[type[Exception], ...] = (
@@ -55,11 +55,11 @@ class OpenVinoBackend:
         graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
         model = _model(graph, self.manifest)
 
-        def build(share: Share) -> SideBySide:
-            return SideBySide(graph, _run(model, graph, share), streams=share.streams)
+        def build(share: Share) -> Run:
+            return _Requests(model, graph, share, patches=self.batch_size)
 
         self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // graph.rows)
-        self._features: SideBySide | None = build(self.tuned.share)
+        self._features: Run | None = build(self.tuned.share)
         self._reasoning = Reasoning(bundle, self.manifest)
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
@@ -67,7 +67,7 @@ class OpenVinoBackend:
         check_pixels(pixels, self.manifest, self.batch_size)
         if self._features is None:
             raise InferenceError("the backend is closed")
-        return features_of(self._features(pixels))
+        return self._features(pixels)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
@@ -79,34 +79,48 @@ class OpenVinoBackend:
         self._reasoning.close()
 
 
-def _run(model: openvino.Model, graph: FeaturesGraph, share: Share) -> Run:
-    """What runs the graph once, called by as many threads as there are streams."""
-    settings = {
-        properties.hint.inference_precision: openvino.Type.f32,
-        properties.inference_num_threads: share.total,
-        properties.num_streams: share.streams,
-        # two services that pin their threads pin them to the same CPUs
-        properties.hint.enable_cpu_pinning: False,
-    }
-    requests: SimpleQueue[openvino.InferRequest] = SimpleQueue()
-    try:
-        compiled = openvino.Core().compile_model(model, "CPU", settings)
-        for _ in range(share.streams):
-            requests.put(compiled.create_infer_request())
-    except FOREIGN_ERRORS as error:
-        raise BundleError(f"openvino refuses the graph: {error}", key=graph.file) from error
+class _Requests:
+    """The compiled graph, and a request for each run of a batch; OpenVINO runs as many at a time as it has streams.
 
-    def run(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        request = requests.get()
+    All are started and awaited by one thread. The bindings set themselves up within their first answer and give the
+    interpreter away meanwhile, so that two threads that get their first answers at the same time wait for each other
+    for ever: the first one is got here, and by one thread at a time.
+    """
+
+    _first_answer = Lock()
+
+    def __init__(self, model: openvino.Model, graph: FeaturesGraph, share: Share, *, patches: int) -> None:
+        settings = {
+            properties.hint.inference_precision: openvino.Type.f32,
+            properties.inference_num_threads: share.total,
+            properties.num_streams: share.streams,
+            # two services that pin their threads pin them to the same CPUs
+            properties.hint.enable_cpu_pinning: False,
+        }
+        self._graph = graph
         try:
-            answer = request.infer([patches], share_inputs=True)
-            return [np.asarray(answer[name]) for name in graph.outputs]
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+            self._requests = self._new_requests(patches // graph.rows)
+            with self._first_answer:
+                self._requests[0].infer()
         except FOREIGN_ERRORS as error:
-            raise InferenceError(f"openvino failed: {error}") from error
-        finally:
-            requests.put(request)
+            raise BundleError(f"openvino refuses the graph: {error}", key=graph.file) from error
 
-    return run
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
+        busy = list(zip(self._requests, self._graph.split(pixels), strict=False))
+        try:
+            for request, patches in busy:
+                request.start_async([patches], share_inputs=True)
+            for request, _ in busy:
+                request.wait()
+            runs = [[request.get_tensor(name).data.copy() for name in self._graph.outputs] for request, _ in busy]
+        except FOREIGN_ERRORS as error:
+            self._requests = self._new_requests(len(self._requests))  # the old ones may still run
+            raise InferenceError(f"openvino failed: {error}") from error
+        return self._graph.join(runs, len(pixels))
+
+    def _new_requests(self, count: int) -> list[openvino.InferRequest]:
+        return [self._compiled.create_infer_request() for _ in range(count)]
 
 
 def _model(graph: FeaturesGraph, manifest: Manifest) -> openvino.Model:

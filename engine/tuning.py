@@ -11,12 +11,13 @@ shapes and not on values, and it is no proof.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from engine.backend import Features
 from engine.cpus import available_cpus
 from engine.golden import read_golden
 
@@ -24,8 +25,7 @@ BUDGET_S = 1.5  # for all measurements; one that has begun still ends
 RUNS_MAX = 20  # of one share, so that small networks do not fill the budget
 AS_FAST = 1.05  # times the best: not worth another thread, which decoding can use
 
-Outputs = Sequence[NDArray[np.float32]]
-Runner = Callable[[NDArray[np.uint8]], Outputs]
+Run = Callable[[NDArray[np.uint8]], Features]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,7 +89,7 @@ def shares(cpus: int, *, patches: int) -> Iterator[Share]:
 
 
 def tune(
-    build: Callable[[Share], Runner],
+    build: Callable[[Share], Run],
     bundle: Path,
     *,
     threads: int | None,
@@ -120,20 +120,20 @@ def tune(
     pixels = np.resize(golden, (patches, *golden.shape[1:]))
     deadline = clock() + BUDGET_S
     trials: list[Trial] = []
-    expected: Outputs = ()
+    expected: Features | None = None
     for done, share in enumerate(candidates):
         if trials and clock() >= deadline:
             break
         run = build(share)
-        outputs = run(pixels)  # pays for the memory
-        expected = expected or outputs
+        features = run(pixels)  # pays for the memory
+        expected = expected or features
         until = clock() + (deadline - clock()) / (len(candidates) - done)
         batch_s = _best_s(run, pixels, until=until, clock=clock)
-        trials.append(Trial(share=share, batch_s=batch_s, same_bits=_same_bits(outputs, expected)))
+        trials.append(Trial(share=share, batch_s=batch_s, same_bits=_same_bits(features, expected)))
     return Tuning(share=_fastest(trials), trials=tuple(trials))
 
 
-def _best_s(run: Runner, pixels: NDArray[np.uint8], *, until: float, clock: Callable[[], float]) -> float:
+def _best_s(run: Run, pixels: NDArray[np.uint8], *, until: float, clock: Callable[[], float]) -> float:
     """The shortest time of a run, which other work on the machine disturbed least."""
     best = float("inf")
     for _ in range(RUNS_MAX):
@@ -145,8 +145,10 @@ def _best_s(run: Runner, pixels: NDArray[np.uint8], *, until: float, clock: Call
     return best
 
 
-def _same_bits(left: Outputs, right: Outputs) -> bool:
-    return all(a.tobytes() == b.tobytes() for a, b in zip(left, right, strict=True))
+def _same_bits(left: Features, right: Features) -> bool:
+    return all(
+        getattr(left, field.name).tobytes() == getattr(right, field.name).tobytes() for field in fields(Features)
+    )
 
 
 def _fastest(trials: Sequence[Trial]) -> Share:

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import engine.tuning
-from engine.tuning import BUDGET_S, Outputs, Runner, Share, reference, shares, tune
+from engine import Features
+from engine.tuning import BUDGET_S, Run, Share, Tuning, reference, shares, tune
 
 
 class Machine:
@@ -23,13 +24,17 @@ class Machine:
     def clock(self) -> float:
         return self.now
 
-    def build(self, share: Share) -> Runner:
+    def build(self, share: Share) -> Run:
         self.built.append(str(share))
 
-        def run(pixels: NDArray[np.uint8]) -> Outputs:
+        no_map = np.zeros((1, 1, 1, 1), np.float32)
+
+        def run(pixels: NDArray[np.uint8]) -> Features:
             self.now += self._batch_s[str(share)]
             answer = np.float32(0.1) + pixels[:, 0, 0, 0].astype(np.float32)
-            return [np.nextafter(answer, np.float32(9)) if str(share) in self._other_bits else answer]
+            if str(share) in self._other_bits:
+                answer = np.nextafter(answer, np.float32(1e9))
+            return Features(label_features=answer[:, None, None], stage1=answer[:, None], activation=no_map)
 
         return run
 
@@ -92,7 +97,7 @@ def test_a_backend_says_what_it_chose_and_why(bundle: Path, monkeypatch: pytest.
     pytest.importorskip(runtime)
     monkeypatch.setattr(engine.tuning, "available_cpus", lambda: 2)
     backend = engine.load(bundle, runtime)
-    tuning = backend.tuned  # type: ignore[attr-defined] - of CPU backends alone
+    tuning: Tuning = vars(backend)["tuned"]  # of the CPU's backends alone
     backend.close()
     assert [str(trial.share) for trial in tuning.trials] == ["2 x 1", "1 x 2", "1 x 1"]
     assert tuning.trials[0].same_bits
