@@ -14,6 +14,7 @@ from engine.golden import Golden, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest
 from engine.parity import Difference
 from engine.pixels import to_grey
+from engine.slots import Spread, measure_slots, slot_spread
 from engine.windows import Window, cover, cut
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -34,6 +35,7 @@ __all__ = [
     "Manifest",
     "ParityError",
     "RuntimeUnavailable",
+    "Spread",
     "Window",
     "available_cpus",
     "cover",
@@ -41,7 +43,9 @@ __all__ = [
     "fake_manifest",
     "infer",
     "load",
+    "measure_slots",
     "read_golden",
     "self_test",
+    "slot_spread",
     "to_grey",
 ]

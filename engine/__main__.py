@@ -1,7 +1,9 @@
-"""`python -m engine check BUNDLE`: what a bundle is, and whether it is what it says."""
+"""`python -m engine`: `check` what a bundle is, `bench` how fast it is here, `compare` it with another."""
 
 import json
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -51,6 +53,74 @@ def check(
         print(json.dumps(report, indent=2))
     else:
         show(report, Console(**PLAIN))
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
+    runtime: Annotated[list[str] | None, typer.Option(help="May be given again; default: all installed.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="May be given again; default: all there are.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Patches of a batch; default: the bundle's.", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="Measured time for each row, on average.", min=0)] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Time every runtime and precision side by side, against what the machine can do."""
+    from engine import bench as benchmark
+
+    with _told():
+        report = benchmark.bench(
+            bundle,
+            runtimes=runtime or (),
+            precisions=precision or (),
+            batch_size=batch,
+            seconds=seconds,
+            console=Console(stderr=True),
+        )
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        benchmark.show(report, Console(**PLAIN))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A bundle.")],
+    b: Annotated[Path, typer.Argument(help="Another, or the same in another runtime or precision.")],
+    data: Annotated[Path, typer.Option(help="Folder of cut patches: images/*.png and windows.csv.")],
+    runtime_a: Annotated[str, typer.Option(help="Of A.")] = "auto",
+    runtime_b: Annotated[str, typer.Option(help="Of B.")] = "auto",
+    precision_a: Annotated[str | None, typer.Option(help="Of A.")] = None,
+    precision_b: Annotated[str | None, typer.Option(help="Of B.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many screens.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Run two bundles, runtimes or precisions on the same patches: differences, flips, speed."""
+    from engine import compare as comparison
+
+    with _told(), ExitStack() as stack:
+        left = stack.enter_context(closing(load(a, runtime_a, precision=precision_a)))
+        right = stack.enter_context(closing(load(b, runtime_b, precision=precision_b)))
+        found = comparison.compare(left, right, data, limit=limit, console=Console(stderr=True))
+    names = (_name(left), _name(right))
+    if as_json:
+        print(json.dumps({"a": names[0], "b": names[1], **found.as_dict()}, indent=2))
+    else:
+        comparison.show(found, names, Console(**PLAIN))
+
+
+def _name(backend: Backend) -> str:
+    manifest = backend.manifest
+    return f"{manifest.name} {manifest.version} by {backend.runtime} in {backend.precision}"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the user can mend is one line, not a traceback."""
+    try:
+        yield
+    except (EngineError, ValueError, OSError) as error:
+        Console(stderr=True, **PLAIN).print(f"error: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from error
 
 
 def examine(bundle: Path, runtime: str = "auto") -> dict[str, Any]:

@@ -116,9 +116,9 @@ def load(
         bundle: folder of the bundle.
         runtime: `tensorrt`, `openvino` or `onnxruntime`; `auto` for the first of them that is usable here; or `fake`,
             which answers without a network and is never taken unasked.
-        precision: fp32, fp16 or int8 of the features graph; by default fp32, on a GPU fp16 where the bundle has it.
+        precision: fp32, fp16 or int8 of the features graph; by default fp32, on a GPU its backend's choice.
         threads: CPU threads of the features graph; by default the runtime measures how many serve best.
-        batch_size: patches of a batch; by default the manifest's. A plan's was fixed when it was built.
+        batch_size: patches of a batch; by default the manifest's.
 
     Raises:
         BundleError: the bundle must not be served, or has no such precision.
@@ -146,13 +146,8 @@ def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | N
     except ImportError as error:
         raise RuntimeUnavailable(f"{runtime} cannot be imported: {error}") from error
     backend: Backend
-    if runtime == "tensorrt":
-        if precision is None:
-            precision = "fp16" if "features.fp16.onnx" in Manifest.read(bundle).files else "fp32"
-        backend = make(bundle, precision=precision)
-        if batch_size not in (None, backend.batch_size):
-            backend.close()
-            raise RuntimeUnavailable(f"the plan takes {backend.batch_size} patches: build one for {batch_size}")
+    if runtime == "tensorrt":  # which knows best what it can do, and has no threads
+        backend = make(bundle, precision=precision, batch_size=batch_size)
     else:
         backend = make(bundle, precision=precision or "fp32", threads=threads, batch_size=batch_size)
     return backend

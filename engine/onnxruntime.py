@@ -97,7 +97,7 @@ class OnnxRuntimeBackend:
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
-        return self._reasoning(label_features, stage1)
+        return self._reasoning.run(label_features, stage1)
 
     def close(self) -> None:
         """See `Backend.close`; a call under way in another thread holds its session until it ends."""
@@ -124,7 +124,7 @@ class Reasoning:
         self._session: onnxruntime.InferenceSession | None = _session(onnx, key=REASONING_FILE, threads=1)
         _check_reasoning_graph(self._session, manifest)
 
-    def __call__(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+    def run(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
         check_screen(label_features, stage1, self._manifest)
         if self._session is None:
@@ -260,7 +260,12 @@ def _session(
     # where a graph's outside weights would be looked for: in a place that can hold none
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        return onnxruntime.InferenceSession(onnx, sess_options=options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            onnx,
+            sess_options=options,
+            providers=["CPUExecutionProvider"],
+            enable_fallback=0,  # to the same provider: it would only print, and try again
+        )
     except FOREIGN_ERRORS as error:
         raise BundleError(f"onnxruntime refuses the graph: {error}", key=key) from error
 

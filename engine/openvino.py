@@ -71,7 +71,7 @@ class OpenVinoBackend:
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
-        return self._reasoning(label_features, stage1)
+        return self._reasoning.run(label_features, stage1)
 
     def close(self) -> None:
         """See `Backend.close`; a call under way in another thread holds its graph until it ends."""
