@@ -22,7 +22,7 @@ from engine.golden import Golden, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
 from engine.parity import Difference, check_finite, check_parity
 from engine.pixels import to_grey
-from engine.slots import slot_spread
+from engine.slots import Spread, measure_slots, slot_spread
 from engine.windows import Window, cover, cut
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -45,6 +45,7 @@ __all__ = [
     "ParityError",
     "PlanError",
     "RuntimeUnavailable",
+    "Spread",
     "Window",
     "available_cpus",
     "bundle_sha256",
@@ -56,6 +57,7 @@ __all__ = [
     "infer",
     "load",
     "load_all",
+    "measure_slots",
     "read_golden",
     "recover",
     "self_test",

@@ -1,8 +1,9 @@
-"""`python -m engine check BUNDLE`: what a bundle is, and whether it is what it says; `build`: its plan for a GPU."""
+"""`python -m engine`: `check` what a bundle is, `build` its plan for a GPU, `bench` how fast it is, `compare` two."""
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +19,13 @@ from engine.backend import Backend, load
 from engine.errors import BundleError, EngineError
 from engine.golden import read_golden, self_test, tolerance_of
 from engine.manifest import MANIFEST_FILE
+from engine.plans import PlanCache, default_folder
+from engine.slots import measure_slots, slot_spread
 
 SPEED_TEST_S = 2.0
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -33,11 +38,13 @@ def main() -> None:
 @app.command()
 def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    runtime: Annotated[str, typer.Option(help="auto, tensorrt, openvino, onnxruntime or fake.")] = "auto",
+    precision: Annotated[str | None, typer.Option(help="Of the features graph; else the runtime's own choice.")] = None,
+    as_json: Json = False,
 ) -> None:
     """Verify a bundle's hashes, graphs and golden patches, and say what it is."""
     try:
-        report = examine(bundle)
+        report = examine(bundle, runtime, precision)
     except EngineError as error:
         if as_json:
             key = error.key if isinstance(error, BundleError) else None
@@ -57,11 +64,12 @@ def build(
     precision: Annotated[str | None, typer.Option(help="fp16, fp32 or int8; else fp16 where it was exported.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")] = None,
     device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
+    as_json: Json = False,
 ) -> None:
-    """Build the TensorRT plan of a bundle for a GPU here, and verify it: real precision, memory, golden patches."""
-    console = Console(**PLAIN)
+    """Build the TensorRT plan of a bundle for a GPU here, and verify it: real precision, golden patches, slots."""
+    console = Console(stderr=as_json, **PLAIN)
     bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=console)
-    try:
+    with _told():
         from engine.tensorrt import TensorRTBackend
 
         golden = read_golden(bundle)
@@ -70,18 +78,32 @@ def build(
             backend = TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
         try:
             difference = self_test(backend, golden)
-            tolerance = tolerance_of(backend, golden)
+            guard = slot_spread(backend, golden.pixels)
         finally:
             backend.close()
-    except (EngineError, ValueError) as error:
-        Console(stderr=True, **PLAIN).print(f"{bundle}: {error}", style="red", soft_wrap=True)
-        raise typer.Exit(1) from error
-    record = backend.plan.record
+        record = PlanCache(default_folder()).set_guard(backend.plan, guard)
+    found = {
+        "plan": str(backend.plan.path),
+        "built": backend.plan.built,
+        "gpu": record.key.gpu,
+        "tensorrt": record.key.tensorrt,
+        "batch_size": backend.batch_size,
+        "real_precision": record.real_precision,
+        "layers": record.layers,
+        "difference": difference,
+        "tolerance": tolerance_of(backend, golden),
+        "guard": guard,
+        "notes": [note for note in backend.notes if "guard band" not in note],  # which has been measured by now
+    }
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return
     counts = ", ".join(f"{count} in {name}" for name, count in sorted(record.layers.items()))
-    console.print(f"{backend.plan.path} {'built' if backend.plan.built else 'found, whole and for this GPU'}")
-    console.print(f"{record.key.gpu}, {record.key.tensorrt}, batches of {backend.batch_size}")
+    console.print(f"{found['plan']} {'built' if found['built'] else 'found, whole and for this GPU'}")
+    console.print(f"{found['gpu']}, {found['tensorrt']}, batches of {found['batch_size']}")
     console.print(f"really {record.real_precision}: convolutions and matrix products {counts}")
-    console.print(f"{len(golden.pixels)} golden patches differ by {difference:.1e} (tolerance {tolerance:g})")
+    console.print(f"{len(golden.pixels)} golden patches differ by {difference:.1e} (tolerance {found['tolerance']:g})")
+    console.print(f"guard band, from the same patch in every slot: {max(guard.values()):.1e}")
     for note in backend.notes:
         console.print(note, style="yellow")
 
@@ -98,8 +120,76 @@ def tell_on(bar: Progress) -> Callable[[str, int, int], None]:
     return tell
 
 
-def examine(bundle: Path) -> dict[str, Any]:
-    """Load a bundle, run its self-test and time it.
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
+    runtime: Annotated[list[str] | None, typer.Option(help="May be given again; default: all installed.")] = None,
+    precision: Annotated[list[str] | None, typer.Option(help="May be given again; default: all there are.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Patches of a batch; default: the bundle's.", min=1)] = None,
+    seconds: Annotated[float, typer.Option(help="Measured time for each row, on average.", min=0)] = 10.0,
+    as_json: Json = False,
+) -> None:
+    """Time every runtime and precision side by side, against what the machine can do."""
+    from engine import bench as benchmark
+
+    with _told():
+        report = benchmark.bench(
+            bundle,
+            runtimes=runtime or (),
+            precisions=precision or (),
+            batch_size=batch,
+            seconds=seconds,
+            console=Console(stderr=True),
+        )
+    if as_json:
+        print(json.dumps(report.as_dict(), indent=2))
+    else:
+        benchmark.show(report, Console(**PLAIN))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A bundle.")],
+    b: Annotated[Path, typer.Argument(help="Another, or the same in another runtime or precision.")],
+    data: Annotated[Path, typer.Option(help="Folder of cut patches: images/*.png and windows.csv.")],
+    runtime_a: Annotated[str, typer.Option(help="Of A.")] = "auto",
+    runtime_b: Annotated[str, typer.Option(help="Of B.")] = "auto",
+    precision_a: Annotated[str | None, typer.Option(help="Of A.")] = None,
+    precision_b: Annotated[str | None, typer.Option(help="Of B.")] = None,
+    limit: Annotated[int | None, typer.Option(help="At most so many screens.", min=1)] = None,
+    as_json: Json = False,
+) -> None:
+    """Run two bundles, runtimes or precisions on the same patches: differences, flips, speed."""
+    from engine import compare as comparison
+
+    with _told(), ExitStack() as stack:
+        left = stack.enter_context(closing(load(a, runtime_a, precision=precision_a)))
+        right = stack.enter_context(closing(load(b, runtime_b, precision=precision_b)))
+        found = comparison.compare(left, right, data, limit=limit, console=Console(stderr=True))
+    names = (_name(left), _name(right))
+    if as_json:
+        print(json.dumps({"a": names[0], "b": names[1], **found.as_dict()}, indent=2))
+    else:
+        comparison.show(found, names, Console(**PLAIN))
+
+
+def _name(backend: Backend) -> str:
+    manifest = backend.manifest
+    return f"{manifest.name} {manifest.version} by {backend.runtime} in {backend.precision}"
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """What the user can mend is one line, not a traceback."""
+    try:
+        yield
+    except (EngineError, ValueError, OSError) as error:
+        Console(stderr=True, **PLAIN).print(f"error: {error}", style="red", soft_wrap=True)
+        raise typer.Exit(1) from error
+
+
+def examine(bundle: Path, runtime: str = "auto", precision: str | None = None) -> dict[str, Any]:
+    """Load a bundle, run its self-test, compare the slots of its batch and time it.
 
     Returns:
         The manifest's facts, and beside them what was measured; ready for JSON.
@@ -107,10 +197,11 @@ def examine(bundle: Path) -> dict[str, Any]:
     Raises:
         EngineError: the bundle must not be served, or cannot be run here.
     """
-    backend = load(bundle)
+    golden = read_golden(bundle)
+    backend = load(bundle, runtime, precision=precision)
     try:
-        golden = read_golden(bundle, backend.precision)
         difference = self_test(backend, golden)
+        slots = measure_slots(backend, golden.pixels)
         speed = patches_per_s(backend)
     finally:
         backend.close()
@@ -119,8 +210,16 @@ def examine(bundle: Path) -> dict[str, Any]:
         name: {"sha256": sha256, "size_bytes": (bundle / name).stat().st_size}
         for name, sha256 in facts.pop("files").items()
     }
-    tested = {"patches": len(golden.pixels), "difference": difference, "tolerance": golden.tolerance}
-    measured = {"runtime": backend.runtime, "golden": tested, "patches_per_s": round(speed, 1)}
+    tested = {"patches": len(golden.pixels), "difference": difference, "tolerance": tolerance_of(backend, golden)}
+    tuned = getattr(backend, "tuned", None)  # a GPU has no threads to choose
+    measured = {
+        "runtime": backend.runtime,
+        "precision": backend.precision,
+        "threads": None if tuned is None else str(tuned.share),
+        "golden": tested,
+        "slots": asdict(slots),
+        "patches_per_s": round(speed, 1),
+    }
     return {"bundle": str(bundle), "ok": True, **facts, "files": files, **measured}
 
 
@@ -151,10 +250,15 @@ def show(report: dict[str, Any], console: Console) -> None:
         ),
         "trained on": report["data_id"],
         **{f"training: {name}": str(value) for name, value in report["training"].items()},
-        "runtime": f"{report['runtime']}, about {report['patches_per_s']:.0f} patches/s",
+        "runtime": f"{report['runtime']} in {report['precision']}, about {report['patches_per_s']:.0f} patches/s"
+        + (f", {report['threads']} threads" if report["threads"] else ""),
         "self-test": (
             f"{golden['patches']} golden patches differ by {golden['difference']:.1e} "
             f"(tolerance {golden['tolerance']:g})"
+        ),
+        "slots of the batch": (
+            f"probabilities differ by {max(report['slots']['probability'].values()):.1e}, features "
+            + ("are equal bit for bit" if report["slots"]["same_bits"] else "differ")
         ),
     }
     for name, value in rows.items():

@@ -6,6 +6,8 @@ all the patches of that screen. The service, the evaluation and the parity check
 
 from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, runtime_checkable
@@ -17,6 +19,15 @@ from engine.errors import DeviceLost, RuntimeUnavailable
 from engine.manifest import Manifest
 
 NO_GUARD: Mapping[str, float] = MappingProxyType({})
+PRECISIONS = ("fp32", "fp16", "int8")
+BEST_FIRST = ("tensorrt", "openvino", "onnxruntime")
+# what loads a bundle, by the runtime, which is also the name of its file
+LOADERS = {
+    "tensorrt": "TensorRTBackend",
+    "openvino": "OpenVinoBackend",
+    "onnxruntime": "OnnxRuntimeBackend",
+    "fake": "load_fake",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,8 +72,8 @@ class Backend(Protocol):
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """Features of one batch of patches of one screen.
 
-        The graph always runs `batch_size` patches, so that one shape is compiled and a score cannot
-        depend on how full a batch was; what is missing is filled up and dropped again inside.
+        The graph always runs one number of patches, the batch or each patch alone, so that one shape is compiled and
+        a score cannot depend on how full a batch was; what is missing is filled up and dropped again inside.
 
         Args:
             pixels: (n, 1, P, P) grey, 1 <= n <= batch_size.
@@ -135,32 +146,55 @@ def recover(backend: Backend) -> None:
     backend.recover()
 
 
-def load(bundle: Path, runtime: str = "auto", *, precision: str | None = None, threads: int | None = None) -> Backend:
+def load(
+    bundle: Path,
+    runtime: str = "auto",
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+) -> Backend:
     """Read a bundle, verify it and load it into a runtime.
 
     Args:
         bundle: folder of the bundle.
-        runtime: `onnxruntime`, `tensorrt` on the first GPU, or `auto` for onnxruntime: a GPU is asked for by name.
-        precision: of the features graph, one that the bundle has; by default fp16 for tensorrt, else fp32.
-        threads: CPU threads of the runtime; by default the CPUs that the process may use.
+        runtime: `tensorrt`, `openvino` or `onnxruntime`; `auto` for the first of them that is usable here; or `fake`,
+            which answers without a network and is never taken unasked.
+        precision: fp32, fp16 or int8 of the features graph; by default fp32, on a GPU its backend's choice.
+        threads: CPU threads of the features graph; by default the runtime measures how many serve best.
+        batch_size: patches of a batch; by default the manifest's.
 
     Raises:
         BundleError: the bundle must not be served, or has no such precision.
-        RuntimeUnavailable: no such runtime here.
-        PlanError: TensorRT cannot build the plan that it lacks.
+        RuntimeUnavailable: no such runtime, or not here.
+        ValueError: fewer than one thread.
     """
-    if runtime == "tensorrt":
-        from engine.gpu import devices
-        from engine.tensorrt import TensorRTBackend
+    load_one = partial(_load, bundle, precision=precision, threads=threads, batch_size=batch_size)
+    if runtime != "auto":
+        return load_one(runtime)
+    reasons = []
+    for name in BEST_FIRST:
+        try:
+            return load_one(name)
+        except RuntimeUnavailable as error:
+            reasons.append(str(error))
+    raise RuntimeUnavailable("; ".join(reasons))
 
-        return TensorRTBackend(bundle, device=devices()[0], precision=precision or "fp16")
-    if runtime not in ("auto", "onnxruntime"):
-        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are auto, onnxruntime and tensorrt")
+
+def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | None, batch_size: int | None) -> Backend:
+    """One runtime, whose file is imported only now."""
+    if runtime not in LOADERS:
+        raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are {', '.join(['auto', *LOADERS])}")
     try:
-        from engine.onnxruntime import OnnxRuntimeBackend
+        make = getattr(import_module(f"engine.{runtime}"), LOADERS[runtime])
     except ImportError as error:
-        raise RuntimeUnavailable(f"onnxruntime cannot be imported: {error}") from error
-    return OnnxRuntimeBackend(bundle, precision="fp32" if precision is None else precision, threads=threads)
+        raise RuntimeUnavailable(f"{runtime} cannot be imported: {error}") from error
+    backend: Backend
+    if runtime == "tensorrt":  # which knows best what it can do, and has no threads
+        backend = make(bundle, precision=precision, batch_size=batch_size)
+    else:
+        backend = make(bundle, precision=precision or "fp32", threads=threads, batch_size=batch_size)
+    return backend
 
 
 def load_all(
@@ -170,15 +204,16 @@ def load_all(
 
     Args and errors are those of `load`; where one device fails, those loaded before it are closed.
     """
-    if runtime != "tensorrt":
-        return [load(bundle, runtime, precision=precision, threads=threads)]
+    first = load(bundle, runtime, precision=precision, threads=threads)
+    if first.runtime != "tensorrt":
+        return [first]
     from engine.gpu import devices
     from engine.tensorrt import TensorRTBackend
 
-    loaded: list[Backend] = []
+    loaded = [first]
     try:
-        for device in devices():
-            loaded.append(TensorRTBackend(bundle, device=device, precision=precision or "fp16"))
+        for device in devices()[1:]:
+            loaded.append(TensorRTBackend(bundle, device=device, precision=precision))
     except BaseException:
         for backend in loaded:
             backend.close()

@@ -1,11 +1,16 @@
-"""ONNX Runtime on the CPU: the backend that is always there, and the one that reasons for all others.
+"""ONNX Runtime on the CPU: the runtime that is always there, and the one that reasons for all others.
 
 The only file that imports onnxruntime; its exceptions stop here. A graph must carry its weights inside:
 weights in a file beside it would be covered by no hash.
 """
 
+import json
+import math
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +20,9 @@ from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from engine.backend import NO_GUARD, Features, check_pixels, check_screen
-from engine.cpus import available_cpus
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest
+from engine.tuning import Run, Share, tune
 
 REASONING_FILE = "reasoning.onnx"
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
@@ -33,6 +38,13 @@ FOREIGN_ERRORS: tuple[type[Exception], ...] = (
     ),
 )
 
+# layers that multiply and add, and the products of one value of their answer by the shapes of their first two inputs
+SUMMED: Mapping[str, Callable[[Sequence[int], Sequence[int]], int]] = {
+    "Conv": lambda _, weight: math.prod(weight[1:]),
+    "MatMul": lambda left, _: left[-1],
+    "Gemm": lambda left, _: left[-1],
+}
+
 ANY = None  # a dimension of whatever size
 OPEN = -1  # a dimension that must not be fixed in the graph
 Form = Mapping[str, tuple[str, tuple[int | None, ...]]]
@@ -46,8 +58,8 @@ class OnnxRuntimeBackend:
         precision: which of the bundle's features graphs runs: fp32, fp16, int8, or, to measure it, int8-trt. Few
             operators have half-precision kernels on a CPU; the others run in float32, so fp16 is neither faster
             here nor rounded as on a GPU (`engine.half.rounded_copy` is).
-        threads: of the features session; by default the CPUs that the process may use. The reasoning is
-            tiny and has one of its own, so that screens reason while others are in the features graph.
+        threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
+        batch_size: patches of a batch; by default the manifest's.
 
     Raises:
         BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
@@ -56,31 +68,34 @@ class OnnxRuntimeBackend:
     runtime = "onnxruntime"
     guard = NO_GUARD
 
-    def __init__(self, bundle: Path, *, precision: str = "fp32", threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ValueError(f"threads must be at least 1, got {threads}")
+    def __init__(
+        self, bundle: Path, *, precision: str = "fp32", threads: int | None = None, batch_size: int | None = None
+    ) -> None:
         self.manifest = Manifest.read(bundle)
         self.precision = precision
-        self.batch_size = self.manifest.batch_size
-        features_file = self.manifest.features_file(precision)
-        self._features: onnxruntime.InferenceSession | None = _session(
-            bundle / features_file, threads=available_cpus() if threads is None else threads
-        )
-        _check_features_graph(self._features, self.manifest, key=features_file)
+        self.batch_size = batch_size or self.manifest.batch_size
+        graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
+
+        def build(share: Share) -> Run:
+            session = _session(graph.onnx, key=graph.file, threads=share.threads)
+            pool = ThreadPoolExecutor(share.streams, thread_name_prefix="features")
+
+            def run(pixels: NDArray[np.uint8]) -> Features:
+                runs = pool.map(lambda patches: _run(session, graph.outputs, {"pixels": patches}), graph.split(pixels))
+                return graph.join(list(runs), len(pixels))
+
+            return run
+
+        self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // graph.rows)
+        self._features: Run | None = build(self.tuned.share)
         self._reasoning = Reasoning(bundle, self.manifest)
-        self._has_activation = "activation" in {output.name for output in self._features.get_outputs()}
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`."""
         check_pixels(pixels, self.manifest, self.batch_size)
-        batch = self._full_batch(pixels)
-        names = ["label_features", "stage1"] + ["activation"] * self._has_activation
-        outputs = dict(zip(names, _run(self._features, names, {"pixels": batch}), strict=True))
-        rows, labels = len(batch), len(self.manifest.labels)
-        outputs.setdefault("activation", np.zeros((rows, labels, 1, 1), np.float32))
-        for (name, output), dimensions in zip(outputs.items(), (3, 2, 4), strict=True):
-            _check_whole(output, (rows, labels), dimensions=dimensions, name=name)
-        return Features(**{name: output[: len(pixels)] for name, output in outputs.items()})
+        if self._features is None:
+            raise InferenceError("the backend is closed")
+        return self._features(pixels)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
@@ -91,34 +106,31 @@ class OnnxRuntimeBackend:
         self._features = None
         self._reasoning.close()
 
-    def _full_batch(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """`pixels` filled up with black patches to the one batch size that ever runs."""
-        if len(pixels) == self.batch_size:
-            return pixels
-        batch = np.zeros((self.batch_size, *pixels.shape[1:]), np.uint8)
-        batch[: len(pixels)] = pixels
-        return batch
-
 
 class Reasoning:
-    """The reasoning graph of a bundle, which is tiny: one thread, float32, whatever runs the features.
+    """The second graph of a bundle, in float32 whatever runs the first one.
+
+    It is tiny and has one thread of its own, so that screens reason while others are in the features graph.
 
     Args:
         bundle: folder of the bundle.
-        manifest: what it says of itself.
+        manifest: of the bundle.
 
     Raises:
-        BundleError: the graph does not fit the manifest.
+        BundleError: the graph cannot be read or does not fit the manifest.
     """
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._session: onnxruntime.InferenceSession | None = _session(bundle / REASONING_FILE, threads=1)
+        onnx = (bundle / REASONING_FILE).read_bytes()
+        self._session: onnxruntime.InferenceSession | None = _session(onnx, key=REASONING_FILE, threads=1)
         _check_reasoning_graph(self._session, manifest)
 
     def run(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
         check_screen(label_features, stage1, self._manifest)
+        if self._session is None:
+            raise InferenceError("the backend is closed")
         feed = {"label_features": label_features, "stage1": stage1}
         (probability,) = _run(self._session, ["probability"], feed)
         _check_whole(probability, stage1.shape, dimensions=2, name="probability")
@@ -129,8 +141,119 @@ class Reasoning:
         self._session = None
 
 
-def _session(graph: Path, *, threads: int) -> onnxruntime.InferenceSession:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one patch costs.
+
+    Attributes:
+        multiply_adds: of convolutions and matrix products.
+        moved_bytes: what these layers read and write in float32 when all between them is fused into them.
+    """
+
+    multiply_adds: float
+    moved_bytes: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesGraph:
+    """A features graph that ONNX Runtime has read: weights inside, form as the manifest says.
+
+    Attributes:
+        file: its name in the bundle.
+        onnx: its bytes.
+        rows: patches of one run: 1, or the batch size where the graph takes no other number.
+        labels: C.
+        outputs: names, in the order of `Features`; a network without a map has no `activation`.
+    """
+
+    file: str
+    onnx: bytes
+    rows: int
+    labels: int
+    outputs: tuple[str, ...]
+
+    @classmethod
+    def read(cls, bundle: Path, manifest: Manifest, *, precision: str, batch_size: int) -> "FeaturesGraph":
+        """Read and check the graph of one precision.
+
+        Raises:
+            BundleError: the bundle has none, or it must not be run.
+        """
+        file = manifest.features_file(precision)
+        onnx = (bundle / file).read_bytes()
+        session = _session(onnx, key=file, threads=1, as_written=True)
+        _check_features_graph(session, manifest, rows=batch_size, key=file)
+        has_activation = "activation" in {output.name for output in session.get_outputs()}
+        return cls(
+            file=file,
+            onnx=onnx,
+            rows=batch_size if isinstance(session.get_inputs()[0].shape[0], int) else 1,
+            labels=len(manifest.labels),
+            outputs=("label_features", "stage1", "activation")[: 2 + has_activation],
+        )
+
+    def split(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        """The patches run by run; where a run takes more than there are, black ones fill it up."""
+        for start in range(0, len(pixels), self.rows):
+            patches = pixels[start : start + self.rows]
+            if len(patches) < self.rows:
+                missing = self.rows - len(patches)
+                patches = np.concatenate([patches, np.zeros((missing, *patches.shape[1:]), np.uint8)])
+            yield patches
+
+    def join(self, runs: Sequence[Sequence[NDArray[np.float32]]], count: int) -> Features:
+        """The features of the first `count` patches; the map of a network without one is zeros.
+
+        Args:
+            runs: of each run the outputs, in the order of `split`.
+            count: patches that were split.
+
+        Raises:
+            InferenceError: a run has lost rows or labels.
+        """
+        for outputs in runs:
+            for name, output, dimensions in zip(self.outputs, outputs, (3, 2, 4), strict=False):
+                _check_whole(output, (self.rows, self.labels), dimensions=dimensions, name=name)
+        joined = {
+            name: np.concatenate(rows)[:count] for name, rows in zip(self.outputs, zip(*runs, strict=True), strict=True)
+        }
+        joined.setdefault("activation", np.zeros((count, self.labels, 1, 1), np.float32))
+        return Features(**joined)
+
+
+def count_work(bundle: Path, manifest: Manifest) -> Work:
+    """The features graph's work for one patch, from the shapes that its layers have when ONNX Runtime runs it once.
+
+    Raises:
+        BundleError: the graph cannot be read.
+        InferenceError: the runtime failed.
+    """
+    graph = FeaturesGraph.read(bundle, manifest, precision="fp32", batch_size=manifest.batch_size)
+    pixels = np.zeros((graph.rows, 1, manifest.patch_px, manifest.patch_px), np.uint8)
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(graph.onnx, key=graph.file, threads=1, as_written=True, profile=Path(folder) / "layers")
+        _run(session, graph.outputs, {"pixels": pixels})
+        events = json.loads(Path(session.end_profiling()).read_text())
+    multiply_adds = moved_bytes = 0
+    for layer in (event["args"] for event in events if event.get("args", {}).get("op_name") in SUMMED):
+        inputs, (output,) = (
+            [shape for value in layer[key] for shape in value.values()]
+            for key in ("input_type_shape", "output_type_shape")
+        )
+        multiply_adds += math.prod(output) * SUMMED[layer["op_name"]](*inputs[:2])
+        moved_bytes += 4 * sum(map(math.prod, [*inputs, output]))
+    return Work(multiply_adds=multiply_adds / graph.rows, moved_bytes=moved_bytes / graph.rows)
+
+
+def _session(
+    onnx: bytes, *, key: str, threads: int, as_written: bool = False, profile: Path | None = None
+) -> onnxruntime.InferenceSession:
+    """A session of a graph, optimised unless it is only to be looked at `as_written`."""
     options = onnxruntime.SessionOptions()
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
+    if as_written:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = LOG_NOTHING_BUT_FATAL
@@ -140,20 +263,18 @@ def _session(graph: Path, *, threads: int) -> onnxruntime.InferenceSession:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
         return onnxruntime.InferenceSession(
-            graph.read_bytes(),
+            onnx,
             sess_options=options,
             providers=["CPUExecutionProvider"],
             enable_fallback=0,  # to the same provider: it would only print, and try again
         )
     except FOREIGN_ERRORS as error:
-        raise BundleError(f"onnxruntime refuses the graph: {error}", key=graph.name) from error
+        raise BundleError(f"onnxruntime refuses the graph: {error}", key=key) from error
 
 
 def _run(
-    session: onnxruntime.InferenceSession | None, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
+    session: onnxruntime.InferenceSession, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
 ) -> list[NDArray[np.float32]]:
-    if session is None:
-        raise InferenceError("the backend is closed")
     try:
         outputs: list[NDArray[np.float32]] = session.run(names, feed)
     except FOREIGN_ERRORS as error:
@@ -167,8 +288,8 @@ def _check_whole(output: NDArray[Any], leading: tuple[int, ...], *, dimensions: 
         raise InferenceError(f"{name} came back as {output.shape} {output.dtype}, expected {leading} and float32")
 
 
-def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest, *, key: str) -> None:
-    rows, labels, side = manifest.batch_size, len(manifest.labels), manifest.patch_px
+def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest, *, rows: int, key: str) -> None:
+    labels, side = len(manifest.labels), manifest.patch_px
     _check_form(
         session.get_inputs(),
         {"pixels": ("tensor(uint8)", (rows, 1, side, side))},

@@ -62,7 +62,11 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     bundle: Path = Field(DEFAULT_BUNDLE, description="folder of the bundle to serve")
     bundles: DirectoryPath | None = Field(None, description="folder of bundles that may be put in service by name")
-    runtime: str = Field("auto", description="what executes the features graph")
+    runtime: str = Field(
+        "auto",
+        description="what executes the features graph: tensorrt, openvino or onnxruntime; auto takes the first that is "
+        "usable; fake runs no network, for load tests",
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the runtime; it decides when unset")
     state_dir: Path = Field(default_factory=default_state_dir, description="folder of the record of verdicts")
     frame_size: Annotated[tuple[int, int] | None, NoDecode, BeforeValidator(_frame_size)] = Field(

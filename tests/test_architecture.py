@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "service", "training")
 # training -> engine <- service
 MAY_KNOW = {"engine": {"engine"}, "service": {"service", "engine"}, "training": {"training", "engine"}}
-# outside of their own package: everything from the root, but for what needs torch or serves the export
-ENGINE_DOORS = {"engine", "engine.export", "engine.half", "engine.quantise"}
+# outside of their own package: everything from the root, but for what needs torch, serves the export, or times
+ENGINE_DOORS = {"engine", "engine.export", "engine.bench", "engine.half", "engine.quantise"}
 TRAINING_LIBRARIES = {
     "lightning_fabric",
     "onnx",

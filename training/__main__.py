@@ -191,6 +191,26 @@ def fidelity(
 
 
 @app.command()
+def bench(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
+    bundle: Annotated[Path | None, typer.Option(help="Its bundle: the runtimes take turns with PyTorch.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Patches of a batch.", min=1)] = None,
+    patch: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=32)] = 1024,
+    seconds: Annotated[float, typer.Option(help="Measured time for each row, on average.", min=0)] = 10.0,
+    json_file: Json = None,
+) -> None:
+    """Time a run's network in PyTorch, eager and compiled, and beside it the runtimes of its bundle."""
+    from engine import bench as benchmark
+    from training.benchmark import contestants
+
+    others, missing = contestants(run, batch_size=batch, patch_px=patch)
+    found = benchmark.bench(bundle, batch_size=batch, seconds=seconds, others=others, missing=missing, console=console)
+    benchmark.show(found, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@app.command()
 def judge(
     verdicts: Annotated[Path, typer.Argument(help="JSON list of verdicts.", exists=True, dir_okay=False)],
     source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],

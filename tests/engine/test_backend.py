@@ -2,8 +2,9 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import fields
 from pathlib import Path
 
@@ -11,14 +12,28 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import Backend, FakeBackend, Features, InferenceError, Manifest, RuntimeUnavailable, infer, load
+from engine import (
+    Backend,
+    BundleError,
+    FakeBackend,
+    Features,
+    InferenceError,
+    Manifest,
+    RuntimeUnavailable,
+    infer,
+    load,
+    read_golden,
+    self_test,
+)
+from engine.backend import BEST_FIRST
 from tests.bundles import BACKGROUND, GAIN, LABELS, REACH, grey_of
 
 PATCH_PX, BATCH = 64, 5
+RUNTIMES = ("fake", "onnxruntime", "openvino", "tensorrt")
 
 
-def fake_backend(bundle: Path) -> Backend:
-    """The tiny bundle's scores without its graphs."""
+def fake_scores(bundle: Path) -> Backend:
+    """The tiny bundle's scores without its graphs; `load` with "fake" gives all patches but a few the same ones."""
 
     def scores(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         greys = np.array([grey_of(index) for index in range(len(LABELS))])[:, None, None]
@@ -29,23 +44,19 @@ def fake_backend(bundle: Path) -> Backend:
     return FakeBackend(Manifest.read(bundle), scores)
 
 
-BACKENDS: dict[str, Callable[[Path], Backend]] = {
-    "fake": fake_backend,
-    "onnxruntime": lambda bundle: load(bundle, runtime="onnxruntime", threads=1),
-}
-try:  # where there is a GPU, its pycuda and its TensorRT
-    from engine.gpu import devices
-
-    devices()
-except RuntimeUnavailable:
-    pass
-else:
-    BACKENDS["tensorrt"] = lambda bundle: load(bundle, runtime="tensorrt")
+def load_or_skip(bundle: Path, runtime: str) -> Backend:
+    if runtime == "fake":
+        return fake_scores(bundle)
+    try:
+        return load(bundle, runtime, threads=None if runtime == "tensorrt" else 1)
+    except RuntimeUnavailable as error:
+        assert runtime != "onnxruntime"  # which is always there
+        pytest.skip(str(error))
 
 
-@pytest.fixture(params=sorted(BACKENDS))
+@pytest.fixture(params=RUNTIMES)
 def backend(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Backend]:
-    backend = BACKENDS[request.param](bundle)
+    backend = load_or_skip(bundle, request.param)
     assert backend.runtime == request.param
     yield backend
     backend.close()
@@ -193,28 +204,68 @@ def test_infer_refuses_a_screen_without_patches(backend: Backend) -> None:
         infer(backend, patches(0))
 
 
-def test_auto_takes_onnxruntime(bundle: Path) -> None:
-    backend = load(bundle)
-    assert backend.runtime == "onnxruntime"
-    backend.close()
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino", "tensorrt"])
+def test_the_runtimes_agree(bundle: Path, runtime: str) -> None:
+    golden = read_golden(bundle)
+    with (
+        closing(load_or_skip(bundle, runtime)) as backend,
+        closing(load(bundle, "onnxruntime", threads=1)) as reference,
+    ):
+        assert self_test(backend, golden) <= golden.tolerance
+        _, expected = infer(reference, patches(12))
+        _, probability = infer(backend, patches(12))
+        assert np.abs(probability - expected).max() <= golden.tolerance
 
 
-@pytest.mark.parametrize("runtime", ["tensorflow", "", "fake"])
+def test_auto_takes_the_best_that_is_usable(bundle: Path) -> None:
+    with closing(load(bundle, threads=1)) as best:
+        usable = []
+        for runtime in BEST_FIRST:
+            with suppress(RuntimeUnavailable), closing(load(bundle, runtime, threads=1)) as backend:
+                usable.append(backend.runtime)
+        assert best.runtime == usable[0]
+        assert usable[-1] == "onnxruntime"
+
+
+@pytest.mark.parametrize("runtime", ["tensorflow", ""])
 def test_a_runtime_that_is_not_known_is_unavailable(bundle: Path, runtime: str) -> None:
-    with pytest.raises(RuntimeUnavailable, match="is not known"):
+    with pytest.raises(RuntimeUnavailable, match="there are auto, tensorrt, openvino, onnxruntime, fake"):
         load(bundle, runtime)
 
 
-def test_a_runtime_that_is_not_installed_is_unavailable(bundle: Path) -> None:
+def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Path) -> None:
+    for runtime in ("onnxruntime", "openvino"):
+        if runtime == "openvino":
+            pytest.importorskip("openvino")
+        for precision in ("fp16", "int8", "int8-trt", "../reasoning"):
+            with pytest.raises(BundleError, match=f"no graph in {precision}"):
+                load(bundle, runtime, precision=precision)
+
+
+@pytest.mark.parametrize("missing", ["onnxruntime", "openvino"])
+def test_a_runtime_that_is_not_installed_is_unavailable(bundle: Path, missing: str) -> None:
     program = f"""
 import sys
 from pathlib import Path
 import engine
-sys.modules["onnxruntime"] = None  # what Python finds where a package is not installed
-try:
-    engine.load(Path({str(bundle)!r}))
-except engine.RuntimeUnavailable as error:
-    print(error)
+sys.modules[{missing!r}] = None  # what Python finds where a package is not installed
+for runtime in ({missing!r}, "auto"):
+    try:
+        print(engine.load(Path({str(bundle)!r}), runtime, threads=1).runtime)
+    except engine.RuntimeUnavailable as error:
+        print(error)
 """
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert "onnxruntime cannot be imported" in answer.stdout
+    by_name, best = answer.stdout.splitlines()
+    assert f"{missing} cannot be imported" in by_name
+    # all reason by ONNX Runtime; without OpenVINO there is still ONNX Runtime
+    assert "onnxruntime cannot be imported" in best if missing == "onnxruntime" else best == "onnxruntime"
+
+
+def test_a_batch_of_another_size_is_taken(bundle: Path) -> None:
+    for runtime in ("onnxruntime", "fake"):
+        with closing(load(bundle, runtime, threads=1, batch_size=3)) as backend:
+            assert backend.batch_size == 3
+            assert len(backend.features(patches(3)).stage1) == 3
+            with pytest.raises(ValueError, match="1 to 3 patches"):
+                backend.features(patches(4))

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ def _short_speed_test(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_json_says_what_the_bundle_is(bundle: Path) -> None:
-    answer = CliRunner().invoke(command.app, ["check", str(bundle), "--json"])
+    answer = CliRunner().invoke(command.app, ["check", str(bundle), "--runtime", "onnxruntime", "--json"])
     assert answer.exit_code == 0, answer.output
     report = json.loads(answer.stdout)
     assert report["ok"] is True
@@ -33,6 +34,8 @@ def test_json_says_what_the_bundle_is(bundle: Path) -> None:
     assert report["golden"]["patches"] == 5
     assert 0 <= report["golden"]["difference"] <= report["golden"]["tolerance"] == 1e-5
     assert report["runtime"] == "onnxruntime"
+    assert re.fullmatch("[0-9]+ x [0-9]+", report["threads"])
+    assert report["slots"] == {"probability": dict.fromkeys(LABELS, 0.0), "same_bits": True}
     assert report["patches_per_s"] > 0
 
 
@@ -46,6 +49,7 @@ def test_the_table_names_labels_files_and_figures(bundle: Path) -> None:
         "macro_f",
         "5 golden patches differ by",
         "verified",
+        "equal bit for bit",
     ):
         assert words in answer.stdout
 

@@ -1,10 +1,22 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine import FakeBackend, InferenceError, fake_manifest, infer
+from engine import (
+    DEFAULT_BUNDLE,
+    FakeBackend,
+    InferenceError,
+    RuntimeUnavailable,
+    fake_manifest,
+    infer,
+    load,
+    read_golden,
+    self_test,
+)
 
 
 def scoring(scores: NDArray[np.float64]) -> FakeBackend:
@@ -63,3 +75,25 @@ def test_an_error_of_the_function_goes_through() -> None:
 def test_a_function_that_loses_a_row_is_found_out() -> None:
     with pytest.raises(InferenceError, match=r"scores of shape \(1, 2\)"):
         scoring(np.zeros((1, 2))).features(np.zeros((2, 1, 8, 8), np.uint8))
+
+
+def test_behind_a_bundle_it_passes_the_self_test(bundle: Path) -> None:
+    golden = read_golden(bundle)
+    assert self_test(load(bundle, "fake"), golden) <= golden.tolerance
+    assert self_test(load(DEFAULT_BUNDLE, "fake"), read_golden(DEFAULT_BUNDLE)) <= 1e-6
+
+
+def test_behind_a_bundle_pixels_decide_and_most_patches_are_clean(bundle: Path) -> None:
+    backend = load(bundle, "fake")
+    pixels = np.random.default_rng(0).integers(0, 256, (6000, 1, 64, 64), np.uint8)
+    _, probability = infer(backend, pixels)
+    marked = (probability > 0).any(axis=1)
+    assert 0 < marked.sum() < 30  # twelve on average
+    assert ((probability > 0).sum(axis=1) <= 1).all()
+    _, again = infer(load(bundle, "fake", batch_size=2), pixels[marked])
+    np.testing.assert_array_equal(again, probability[marked])
+
+
+def test_it_has_no_precision_but_float32(bundle: Path) -> None:
+    with pytest.raises(RuntimeUnavailable, match="int8"):
+        load(bundle, "fake", precision="int8")

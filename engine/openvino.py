@@ -1,0 +1,133 @@
+"""OpenVINO on the CPU, an extra: the features graph by it, the reasoning by ONNX Runtime as everywhere.
+
+The only file that imports openvino; its exceptions stop here. Left alone it computes in bfloat16 wherever the CPU can,
+which moves scores by more than the tolerance of float32: here all arithmetic outside of quantised layers is float32.
+"""
+
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+import openvino
+from numpy.typing import NDArray
+from openvino import frontend, properties
+from openvino.exceptions import OVError
+
+from engine.backend import NO_GUARD, Features, check_pixels
+from engine.errors import BundleError, InferenceError
+from engine.manifest import Manifest
+from engine.onnxruntime import FeaturesGraph, Reasoning
+from engine.tuning import Run, Share, tune
+
+# what crosses from C++ is a RuntimeError; the rest is raised by the bindings
+FOREIGN_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    OVError,
+    *(kind for kind in vars(frontend).values() if isinstance(kind, type) and issubclass(kind, Exception)),
+)
+
+
+class OpenVinoBackend:
+    """A bundle in OpenVINO, its reasoning in ONNX Runtime.
+
+    Args:
+        bundle: folder of the bundle.
+        precision: of the features graph, fp32, fp16 (weights; a CPU computes in float32) or int8.
+        threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
+        batch_size: patches of a batch; by default the manifest's.
+
+    Raises:
+        BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
+    """
+
+    runtime = "openvino"
+    guard = NO_GUARD
+
+    def __init__(
+        self, bundle: Path, *, precision: str = "fp32", threads: int | None = None, batch_size: int | None = None
+    ) -> None:
+        self.manifest = Manifest.read(bundle)
+        self.precision = precision
+        self.batch_size = batch_size or self.manifest.batch_size
+        # read by ONNX Runtime first: OpenVINO would take weights from files in the folder it was started in
+        graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
+        model = _model(graph, self.manifest)
+
+        def build(share: Share) -> Run:
+            return _Requests(model, graph, share, patches=self.batch_size)
+
+        self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // graph.rows)
+        self._features: Run | None = build(self.tuned.share)
+        self._reasoning = Reasoning(bundle, self.manifest)
+
+    def features(self, pixels: NDArray[np.uint8]) -> Features:
+        """See `Backend.features`."""
+        check_pixels(pixels, self.manifest, self.batch_size)
+        if self._features is None:
+            raise InferenceError("the backend is closed")
+        return self._features(pixels)
+
+    def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Backend.reason`."""
+        return self._reasoning.run(label_features, stage1)
+
+    def close(self) -> None:
+        """See `Backend.close`; a call under way in another thread holds its graph until it ends."""
+        self._features = None
+        self._reasoning.close()
+
+
+class _Requests:
+    """The compiled graph, and a request for each run of a batch; OpenVINO runs as many at a time as it has streams.
+
+    All are started and awaited by one thread. The bindings set themselves up within their first answer and give the
+    interpreter away meanwhile, so that two threads that get their first answers at the same time wait for each other
+    for ever: the first one is got here, and by one thread at a time.
+    """
+
+    _first_answer = Lock()
+
+    def __init__(self, model: openvino.Model, graph: FeaturesGraph, share: Share, *, patches: int) -> None:
+        settings = {
+            properties.hint.inference_precision: openvino.Type.f32,
+            properties.inference_num_threads: share.total,
+            properties.num_streams: share.streams,
+            # two services that pin their threads pin them to the same CPUs
+            properties.hint.enable_cpu_pinning: False,
+        }
+        self._graph = graph
+        try:
+            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+            self._requests = self._new_requests(patches // graph.rows)
+            with self._first_answer:
+                self._requests[0].infer()
+        except FOREIGN_ERRORS as error:
+            raise BundleError(f"openvino refuses the graph: {error}", key=graph.file) from error
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
+        busy = list(zip(self._requests, self._graph.split(pixels), strict=False))
+        try:
+            for request, patches in busy:
+                request.start_async([patches], share_inputs=True)
+            for request, _ in busy:
+                request.wait()
+            runs = [[request.get_tensor(name).data.copy() for name in self._graph.outputs] for request, _ in busy]
+        except FOREIGN_ERRORS as error:
+            self._requests = self._new_requests(len(self._requests))  # the old ones may still run
+            raise InferenceError(f"openvino failed: {error}") from error
+        return self._graph.join(runs, len(pixels))
+
+    def _new_requests(self, count: int) -> list[openvino.InferRequest]:
+        return [self._compiled.create_infer_request() for _ in range(count)]
+
+
+def _model(graph: FeaturesGraph, manifest: Manifest) -> openvino.Model:
+    """The graph with the one shape that is ever run."""
+    try:
+        model = openvino.Core().read_model(graph.onnx)
+        model.reshape([graph.rows, 1, manifest.patch_px, manifest.patch_px])
+    except FOREIGN_ERRORS as error:
+        raise BundleError(f"openvino refuses the graph: {error}", key=graph.file) from error
+    return model
