@@ -1,8 +1,9 @@
 """The features graph in half precision, made at export: TensorRT takes the precision that the graph has.
 
 One part of the network, its trunk, computes in float16: nearly all of the work. Its normalisations are folded into its
-convolutions while they are float32 still. What comes before and after stays float32: the scale of the pixels, the mean
-over the map (1,024 cells of it pass 65,504), the softmax, the norms of the cosines.
+convolutions while they are float32 still. What comes before and after stays float32, but for the factors of its matrix
+products: the scale of the pixels, the mean over the map (1,024 cells of it pass 65,504), the softmax, the norms of the
+cosines.
 
 A CPU does not show what float16 costs: ONNX Runtime runs the graph in float32, with no number between its layers
 rounded, so that neither loss nor overflow is seen. `rounded_copy` writes the roundings out; that is what is compared.
@@ -25,6 +26,8 @@ from torch.fx.experimental.optimization import fuse
 
 from engine.export import write_features
 from engine.manifest import FEATURES_FILES, Manifest
+
+PRODUCTS = ("MatMul", "Gemm")
 
 
 class InHalf(nn.Module):
@@ -53,7 +56,11 @@ def in_half(features: nn.Module, part: str) -> nn.Module:
 
 def write_half(bundle: Path, features: nn.Module, *, part: str, patch_px: int) -> None:
     """Write `features.fp16.onnx` beside the other files of a bundle; signing them is the caller's."""
-    write_features(bundle / FEATURES_FILES["fp16"], in_half(features, part), patch_px=patch_px)
+    path = bundle / FEATURES_FILES["fp16"]
+    write_features(path, in_half(features, part), patch_px=patch_px)
+    model = onnx.load(path)
+    halve_products(model.graph)
+    onnx.save(model, path)
 
 
 @contextmanager
@@ -70,6 +77,28 @@ def rounded_copy(bundle: Path) -> Iterator[Path]:
         onnx.save(rounded(onnx.load(bundle / name)), rounding / name)
         manifest.sign(rounding)
         yield rounding
+
+
+def halve_products(graph: onnx.GraphProto) -> None:
+    """Let a graph's matrix products multiply float16 and hand on float32: TensorRT-RTX has no others for Turing.
+
+    They are of means, or of weights that add up to 1, so that nothing grows in them.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.op_type not in PRODUCTS:
+            nodes.append(node)
+            continue
+        (product,) = node.output
+        halves = [f"{node.name}.factor{index}" for index in range(len(node.input))]
+        for name, half in zip(node.input, halves, strict=True):
+            nodes.append(helper.make_node("Cast", [name], [half], name=half, to=TensorProto.FLOAT16))
+        node.input[:] = halves
+        node.output[:] = [f"{node.name}.product"]
+        widened = helper.make_node("Cast", node.output, [product], name=f"{node.name}.float", to=TensorProto.FLOAT)
+        nodes += [node, widened]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def rounded(model: onnx.ModelProto) -> onnx.ModelProto:

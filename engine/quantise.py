@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.quant_utils import add_pre_process_metadata
 
+from engine.half import halve_products
 from engine.manifest import FEATURES_FILES
 
 QUANTISED = ("Conv", "Relu", "Add", "MaxPool")
@@ -84,6 +85,10 @@ def quantise(bundle: Path, precision: str, *, pixels: NDArray[np.uint8], part: s
         calibration_cache_path=ranges,
         extra_options=FOR_TENSORRT if tensorrt else {},
     )
+    if tensorrt:
+        quantised = onnx.load(bundle / FEATURES_FILES[precision])
+        halve_products(quantised.graph)
+        onnx.save(quantised, bundle / FEATURES_FILES[precision])
 
 
 def _of_part(model: onnx.ModelProto, part: str) -> list[onnx.NodeProto]:
