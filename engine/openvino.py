@@ -28,6 +28,10 @@ FOREIGN_ERRORS: tuple[type[Exception], ...] = (
     *(kind for kind in vars(frontend).values() if isinstance(kind, type) and issubclass(kind, Exception)),
 )
 
+# One for the life of the process. With the last of its graphs its CPU plugin would go, and with that the stack for the
+# signals of the thread that loaded the first graph: after a close in another thread, a signal would crash the process.
+CORE = openvino.Core()
+
 
 class OpenVinoBackend:
     """A bundle in OpenVINO, its reasoning in ONNX Runtime.
@@ -99,7 +103,7 @@ class _Requests:
         }
         self._graph = graph
         try:
-            self._compiled = openvino.Core().compile_model(model, "CPU", settings)
+            self._compiled = CORE.compile_model(model, "CPU", settings)
             self._requests = self._new_requests(patches // graph.rows)
             with self._first_answer:
                 self._requests[0].infer()
@@ -126,7 +130,7 @@ class _Requests:
 def _model(graph: FeaturesGraph, manifest: Manifest) -> openvino.Model:
     """The graph with the one shape that is ever run."""
     try:
-        model = openvino.Core().read_model(graph.onnx)
+        model = CORE.read_model(graph.onnx)
         model.reshape([graph.rows, 1, manifest.patch_px, manifest.patch_px])
     except FOREIGN_ERRORS as error:
         raise BundleError(f"openvino refuses the graph: {error}", key=graph.file) from error

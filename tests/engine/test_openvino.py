@@ -1,4 +1,6 @@
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +32,24 @@ def test_arithmetic_is_float32_where_the_cpu_would_rather_not(bundle: Path, monk
     monkeypatch.setattr(openvino.Core, "compile_model", spying)
     with closing(load(bundle, "openvino", threads=1)):
         assert settings == [("CPU", openvino.Type.f32)]
+
+
+def test_a_signal_after_a_close_in_another_thread_is_handled(bundle: Path) -> None:
+    program = f"""
+import gc, signal, threading
+from pathlib import Path
+import engine
+heard = []
+signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+backend = engine.load(Path({str(bundle)!r}), "openvino", threads=1)
+thread = threading.Thread(target=backend.close)
+thread.start()
+thread.join()
+gc.collect()
+signal.raise_signal(signal.SIGTERM)
+assert heard == [1]
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def test_the_threads_asked_for_are_taken(bundle: Path) -> None:

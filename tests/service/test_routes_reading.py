@@ -68,7 +68,7 @@ def test_a_path_that_is_none_has_its_problem_too(
 
 
 def test_every_new_verdict_is_counted_once(bundle: Path, tmp_path: Path) -> None:
-    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path))) as client:
+    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path, runtime="onnxruntime"))) as client:
         number = partial(count, client)
         for kind, pixels in SCREENS.items():
             for _ in range(2):  # the second is an answer given again

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
+from tests.bundles import tiny_bundle
 from training import benchmark
 from training.__main__ import app
 from training.network import NetworkConfig, TwoStageNetwork
@@ -36,10 +37,11 @@ def test_eager_and_compiled_run_the_same_module(monkeypatch: pytest.MonkeyPatch,
     assert len(compiled) == 1
 
 
-def test_without_a_compiler_the_row_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, bundle: Path) -> None:
+def test_without_a_compiler_the_row_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "/nowhere/c++"))
     monkeypatch.setenv("COLUMNS", "200")
     file = tmp_path / "bench.json"
+    bundle = tiny_bundle(tmp_path / "bundle")
     arguments = ["bench", str(tmp_path), "--bundle", str(bundle), "--patch", "64", "--seconds", "0.05"]
     answer = CliRunner().invoke(app, [*arguments, "--json", str(file)])
     assert answer.exit_code == 0, answer.output
