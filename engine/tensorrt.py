@@ -99,6 +99,12 @@ class TensorRTBackend:
         """
         return self._collect(self._submit(pixels))
 
+    def timed_features(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
+        """`features`, and the seconds that it took by the device's own events; for the benchmark."""
+        check_pixels(pixels, self.manifest, self._batch_size)
+        with self._using() as gpu:
+            return gpu.timed(pixels)
+
     def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
         """Features of one screen's batches in their order, each taken from `batches` while the one before computes.
 

@@ -44,6 +44,17 @@ def joined(answers: list[Features]) -> Features:
     return Features(**{name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names})
 
 
+def test_a_timed_batch_is_measured_by_the_devices_events_from_before_it_goes_up(machine: Machine, bundle: Path) -> None:
+    backend = backend_of(bundle)
+    machine.calls.clear()
+    pixels = patches(2)
+    features, seconds = backend.timed_features(pixels)
+    assert seconds == 0.0125
+    assert machine.calls[:3] == ["event", "record", "upload"]
+    assert machine.calls[-1] == "time_since"
+    assert np.allclose(features.stage1, expected(bundle, pixels).stage1)
+
+
 def test_a_batch_goes_up_is_computed_and_comes_down_in_this_order(machine: Machine, bundle: Path) -> None:
     backend = backend_of(bundle)
     machine.calls.clear()

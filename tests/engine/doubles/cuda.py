@@ -173,6 +173,13 @@ class Event:
         assert self.context.machine.call("event_synchronize") is self.context
         self.context.run_until(lambda: self.reached >= self.recorded)
 
+    def time_since(self, earlier: "Event") -> float:
+        """Milliseconds, of which the double knows nothing; both must have been reached."""
+        assert self.context.machine.call("time_since") is self.context
+        assert earlier.reached == earlier.recorded > 0
+        assert self.reached == self.recorded > 0
+        return 12.5
+
 
 class Allocation:
     """Memory of a device, or pinned memory of the host."""
