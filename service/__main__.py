@@ -139,7 +139,7 @@ def acceptance(
     bundle: Annotated[Path, typer.Argument(help="Bundle to be accepted on this machine.")],
     frames: Annotated[Path, typer.Option(help="Folder of screens, as `training render` writes it.")],
     runtime: Annotated[str, typer.Option(help="Runtime that it is to run in.")] = "tensorrt",
-    precision: Annotated[str | None, typer.Option(help="Of the features graph; default: the runtime's.")] = None,
+    precision: Annotated[str, typer.Option(help="Of the features graph: fp16, fp32 or int8.")] = "fp16",
     patches_per_s: Annotated[float, typer.Option(help="The least rate of the features graph.", min=0)] = 156,
     bench_s: Annotated[float, typer.Option(help="Seconds of the throughput test.", min=0.1)] = 30,
     soak_s: Annotated[float, typer.Option(help="Seconds under full load.", min=0.1)] = 600,

@@ -58,7 +58,7 @@ class Plan:
     Attributes:
         bundle: to be accepted.
         runtime: that it is to run in.
-        precision: of the features graph; None leaves it to the runtime.
+        precision: of the features graph.
         patches_per_s: the least rate of the features graph.
         bench_s: time of the throughput test.
         soak_s: time under full load.
@@ -68,7 +68,7 @@ class Plan:
 
     bundle: Path
     runtime: str
-    precision: str | None
+    precision: str
     patches_per_s: float
     bench_s: float
     soak_s: float
@@ -100,7 +100,7 @@ def report(plan: Plan, steps: Sequence[Step]) -> str:
         f"# Acceptance of {plan.bundle.name}: {verdict}",
         "",
         f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, {platform.platform()}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} CPUs, runtime `{plan.runtime}`.",
+        f"{platform.python_version()}, {os.cpu_count()} CPUs, runtime `{plan.runtime}` in {plan.precision}.",
         "",
         "| step | result | found |",
         "| --- | --- | --- |",
@@ -118,9 +118,10 @@ def _build(plan: Plan) -> Step:
     """Building the plan."""
     if plan.runtime != "tensorrt":
         return Step(name="build", passed=None, found=f"{plan.runtime} builds no plan")
-    options = ["--precision", plan.precision] if plan.precision else []
-    answer = _engine("build", str(plan.bundle), *options, "--json")
-    return Step(name="build", passed=True, found=f"real precision {answer['real_precision']}", figures=answer)
+    answer = _engine("build", str(plan.bundle), "--precision", plan.precision, "--json")
+    guard = max(answer["guard"].values())
+    found = f"really {answer['real_precision']} on {answer['gpu']}, guard band {guard:.1e}"
+    return Step(name="build", passed=True, found=found, figures=answer)
 
 
 def _check(plan: Plan) -> Step:
@@ -138,8 +139,9 @@ def _check(plan: Plan) -> Step:
 def _throughput(plan: Plan) -> Step:
     """Throughput of the features graph."""
     answer = _engine("bench", str(plan.bundle), *_as_run(plan), "--seconds", f"{plan.bench_s:g}", "--json")
-    (row,) = answer["rows"]
-    rate = float(row["patches_per_s"]["median"])
+    if not answer["results"]:
+        raise AcceptanceError(f"nothing could be timed: {answer['missing']}")
+    rate = float(answer["results"][0]["patches_per_s"])
     return Step(
         name="throughput",
         passed=rate >= plan.patches_per_s,
@@ -150,8 +152,8 @@ def _throughput(plan: Plan) -> Step:
 
 def _equality(plan: Plan) -> Step:
     """Verdicts of the runtime beside those of the CPU in float32."""
-    mine = _verdicts(plan, {"INSPECT_RUNTIME": plan.runtime})
-    reference = _verdicts(plan, {"INSPECT_RUNTIME": "onnxruntime"})
+    mine = _verdicts(plan, {"INSPECT_RUNTIME": plan.runtime, "INSPECT_PRECISION": plan.precision})
+    reference = _verdicts(plan, {"INSPECT_RUNTIME": "onnxruntime", "INSPECT_PRECISION": "fp32"})
     different = [name for name, verdict in mine.items() if verdict != reference[name]]
     return Step(
         name="verdicts equal those of the CPU",
@@ -206,6 +208,7 @@ def _line(plan: Plan) -> Iterator[Lines]:
             "INSPECT_BUNDLE": str(bundles / "a"),
             "INSPECT_BUNDLES": str(bundles),
             "INSPECT_RUNTIME": plan.runtime,
+            "INSPECT_PRECISION": plan.precision,
             "INSPECT_LOG_LEVEL": "warning",
         }
         with serving(settings, Path(folder) / "server.log") as served:
@@ -227,7 +230,7 @@ def _verdicts(plan: Plan, settings: dict[str, str]) -> dict[str, tuple[Any, ...]
 
 
 def _as_run(plan: Plan) -> list[str]:
-    return ["--runtime", plan.runtime, *(["--precision", plan.precision] if plan.precision else [])]
+    return ["--runtime", plan.runtime, "--precision", plan.precision]
 
 
 def _engine(*words: str) -> Any:  # noqa: ANN401 - JSON

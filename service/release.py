@@ -218,7 +218,7 @@ class _Device(NamedTuple):
 
 
 def _examine_device(bundle: Path, settings: Settings) -> _Device:
-    backend = load(bundle, settings.runtime, threads=settings.threads)
+    backend = load(bundle, settings.runtime, precision=settings.precision, threads=settings.threads)
     try:
         side = backend.manifest.patch_px
         rng = np.random.default_rng(0)

@@ -78,7 +78,7 @@ def load_bundle(path: Path, settings: Settings) -> Loaded:
     """
     digest = bundle_sha256(path)
     golden = read_golden(path)
-    backends = load_all(path, settings.runtime, threads=settings.threads)
+    backends = load_all(path, settings.runtime, precision=settings.precision, threads=settings.threads)
     loaded = Loaded(backends=backends, golden=golden, digest=digest)
     try:
         _check_line(backends[0].manifest, settings)
