@@ -18,7 +18,7 @@ from engine.errors import (
     RuntimeUnavailable,
 )
 from engine.fake import FakeBackend, fake_manifest
-from engine.golden import Golden, read_golden, self_test
+from engine.golden import Golden, made_as, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
 from engine.parity import Difference, check_finite, check_parity
 from engine.pixels import to_grey
@@ -57,6 +57,7 @@ __all__ = [
     "infer",
     "load",
     "load_all",
+    "made_as",
     "measure_slots",
     "read_golden",
     "recover",

@@ -17,7 +17,7 @@ from rich.table import Table
 from engine import DEFAULT_BUNDLE
 from engine.backend import Backend, load
 from engine.errors import BundleError, EngineError
-from engine.golden import read_golden, self_test, tolerance_of
+from engine.golden import made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
 from engine.slots import measure_slots, slot_spread
@@ -72,11 +72,11 @@ def build(
     with _told():
         from engine.tensorrt import TensorRTBackend
 
-        golden = read_golden(bundle)
         with bar:
             tell = tell_on(bar)
             backend = TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
         try:
+            golden = read_golden(bundle, made_as(backend))
             difference = self_test(backend, golden)
             guard = slot_spread(backend, golden.pixels)
         finally:
@@ -91,7 +91,7 @@ def build(
         "real_precision": record.real_precision,
         "layers": record.layers,
         "difference": difference,
-        "tolerance": tolerance_of(backend, golden),
+        "tolerance": golden.tolerance,
         "guard": guard,
         "notes": [note for note in backend.notes if "guard band" not in note],  # which has been measured by now
     }
@@ -197,9 +197,9 @@ def examine(bundle: Path, runtime: str = "auto", precision: str | None = None) -
     Raises:
         EngineError: the bundle must not be served, or cannot be run here.
     """
-    golden = read_golden(bundle)
     backend = load(bundle, runtime, precision=precision)
     try:
+        golden = read_golden(bundle, made_as(backend))
         difference = self_test(backend, golden)
         slots = measure_slots(backend, golden.pixels)
         speed = patches_per_s(backend)
@@ -210,7 +210,7 @@ def examine(bundle: Path, runtime: str = "auto", precision: str | None = None) -
         name: {"sha256": sha256, "size_bytes": (bundle / name).stat().st_size}
         for name, sha256 in facts.pop("files").items()
     }
-    tested = {"patches": len(golden.pixels), "difference": difference, "tolerance": tolerance_of(backend, golden)}
+    tested = {"patches": len(golden.pixels), "difference": difference, "tolerance": golden.tolerance}
     tuned = getattr(backend, "tuned", None)  # a GPU has no threads to choose
     measured = {
         "runtime": backend.runtime,

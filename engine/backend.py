@@ -193,7 +193,9 @@ def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | N
     if runtime == "tensorrt":  # which knows best what it can do, and has no threads
         backend = make(bundle, precision=precision, batch_size=batch_size)
     else:
-        backend = make(bundle, precision=precision or "fp32", threads=threads, batch_size=batch_size)
+        backend = make(
+            bundle, precision="fp32" if precision is None else precision, threads=threads, batch_size=batch_size
+        )
     return backend
 
 

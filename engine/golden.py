@@ -85,18 +85,16 @@ def self_test(backend: Backend, golden: Golden) -> float:
     """
     _, probability = infer(backend, golden.pixels)
     difference = float(np.abs(probability - golden.probability).max())
-    tolerance = tolerance_of(backend, golden)
-    if not difference <= tolerance:  # written so that NaN fails
-        raise InferenceError(f"the golden patches differ by {difference:.3g}, over the tolerance of {tolerance:g}")
+    if not difference <= golden.tolerance:  # written so that NaN fails
+        raise InferenceError(
+            f"the golden patches differ by {difference:.3g}, over the tolerance of {golden.tolerance:g}"
+        )
     return difference
 
 
-def tolerance_of(backend: Backend, golden: Golden) -> float:
-    """Largest difference of a probability allowed to a backend; another precision than float32 has its own."""
-    if backend.precision == "fp32":
-        return golden.tolerance
-    made = "int8-trt" if (backend.runtime, backend.precision) == ("tensorrt", "int8") else backend.precision
-    return backend.manifest.parity_tolerance[made]
+def made_as(backend: Backend) -> str:
+    """The precision under which a bundle knows the graph that a backend runs: TensorRT has an int8 of its own."""
+    return "int8-trt" if (backend.runtime, backend.precision) == ("tensorrt", "int8") else backend.precision
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:

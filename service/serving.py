@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, read_golden
+import structlog
+
+from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, made_as, read_golden
 from service.inspector import Inspector, Record
 from service.scheduler import Scheduler
 from service.settings import Settings
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("service.serving")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -77,14 +81,25 @@ def load_bundle(path: Path, settings: Settings) -> Loaded:
         EngineError: it must not be served, not here, or not on this line.
     """
     digest = bundle_sha256(path)
-    golden = read_golden(path)
     backends = load_all(path, settings.runtime, precision=settings.precision, threads=settings.threads)
-    loaded = Loaded(backends=backends, golden=golden, digest=digest)
     try:
+        loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)
         _check_line(backends[0].manifest, settings)
     except BundleError:
-        loaded.close()
+        for backend in backends:
+            backend.close()
         raise
+    for number, backend in enumerate(backends):
+        tuned = getattr(backend, "tuned", None)  # of CPUs alone
+        log.info(
+            "loaded",
+            device=number,
+            runtime=backend.runtime,
+            precision=backend.precision,
+            batch_size=backend.batch_size,
+            threads=None if tuned is None else str(tuned.share),
+            notes=list(getattr(backend, "notes", ())),
+        )
     return loaded
 
 

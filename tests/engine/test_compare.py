@@ -141,4 +141,4 @@ def test_the_command_compares_runtimes(tmp_path: Path, bundle: Path, monkeypatch
     assert "flipped screens: 0 of 2" in answer.stdout
     answer = CliRunner().invoke(app, [*arguments, "--precision-b", "int8"])
     assert answer.exit_code == 1
-    assert "no graph in int8" in answer.output
+    assert "was not exported as int8" in answer.output

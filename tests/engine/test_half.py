@@ -46,7 +46,7 @@ def test_the_trunk_is_half_and_what_would_suffer_is_not(
     with torch.inference_mode():
         reference = FeaturesGraph(made)(torch.from_numpy(PATCHES[:3]))[0].numpy()
     with rounded_copy(bundle) as rounding:
-        backend = load(rounding, precision="fp16", threads=1)
+        backend = load(rounding, "onnxruntime", precision="fp16", threads=1)
     check_finite(backend)
     difference = np.abs(backend.features(PATCHES[:3]).label_features - reference).max()
     assert 0 < difference < 0.01 * np.abs(reference).max()
@@ -58,7 +58,7 @@ def test_the_rounded_copy_computes_what_the_module_computes_in_half(precise: Pat
         float32 = FeaturesGraph(made)(torch.from_numpy(PATCHES[:3]))[2].numpy()
         half = in_half(FeaturesGraph(made), "network.trunk")(torch.from_numpy(PATCHES[:3]))[2].numpy()
     with rounded_copy(precise) as rounding:
-        copy = load(rounding, precision="fp16", threads=1).features(PATCHES[:3]).activation
+        copy = load(rounding, "onnxruntime", precision="fp16", threads=1).features(PATCHES[:3]).activation
     assert np.abs(copy - half).max() < 0.3 * np.abs(half - float32).max()
 
 
@@ -68,9 +68,9 @@ def test_an_overflow_is_seen_on_a_cpu(precise: Path, tmp_path: Path) -> None:
         for norm in (made.trunk.layers[1], made.trunk.layers[3].norm1):  # type: ignore[index,union-attr]
             norm.weight.mul_(3000.0)  # type: ignore[union-attr]
     bundle = with_half(precise, tmp_path / "bundle", made)
-    check_finite(load(bundle, precision="fp16", threads=1))  # by itself ONNX Runtime sees nothing of it
+    check_finite(load(bundle, "onnxruntime", precision="fp16", threads=1))  # by itself ONNX Runtime sees nothing of it
     with rounded_copy(bundle) as rounding, pytest.raises(ParityError, match="not finite"):
-        check_finite(load(rounding, precision="fp16", threads=1))
+        check_finite(load(rounding, "onnxruntime", precision="fp16", threads=1))
 
 
 def test_the_mean_of_a_large_map_does_not_overflow(precise: Path, tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_the_mean_of_a_large_map_does_not_overflow(precise: Path, tmp_path: Path
     bundle = with_half(precise, tmp_path / "bundle", made, patch_px=1024)
     pixels = np.full((1, 1, 1024, 1024), 77, np.uint8)
     with rounded_copy(bundle) as rounding:
-        half = load(rounding, precision="fp16", threads=1).features(pixels).label_features
+        half = load(rounding, "onnxruntime", precision="fp16", threads=1).features(pixels).label_features
     with torch.inference_mode():
         float32 = FeaturesGraph(made)(torch.from_numpy(pixels))[0].numpy()
     # 32 x 32 cells of 1,000 add up to 1,024,000; float16 ends at 65,504

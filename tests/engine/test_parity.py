@@ -39,7 +39,7 @@ def backend(request: pytest.FixtureRequest, precise: Path) -> Iterator[Backend]:
         with rounded_copy(precise) as copy:
             loaded = load(copy, precision=precision, threads=1)
     else:
-        loaded = load(precise, precision=precision, threads=1)
+        loaded = load(precise, "onnxruntime", precision=precision, threads=1)
     assert loaded.precision == precision
     yield loaded
     loaded.close()
@@ -85,7 +85,7 @@ def test_the_golden_patches_are_held_to_the_tolerance_of_what_runs(backend: Back
 
 
 def test_another_tolerance_would_refuse_int8(precise: Path) -> None:
-    int8 = load(precise, precision="int8", threads=1)
+    int8 = load(precise, "onnxruntime", precision="int8", threads=1)
     golden = read_golden(precise, "int8")
     strict = replace(golden, tolerance=self_test(int8, golden) / 2)
     with pytest.raises(InferenceError, match="golden patches differ by"):
@@ -120,12 +120,15 @@ def test_a_precision_that_was_not_exported_is_refused(bundle: Path, precision: s
     with pytest.raises(BundleError, match=wanted):
         read_golden(bundle, precision)
     with pytest.raises(BundleError, match=wanted):
-        load(bundle, precision=precision)
+        load(bundle, "onnxruntime", precision=precision)
 
 
 def test_without_a_precision_float32_runs(precise: Path) -> None:
-    default, float32 = load(precise, threads=1), load(precise, precision="fp32", threads=1)
+    default, float32 = (
+        load(precise, "onnxruntime", threads=1),
+        load(precise, "onnxruntime", precision="fp32", threads=1),
+    )
     assert default.precision == "fp32"
     np.testing.assert_array_equal(default.features(PATCHES[:3]).stage1, float32.features(PATCHES[:3]).stage1)
-    int8 = load(precise, precision="int8", threads=1)
+    int8 = load(precise, "onnxruntime", precision="int8", threads=1)
     assert (int8.features(PATCHES[:3]).stage1 != float32.features(PATCHES[:3]).stage1).any()

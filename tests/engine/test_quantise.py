@@ -70,8 +70,8 @@ def test_a_cpu_gets_a_scale_for_each_channel_and_unsigned_activations(precise: P
 
 @pytest.mark.parametrize("precision", ["int8", "int8-trt"])
 def test_it_is_about_what_float32_gives(precise: Path, precision: str) -> None:
-    _, expected = infer(load(precise, threads=1), PATCHES)
-    _, found = infer(load(precise, precision=precision, threads=1), PATCHES)
+    _, expected = infer(load(precise, "onnxruntime", threads=1), PATCHES)
+    _, found = infer(load(precise, "onnxruntime", precision=precision, threads=1), PATCHES)
     assert 0 < np.abs(found - expected).max() < 0.1
 
 

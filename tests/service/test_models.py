@@ -36,7 +36,8 @@ def folder(tmp_path: Path) -> Path:
 
 def settings_of(folder: Path) -> Settings:
     """Of a service that begins with `one`."""
-    return Settings(bundle=folder / "one", bundles=folder, state_dir=folder.parent / "state", frame_size=SIZE)
+    state_dir = folder.parent / "state"
+    return Settings(bundle=folder / "one", bundles=folder, state_dir=state_dir, frame_size=SIZE, runtime="onnxruntime")
 
 
 @pytest.fixture

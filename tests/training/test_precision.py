@@ -195,6 +195,6 @@ def test_a_bundle_of_float32_alone_has_nothing_to_compare(float32: Path, data: P
 
 def test_what_is_added_is_served(bundle: Path, proof: Proof) -> None:
     add_precisions(bundle, ["int8"], proof)
-    backend = load(bundle, precision="int8", threads=1)
+    backend = load(bundle, "onnxruntime", precision="int8", threads=1)
     assert backend.precision == "int8"
     backend.close()
