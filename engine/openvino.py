@@ -4,8 +4,15 @@ The only file that imports openvino; its exceptions stop here. Left alone it com
 which moves scores by more than the tolerance of float32: here all arithmetic outside of quantised layers is float32.
 """
 
+import sys
 from pathlib import Path
 from threading import Lock
+from typing import Any
+
+# Importing OpenVINO reports to Google Analytics that it was imported, unasked. Where this package cannot be imported it
+# takes a stub of its own; a line makes no call to the outside.
+modules: dict[str, Any] = sys.modules
+modules["openvino_telemetry"] = None
 
 import numpy as np
 import openvino

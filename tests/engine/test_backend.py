@@ -236,7 +236,7 @@ def test_a_runtime_that_is_not_known_is_unavailable(bundle: Path, runtime: str) 
 def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Path) -> None:
     for runtime in ("onnxruntime", "openvino"):
         if runtime == "openvino":
-            pytest.importorskip("openvino")
+            pytest.importorskip("engine.openvino")
         for precision in ("fp16", "int8", "int8-trt", "../reasoning"):
             with pytest.raises(BundleError, match=f"was not exported as {precision}"):
                 load(bundle, runtime, precision=precision)

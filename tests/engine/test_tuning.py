@@ -94,7 +94,7 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose(bundle: Path, monk
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_backend_says_what_it_chose_and_why(bundle: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
-    pytest.importorskip(runtime)
+    pytest.importorskip(f"engine.{runtime}")
     monkeypatch.setattr(engine.tuning, "available_cpus", lambda: 2)
     backend = engine.load(bundle, runtime)
     tuning: Tuning = vars(backend)["tuned"]  # of the CPU's backends alone
