@@ -28,6 +28,7 @@ class Lines:
         self.served = served
         self.failures: list[str] = []
         self.durations: list[float] = []
+        self.elapsed_s = 0.0
         self._frames = frames
         self._numbers = iter(range(2**62))
         self._lock = threading.Lock()
@@ -40,9 +41,10 @@ class Lines:
 
     @contextmanager
     def under_load(self) -> Iterator[None]:
-        """Post while the block runs; on leaving, the last answers are there."""
+        """Post while the block runs, which may be again; on leaving, the last answers are there."""
+        self._stop.clear()
         threads = [threading.Thread(target=self._post, name=f"line-{n}", daemon=True) for n in range(LINES)]
-        self.started_at = time.monotonic()
+        started_at = time.monotonic()
         for thread in threads:
             thread.start()
         try:
@@ -51,7 +53,7 @@ class Lines:
             self._stop.set()
             for thread in threads:
                 thread.join()
-            self.elapsed_s = time.monotonic() - self.started_at
+            self.elapsed_s += time.monotonic() - started_at
 
     def describe(self) -> str:
         """Screens, failures and latency in a line."""
