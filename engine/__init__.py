@@ -20,7 +20,7 @@ from engine.errors import (
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, made_as, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
-from engine.parity import Difference, check_finite, check_parity
+from engine.parity import Difference, check_finite, check_parity, extreme_patches
 from engine.pixels import to_grey
 from engine.slots import Spread, measure_slots, slot_spread
 from engine.windows import Window, cover, cut
@@ -53,6 +53,7 @@ __all__ = [
     "check_parity",
     "cover",
     "cut",
+    "extreme_patches",
     "fake_manifest",
     "infer",
     "load",

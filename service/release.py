@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from engine import NO_GUARD, Manifest, Window, bundle_sha256, cover, load, slot_spread
+from engine import Manifest, ParityError, Window, bundle_sha256, check_finite, cover, extreme_patches, load, slot_spread
 from service.aggregation import Observed, aggregate
 from service.errors import ReleaseMissing
 from service.files import inspect_files, inspector
@@ -84,7 +84,7 @@ class Release(_Strict):
         different: those whose verdict is not the one that follows from the module's probabilities.
         slot_spread: by label, how far the same patch's score moves with its slot in the batch.
         guard: by label, how far it may: the guard band that verdicts are given with.
-        finite: whether black, white, noise and half-saturated patches gave finite probabilities.
+        finite: whether black, white, noisy and saturated patches gave finite features and probabilities.
         tally: of this bundle on the set.
         active: name and version of the bundle that it is to replace.
         active_tally: of that bundle on the same set.
@@ -220,18 +220,14 @@ class _Device(NamedTuple):
 def _examine_device(bundle: Path, settings: Settings) -> _Device:
     backend = load(bundle, settings.runtime, precision=settings.precision, threads=settings.threads)
     try:
+        try:
+            check_finite(backend)
+            finite = True
+        except ParityError:  # a finding, which the record tells
+            finite = False
         side = backend.manifest.patch_px
-        rng = np.random.default_rng(0)
-        noise = rng.integers(0, 256, (1, 1, side, side), np.uint8)
-        half = np.zeros_like(noise)
-        half[..., side // 2 :] = 255
-        extremes = np.concatenate([np.zeros_like(noise), np.full_like(noise, 255), noise, half])
-        finite = True
-        for patch in extremes:
-            features = backend.features(patch[None])
-            finite &= bool(np.isfinite(backend.reason(features.label_features, features.stage1)).all())
-        grains = rng.integers(8, 40, (SPREAD_PATCHES, 1, side, side), np.uint8)  # as dark and noisy as a panel
-        spread = slot_spread(backend, np.concatenate([extremes, grains]))
+        grains = np.random.default_rng(0).integers(8, 40, (SPREAD_PATCHES, 1, side, side), np.uint8)  # as a dark panel
+        spread = slot_spread(backend, np.concatenate([extreme_patches(side), grains]))
         return _Device(backend.runtime, backend.precision, dict(backend.guard), spread, finite)
     finally:
         backend.close()
@@ -300,7 +296,7 @@ def _as_the_module_says(
         activation=np.zeros((*form, 1, 1), np.float32),
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
     )
-    wanted = aggregate(seen, manifest, guard or NO_GUARD)
+    wanted = aggregate(seen, manifest, guard)
     present = {label: result.present for label, result in found.labels.items()}
     return (found.verdict, found.reasons, present) == (
         wanted.verdict,

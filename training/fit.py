@@ -11,7 +11,7 @@ import csv
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from training.evaluation import Report, report
 from training.losses import cooccurrence, known_bce, map_loss, supervised_contrast
 from training.network import Output, TwoStageNetwork
 
+CHUNK = 8  # patches at a time: a whole screen of activations of a large trunk fits no memory
 PHASES = ("phase1", "phase2")
 
 
@@ -263,21 +264,30 @@ def network_probability(
 ) -> NDArray[np.float32]:
     """Probabilities (N, L) by the module, the patches of one screen reasoned together.
 
-    The trunk takes a few patches at a time, since a whole screen of activations of a large trunk fits no memory.
+    The trunk takes `CHUNK` patches at a time.
     """
     network.eval()
     probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
     with torch.inference_mode(), fabric.autocast():
         for indices in patches.by_screen():
-            parts = []
-            for chunk in np.array_split(indices, -(-len(indices) // 8)):
-                pixels = torch.from_numpy(np.stack([patches.patch(int(i)) for i in chunk]))[:, None]
-                parts.append(network(fabric.to_device(pixels), reason=False))
-            feature = torch.cat([p.feature_NLF for p in parts])
-            cosine = torch.cat([p.cosine_NL for p in parts])
-            logit = torch.cat([p.logit_NL for p in parts])
-            score = network.reasoning(feature, cosine, logit, None) if reason else logit
-            probability[indices] = torch.sigmoid(score.float()).cpu().numpy()
+            chunks = (
+                fabric.to_device(torch.from_numpy(np.stack([patches.patch(int(i)) for i in chunk]))[:, None])
+                for chunk in np.array_split(indices, -(-len(indices) // CHUNK))
+            )
+            probability[indices] = screen_probability(network, chunks, reason=reason)
+    return probability
+
+
+def screen_probability(
+    network: TwoStageNetwork, chunks: Iterable[Tensor], *, reason: bool = True
+) -> NDArray[np.float32]:
+    """Probabilities (K, L) of one screen, whose patches (n, 1, P, P) come some at a time and are reasoned together."""
+    parts = [network(pixels, reason=False) for pixels in chunks]
+    feature = torch.cat([p.feature_NLF for p in parts])
+    cosine = torch.cat([p.cosine_NL for p in parts])
+    logit = torch.cat([p.logit_NL for p in parts])
+    score = network.reasoning(feature, cosine, logit, None) if reason else logit
+    probability: NDArray[np.float32] = torch.sigmoid(score.float()).cpu().numpy()
     return probability
 
 

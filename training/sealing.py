@@ -18,10 +18,10 @@ from rich.progress import track
 from engine import Manifest, cover, to_grey
 from engine import cut as cut_windows
 from training.cutting import screen_files
+from training.fit import CHUNK, screen_probability
 from training.network import TwoStageNetwork
 
 SEALED_FILE = "sealed.json"
-_CHUNK = 8  # patches at a time: a whole screen of activations of a large trunk fits no memory
 
 
 def seal(network: TwoStageNetwork, manifest: Manifest, source: Path) -> int:
@@ -35,6 +35,7 @@ def seal(network: TwoStageNetwork, manifest: Manifest, source: Path) -> int:
     Raises:
         ValueError: there is no screen, or one cannot be read or is too small.
     """
+    network.eval()
     screens = {}
     for path in track(screen_files(source).values(), description="seal"):
         image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -43,26 +44,15 @@ def seal(network: TwoStageNetwork, manifest: Manifest, source: Path) -> int:
         frame = to_grey(image)
         windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
         patches = torch.from_numpy(cut_windows(frame, windows, manifest.patch_px))
+        with torch.inference_mode():
+            probability = screen_probability(network, torch.split(patches, CHUNK))
         screens[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],
-            "probability": _probability(network, patches),
+            "probability": probability.astype(np.float64).tolist(),  # which holds a float32 exactly
         }
     text = json.dumps(
         {"name": manifest.name, "version": manifest.version, "labels": manifest.label_names, "screens": screens}
     )
     (source / SEALED_FILE).write_text(text + "\n")
     return len(screens)
-
-
-def _probability(network: TwoStageNetwork, patches: torch.Tensor) -> list[list[float]]:
-    """Probabilities (K, C) of one screen's patches (K, 1, P, P), as Python's numbers, which hold a float32 exactly."""
-    network.eval()
-    with torch.inference_mode():
-        parts = [network(chunk, reason=False) for chunk in torch.split(patches, _CHUNK)]
-        feature = torch.cat([part.feature_NLF for part in parts])
-        cosine = torch.cat([part.cosine_NL for part in parts])
-        logit = torch.cat([part.logit_NL for part in parts])
-        probability = torch.sigmoid(network.reasoning(feature, cosine, logit, None).float()).numpy()
-    listed: list[list[float]] = probability.astype(np.float64).tolist()
-    return listed
