@@ -22,7 +22,7 @@ from engine.golden import Golden, made_as, read_golden, self_test
 from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
 from engine.parity import Difference, check_finite, check_parity, extreme_patches
 from engine.pixels import to_grey
-from engine.slots import Spread, measure_slots, slot_spread
+from engine.slots import Spread, measure_slots, slot_patches
 from engine.windows import Window, cover, cut
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -63,7 +63,7 @@ __all__ = [
     "read_golden",
     "recover",
     "self_test",
-    "slot_spread",
+    "slot_patches",
     "stream",
     "to_grey",
 ]

@@ -20,7 +20,7 @@ from engine.errors import BundleError, EngineError
 from engine.golden import made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
-from engine.slots import measure_slots, slot_spread
+from engine.slots import measure_slots, slot_patches
 
 SPEED_TEST_S = 2.0
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
@@ -78,7 +78,7 @@ def build(
         try:
             golden = read_golden(bundle, made_as(backend))
             difference = self_test(backend, golden)
-            guard = slot_spread(backend, golden.pixels)
+            guard = measure_slots(backend, slot_patches(golden.pixels)).probability
         finally:
             backend.close()
         record = PlanCache(default_folder()).set_guard(backend.plan, guard)

@@ -235,7 +235,7 @@ def _contestant(backend: Backend) -> Contestant:
 def _work(bundle: Path, manifest: Manifest) -> tuple[float, float] | None:
     """GFLOP and MB of one patch; None without ONNX Runtime."""
     try:
-        from engine.onnxruntime import count_work
+        from engine.graphs import count_work
     except ImportError:
         return None
     work = count_work(bundle, manifest)

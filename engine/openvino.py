@@ -5,7 +5,6 @@ which moves scores by more than the tolerance of float32: here all arithmetic ou
 """
 
 import sys
-from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -20,11 +19,11 @@ from numpy.typing import NDArray
 from openvino import frontend, properties
 from openvino.exceptions import OVError
 
-from engine.backend import NO_GUARD, Features, check_pixels
+from engine.backend import Features
+from engine.cpu import CpuBackend
 from engine.errors import BundleError, InferenceError
-from engine.manifest import Manifest
-from engine.onnxruntime import FeaturesGraph, Reasoning
-from engine.tuning import Run, Share, tune
+from engine.graphs import FeaturesGraph
+from engine.tuning import Share
 
 # what crosses from C++ is a RuntimeError; the rest is raised by the bindings
 FOREIGN_ERRORS: tuple[type[Exception], ...] = (
@@ -40,54 +39,22 @@ FOREIGN_ERRORS: tuple[type[Exception], ...] = (
 CORE = openvino.Core()
 
 
-class OpenVinoBackend:
-    """A bundle in OpenVINO, its reasoning in ONNX Runtime.
-
-    Args:
-        bundle: folder of the bundle.
-        precision: of the features graph, fp32, fp16 (weights; a CPU computes in float32) or int8.
-        threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
-        batch_size: patches of a batch; by default the manifest's.
-
-    Raises:
-        BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
-    """
+class OpenVinoBackend(CpuBackend):
+    """A bundle in OpenVINO, its reasoning in ONNX Runtime."""
 
     runtime = "openvino"
-    guard = NO_GUARD
 
-    def __init__(
-        self, bundle: Path, *, precision: str = "fp32", threads: int | None = None, batch_size: int | None = None
-    ) -> None:
-        self.manifest = Manifest.read(bundle)
-        self.precision = precision
-        self.batch_size = batch_size or self.manifest.batch_size
-        # read by ONNX Runtime first: OpenVINO would take weights from files in the folder it was started in
-        graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
-        model = _model(graph, self.manifest)
+    def _build(self, share: Share) -> "_Requests":
+        return _Requests(self._read_model(), self._graph, share, patches=self.batch_size)
 
-        def build(share: Share) -> Run:
-            return _Requests(model, graph, share, patches=self.batch_size)
-
-        self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // graph.rows)
-        self._features: Run | None = build(self.tuned.share)
-        self._reasoning = Reasoning(bundle, self.manifest)
-
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
-        """See `Backend.features`."""
-        check_pixels(pixels, self.manifest, self.batch_size)
-        if self._features is None:
-            raise InferenceError("the backend is closed")
-        return self._features(pixels)
-
-    def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See `Backend.reason`."""
-        return self._reasoning.run(label_features, stage1)
-
-    def close(self) -> None:
-        """See `Backend.close`; a call under way in another thread holds its graph until it ends."""
-        self._features = None
-        self._reasoning.close()
+    def _read_model(self) -> openvino.Model:
+        """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
+        try:
+            model = CORE.read_model(self._graph.onnx)
+            model.reshape([self._graph.rows, 1, self.manifest.patch_px, self.manifest.patch_px])
+        except FOREIGN_ERRORS as error:
+            raise BundleError(f"openvino refuses the graph: {error}", key=self._graph.file) from error
+        return model
 
 
 class _Requests:
@@ -132,13 +99,3 @@ class _Requests:
 
     def _new_requests(self, count: int) -> list[openvino.InferRequest]:
         return [self._compiled.create_infer_request() for _ in range(count)]
-
-
-def _model(graph: FeaturesGraph, manifest: Manifest) -> openvino.Model:
-    """The graph with the one shape that is ever run."""
-    try:
-        model = CORE.read_model(graph.onnx)
-        model.reshape([graph.rows, 1, manifest.patch_px, manifest.patch_px])
-    except FOREIGN_ERRORS as error:
-        raise BundleError(f"openvino refuses the graph: {error}", key=graph.file) from error
-    return model

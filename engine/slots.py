@@ -10,6 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import Backend, Features
+from engine.parity import extreme_patches
+
+GRAIN_PATCHES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,18 +28,11 @@ class Spread:
     same_bits: bool
 
 
-def slot_spread(backend: Backend, pixels: NDArray[np.uint8]) -> dict[str, float]:
-    """`measure_slots` for the guard band: by label, in probability.
-
-    Args:
-        backend: a loaded bundle.
-        pixels: (n, 1, P, P) patches, n >= 1.
-
-    Raises:
-        ValueError: there is no patch, or the patches do not fit the bundle.
-        InferenceError: the runtime failed.
-    """
-    return measure_slots(backend, pixels).probability
+def slot_patches(golden: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """What slots are measured on: golden patches (n, 1, P, P), the extreme ones, and the grain of dark panels."""
+    side = golden.shape[-1]
+    grain = np.random.default_rng(0).integers(8, 40, (GRAIN_PATCHES, 1, side, side), np.uint8)
+    return np.concatenate([golden, extreme_patches(side), grain])
 
 
 def measure_slots(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:

@@ -19,8 +19,8 @@ from engine.backend import NO_GUARD, Features, check_pixels
 from engine.compiler import VERSION, Compiled, Progress, compile_graph
 from engine.errors import DeviceLost, InferenceError, PlanError, RuntimeUnavailable
 from engine.gpu import SLOTS, CudaError, Gpu, OutOfMemory, Slot, devices, name_of
+from engine.graphs import Reasoning
 from engine.manifest import Manifest, file_sha256
-from engine.onnxruntime import Reasoning
 from engine.plans import GRAPHS, Plan, PlanCache, PlanKey, default_folder, graph_of
 
 

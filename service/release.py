@@ -17,7 +17,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import track
 
-from engine import Manifest, ParityError, Window, bundle_sha256, check_finite, cover, extreme_patches, load, slot_spread
+from engine import (
+    Manifest,
+    ParityError,
+    Window,
+    bundle_sha256,
+    check_finite,
+    cover,
+    load,
+    made_as,
+    measure_slots,
+    read_golden,
+    slot_patches,
+)
 from service.aggregation import Observed, aggregate
 from service.errors import ReleaseMissing
 from service.files import inspect_files, inspector
@@ -29,7 +41,6 @@ from service.verdict import Outcome
 
 RELEASE_FILE = "release.json"
 SEALED_FILE = "sealed.json"
-SPREAD_PATCHES = 4
 
 
 class ReleaseError(Exception):
@@ -225,9 +236,7 @@ def _examine_device(bundle: Path, settings: Settings) -> _Device:
             finite = True
         except ParityError:  # a finding, which the record tells
             finite = False
-        side = backend.manifest.patch_px
-        grains = np.random.default_rng(0).integers(8, 40, (SPREAD_PATCHES, 1, side, side), np.uint8)  # as a dark panel
-        spread = slot_spread(backend, np.concatenate([extreme_patches(side), grains]))
+        spread = measure_slots(backend, slot_patches(read_golden(bundle, made_as(backend)).pixels)).probability
         return _Device(backend.runtime, backend.precision, dict(backend.guard), spread, finite)
     finally:
         backend.close()

@@ -147,7 +147,7 @@ def export(
     """Write a verified bundle of a run; refuses if the graphs differ from the module, or a precision does not hold."""
     from training.bundling import export_run
     from training.fidelity import fidelity_table
-    from training.fit import load_run
+    from training.folder import load_run
     from training.sealing import SEALED_FILE, seal
 
     manifest, difference, made = export_run(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.bench import Contestant
-from training.fit import load_run
+from training.folder import load_run
 from training.network import FeaturesGraph
 
 BATCH = 5

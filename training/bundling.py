@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -18,7 +17,8 @@ from training.calibration import calibrate
 from training.config import Config
 from training.datasets import PatchSet
 from training.evaluation import Report, report
-from training.fit import load_run, network_probability
+from training.fit import network_probability
+from training.folder import data_id, load_run
 from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, parameter_table
 from training.precision import Made, Proof, add_precisions, calibration_patches
 
@@ -82,7 +82,7 @@ def export_run(
         frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=2),
         files={},
         parity_tolerance={"fp32": FP32_TOLERANCE},
-        data_id=data_id([*config.data.folders, *config.phase1.folders, *config.phase2.folders]),
+        data_id=data_id(config.all_folders),
         training=_facts(config, measured),
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
@@ -125,15 +125,6 @@ def parity_patches(probability: NDArray[np.float32], target: NDArray[np.int8]) -
     first = [int(np.argmax(labels)), int(clean[0]) if len(clean) else 0]
     doubtful = np.argsort(np.abs(probability - 0.5).min(axis=1), kind="stable")
     return np.array(list(dict.fromkeys([*first, *doubtful.tolist()]))[:PARITY_PATCHES])
-
-
-def data_id(folders: list[Path]) -> str:
-    """Identity of the training data: SHA-256 over the tables of the cut folders."""
-    digest = hashlib.sha256()
-    for folder in folders:
-        for table in ("labels.csv", "windows.csv", "splits.csv"):
-            digest.update((folder / table).read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def _report(probability: NDArray[np.float32], patches: PatchSet, limits: Mapping[str, LabelLimits]) -> Report:

@@ -17,7 +17,9 @@ OVERKILL_AIM = 0.004
 # Of the screens without the label, how many may reach `low` at most, whatever that does to escapes: one defect that
 # the network does not see at all would otherwise send every screen to review.
 REVIEW_CAP = 0.03
-NARROWEST_BAND = 0.05  # a small validation part separates perfectly; a line needs some band all the same
+# A small validation part separates perfectly; a line needs some band all the same: at least this much above the
+# threshold, and below it too unless that would take more than `REVIEW_CAP` of the good screens.
+NARROWEST_BAND = 0.05
 
 
 def calibrate(

@@ -22,6 +22,7 @@ class Data(_Section):
     folders: list[Path] = Field(min_length=1)  # all have the same labels and patch size
     workers: int = Field(0, ge=0)  # processes that load and augment
     positives: float | None = Field(None, gt=0, lt=1)  # share with a defect in a shuffled epoch; None: as is
+    hard: float = Field(0.0, ge=0, lt=1)  # share of a shuffled epoch drawn by the last loss of each patch
     patches_per_epoch: int | None = Field(None, ge=1)  # None: all of them
 
 
@@ -42,7 +43,7 @@ class Phase(_Section):
 
     folders: list[Path] = []  # learns from these instead of data.folders, e.g. smaller patches of the same screens
     epochs: int = Field(40, ge=0)
-    batch: int = Field(32, ge=1)  # patches
+    batch: int = Field(32, ge=1)  # patches, of all devices together
     optimiser: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # SGD only
@@ -87,6 +88,11 @@ class Config(_Section):
         if self.loss.map > 0 and self.network.pooling != "attention":
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
 
+    @property
+    def all_folders(self) -> list[Path]:
+        """Every folder of data, as often as it is named."""
+        return [*self.data.folders, *self.phase1.folders, *self.phase2.folders]
+
     def moved(self, to: Callable[[Path], Path]) -> Config:
         """The same configuration with every path in it changed."""
         sections = {
@@ -119,7 +125,8 @@ def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise ValueError(f"{path}: {problems}") from error
-    return config.moved(lambda place: path.parent / place)
+    folder = path.resolve().parent
+    return config.moved(lambda place: folder / place)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -43,11 +43,12 @@ class Defect:
     rows: NDArray[np.int32] | None = None
     columns: NDArray[np.int32] | None = None
 
-    def presence(self, window: Window, patch_px: int) -> int:
+    def presence(self, window: Window, patch_px: int, *, rule: Rule = "known") -> int:
         """1 present, -1 unknown (some of it, but too little to be sure), 0 absent in this window.
 
-        Present: more than 20 % of the area lies in the window, or the part inside is at least P/8 long by its mask,
-        P/2 by its box. Without the second clause a scratch over five patches would be labelled nowhere.
+        Present: more than 20 % of the area lies in the window, or, by the rule "known", the part inside is at least P/8
+        long by its mask, P/2 by its box. Without the second clause a scratch over five patches would be labelled
+        nowhere; the paper has no such clause.
         """
         if self.rows is None or self.columns is None:
             height = min(self.bottom, window.top + patch_px) - max(self.top, window.top)
@@ -55,11 +56,12 @@ class Defect:
             if height <= 0 or width <= 0:
                 return 0
             share = height * width / ((self.bottom - self.top) * (self.right - self.left))
-            return 1 if share > VISIBLE_SHARE or max(height, width) >= patch_px / 2 else -1
+            long = rule == "known" and max(height, width) >= patch_px / 2
+            return 1 if long or share > VISIBLE_SHARE else -1
         rows, columns = self._inside(window, patch_px)
         if len(rows) == 0:
             return 0
-        long = max(np.ptp(rows), np.ptp(columns)) + 1 >= patch_px / 8
+        long = rule == "known" and max(np.ptp(rows), np.ptp(columns)) + 1 >= patch_px / 8
         return 1 if long or len(rows) / len(self.rows) > VISIBLE_SHARE else -1
 
     def cells(self, window: Window, patch_px: int) -> NDArray[np.bool_]:
@@ -142,7 +144,7 @@ def cut(
         done = list(track(pool.map(cut_screen, screens), total=len(screens), description="cut"))
     _write_tables(out, dict(zip(screens, done, strict=True)), labels, parts)
     summary = _summarise(dict(zip(screens, done, strict=True)), labels, parts)
-    facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule, "labels": labels}
+    facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule}
     (out / "cut.json").write_text(json.dumps({**facts, **asdict(summary)}, indent=2) + "\n")
     return summary
 
@@ -219,6 +221,8 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
             raise ValueError(f"--test-fold must be one of {sorted(set(folds.values()))}")
         parts = {screen: "test" if fold == test_fold else "train" for screen, fold in folds.items()}
     elif (source / "splits.csv").is_file():
+        if test_fold is not None:
+            raise ValueError(f"--test-fold needs {source / 'folds.csv'}")
         parts = {row["screen"]: row["part"] for row in read_rows(source / "splits.csv")}
     else:
         raise ValueError(f"{source} has neither splits.csv nor folds.csv")
@@ -250,7 +254,7 @@ class _Patches:
     windows: list[Window]
     names: list[str]
     labels: NDArray[np.int8]
-    cells: NDArray[np.int16]
+    cells: NDArray[np.int32]
     dropped: int
 
 
@@ -280,7 +284,7 @@ def _cut_screen(
     cells: list[NDArray[np.int64]] = []
     dropped = 0
     for window in cover(*frame.shape, patch_px=patch_px, overlap_px=patch_px - stride_px):
-        presence, touched = _label_window(defects, labels, window, patch_px)
+        presence, touched = _label_window(defects, labels, window, patch_px, rule=rule)
         if rule == "paper" and (presence < 0).any():
             dropped += 1
             continue
@@ -295,20 +299,20 @@ def _cut_screen(
         windows,
         names,
         np.array(rows, np.int8).reshape(-1, len(labels)),
-        np.concatenate([*cells, np.empty((0, 5), np.int64)]).astype(np.int16),
+        np.concatenate([*cells, np.empty((0, 5), np.int64)]).astype(np.int32),
         dropped,
     )
 
 
 def _label_window(
-    defects: list[Defect], labels: list[str], window: Window, patch_px: int
+    defects: list[Defect], labels: list[str], window: Window, patch_px: int, *, rule: Rule
 ) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
     """Labels (L,) and map cells (n, 4): label, row, column, value. Where defects disagree 1 beats -1 beats 0."""
     presence = np.zeros(len(labels), np.int8)
     side = -(-patch_px // CELL_PX)
     maps = np.zeros((len(labels), side, side), np.int8)
     for defect in defects:
-        found = defect.presence(window, patch_px)
+        found = defect.presence(window, patch_px, rule=rule)
         if found == 0:
             continue
         index = labels.index(defect.label)
@@ -339,7 +343,7 @@ def _write_tables(out: Path, done: dict[str, _Patches], labels: list[str], parts
     write_rows(out / "splits.csv", ["screen", "part"], parts.items())
     first, shifted = 0, []
     for cut_ in done.values():
-        cells = cut_.cells.astype(np.int32)
+        cells = cut_.cells.copy()
         cells[:, 0] += first
         shifted.append(cells)
         first += len(cut_.names)

@@ -19,22 +19,28 @@ from torchvision.transforms import v2
 
 from training.cutting import CELL_PX
 
+_EASIEST, _HARDEST = (
+    0.02,
+    3.0,
+)  # bounds of the difficulty: what is easy comes back at times, what is hopeless not always
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Patches that go through the network together.
 
     `pixels` (N, 1, P, P) uint8 grey; `labels` (N, L) and `maps` (N, L, h, w) with 1 present, 0 absent, -1 unknown;
-    `screens` (N,) number of each patch's screen.
+    `screens` (N,) number of each patch's screen; `indices` (N,) of the patches in their set.
     """
 
     pixels: Tensor
     labels: Tensor
     maps: Tensor
     screens: Tensor
+    indices: Tensor
 
 
-class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
+class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
     """One part of one or more cut folders.
 
     The pixels are decoded once into `pixels.u8` beside the images and memory-mapped from then on: a full-size PNG
@@ -53,6 +59,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         self.label_names = first.label_names
         self.patch_px = first.patch_px
         self.transform = transform
+        self.seed = (0, 0)  # with its index it decides how a patch is transformed
         self._pixels = [cut.pixels() for cut in cuts]
         self._maps = [cut.maps() for cut in cuts]
         self._rows = [(c, k) for c, cut in enumerate(cuts) for k in cut.rows_of(part)]
@@ -67,13 +74,16 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
         folder, row = self._rows[index]
         pixels = torch.from_numpy(self._pixels[folder][row].copy())[None]
         target = torch.from_numpy(self._dense_map(folder, row))
         if self.transform is not None:
-            pixels, target = self.transform(pixels, target)
-        return pixels, torch.from_numpy(self.labels[index]), target, int(self.screens[index])
+            # neither the process nor the device that draws it changes a patch
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(int(np.random.SeedSequence([*self.seed, index]).generate_state(1, np.uint64)[0]))
+                pixels, target = self.transform(pixels, target)
+        return pixels, torch.from_numpy(self.labels[index]), target, int(self.screens[index]), index
 
     def patch(self, index: int) -> NDArray[np.uint8]:
         """The pixels (P, P) of one patch, without augmentation."""
@@ -94,10 +104,24 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int]]):
         return dense
 
 
-def collate(rows: list[tuple[Tensor, Tensor, Tensor, int]]) -> Batch:
+def refuse_leaks(folders: Sequence[Path]) -> None:
+    """Refuse folders of which one learns from a screen that another one validates or tests with.
+
+    Raises:
+        ValueError: there is such a screen; the message names it.
+    """
+    learnt: dict[tuple[str, str], bool] = {}
+    for cut in map(_CutFolder, dict.fromkeys(folders)):
+        for screen, part in cut.parts.items():
+            if learnt.setdefault((cut.source, screen), part == "train") != (part == "train"):
+                raise ValueError(f"{cut.folder}: screen {screen} is in part {part!r}, and elsewhere on the other side")
+
+
+def collate(rows: list[tuple[Tensor, Tensor, Tensor, int, int]]) -> Batch:
     """Stack what `PatchSet` gives."""
-    pixels, labels, maps, screens = zip(*rows, strict=True)
-    return Batch(torch.stack(pixels), torch.stack(labels), torch.stack(maps), torch.tensor(screens))
+    pixels, labels, maps, screens, indices = zip(*rows, strict=True)
+    stacked = torch.stack(pixels), torch.stack(labels), torch.stack(maps)
+    return Batch(*stacked, torch.tensor(screens), torch.tensor(indices))
 
 
 class _CutFolder:
@@ -109,6 +133,7 @@ class _CutFolder:
         self.folder = folder
         facts = json.loads((folder / "cut.json").read_text())
         self.patch_px: int = facts["patch_px"]
+        self.source: str = facts["source"]
         with (folder / "labels.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
         self.label_names = tuple(header[1:])
@@ -143,6 +168,8 @@ class _CutFolder:
     def maps(self) -> dict[int, NDArray[np.int32]]:
         with np.load(self.folder / "maps.npz", allow_pickle=False) as arrays:
             cells = arrays["cells"]
+        if not len(cells):
+            return {}
         order = np.argsort(cells[:, 0], kind="stable")
         patches, starts = np.unique(cells[order, 0], return_index=True)
         return dict(zip(patches.tolist(), np.split(cells[order, 1:], starts[1:]), strict=True))
@@ -154,6 +181,8 @@ class BalancedSampler(Sampler[int]):
     Args:
         labels: (N, L) of the set.
         positives: share with a label that is 1, or None for the set's own.
+        difficulty: (N,) how badly each patch was told when it was last seen; read when the order is drawn.
+        hard: share of the epoch that is drawn in proportion to the difficulty, with positives and others apart.
         count: patches in an epoch, or None for all of them.
         seed: with the epoch it decides the order.
         epoch: number of the epoch.
@@ -165,6 +194,8 @@ class BalancedSampler(Sampler[int]):
         labels: NDArray[np.int8],
         *,
         positives: float | None,
+        difficulty: NDArray[np.float32] | None = None,
+        hard: float = 0.0,
         count: int | None,
         seed: int,
         epoch: int,
@@ -177,6 +208,8 @@ class BalancedSampler(Sampler[int]):
         self._count = (count if count is not None else len(labels)) // world * world
         self._seed = [seed, epoch]
         self._rank, self._world = rank, world
+        self._difficulty = None if difficulty is None or not hard else np.clip(difficulty, _EASIEST, _HARDEST)
+        self._hard = hard
 
     def __len__(self) -> int:
         return self._count // self._world
@@ -187,10 +220,20 @@ class BalancedSampler(Sampler[int]):
     def _order(self) -> NDArray[np.int64]:
         rng = np.random.default_rng(self._seed)
         if self._positives is None:
-            return _draw(rng, np.concatenate(self._pools), self._count)
+            return rng.permutation(self._draw(rng, np.concatenate(self._pools), self._count))
         positive = round(self._positives * self._count)
-        drawn = [_draw(rng, self._pools[0], positive), _draw(rng, self._pools[1], self._count - positive)]
+        drawn = [self._draw(rng, self._pools[0], positive), self._draw(rng, self._pools[1], self._count - positive)]
         return rng.permutation(np.concatenate(drawn))
+
+    def _draw(self, rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+        """`count` of the pool: the hard share by difficulty, of the rest each as often as any other but for one."""
+        hard = 0 if self._difficulty is None else round(self._hard * count)
+        rounds = [rng.permutation(pool) for _ in range(-(-(count - hard) // len(pool)))]
+        even = np.concatenate(rounds)[: count - hard]
+        if self._difficulty is None:
+            return even
+        weight = self._difficulty[pool]
+        return np.concatenate([even, rng.choice(pool, size=hard, p=weight / weight.sum())])
 
 
 class ScreenBatches(Sampler[list[int]]):
@@ -227,9 +270,3 @@ class ScreenBatches(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         yield from self._batches
-
-
-def _draw(rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """`count` of the pool, each as often as any other but for one."""
-    rounds = [rng.permutation(pool) for _ in range(-(-count // len(pool)))]
-    return np.concatenate(rounds)[:count]

@@ -95,7 +95,7 @@ def scratch(rng: np.random.Generator, limit_px: int) -> Drawing:
 def tin_ash(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A cloud of irregular specks, denser in places; a part of it looks like pinholes."""
     extent = min(log_uniform(rng, 70, 500), limit_px)
-    wanted = log_uniform(rng, 12, 150)
+    wanted = log_uniform(rng, max(12, extent / 8), 150)  # sparser would be pinholes
     count = int(np.clip(wanted, 12, max(12, extent**2 / 150)))
     side = int(extent) + 13
     positions = _cloud(rng, count, extent)
@@ -125,7 +125,7 @@ def fibre(rng: np.random.Generator, limit_px: int) -> Drawing:
     length = min(log_uniform(rng, 40, 300), limit_px)
     count = max(int(length / 4), 8)
     heading = rng.uniform(0, 2 * np.pi) + np.cumsum(_smooth(rng, count, knots=5) * rng.uniform(6, 14) / count)
-    heading += np.linspace(0, rng.choice([-1, 1]) * rng.uniform(1.5, 4.5), count)
+    heading += np.linspace(0, rng.choice([-1, 1]) * rng.uniform(1.0, 3.0), count)  # more would close to a bubble
     points = np.cumsum(4 * np.stack([np.cos(heading), np.sin(heading)], axis=1), axis=0)
     canvas = _strokes([(points, np.ones(count))], float(rng.uniform(2, 4)))
     return _float32(cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(1.0, 2.2))))
@@ -133,7 +133,7 @@ def fibre(rng: np.random.Generator, limit_px: int) -> Drawing:
 
 def blob(rng: np.random.Generator, limit_px: int) -> Drawing:
     """A soft grain of dust or a drop's trace, out of focus; no defect."""
-    radius = min(rng.uniform(15, 60), limit_px) / 2
+    radius = min(rng.uniform(26, 70), limit_px) / 2  # smaller would be a pinhole
     polar = _polar(int(4 * radius) + 5)
     edge = radius * _outline(rng, polar.angle, aspect=1.8, wobble=0.04)
     return _float32(np.exp(-1.4 * (polar.radius / edge) ** 2))
@@ -196,7 +196,7 @@ def _around(rng: np.random.Generator, angle: NDArray[np.float32], *, partial: fl
     side = float(rng.uniform(0, 2 * np.pi))
     strength = 1 - float(rng.uniform(0, 0.35)) * (1 - np.cos(angle - side))
     if rng.random() < partial:
-        half_arc = float(rng.uniform(0.9, 2.6))
+        half_arc = float(rng.uniform(1.4, 2.6))  # less would be a curved scratch
         away = np.abs((angle - side + np.pi) % (2 * np.pi) - np.pi)
         strength = strength * _step(half_arc - away, 0.12)
     return _float32(strength)
@@ -217,7 +217,7 @@ def _path(rng: np.random.Generator, count: int, *, step: float) -> NDArray[np.fl
     heading = np.full(count, rng.uniform(0, 2 * np.pi))
     kind = rng.random()
     if kind < 0.4:
-        heading += np.linspace(0, rng.normal(0, 0.7), count)
+        heading += np.linspace(0, np.clip(rng.normal(0, 0.6), -1, 1), count)  # more would be a part of a bubble
     elif kind < 0.7:
         heading += 0.35 * _smooth(rng, count, knots=int(rng.integers(4, 8)))
     elif kind < 0.85:

@@ -1,40 +1,35 @@
 """The two phases of training: feature clustering, then graph reasoning end to end.
 
-A run's folder holds `config.json`, `labels.json`, `last.ckpt` (to resume), `phase1.safetensors` and
-`phase2.safetensors` (best epoch of each phase by validation F), `metrics.csv` and TensorBoard events. Each epoch
-draws its own seed, so a run that was killed and resumed ends with the same weights as one that was not.
+Each epoch draws its own seed, and each patch of it its own, so a run that was killed and resumed ends with the same
+weights as one that was not, however many processes load its data.
 """
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import json
-import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torch.utils.tensorboard import SummaryWriter
 
 from training.augment import Augment
 from training.config import Config, Phase
-from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate
+from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
 from training.evaluation import Report, report
-from training.losses import cooccurrence, known_bce, map_loss, supervised_contrast
+from training.folder import RunFolder, start_from
+from training.journal import Journal, epoch_progress
+from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
 from training.network import Output, TwoStageNetwork
 
 CHUNK = 8  # patches at a time: a whole screen of activations of a large trunk fits no memory
 PHASES = ("phase1", "phase2")
+UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 
 
 def fit(config: Config) -> Report:
@@ -58,15 +53,19 @@ class Run:
     def __init__(self, config: Config, fabric: Fabric) -> None:
         self.config = config
         self.fabric = fabric
+        self.folder = RunFolder(config.run)
+        refuse_leaks(config.all_folders)
         with fabric.rank_zero_first():  # the first device decodes the pixels and begins the folder
             self.validation = PatchSet(config.data.folders, "validation")
-            _open_folder(config, self.validation.label_names)
+            self.folder.begin(config, self.validation.label_names)
             self.training = {name: self._training_set(getattr(config, name)) for name in PHASES}
+        # how badly each patch was told when it was last seen; none has been seen yet
+        self.difficulty = {name: np.full(len(patches), UNSEEN, np.float32) for name, patches in self.training.items()}
         labels = self.validation.label_names
         fabric.seed_everything(config.seed, verbose=False)
         network = TwoStageNetwork(len(labels), config.network)
         if config.start is not None:
-            _start_from(network, config.start)
+            start_from(network, config.start)
         self.network = network.to(memory_format=torch.channels_last)
 
     def _training_set(self, phase: Phase) -> PatchSet:
@@ -78,14 +77,19 @@ class Run:
 
     def finish(self) -> Report:
         """Train what is left to train."""
-        last = self._load_last()
+        last = self.folder.load_last()
+        if last is not None:
+            self.network.load_state_dict(last["network"])
         for number, name in enumerate(PHASES):
             if last is not None and PHASES.index(last["phase"]) > number:
                 continue
             resumed = last if last is not None and last["phase"] == name else None
             self._run_phase(name, getattr(self.config, name), resumed)
-            self.network.load_state_dict(load_file(self.config.run / f"{name}.safetensors"))
-        return self._validate(reason=True)
+            self.network.load_state_dict(self.folder.load_weights(name))
+        found = self._validate(reason=True)
+        if self.fabric.is_global_zero:
+            self.folder.end(found)
+        return found
 
     def _run_phase(self, name: str, phase: Phase, resumed: dict[str, Any] | None) -> None:
         reason = name == "phase2"
@@ -102,23 +106,28 @@ class Run:
         if resumed is not None:
             self.network.load_state_dict(resumed["network"])
             optimiser.load_state_dict(resumed["optimiser"])
+            self.difficulty[name][:] = resumed["difficulty"].numpy()
         batches = self._batches(name, phase)
-        with _Log(self.config.run, self.fabric.is_global_zero) as log:
+        with Journal(self.config.run, self.fabric.is_global_zero) as log:
             for epoch in range(first, phase.epochs):
                 self.fabric.seed_everything(self.config.seed * 1_000 + 500 * reason + epoch, verbose=False)
                 losses = self._epoch(module, optimiser, batches(epoch), phase, name=name, epoch=epoch)
                 found = self._validate(reason=reason)
-                log.write(name, epoch, {**losses, "accuracy": found.accuracy, "f_measure": found.f_measure})
                 if found.f_measure > best:
                     best = found.f_measure
                     self._save_weights(name)
                 self._save_last(name, epoch, best, optimiser)
+                log.write(name, epoch, {**losses, "accuracy": found.accuracy, "f_measure": found.f_measure})
         if phase.epochs == 0:
             self._save_weights(name)
+        self.fabric.barrier()
 
     def _batches(self, name: str, phase: Phase) -> Callable[[int], DataLoader[Any]]:
         data, fabric, training = self.config.data, self.fabric, self.training[name]
         by_screen = name == "phase2" and self.config.relations == "screen"
+        share = phase.batch // fabric.world_size
+        if share * fabric.world_size != phase.batch:
+            raise ValueError(f"{name}.batch = {phase.batch} does not divide over {fabric.world_size} devices")
         # forked, they share the memory-mapped pixels; other ways to start them would copy every one
         workers: dict[str, Any] = {"num_workers": data.workers}
         if data.workers:
@@ -126,10 +135,11 @@ class Run:
 
         def of_epoch(epoch: int) -> DataLoader[Any]:
             seed = self.config.seed * 2 + (name == "phase2")
+            training.seed = (seed, epoch)
             if by_screen:
                 whole = ScreenBatches(
                     training,
-                    batch=phase.batch,
+                    batch=share,
                     count=data.patches_per_epoch,
                     seed=seed,
                     epoch=epoch,
@@ -141,6 +151,8 @@ class Run:
                 shuffled = BalancedSampler(
                     training.labels,
                     positives=data.positives,
+                    difficulty=self.difficulty[name],
+                    hard=data.hard,
                     count=data.patches_per_epoch,
                     seed=seed,
                     epoch=epoch,
@@ -149,11 +161,11 @@ class Run:
                 )
                 loader = DataLoader(
                     training,
-                    batch_size=phase.batch,
+                    batch_size=share,
                     sampler=shuffled,
                     **workers,
                     collate_fn=collate,
-                    drop_last=len(shuffled) >= phase.batch,
+                    drop_last=len(shuffled) >= share,
                 )
             return loader
 
@@ -174,7 +186,7 @@ class Run:
         sums: dict[str, float] = {}
         steps = len(batches)
         rate = phase.learning_rate
-        with _progress(self.fabric.is_global_zero) as progress:
+        with epoch_progress(visible=self.fabric.is_global_zero) as progress:
             task = progress.add_task(f"{name} epoch {epoch + 1}/{phase.epochs}", total=steps, loss=float("nan"))
             for step, batch in enumerate(self._on_device(batches)):
                 rate = _learning_rate(phase, step=epoch * steps + step, total=phase.epochs * steps)
@@ -194,8 +206,7 @@ class Run:
 
     def _on_device(self, batches: DataLoader[Any]) -> Iterator[Batch]:
         for batch in batches:
-            moved = (self.fabric.to_device(t) for t in (batch.pixels, batch.labels, batch.maps, batch.screens))
-            yield Batch(*moved)
+            yield Batch(*(self.fabric.to_device(getattr(batch, field.name)) for field in dataclasses.fields(Batch)))
 
     def _losses(self, module: Any, batch: Batch, name: str) -> dict[str, Tensor]:  # noqa: ANN401
         """The weighted parts of the loss of one batch."""
@@ -206,6 +217,7 @@ class Run:
         output: Output = module(
             batch.pixels, reason=reason, group_N=batch.screens if by_screen else None, gather=gather
         )
+        self._note_difficulty(name, batch, output)
         parts: dict[str, Tensor] = {}
         stage1 = known_bce(output.logit_NL, batch.labels)
         if output.score_NL is None:
@@ -224,6 +236,17 @@ class Run:
             )
         return parts
 
+    def _note_difficulty(self, name: str, batch: Batch, output: Output) -> None:
+        """Remember how badly each patch was told; every device hears of all, so that they draw the same order."""
+        by_screen = name == "phase2" and self.config.relations == "screen"
+        if not self.config.data.hard or by_screen:  # whole screens are drawn evenly
+            return
+        deciding = output.logit_NL if output.score_NL is None else output.score_NL
+        indices, loss = batch.indices, patch_bce(deciding.detach(), batch.labels)
+        if self.fabric.world_size > 1:
+            indices, loss = self._gather(indices), self._gather(loss)
+        self.difficulty[name][indices.cpu().numpy()] = loss.cpu().numpy()
+
     def _gather(self, tensor: Tensor) -> Tensor:
         """The global batch, gradients included: relations and contrast are taken over all devices."""
         gathered = self.fabric.all_gather(tensor, sync_grads=tensor.is_floating_point())
@@ -238,25 +261,18 @@ class Run:
 
     def _save_weights(self, name: str) -> None:
         if self.fabric.is_global_zero:
-            state = {key: value.contiguous() for key, value in self.network.state_dict().items()}
-            save_file(state, self.config.run / f"{name}.safetensors")
+            self.folder.save_weights(name, self.network)
 
     def _save_last(self, phase: str, epoch: int, best: float, optimiser: Any) -> None:  # noqa: ANN401
-        last = self.config.run / "last.ckpt"
         state = {"phase": phase, "epoch": epoch, "best": best}
-        tensors = {"network": self.network.state_dict(), "optimiser": optimiser.state_dict()}
+        tensors = {
+            "network": self.network.state_dict(),
+            "optimiser": optimiser.state_dict(),  # gathered from every device
+            "difficulty": torch.from_numpy(self.difficulty[phase]),
+        }
         if self.fabric.is_global_zero:
-            torch.save({**state, **tensors}, last.with_suffix(".partial"))
-            os.replace(last.with_suffix(".partial"), last)  # a kill leaves the old one or the new one
+            self.folder.save_last({**state, **tensors})
         self.fabric.barrier()
-
-    def _load_last(self) -> dict[str, Any] | None:
-        last = self.config.run / "last.ckpt"
-        if not last.is_file():
-            return None
-        state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
-        self.network.load_state_dict(state["network"])
-        return state
 
 
 def network_probability(
@@ -268,8 +284,9 @@ def network_probability(
     """
     network.eval()
     probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
+    screens = patches.by_screen()
     with torch.inference_mode(), fabric.autocast():
-        for indices in patches.by_screen():
+        for indices in track(screens, "probabilities", transient=True, disable=not fabric.is_global_zero):
             chunks = (
                 fabric.to_device(torch.from_numpy(np.stack([patches.patch(int(i)) for i in chunk]))[:, None])
                 for chunk in np.array_split(indices, -(-len(indices) // CHUNK))
@@ -291,53 +308,6 @@ def screen_probability(
     return probability
 
 
-def load_run(run: Path) -> tuple[TwoStageNetwork, Config, tuple[str, ...]]:
-    """The trained network of a finished run, its configuration and its labels.
-
-    Raises:
-        ValueError: the folder holds no finished run.
-    """
-    weights = run / "phase2.safetensors"
-    if not weights.is_file():
-        raise ValueError(f"{run} holds no finished run ({weights.name} is missing)")
-    config = Config.model_validate_json((run / "config.json").read_text())
-    labels = tuple(json.loads((run / "labels.json").read_text()))
-    # the run brings the weights: a pretrained start is not fetched again
-    network = TwoStageNetwork(len(labels), dataclasses.replace(config.network, trunk_weights=None))
-    network.load_state_dict(load_file(weights))
-    return network.eval(), config, labels
-
-
-def _start_from(network: TwoStageNetwork, weights: Path) -> None:
-    """Begin with the weights of an earlier run.
-
-    Raises:
-        ValueError: they cannot be read, or are another network's.
-    """
-    try:
-        network.load_state_dict(load_file(weights))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise ValueError(f"start: {weights} does not fit: {error}") from error
-
-
-def _open_folder(config: Config, labels: tuple[str, ...]) -> None:
-    """Begin the run's folder, or check that it was begun with the same configuration."""
-    config.run.mkdir(parents=True, exist_ok=True)
-    file = config.run / "config.json"
-    if file.is_file():
-        if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
-            raise ValueError(f"{config.run} was begun with another configuration: choose another run folder")
-        return
-    file.write_text(config.model_dump_json(indent=2) + "\n")
-    (config.run / "labels.json").write_text(json.dumps(labels) + "\n")
-
-
-def _identity(config: Config) -> dict[str, Any]:
-    """What decides the outcome of a run: not where its folders are seen from, nor how many hands it has."""
-    kept = config.moved(Path.resolve)
-    return kept.model_dump(exclude={"run": True, "threads": True, "data": {"workers"}})
-
-
 def _optimiser(network: TwoStageNetwork, phase: Phase) -> torch.optim.Optimizer:
     parameters = [p for p in network.parameters() if p.requires_grad]
     if phase.optimiser == "adamw":
@@ -353,42 +323,3 @@ def _learning_rate(phase: Phase, *, step: int, total: int) -> float:
         return phase.learning_rate
     done = (step - phase.warmup_steps) / max(1, total - phase.warmup_steps)
     return phase.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))
-
-
-def _progress(visible: bool) -> Progress:
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total} loss {task.fields[loss]:.4f}"),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, disable=not visible)
-
-
-class _Log:
-    """Appends a row an epoch to metrics.csv and to TensorBoard; only the first device writes."""
-
-    columns = ("phase", "epoch", "loss", "bce", "contrast", "map", "learning_rate", "accuracy", "f_measure")
-
-    def __init__(self, run: Path, active: bool) -> None:
-        self._file = run / "metrics.csv"
-        self._board = SummaryWriter(str(run / "tensorboard")) if active else None
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._board is not None:
-            self._board.close()
-
-    def write(self, phase: str, epoch: int, values: dict[str, float]) -> None:
-        if self._board is None:
-            return
-        new = not self._file.is_file()
-        with self._file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow({"phase": phase, "epoch": epoch + 1, **{k: f"{v:.6g}" for k, v in values.items()}})
-        for key, value in values.items():
-            self._board.add_scalar(f"{phase}/{key}", value, epoch + 1)

@@ -27,6 +27,14 @@ def known_bce(logit: Tensor, target: Tensor, *, positive_weight: float = 1.0) ->
     return loss / weight.sum().clamp_min(1)
 
 
+def patch_bce(logit_NL: Tensor, target_NL: Tensor) -> Tensor:
+    """Binary cross-entropy of each patch (N,), summed over its known labels."""
+    loss_NL = functional.binary_cross_entropy_with_logits(
+        logit_NL.float(), target_NL.clamp_min(0).float(), reduction="none"
+    )
+    return (loss_NL * (target_NL >= 0)).sum(dim=1)
+
+
 def supervised_contrast(feature_NLF: Tensor, target_NL: Tensor, *, temperature: float = 0.1) -> Tensor:
     """Multi-label supervised contrastive loss on label features (Zhou et al. 2023, Eq. 2).
 

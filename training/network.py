@@ -121,6 +121,7 @@ class GraphReasoning(nn.Module):
         super().__init__()
         width = config.feature_width
         self.scaled_scores = config.relation_scores == "scaled"
+        self.symmetric = config.symmetric
         self.nodes = nn.Parameter(torch.randn(labels, width) * width**-0.5)
         self.edges = nn.Parameter(torch.eye(labels))
         self.projection = nn.Linear(labels * width, config.projection_width)
@@ -134,12 +135,10 @@ class GraphReasoning(nn.Module):
             classifier: trained classifier 1, whose raw weights (L, F) become the nodes.
             counts_LL: co-occurrence counts M of the training set, the diagonal counting the label itself; an empty
                 row becomes the identity's.
-            config: for `symmetric` and `normalise_nodes`.
+            config: for `normalise_nodes`.
         """
         total = counts_LL.sum(dim=1, keepdim=True)
         edges = torch.where(total > 0, counts_LL / total.clamp_min(1), torch.eye(len(counts_LL)))
-        if config.symmetric:
-            edges = (edges + edges.T) / 2
         nodes = classifier.weight.detach()
         if config.normalise_nodes:
             nodes = functional.normalize(nodes, dim=-1)
@@ -176,6 +175,8 @@ class GraphReasoning(nn.Module):
         to_label_NL = relation_NM @ torch.softmax(score_ML, dim=-1)
 
         edges_LL = self.edges.clamp_min(0)  # learnt edges may turn negative; zeros stay reachable
+        if self.symmetric:
+            edges_LL = (edges_LL + edges_LL.T) / 2
         degree_L = edges_LL.sum(dim=1).clamp_min(1e-6).rsqrt()
         nodes_LF = (degree_L[:, None] * edges_LL * degree_L[None, :]) @ self.nodes
         reasoned_NR = functional.relu(self.relation(to_label_NL @ nodes_LF))

@@ -1,11 +1,12 @@
 """Where a defect stands on a screen and how strong it is there.
 
-Strength is decided as the camera will show it: in multiples of the local noise (sensor, lattice and dirt
-together) and in grey levels, never below a floor at which a person still sees the defect.
+Strength is decided as the camera will show it: in multiples of the local noise (sensor, stripes of its gains,
+lattice and dirt together) and in grey levels, never below a floor at which a person still sees the defect.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -16,15 +17,15 @@ from training.defects import DEFECTS, Drawing
 from training.scene import Scene
 from training.sensor import Sensor
 
-CONTRAST_FLOOR = {"bubble": 3.0, "pinhole": 6.0, "scratch": 4.0, "tin_ash": 6.0}
+CONTRAST_FLOOR = {"bubble": 4.0, "pinhole": 8.0, "scratch": 5.0, "tin_ash": 8.0}
 """Lowest contrast of a defect's strongest pixel over the local noise; what is small needs more."""
 
-GREY_FLOOR = 5.0
+GREY_FLOOR = 6.0
 """Lowest contrast of a defect's strongest pixel in grey levels."""
 
 _LEAST_PIXELS = {"bubble": 40, "pinhole": 4, "scratch": 20, "tin_ash": 15}
 _LEAST_SCRATCH_PX = 28  # a shorter one would be a pinhole
-_LEAST_SPECKS = 8  # fewer would be pinholes
+_LEAST_SPECKS = 10  # fewer would be pinholes
 _TRIES = 60
 _CELL_PX = 8  # of the map of places already taken
 
@@ -116,7 +117,8 @@ class Placer:
         light, sensor = self._scene.light, self._sensor
         under = light[rows, columns]
         level = float(np.median(under[np.abs(values) > 0.3]))
-        noise = float(np.hypot(sensor.noise(level), self._texture(rows, columns)))
+        middle = int(rows[len(rows) // 2]), int(columns[len(columns) // 2])
+        noise = math.hypot(sensor.noise(level), sensor.stripes(level, *middle), self._texture(*middle))
         floor = max(CONTRAST_FLOOR[label] * noise, GREY_FLOOR)
         grey = float(sensor.grey(np.array([level], np.float32))[0])
         step = self._strength(floor, grey)
@@ -146,10 +148,9 @@ class Placer:
         weakest = 1.02 * floor
         return polarity * weakest * float((strongest / weakest) ** (self._rng.random() ** 0.8))
 
-    def _texture(self, rows: NDArray[np.int32], columns: NDArray[np.int32]) -> float:
-        """Grey-level sigma of lattice and dirt about the middle of the defect, noise apart."""
-        middle = len(rows) // 2
-        top, left = max(int(rows[middle]) - 32, 0), max(int(columns[middle]) - 32, 0)
+    def _texture(self, row: int, column: int) -> float:
+        """Grey-level sigma of lattice and dirt about a place, noise apart."""
+        top, left = max(row - 32, 0), max(column - 32, 0)
         crop = self._sensor.grey(self._scene.light[top : top + 64, left : left + 64])
         detail = crop - cv2.blur(crop, (15, 15))
         return float(1.4826 * np.median(np.abs(detail)))

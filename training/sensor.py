@@ -61,6 +61,12 @@ class Sensor:
         slope = float(np.diff(self.grey(np.array([below, light + step], np.float32)))[0]) / (light + step - below)
         return float(np.hypot(sigma * slope, 12**-0.5))
 
+    def stripes(self, light: float, row: int, column: int) -> float:
+        """Sigma in grey levels of the lines and columns that the gains draw about a place at a level of light."""
+        relative = float(np.hypot(_detail(self.row_gain, row), _detail(self.column_gain, column)))
+        low, high = self.grey(np.array([light, light * (1 + relative)], np.float32))
+        return float(high - low)
+
     def blur(self, light: NDArray[np.float32]) -> NDArray[np.float32]:
         """Blur (H, W) in place by the optics."""
         if self.blur_px > 0:
@@ -119,6 +125,12 @@ def _column_gain(rng: np.random.Generator, width: int) -> NDArray[np.float32]:
         taps = int(rng.choice([2, 4, 8]))
         gain += np.repeat(rng.normal(0, 0.006, size=taps), -(-width // taps))[:width]
     return gain.astype(np.float32)
+
+
+def _detail(gain: NDArray[np.float32], place: int) -> float:
+    """Sigma of a gain (n,) about a place, its slow course apart."""
+    near = gain[max(place - 32, 0) : place + 32][None]
+    return float(np.std(near - cv2.blur(near, (15, 1))))
 
 
 def _slow(rng: np.random.Generator, length: int) -> NDArray[np.float64]:

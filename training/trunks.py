@@ -45,7 +45,7 @@ class LightTrunk(nn.Module):
     an image-classification trunk would cost more than all that follows.
     """
 
-    channels = 128
+    channels = 160
 
     def __init__(self) -> None:
         super().__init__()
@@ -53,19 +53,19 @@ class LightTrunk(nn.Module):
             nn.Conv2d(1, 16, 8, stride=4, padding=2, bias=False),
             nn.BatchNorm2d(16),
             nn.ReLU(inplace=True),
-            SeparableBlock(16, 32, stride=2),
-            SeparableBlock(32, 32),
-            SeparableBlock(32, 64, stride=2),
-            SeparableBlock(64, 64),
-            SeparableBlock(64, 64),
-            SeparableBlock(64, 128, stride=2),
-            SeparableBlock(128, 128),
-            SeparableBlock(128, 128),
-            SeparableBlock(128, 128),
+            SeparableBlock(16, 48, stride=2),
+            SeparableBlock(48, 48),
+            SeparableBlock(48, 96, stride=2),
+            SeparableBlock(96, 96),
+            SeparableBlock(96, 96),
+            SeparableBlock(96, 160, stride=2),
+            SeparableBlock(160, 160),
+            SeparableBlock(160, 160),
+            SeparableBlock(160, 160),
         )
 
     def forward(self, pixel_NGPP: Tensor) -> Tensor:
-        """Pixels (N, 1, P, P) to the map (N, 128, P/32, P/32)."""
+        """Pixels (N, 1, P, P) to the map (N, 160, P/32, P/32)."""
         map_NDHW: Tensor = self.layers(pixel_NGPP)
         return map_NDHW
 

@@ -10,7 +10,7 @@ import engine.bench
 from engine import FakeBackend, Features, Manifest, RuntimeUnavailable, fake_manifest
 from engine.__main__ import app
 from engine.bench import MIN_ROUNDS, Contestant, bench, cpu_name, vector_instructions
-from engine.onnxruntime import count_work
+from engine.graphs import count_work
 from tests.bundles import tiny_bundle
 
 

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from engine import BundleError, InferenceError, Manifest, infer, load
+from engine.graphs import FOREIGN_ERRORS
 from engine.manifest import file_sha256, parse
-from engine.onnxruntime import FOREIGN_ERRORS
 from tests.bundles import CELL_PX, LABELS, features_graph, golden_pixels, grey_of, probability_of, tiny_bundle
 
 PATCH_PX = 64

@@ -7,7 +7,8 @@ import pytest
 from numpy.typing import NDArray
 
 from engine import FakeBackend, RuntimeUnavailable, fake_manifest, load, read_golden
-from engine.slots import measure_slots, slot_spread
+from engine.parity import extreme_patches
+from engine.slots import measure_slots, slot_patches
 
 LABELS = ("bubble", "scratch")
 
@@ -31,7 +32,6 @@ def test_the_spread_is_the_widest_over_slots_and_patches() -> None:
     found = measure_slots(backend(uneven), patches(100, 200, 50))
     assert found.probability == {"bubble": 0.0, "scratch": pytest.approx(0.3, abs=1e-6)}
     assert not found.same_bits
-    assert slot_spread(backend(uneven), patches(100, 200, 50)) == found.probability
 
 
 def test_features_that_differ_without_moving_a_probability_are_told() -> None:
@@ -59,6 +59,19 @@ def test_every_slot_is_reasoned_alone_in_a_full_batch() -> None:
     found = measure_slots(Watched(fake_manifest(LABELS, patch_px=8, batch_size=4), scores), patches(1, 2))
     assert seen == [1] * 8
     assert found.same_bits
+
+
+def test_the_patches_are_the_golden_extreme_ones_and_grain() -> None:
+    golden = patches(7, 9)
+    chosen = slot_patches(golden)
+    assert chosen.dtype == np.uint8
+    assert (chosen[:2] == golden).all()
+    extreme = extreme_patches(8)
+    assert (chosen[2 : 2 + len(extreme)] == extreme).all()
+    grain = chosen[2 + len(extreme) :]
+    assert len(grain) > 1
+    assert len({patch.tobytes() for patch in grain}) == len(grain)
+    assert 8 <= grain.min() <= grain.max() < 40
 
 
 def test_no_patch_is_refused() -> None:

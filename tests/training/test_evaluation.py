@@ -94,6 +94,23 @@ def test_balanced_epochs_have_the_share_and_divide_over_devices(folder: Path, wo
     assert {len(sampler) for sampler in samplers} == {40 // world}
 
 
+def test_hard_patches_come_more_often_and_every_patch_comes(folder: Path) -> None:
+    labels = PatchSet([folder], "train").labels
+    difficulty = np.zeros(len(labels), np.float32)
+    hard = [int(np.flatnonzero((labels == 1).any(axis=1))[0]), int(np.flatnonzero((labels != 1).all(axis=1))[0])]
+    difficulty[hard] = 3.0
+    count = 4 * len(labels)
+    sampler = BalancedSampler(labels, positives=0.5, difficulty=difficulty, hard=0.5, count=count, seed=0, epoch=0)
+    drawn = np.bincount(list(sampler), minlength=len(labels))
+    assert drawn.sum() == count
+    assert drawn.min() >= 1
+    assert set(np.argsort(drawn)[-2:].tolist()) == set(hard)
+    present = (labels == 1).any(axis=1)
+    assert drawn[present].sum() == count // 2  # the share of patches with a defect is kept
+    even = np.bincount(list(BalancedSampler(labels, positives=0.5, count=count, seed=0, epoch=0)))
+    assert (drawn[hard] > even[hard]).all()
+
+
 def test_epochs_differ_and_repeat(folder: Path) -> None:
     labels = PatchSet([folder], "train").labels
     orders = [list(BalancedSampler(labels, positives=None, count=None, seed=0, epoch=epoch)) for epoch in (0, 1, 0)]

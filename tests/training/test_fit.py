@@ -21,7 +21,8 @@ from training.config import Config, read_config
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
-from training.fit import fit, load_run, network_probability
+from training.fit import fit, network_probability
+from training.folder import load_run
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,11 @@ def test_training_learns(run: Config) -> None:
     assert list((run.run / "tensorboard").iterdir())
 
 
-def test_a_run_that_was_killed_ends_like_one_that_was_not(run: Config, toml: Path) -> None:
-    """SIGKILL after the first checkpoint, then the same command again: the same weights."""
-    command = [sys.executable, "-m", "training", "fit", str(toml), "--set", "run=killed"]
+def test_a_run_that_was_killed_ends_like_one_that_was_not(toml: Path) -> None:
+    """SIGKILL after the first checkpoint, then the same command again: the same weights, hard patches and all."""
+    unbroken = read_config(toml, ["run=unbroken", "data.hard=0.5"])
+    fit(unbroken)
+    command = [sys.executable, "-m", "training", "fit", str(toml), "--set", "run=killed", "--set", "data.hard=0.5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     last = toml.parent / "killed" / "last.ckpt"
@@ -64,7 +67,7 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(run: Config, toml: Pat
     assert last.is_file()
     resumed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert resumed.returncode == 0, resumed.stderr
-    whole = load_file(run.run / "phase2.safetensors")
+    whole = load_file(unbroken.run / "phase2.safetensors")
     again = load_file(toml.parent / "killed" / "phase2.safetensors")
     for key, value in whole.items():
         torch.testing.assert_close(again[key], value, atol=1e-5, rtol=1e-4, msg=key)

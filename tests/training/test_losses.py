@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from training.losses import cooccurrence, known_bce, map_loss, supervised_contrast
+from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
 
 
 def contrast_by_the_formula(feature: Tensor, target: Tensor, temperature: float) -> float:
@@ -86,3 +86,16 @@ def test_map_loss_weighs_cells_with_a_defect() -> None:
 def test_cooccurrence_counts_pairs_that_are_both_present() -> None:
     target = torch.tensor([[1, 1, 0], [1, -1, 0], [1, 1, -1], [0, 0, 0]])
     assert cooccurrence(target).tolist() == [[3, 2, 0], [2, 2, 0], [0, 0, 0]]
+
+
+@given(seed=st.integers(0, 10_000), patches=st.integers(1, 6), labels=st.integers(1, 4))
+def test_the_loss_of_a_patch_is_that_of_its_known_labels(seed: int, patches: int, labels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logit = torch.randn(patches, labels, generator=generator)
+    target = torch.randint(-1, 2, (patches, labels), generator=generator)
+    found = patch_bce(logit, target)
+    assert found.shape == (patches,)
+    known = (target >= 0).sum(dim=1)
+    for row in range(patches):
+        expected = known_bce(logit[row], target[row]) * known[row]
+        torch.testing.assert_close(found[row], expected)

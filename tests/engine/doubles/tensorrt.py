@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from engine.onnxruntime import FOREIGN_ERRORS
+from engine.graphs import FOREIGN_ERRORS
 from tests.engine.doubles.cuda import Machine, Stream
 
 

@@ -1,0 +1,69 @@
+"""What the runtimes for CPUs have in common: one features graph, its threads measured at load, and the reasoning."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backend import NO_GUARD, Features, check_pixels
+from engine.errors import InferenceError
+from engine.graphs import FeaturesGraph, Reasoning
+from engine.manifest import Manifest
+from engine.tuning import Run, Share, tune
+
+
+class CpuBackend(ABC):
+    """A bundle whose features graph runs on a CPU, its reasoning in ONNX Runtime.
+
+    Args:
+        bundle: folder of the bundle.
+        precision: which of the bundle's features graphs runs: fp32, fp16, int8, or, to measure it, int8-trt. In fp16 a
+            CPU has half-precision weights and computes in float32: no faster, and not rounded as on a GPU
+            (`engine.half.rounded_copy` is).
+        threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
+        batch_size: patches of a batch; by default the manifest's.
+
+    Raises:
+        BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
+    """
+
+    runtime: ClassVar[str]
+    guard = NO_GUARD
+
+    def __init__(
+        self, bundle: Path, *, precision: str = "fp32", threads: int | None = None, batch_size: int | None = None
+    ) -> None:
+        self.manifest = Manifest.read(bundle)
+        self.precision = precision
+        self.batch_size = batch_size or self.manifest.batch_size
+        # read by ONNX Runtime, which takes no weights from files beside the graph, whatever runs it afterwards
+        self._graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
+        self.tuned = tune(self._build, bundle, threads=threads, patches=self.batch_size // self._graph.rows)
+        self._features: Run | None = self._build(self.tuned.share)
+        self._reasoning = Reasoning(bundle, self.manifest)
+
+    @abstractmethod
+    def _build(self, share: Share) -> Run:
+        """What runs a batch with this share of the threads.
+
+        Raises:
+            BundleError: the runtime refuses the graph.
+        """
+
+    def features(self, pixels: NDArray[np.uint8]) -> Features:
+        """See `Backend.features`."""
+        check_pixels(pixels, self.manifest, self.batch_size)
+        if self._features is None:
+            raise InferenceError("the backend is closed")
+        return self._features(pixels)
+
+    def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See `Backend.reason`."""
+        return self._reasoning.run(label_features, stage1)
+
+    def close(self) -> None:
+        """See `Backend.close`; a call under way in another thread holds its graph until it ends."""
+        self._features = None
+        self._reasoning.close()

@@ -1,0 +1,135 @@
+"""The folder of a training run: what it was begun with, how far it has come, what it ended with.
+
+`config.json`, `data.json` (labels, and the identity of the data), `last.ckpt` (to resume), `phase1.safetensors` and
+`phase2.safetensors` (best epoch of each phase by validation F), `finished.json` (last validation figures),
+`metrics.csv` and TensorBoard events.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.config import Config
+from training.evaluation import Report
+from training.network import TwoStageNetwork
+
+
+class RunFolder:
+    """Reads and writes the folder; a kill at any time leaves each file as it was or as it should be."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def begin(self, config: Config, labels: Sequence[str]) -> None:
+        """Begin the folder, or check that it was begun with the same configuration and data.
+
+        Raises:
+            ValueError: it was not.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        data = {"labels": list(labels), "data_id": data_id(config.all_folders)}
+        file = self.path / "config.json"
+        if not file.is_file():
+            (self.path / "data.json").write_text(json.dumps(data) + "\n")
+            file.write_text(config.model_dump_json(indent=2) + "\n")
+        if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
+            raise ValueError(f"{self.path} was begun with another configuration: choose another run folder")
+        if json.loads((self.path / "data.json").read_text()) != data:
+            raise ValueError(f"{self.path} was begun with other data in these folders: choose another run folder")
+
+    def save_weights(self, phase: str, network: TwoStageNetwork) -> None:
+        """Keep the network as the best of its phase."""
+        state = {key: value.contiguous() for key, value in network.state_dict().items()}
+        _replace(self._weights(phase), lambda partial: save_file(state, partial))
+
+    def load_weights(self, phase: str) -> dict[str, Tensor]:
+        """The best weights of a phase."""
+        return load_file(self._weights(phase))
+
+    def save_last(self, state: dict[str, Any]) -> None:
+        """Keep what is needed to go on after an epoch."""
+        _replace(self.path / "last.ckpt", lambda partial: torch.save(state, partial))
+
+    def load_last(self) -> dict[str, Any] | None:
+        """What `save_last` kept, or None where no epoch has ended yet."""
+        last = self.path / "last.ckpt"
+        if not last.is_file():
+            return None
+        state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
+        return state
+
+    def end(self, found: Report) -> None:
+        """Say that the run is finished, and with what figures."""
+        text = json.dumps(found.as_dict(), indent=2) + "\n"
+        _replace(self.path / "finished.json", lambda partial: partial.write_text(text))
+
+    def _weights(self, phase: str) -> Path:
+        return self.path / f"{phase}.safetensors"
+
+
+def load_run(run: Path) -> tuple[TwoStageNetwork, Config, tuple[str, ...]]:
+    """The trained network of a finished run, its configuration and its labels.
+
+    Raises:
+        ValueError: the folder holds no finished run, its data has changed since, or its weights are of another
+            network than this version builds.
+    """
+    if not (run / "finished.json").is_file():
+        raise ValueError(f"{run} holds no finished run (finished.json is missing)")
+    config = Config.model_validate_json((run / "config.json").read_text())
+    data = json.loads((run / "data.json").read_text())
+    if data_id(config.all_folders) != data["data_id"]:
+        raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
+    labels = tuple(data["labels"])
+    # the run brings the weights: a pretrained start is not fetched again
+    network = TwoStageNetwork(len(labels), dataclasses.replace(config.network, trunk_weights=None))
+    start_from(network, run / "phase2.safetensors")
+    return network.eval(), config, labels
+
+
+def start_from(network: TwoStageNetwork, weights: Path) -> None:
+    """Give a network the weights of a file.
+
+    Raises:
+        ValueError: they cannot be read, or are another network's.
+    """
+    try:
+        network.load_state_dict(load_file(weights))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise ValueError(f"{weights} does not fit: {error}") from error
+
+
+def data_id(folders: Sequence[Path]) -> str:
+    """Identity of the training data: SHA-256 over the tables of the cut folders.
+
+    Raises:
+        OSError: a table cannot be read.
+    """
+    digest = hashlib.sha256()
+    for folder in folders:
+        for table in ("labels.csv", "windows.csv", "splits.csv"):
+            digest.update((folder / table).read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    """What decides the outcome of a run: not where its folders are seen from, nor how many hands it has."""
+    kept = config.moved(Path.resolve)
+    return kept.model_dump(exclude={"run": True, "threads": True, "data": {"workers"}})
+
+
+def _replace(file: Path, write: Callable[[Path], object]) -> None:
+    partial = file.with_suffix(".partial")
+    write(partial)
+    os.replace(partial, file)
