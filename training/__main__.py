@@ -174,6 +174,20 @@ def export(
 
 
 @app.command()
+def card(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
+    on: Annotated[str, typer.Option(help="What screens were measured, one line.")],
+    evaluation: Annotated[Path, typer.Option(help="What `evaluate --json` wrote.", exists=True, dir_okay=False)],
+    judgement: Annotated[Path, typer.Option(help="What `judge --json` wrote.", exists=True, dir_okay=False)],
+) -> None:
+    """Write figures that were measured on other screens into a bundle's model card, before its release."""
+    from training.card import add_figures
+
+    add_figures(bundle, on=on, evaluation=evaluation, judgement=judgement)
+    console.print(f"{bundle}: measured on {on}")
+
+
+@app.command()
 def fidelity(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
     data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from lightning_fabric import Fabric
@@ -14,12 +13,13 @@ from numpy.typing import NDArray
 from engine import Difference, FrameLimits, LabelLimits, Manifest, infer, load
 from engine.export import export
 from training.calibration import calibrate
+from training.card import model_card
 from training.config import Config
 from training.datasets import PatchSet
 from training.evaluation import Report, report
 from training.fit import network_probability
 from training.folder import data_id, load_run
-from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, parameter_table
+from training.network import FeaturesGraph, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
@@ -147,46 +147,3 @@ def _facts(config: Config, measured: Mapping[str, Report]) -> dict[str, float | 
         for key in ("accuracy", "precision", "recall", "f_measure"):
             facts[f"{part}_{key}"] = round(float(getattr(found, key)), 4)
     return facts
-
-
-def model_card(
-    manifest: Manifest,
-    config: Config,
-    network: TwoStageNetwork,
-    measured: Mapping[str, Report],
-    *,
-    notes: str,
-) -> str:
-    """MODEL_CARD.md: what the bundle is, what it learnt from and how well."""
-    lines = [
-        f"# {manifest.name} {manifest.version}",
-        "",
-        f"Two-stage multi-label network (Zhou et al. 2023), trunk `{config.network.trunk}`, "
-        f"{config.network.pooling} pooling, patches of {manifest.patch_px} px.",
-        "",
-    ]
-    if notes:
-        lines += [notes.strip(), ""]
-    lines += ["## Parameters", "", "| part | parameters |", "| --- | --- |"]
-    table = parameter_table(network)
-    lines += [f"| {name} | {count:,} |" for name, count in [*table, ("sum", sum(c for _, c in table))]]
-    for part, found in measured.items():
-        lines += ["", f"## Patches of the {part} part ({found.patches})", ""]
-        lines += [
-            "| label | threshold | precision | recall | F | patches with it |",
-            "| --- | --- | --- | --- | --- | --- |",
-        ]
-        lines += [
-            f"| {label} | {manifest.labels[label].threshold:.3f} | {r.precision:.3f} | {r.recall:.3f} "
-            f"| {r.f_measure:.3f} | {r.positives} |"
-            for label, r in found.per_label.items()
-        ]
-        lines += [f"| macro | | {found.precision:.3f} | {found.recall:.3f} | {found.f_measure:.3f} | |"]
-    lines += ["", "## Review bands", "", "| label | low | high |", "| --- | --- | --- |"]
-    lines += [
-        f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()
-    ]
-    lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}.", ""]
-    folders: dict[str, Any] = {section: {"folders"} for section in ("data", "phase1", "phase2")}
-    shown = config.model_dump_json(indent=2, exclude={"run": True, "start": True, **folders})
-    return "\n".join([*lines, "```json", shown, "```", ""])

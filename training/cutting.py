@@ -61,7 +61,7 @@ class Defect:
         rows, columns = self._inside(window, patch_px)
         if len(rows) == 0:
             return 0
-        long = rule == "known" and max(np.ptp(rows), np.ptp(columns)) + 1 >= patch_px / 8
+        long = rule == "known" and int(max(np.ptp(rows), np.ptp(columns))) + 1 >= patch_px / 8
         return 1 if long or len(rows) / len(self.rows) > VISIBLE_SHARE else -1
 
     def cells(self, window: Window, patch_px: int) -> NDArray[np.bool_]:

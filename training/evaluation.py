@@ -37,7 +37,7 @@ class LabelReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Macro figures over the labels, in [0, 1].
+    """Macro figures over the labels that a patch has, in [0, 1]: of a label that none has there is no recall.
 
     `accuracy`, `precision` and `recall` are means over the labels; `f_measure` is 2PR/(P+R) of the averaged P and R
     (not the mean of the labels' F), which gives every F of the paper's tables.
@@ -74,11 +74,13 @@ def report(
     truth = torch.from_numpy(target.astype(np.int64))
     scores = multilabel_stat_scores(predicted, truth, num_labels=len(labels), average=None, ignore_index=-1)
     per_label = {name: _label_report(*map(int, row[:4])) for name, row in zip(labels, scores.tolist(), strict=True)}
-    reports = list(per_label.values())
-    precision = float(np.mean([r.precision for r in reports]))
-    recall = float(np.mean([r.recall for r in reports]))
+    seen = [r for r in per_label.values() if r.positives]
+    precision, recall, accuracy = (
+        float(np.mean([getattr(r, figure) for r in seen])) if seen else 0.0
+        for figure in ("precision", "recall", "accuracy")
+    )
     return Report(
-        accuracy=float(np.mean([r.accuracy for r in reports])),
+        accuracy=accuracy,
         precision=precision,
         recall=recall,
         f_measure=f_measure(precision, recall),

@@ -6,7 +6,6 @@ numpy only; nothing of the service is imported.
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 from collections.abc import Iterable
@@ -16,13 +15,14 @@ from typing import Any
 
 from training.cutting import Defect, read_defects, read_parts, screen_files
 from training.measures import Share, f_measure, wilson
+from training.rows import read_rows
 
 CONTRAST_BANDS = ((0.0, 6.0), (6.0, 12.0), (12.0, 24.0), (24.0, math.inf))  # in multiples of the local noise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelJudgement:
-    """One label over the screens: presence (tp, fp, fn by `present`), escapes, and boxes found.
+    """One label, of bundle or truth, over the screens: presence (tp, fp, fn by `present`), escapes, and boxes found.
 
     `escape`: of the screens that have the label, those that passed; `escape_by_contrast` the same by the contrast of
     the label's strongest defect on the screen, `by_contrast` the boxes found by the contrast of each.
@@ -44,7 +44,9 @@ class Judgement:
     """Shares of screens, and each label.
 
     `escape`: defective screens that passed. `overkill`: clean screens that failed. `review`: screens of either kind
-    in review. `unanswered`: screens whose entry is a problem document. `wrong` names the screens of the first two.
+    in review. `unanswered`: screens whose entry is a problem document. `missing`: screens of the folder, or of its
+    part, without an entry. `f_measure` is the macro over the labels that a screen has. `wrong` names the screens of the
+    first two.
     """
 
     screens: int
@@ -53,6 +55,7 @@ class Judgement:
     review: Share
     review_of_clean: Share
     unanswered: int
+    missing: int
     f_measure: float
     labels: dict[str, LabelJudgement]
     wrong: list[dict[str, str]]
@@ -82,15 +85,18 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
     if part is not None:
         parts = read_parts(source, list(known), test_fold=test_fold)
         answers = {name: answer for name, answer in answers.items() if parts[name] == part}
+        known = {name: file for name, file in known.items() if parts[name] == part}
     truth = read_defects(source)
     contrast = _read_contrast(source)
     answered = {name: a for name, a in answers.items() if "verdict" in a}
     bad = {name: a["verdict"] for name, a in answered.items() if name in truth}
     good = {name: a["verdict"] for name, a in answered.items() if name not in truth}
-    labels = sorted({label for a in answered.values() for label in a["labels"]})
+    inspected = [defect.label for name in answered for defect in truth.get(name, [])]
+    labels = sorted({*inspected, *(label for a in answered.values() for label in a["labels"])})
     per_label = {label: _judge_label(label, answered, truth, contrast) for label in labels}
-    precision = _mean(report.precision for report in per_label.values())
-    recall = _mean(report.recall for report in per_label.values())
+    seen = [report for report in per_label.values() if report.screens_with]
+    precision = _mean(report.precision for report in seen)
+    recall = _mean(report.recall for report in seen)
     return Judgement(
         screens=len(answers),
         escape=_share(bad.values(), "pass"),
@@ -98,6 +104,7 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
         review=_share([*bad.values(), *good.values()], "review"),
         review_of_clean=_share(good.values(), "review"),
         unanswered=len(answers) - len(answered),
+        missing=len(known) - len(answers),
         f_measure=f_measure(precision, recall),
         labels=per_label,
         wrong=[
@@ -138,9 +145,8 @@ def _read_contrast(source: Path) -> dict[str, list[float]]:
     if not table.is_file():
         return {}
     found: dict[str, list[float]] = {}
-    with table.open(newline="") as file:
-        for row in csv.DictReader(file):
-            found.setdefault(row["screen"], []).append(float(row["contrast"]))
+    for row in read_rows(table):
+        found.setdefault(row["screen"], []).append(float(row["contrast"]))
     return found
 
 

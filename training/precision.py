@@ -27,8 +27,8 @@ from training.evaluation import bundle_probability
 from training.fidelity import Fidelity, compare, opened
 from training.network import FeaturesGraph
 
-# largest difference of a probability on the telling patches. A review band reaches at least 0.05 from the threshold on
-# both sides, so within that no score crosses from below the band to above it
+# largest difference of a probability on the telling patches: what a review band reaches at least above the threshold,
+# so that no score crosses from below the threshold to above the band
 TOLERANCES = {"fp16": 0.05, "int8": 0.05, "int8-trt": 0.05}
 F_LOSS = 0.003  # of macro F, 0.3 points
 FASTER_BY = 1.05  # closer than this, two timings of the same graph come out in either order

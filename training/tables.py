@@ -22,6 +22,8 @@ def print_judgement(found: Judgement, console: Console) -> None:
     console.print(screens)
     if found.unanswered:
         console.print(f"[red]{found.unanswered} screens have no verdict[/]")
+    if found.missing:
+        console.print(f"[red]{found.missing} screens are not in the list[/]")
 
     labels = Table(
         "label", "precision", "recall", "F", "screens", "escaped", "boxes found", "95 % interval", "false boxes"

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.training.data_form import write_screens
+from training.augment import Augment
+from training.config import Augmentation
 from training.cutting import cut
-from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate
+from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate, refuse_leaks
 from training.evaluation import groups, report
 
 
@@ -40,6 +43,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "cut"
 
 
+def test_a_label_that_no_patch_has_takes_no_part_in_the_macro() -> None:
+    probability = np.array([[0.9, 0.9], [0.1, 0.1]], np.float32)
+    target = np.array([[1, 0], [0, 0]], np.int8)
+    found = report(probability, target, labels=["dot", "line"], thresholds=[0.5, 0.5])
+    assert (found.precision, found.recall, found.f_measure) == (1, 1, 1)
+    assert found.per_label["line"].precision == 0
+
+
 @pytest.mark.parametrize("group", ["screen", "single", "batch:7"])
 def test_groups_hold_every_patch_once(folder: Path, group: str) -> None:
     patches = PatchSet([folder], None)
@@ -55,6 +66,39 @@ def test_groups_hold_every_patch_once(folder: Path, group: str) -> None:
 def test_an_unknown_group_is_refused(folder: Path, group: str) -> None:
     with pytest.raises(ValueError, match="--group"):
         groups(PatchSet([folder], None), group)
+
+
+def test_a_folder_without_a_defect_can_be_measured(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source")
+    header = (source / "boxes.csv").read_text().splitlines()[0]
+    (source / "boxes.csv").write_text(header + "\n")
+    cut(source, tmp_path / "cut", patch_px=128, labels=("dot", "line"))
+    _, labels, maps, *_ = PatchSet([tmp_path / "cut"], "test")[0]
+    assert not labels.any()
+    assert not maps.any()
+
+
+def test_a_screen_is_not_learnt_from_here_and_judged_by_there(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source")
+    cut(source, tmp_path / "large", patch_px=128)
+    cut(source, tmp_path / "small", patch_px=64)
+    refuse_leaks([tmp_path / "large", tmp_path / "small", tmp_path / "large"])
+    parts = (tmp_path / "small" / "splits.csv").read_text()
+    (tmp_path / "small" / "splits.csv").write_text(parts.replace("t004,test", "t004,train"))
+    with pytest.raises(ValueError, match="t004"):
+        refuse_leaks([tmp_path / "large", tmp_path / "small"])
+
+
+def test_a_patch_is_transformed_alike_whoever_draws_it(folder: Path) -> None:
+    patches = PatchSet([folder], "train", transform=Augment(Augmentation(noise=3.0)))
+    patches.seed = (1, 2)
+    first = patches[3][0]
+    torch.rand(5)  # what else was drawn changes nothing, nor does the patch change what else is drawn
+    state = torch.random.get_rng_state()
+    assert torch.equal(patches[3][0], first)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    patches.seed = (1, 3)
+    assert not torch.equal(patches[3][0], first)
 
 
 def test_parts_share_no_screen(folder: Path) -> None:

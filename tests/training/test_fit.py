@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -73,9 +75,47 @@ def test_a_run_that_was_killed_ends_like_one_that_was_not(toml: Path) -> None:
         torch.testing.assert_close(again[key], value, atol=1e-5, rtol=1e-4, msg=key)
 
 
-def test_a_run_is_the_same_from_whichever_folder_and_with_more_hands(run: Config, toml: Path) -> None:
-    moved = run.data.model_copy(update={"folders": [toml.parent / "." / "cut"], "workers": 1})
-    fit(run.model_copy(update={"data": moved, "threads": 2}))
+def test_a_run_is_the_same_from_whichever_folder_and_with_more_hands(
+    run: Config, toml: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toml.parent)
+    again = read_config(Path("toy.toml"), ["run=hands", "data.workers=2"])
+    assert again.run.is_absolute()
+    fit(again)
+    first, second = (load_file(run_.run / "phase2.safetensors") for run_ in (run, again))
+    for key, value in first.items():
+        torch.testing.assert_close(second[key], value, atol=1e-5, rtol=1e-4, msg=key)
+    fit(run.model_copy(update={"data": again.data, "threads": 2}))  # finished, and the same run: nothing is refused
+
+
+def test_a_run_belongs_to_its_data(toml: Path) -> None:
+    nothing = ["phase1.epochs=0", "phase2.epochs=0"]
+    cut(toml.parent / "source", toml.parent / "cut-again", patch_px=128)
+    config = read_config(toml, ["run=of-data", 'data.folders=["cut-again"]', *nothing])
+    fit(config)
+    load_run(config.run)
+    with (toml.parent / "cut-again" / "windows.csv").open("a") as file:
+        file.write("\n")
+    with pytest.raises(ValueError, match="other data"):
+        fit(config)
+    with pytest.raises(ValueError, match="has changed"):
+        load_run(config.run)
+
+
+def test_a_run_that_has_not_ended_is_not_finished(run: Config, tmp_path: Path) -> None:
+    shutil.copytree(run.run, tmp_path / "run")
+    load_run(tmp_path / "run")
+    (tmp_path / "run" / "finished.json").unlink()
+    with pytest.raises(ValueError, match="no finished run"):
+        load_run(tmp_path / "run")
+
+
+def test_a_run_of_another_network_is_refused(run: Config, tmp_path: Path) -> None:
+    shutil.copytree(run.run, tmp_path / "run")
+    config = run.model_copy(update={"network": dataclasses.replace(run.network, feature_width=24)})
+    (tmp_path / "run" / "config.json").write_text(config.model_dump_json())
+    with pytest.raises(ValueError, match="does not fit"):
+        load_run(tmp_path / "run")
 
 
 def test_a_run_folder_belongs_to_one_configuration(run: Config) -> None:
@@ -126,6 +166,10 @@ def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: P
             np.concatenate([f.label_features for f in found]), np.concatenate([f.stage1 for f in found])
         )
         np.testing.assert_allclose(probability, expected[indices], atol=1e-4)
+        with torch.inference_mode():
+            maps = network.stage1(torch.from_numpy(pixels))[2]
+        assert maps is not None
+        np.testing.assert_allclose(np.concatenate([f.activation for f in found]), maps.numpy(), atol=1e-3)
     for group in ("screen", "single", "batch:8"):
         assert evaluate(backend, config.data.folders, part="test", group=group).patches == len(patches)
     backend.close()

@@ -92,6 +92,38 @@ def test_boxes_by_contrast(source: Path) -> None:
     assert {band: share[:2] for band, share in found.labels["line"].by_contrast.items()} == {"24-inf": (0, 1)}
 
 
+def test_a_label_that_the_bundle_does_not_know_is_missed(source: Path) -> None:
+    with (source / "boxes.csv").open("a") as file:
+        file.write("d,oil,0,0,9,9,81\n")
+    answers = [answer("a", "fail", ("dot", (10, 10, 12, 12)), ("line", (50, 50, 60, 60))), answer("d", "pass")]
+    found = judge(write(source, answers), source)
+    assert (found.labels["oil"].screens_with, found.labels["oil"].recall) == (1, 0)
+    assert found.labels["oil"].boxes_found[:2] == (0, 1)
+    assert found.f_measure == pytest.approx(2 / 3)  # of dot 1, line 1, oil 0
+
+
+def test_screens_that_are_not_in_the_list_are_counted(source: Path) -> None:
+    answers = write(source, [answer("a", "fail"), answer("e", "pass")])
+    assert judge(answers, source).missing == 4
+    assert judge(answers, source, part="test").missing == 1  # of a and d
+
+
+def test_a_label_that_no_screen_has_takes_no_part_in_the_macro(source: Path) -> None:
+    answers = [answer("b", "fail", ("dot", (0, 0, 5, 5))), answer("d", "pass")]
+    found = judge(write(source, answers), source)
+    assert found.labels["line"].screens_with == 0
+    assert found.f_measure == 1
+
+
+def test_escapes_by_the_contrast_of_the_strongest(source: Path) -> None:
+    rows = ["a,0,dot,4.0,10", "a,1,line,30.0,10", "b,2,dot,13.0,10", "c,3,line,7.0,9"]
+    (source / "conditions.csv").write_text("\n".join(["screen,id,label,contrast,size", *rows, ""]))
+    answers = [answer("a", "fail"), answer("b", "pass"), answer("c", "pass")]
+    found = judge(write(source, answers), source)
+    bands = {name: {b: s[:2] for b, s in r.escape_by_contrast.items()} for name, r in found.labels.items()}
+    assert bands == {"dot": {"0-6": (0, 1), "12-24": (1, 1)}, "line": {"6-12": (1, 1), "24-inf": (0, 1)}}
+
+
 @pytest.mark.parametrize(
     ("answers", "message"),
     [

@@ -13,7 +13,7 @@ from training.network import (
     TwoStageNetwork,
     parameter_table,
 )
-from training.trunks import build_trunk, grey_stem
+from training.trunks import LightTrunk, build_trunk, grey_stem
 
 SMALL = {"trunk": "light", "feature_width": 8, "projection_width": 8, "relation_width": 4}
 
@@ -39,7 +39,7 @@ def test_shapes(pooling: str) -> None:
 
 
 def test_the_papers_parameters_add_up() -> None:
-    """ResNet-50 with one grey channel, C = 4, d = 512: the sum printed in the README."""
+    """ResNet-50 with one grey channel, C = 4, d = 512: the sum of the paper as read here, with Proj 512 and r 256."""
     network = TwoStageNetwork(4, NetworkConfig())
     table = dict(parameter_table(network))
     colour_stem = 3 * 64 * 7 * 7
@@ -72,7 +72,7 @@ def test_attention_reads_where_its_map_is_warm() -> None:
     network = small_network(pooling="attention")
     label_map = network.pooling.label_map
     assert label_map is not None
-    trunk = torch.zeros(1, 128, 4, 4)
+    trunk = torch.zeros(1, LightTrunk.channels, 4, 4)
     trunk[0, 0, 2, 3] = 50.0
     torch.nn.init.zeros_(label_map.weight)
     with torch.no_grad():
@@ -90,6 +90,21 @@ def test_the_activation_explains_the_score() -> None:
     constant = x_columns @ network.pooling.linear.bias
     from_map = network.activation(trunk).mean(dim=(2, 3)) + constant
     torch.testing.assert_close(from_map, feature.flatten(1) @ x_columns.T, atol=1e-4, rtol=1e-4)
+
+
+def test_a_symmetric_graph_stays_symmetric() -> None:
+    """Learnt edges are averaged with their transpose whenever they are used, not only at the start."""
+    network = small_network(symmetric=True)
+    output = network(patches(2))
+    with torch.no_grad():
+        network.reasoning.edges.copy_(torch.tensor([[0.5, 0.4, 0.1], [0.0, 1.0, 0.0], [0.3, 0.3, 0.4]]))
+    directed = network(patches(2)).score_NL
+    with torch.no_grad():
+        network.reasoning.edges.copy_(network.reasoning.edges.T.clone())
+    assert directed is not None
+    assert output.score_NL is not None
+    assert not torch.equal(directed, output.score_NL)
+    torch.testing.assert_close(network(patches(2)).score_NL, directed)
 
 
 def test_reasoning_follows_the_equations() -> None:
