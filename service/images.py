@@ -104,12 +104,12 @@ TiffImagePlugin.READ_LIBTIFF = True
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Source:
     """What was sent: bytes, and what was said of them.
 
     Attributes:
-        data: the body or the file; not changed while it is used.
+        data: the body or the file; not changed while it is used, and empty once it was dropped.
         media_type: one of `MEDIA_TYPES`.
         size: (height, width) that came with raw bytes; None for files, which carry their own.
     """
@@ -117,6 +117,10 @@ class Source:
     data: bytes | memoryview
     media_type: str
     size: tuple[int, int] | None = None
+
+    def drop(self) -> None:
+        """Let go of the bytes, however many callers still hold the source: a frame is all that is needed of it."""
+        self.data = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
