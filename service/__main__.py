@@ -158,8 +158,7 @@ def acceptance(
         frames=frames,
     )
     console = Console(emoji=False)
-    steps = accept.run(plan, console)
-    out.write_text(accept.report(plan, steps))
+    steps = accept.run(plan, console, out)
     console.print(f"report: {escape(str(out))}", soft_wrap=True)
     raise typer.Exit(1 if any(step.passed is False for step in steps) else 0)
 
