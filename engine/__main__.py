@@ -16,7 +16,7 @@ from rich.table import Table
 
 from engine import DEFAULT_BUNDLE
 from engine.backend import Backend, load
-from engine.errors import BundleError, EngineError
+from engine.errors import BundleError, EngineError, PlanError
 from engine.golden import made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
@@ -76,12 +76,15 @@ def build(
             tell = tell_on(bar)
             backend = TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
         try:
+            if backend.plan.unkept:  # which is what it was built for
+                raise PlanError(f"the plan cannot be kept: {backend.plan.unkept}")
             golden = read_golden(bundle, made_as(backend))
             difference = self_test(backend, golden)
             guard = measure_slots(backend, slot_patches(golden.pixels)).probability
         finally:
             backend.close()
         record = PlanCache(default_folder()).set_guard(backend.plan, guard)
+    notes = [note for note in backend.notes if "guard band" not in note]  # which has been measured by now
     found = {
         "plan": str(backend.plan.path),
         "built": backend.plan.built,
@@ -93,7 +96,7 @@ def build(
         "difference": difference,
         "tolerance": golden.tolerance,
         "guard": guard,
-        "notes": [note for note in backend.notes if "guard band" not in note],  # which has been measured by now
+        "notes": notes,
     }
     if as_json:
         print(json.dumps(found, indent=2))
@@ -104,7 +107,7 @@ def build(
     console.print(f"really {record.real_precision}: convolutions and matrix products {counts}")
     console.print(f"{len(golden.pixels)} golden patches differ by {difference:.1e} (tolerance {found['tolerance']:g})")
     console.print(f"guard band, from the same patch in every slot: {max(guard.values()):.1e}")
-    for note in backend.notes:
+    for note in notes:
         console.print(note, style="yellow")
 
 

@@ -32,6 +32,7 @@ RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cu
 RUNTIMES_OF = {
     "compiler": {"tensorrt", "tensorrt_rtx"},
     "gpu": {"pycuda", "cuda"},
+    "gpu_yardstick": {"pycuda"},
     "tensorrt": set[str](),
     "quantise": {"onnxruntime"},  # the runtime's own tool, for the export
 }
