@@ -30,10 +30,8 @@ class GpuYardstick:
         OutOfMemory: the GPU's memory is full.
     """
 
-    gflop = 2 * SIDE**3 / 1e9
-    gigabytes = 2 * COPY_BYTES / 1e9
-
     def __init__(self, *, half: bool) -> None:
+        self.gflop, self.gigabytes = 2 * SIDE**3 / 1e9, 2 * COPY_BYTES / 1e9
         self._memory: list[Any] = []
         self._runtime, engine = deserialise(compile_product(SIDE, half=half))
         with MESSAGES.listen() as heard:

@@ -44,14 +44,28 @@ def joined(answers: list[Features]) -> Features:
     return Features(**{name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names})
 
 
-def test_a_timed_batch_is_measured_by_the_devices_events_from_before_it_goes_up(machine: Machine, bundle: Path) -> None:
+def test_a_timed_batch_is_measured_by_the_devices_events_from_before_it_goes_up(
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = backend_of(bundle)
     machine.calls.clear()
-    pixels = patches(2)
+    pixels, filled, noted = patches(2), [], machine.call
+
+    def watched(name: str) -> Any:  # noqa: ANN401
+        if name == "record":
+            pinned = [memory.bytes for memory in machine.contexts[0].memory.values() if not memory.size]
+            uploaded = "upload" in machine.calls
+            filled.append(
+                not uploaded and any(memory[: pixels.size].tobytes() == pixels.tobytes() for memory in pinned)
+            )
+        return noted(name)
+
+    monkeypatch.setattr(machine, "call", watched)
     features, seconds = backend.timed_features(pixels)
     assert seconds == 0.0125
     assert machine.calls[:3] == ["event", "record", "upload"]
     assert machine.calls[-1] == "time_since"
+    assert filled == [True, False, False, False]  # it does not count the copying to pinned memory
     assert np.allclose(features.stage1, expected(bundle, pixels).stage1)
 
 
