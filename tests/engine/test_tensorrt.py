@@ -2,8 +2,11 @@
 does when memory or device fail, what it gives back. Nothing here says anything of TensorRT itself.
 """
 
+import json
+import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import engine.__main__ as command
 from engine import (
     BundleError,
     Features,
+    Manifest,
     PlanError,
     RuntimeUnavailable,
     infer,
@@ -24,6 +28,7 @@ from engine import (
     stream,
 )
 from engine.plans import PlanCache
+from engine.speed import Speed
 from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
@@ -256,6 +261,43 @@ def test_the_command_builds_verifies_and_says_what_it_is(
     again = CliRunner().invoke(command.app, ["build", str(half_bundle), "--batch", "2"])
     assert "found, whole and for this GPU" in again.stdout
     assert machine.used_bytes == 0
+
+
+@pytest.mark.parametrize(("of_half", "offered"), [(1.2, True), (1.0, False)])
+def test_the_command_offers_int8_only_where_it_beats_half_precision(
+    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch, of_half: float, offered: bool
+) -> None:
+    monkeypatch.setattr(command, "speed_by_turns", lambda half, narrow, in_row: Speed(100.0, 100.0 * of_half))
+    bundle = with_int8(half_bundle)
+    machine.datatypes = {"fp16": "FP16", "int8": "Int8"}
+    answer = CliRunner().invoke(command.app, ["build", str(bundle), "--precision", "int8", "--json"])
+    kept = {path.name.partition("-")[0] for path in (bundle.parent / "cache").rglob("*.plan")}
+    assert machine.used_bytes == 0
+    if offered:
+        assert json.loads(answer.stdout)["speed"] == {"fp16": 100.0, "int8": 120.0}
+        assert kept == {"fp16", "int8"}
+    else:
+        assert answer.exit_code == 1
+        assert "int8 is refused: it does 100 patches/s here, fp16 100; it must be 1.05 times as fast" in answer.stderr
+        assert kept == {"fp16"}
+
+
+def test_int8_without_half_precision_to_compare_with_is_built_with_a_note(
+    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    machine.datatypes = {"fp16": "FP32", "int8": "Int8"}  # an engine in fp16 is refused
+    answer = CliRunner().invoke(command.app, ["build", str(with_int8(half_bundle)), "--precision", "int8"])
+    assert answer.exit_code == 0, answer.output
+    assert "whether int8 is faster than fp16 is not known" in answer.stdout
+
+
+def with_int8(bundle: Path) -> Path:
+    """The bundle with a graph that is called TensorRT's int8; the doubles do not look inside."""
+    shutil.copy(bundle / "features.onnx", bundle / "features.int8-trt.onnx")
+    manifest = Manifest.read(bundle)
+    replace(manifest, parity_tolerance={**manifest.parity_tolerance, "int8-trt": 0.01}).sign(bundle)
+    return bundle
 
 
 @pytest.mark.parametrize(

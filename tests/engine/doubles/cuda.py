@@ -45,6 +45,7 @@ class Machine:
         loggers: that TensorRT was given.
         unrecoverable: no new context can be made.
         datatype: that the inspector tells of the engine's layers.
+        datatypes: the same by a word in the name of the graph's file.
         seconds: what a launch costs, by `launch` and `graph`, on `clock`.
         capture: whether a stream can be captured.
         built: batch sizes of the plans that were built, and the timing caches that came with them.
@@ -62,6 +63,7 @@ class Machine:
         self.loggers: list[Any] = []
         self.unrecoverable = False
         self.datatype = "Float"
+        self.datatypes: dict[str, str] = {}
         self.seconds = {"launch": 0.0, "graph": 1.0}
         self.now_s = 0.0
         self.capture = True

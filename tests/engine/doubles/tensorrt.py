@@ -33,7 +33,7 @@ def tensorrt(machine: Machine) -> ModuleType:
         num_inputs = 1
 
         def __init__(self) -> None:
-            self.onnx, self.layers, self.inputs = b"", list[Any](), [port]
+            self.onnx, self.file, self.layers, self.inputs = b"", "", list[Any](), [port]
 
         @property
         def num_layers(self) -> int:
@@ -99,7 +99,8 @@ def tensorrt(machine: Machine) -> ModuleType:
                 if not all(monitor.step_complete("Building", step) for step in range(2)):
                     return None
                 monitor.phase_finish("Building")
-            return json.dumps(batch).encode() + b"\n" + bytes(network.onnx)
+            datatypes = [kind for word, kind in machine.datatypes.items() if word in network.file]
+            return json.dumps([batch, *(datatypes or [machine.datatype])]).encode() + b"\n" + bytes(network.onnx)
 
     class Config:
         profiling_verbosity = progress_monitor = None
@@ -136,7 +137,8 @@ def tensorrt(machine: Machine) -> ModuleType:
             except FOREIGN_ERRORS:
                 return False
             port.shape = (-1, *session.get_inputs()[0].shape[1:])
-            self.network.layers = layers_of(Path(path).name)
+            self.network.file = Path(path).name
+            self.network.layers = layers_of(self.network.file)
             return True
 
         def get_error(self, index: int) -> str:
@@ -145,7 +147,7 @@ def tensorrt(machine: Machine) -> ModuleType:
     class Engine:
         def __init__(self, plan: bytes) -> None:
             head, _, model = plan.partition(b"\n")
-            self.batch = int(head)
+            self.batch, self.datatype = json.loads(head)
             self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
             self.names = ["pixels", *(output.name for output in self.session.get_outputs())]
             self.num_io_tensors = len(self.names)
@@ -165,7 +167,7 @@ def tensorrt(machine: Machine) -> ModuleType:
             layer = {
                 "Name": "conv",
                 "LayerType": "CaskConvolution",
-                "Inputs": [{"Format/Datatype": f"Row major linear {machine.datatype} format"}],
+                "Inputs": [{"Format/Datatype": f"Row major linear {self.datatype} format"}],
             }
             return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": [layer]}))
 
