@@ -16,13 +16,15 @@ from rich.table import Table
 
 from engine import DEFAULT_BUNDLE
 from engine.backend import Backend, load
-from engine.errors import BundleError, EngineError
+from engine.errors import BundleError, EngineError, PlanError
 from engine.golden import made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
 from engine.slots import measure_slots, slot_patches
+from engine.speed import FASTER_BY, Speed, speed_by_turns
 
 SPEED_TEST_S = 2.0
+BATCHES_IN_ROW = 10
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
@@ -66,22 +68,21 @@ def build(
     device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Build the TensorRT plan of a bundle for a GPU here, and verify it: real precision, golden patches, slots."""
-    console = Console(stderr=as_json, **PLAIN)
-    bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=console)
-    with _told():
-        from engine.tensorrt import TensorRTBackend
+    """Build the TensorRT plan of a bundle for a GPU here, and verify it: real precision, golden patches, slots.
 
-        with bar:
-            tell = tell_on(bar)
-            backend = TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
-        try:
+    One in int8 is refused where it is no faster than one in fp16.
+    """
+    console = Console(stderr=as_json, **PLAIN)
+    with _told():
+        with closing(_planned(bundle, precision, device, batch, console)) as backend:
+            if backend.plan.unkept:  # which is what it was built for
+                raise PlanError(f"the plan cannot be kept: {backend.plan.unkept}")
             golden = read_golden(bundle, made_as(backend))
             difference = self_test(backend, golden)
             guard = measure_slots(backend, slot_patches(golden.pixels)).probability
-        finally:
-            backend.close()
+            speed = _faster_than_half(backend, bundle, console) if backend.precision == "int8" else None
         record = PlanCache(default_folder()).set_guard(backend.plan, guard)
+    notes = [note for note in backend.notes if "guard band" not in note]  # which has been measured by now
     found = {
         "plan": str(backend.plan.path),
         "built": backend.plan.built,
@@ -93,7 +94,8 @@ def build(
         "difference": difference,
         "tolerance": golden.tolerance,
         "guard": guard,
-        "notes": [note for note in backend.notes if "guard band" not in note],  # which has been measured by now
+        "speed": None if speed is None else {"fp16": speed.reference, "int8": speed.other},
+        "notes": notes,
     }
     if as_json:
         print(json.dumps(found, indent=2))
@@ -104,8 +106,42 @@ def build(
     console.print(f"really {record.real_precision}: convolutions and matrix products {counts}")
     console.print(f"{len(golden.pixels)} golden patches differ by {difference:.1e} (tolerance {found['tolerance']:g})")
     console.print(f"guard band, from the same patch in every slot: {max(guard.values()):.1e}")
-    for note in backend.notes:
+    if speed is not None:
+        console.print(f"int8 does {speed.other:.0f} patches/s here, fp16 {speed.reference:.0f}")
+    for note in notes:
         console.print(note, style="yellow")
+
+
+def _planned(bundle: Path, precision: str | None, device: int, batch: int | None, console: Console) -> Any:  # noqa: ANN401
+    """A `TensorRTBackend`, whose file imports TensorRT, and how far its build is."""
+    from engine.tensorrt import TensorRTBackend
+
+    bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=console)
+    with bar:
+        tell = tell_on(bar)
+        return TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
+
+
+def _faster_than_half(backend: Any, bundle: Path, console: Console) -> Speed | None:  # noqa: ANN401 - a TensorRTBackend
+    """The speed of a backend in int8 beside fp16's; None where that cannot be had, which is noted.
+
+    Raises:
+        PlanError: it is no faster; its plan is removed.
+    """
+    try:
+        half = _planned(bundle, "fp16", backend.device, backend.batch_size, console)
+    except EngineError as error:
+        backend.notes.append(f"whether int8 is faster than fp16 is not known, as that cannot be run: {error}")
+        return None
+    with closing(half):
+        speed = speed_by_turns(half, backend, in_row=BATCHES_IN_ROW)
+    if not speed.faster:
+        PlanCache(default_folder()).forget(backend.plan)
+        raise PlanError(
+            f"int8 is refused: it does {speed.other:.0f} patches/s here, fp16 {speed.reference:.0f}; it must be "
+            f"{FASTER_BY:g} times as fast"
+        )
+    return speed
 
 
 def tell_on(bar: Progress) -> Callable[[str, int, int], None]:

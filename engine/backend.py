@@ -204,6 +204,9 @@ def load_all(
 ) -> list[Backend]:
     """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
 
+    GPUs all take the batch of the one with the least memory: another batch size is another plan, and the same screen
+    must not be scored by the plan of whichever GPU is free.
+
     Args and errors are those of `load`; where one device fails, those loaded before it are closed.
     """
     first = load(bundle, runtime, precision=precision, threads=threads)
@@ -212,10 +215,18 @@ def load_all(
     from engine.gpu import devices
     from engine.tensorrt import TensorRTBackend
 
-    loaded = [first]
+    gpus, loaded = devices(), [first]
     try:
-        for device in devices()[1:]:
-            loaded.append(TensorRTBackend(bundle, device=device, precision=precision))
+        while len(loaded) < len(gpus) or len({one.batch_size for one in loaded}) > 1:
+            for index, device in enumerate(gpus):
+                size = min(one.batch_size for one in loaded)
+                if index < len(loaded) and loaded[index].batch_size == size:
+                    continue
+                for odd in loaded[index : index + 1]:
+                    odd.close()
+                loaded[index : index + 1] = [
+                    TensorRTBackend(bundle, device=device, precision=precision, batch_size=size)
+                ]
     except BaseException:
         for backend in loaded:
             backend.close()

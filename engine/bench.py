@@ -3,15 +3,14 @@
 All take turns, batch by batch, the machine's ceilings among them, so that whatever else the machine does slows all
 alike. The roofline is the time that a patch's multiply-adds need at the speed of a matrix product, or its layers'
 values at the speed of a copy, whichever is longer; caches can beat the copy, and fewer sums than counted the product.
-Best times are compared with it, those that other work disturbed least.
+Best times are compared with it, those that other work disturbed least. A GPU has a roofline of its own, measured on it.
 """
 
 import platform
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,25 +23,28 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from engine.backend import BEST_FIRST, PRECISIONS, Backend, Features, load
-from engine.cpus import available_cpus
+from engine.backend import BEST_FIRST, PRECISIONS, Backend, Features, Streaming, load, stream
 from engine.errors import EngineError, RuntimeUnavailable
 from engine.manifest import Manifest
+from engine.yardstick import Yardstick, cpu_yardstick
 
 FLOOR_PATCHES_PER_S = 156.0  # of the paper: three screens a second on four GPUs
-MATRIX_SIDE, PRODUCTS = 64, 200
-COPY_BYTES = 64 * 2**20  # larger than caches
 MIN_ROUNDS = 5
+BATCHES_IN_ROW = 10  # a screen's
+GPU_BYTES = {"fp32": 1.0, "fp16": 0.5, "int8": 0.25}  # moved, of those in float32
 CPU_INFO = Path("/proc/cpuinfo")
 VECTORS = re.compile(r"fma|avx\w*|amx\w*|asimd\w*|sve\w*|i8mm|bf16")
 
 
 @runtime_checkable
-class Timed(Protocol):
-    """A backend whose device has a clock of its own, such as a GPU's events."""
+class OnDevice(Protocol):
+    """A backend on a device with a clock and ceilings of its own, such as a GPU."""
 
     def timed_features(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
         """As `Backend.features`, and the seconds from the first byte up to the last down, on the device's clock."""
+
+    def yardstick(self) -> AbstractContextManager[Yardstick]:
+        """What the device does at best."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +57,9 @@ class Contestant:
         threads: how it shares out the CPU, for people; empty where there is nothing to say.
         batch_size: patches of a batch.
         run: one batch; the seconds it took.
+        in_row: batches one after the other as a service sends them, the next under way before the last is done; seconds
+            of one. None where that is `run`.
+        yardstick: of its device; None where that is the CPU, or its own could not be measured.
         on_cpu: whether the CPU's ceilings are its own.
     """
 
@@ -63,6 +68,8 @@ class Contestant:
     threads: str
     batch_size: int
     run: Callable[[], float]
+    in_row: Callable[[], float] | None = None
+    yardstick: Yardstick | None = None
     on_cpu: bool = True
 
 
@@ -86,12 +93,12 @@ class Result:
         threads: see `Contestant`.
         batch_size: patches of a batch.
         batches: that were timed.
-        latency: of a batch.
-        patches_per_s: at the median.
+        latency: of a batch alone.
+        patches_per_s: at the median, of batches in a row.
         of_floor_ratio: of 156 patches/s.
         gflop_per_s: arithmetic done at the median; None where the graph's work is not known.
-        of_roofline_ratio: best time that the ceilings allow in float32 by the best one taken; None on a device that is
-            not the CPU.
+        of_roofline_ratio: best time that the ceilings allow by the best one taken. A CPU's are float32's; a GPU's are
+            those of fp16, and of fp32 in fp32, so that int8 may pass 1. None where they are not known.
     """
 
     runtime: str
@@ -108,7 +115,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ceilings:
-    """What the CPU does at best in the same rounds: products of float32 matrices, and copies of memory."""
+    """What a device does at best in the same rounds: products of matrices, and copies of memory."""
 
     gflop_per_s: float
     copy_gb_per_s: float
@@ -118,12 +125,14 @@ class Ceilings:
 class Report:
     """All of one run; `missing` says by runtime and precision why something did not take part.
 
+    `ceilings` are the CPU's in float32, `device_ceilings` by runtime and precision those of a device of its own.
     `patch_gflop` and `patch_mb` are the work of one patch; None where ONNX Runtime did not count it.
     """
 
     cpu: str
     vectors: list[str]
     ceilings: Ceilings
+    device_ceilings: dict[str, Ceilings]
     patch_gflop: float | None
     patch_mb: float | None
     results: list[Result]
@@ -171,24 +180,37 @@ def bench(
             work = _work(bundle, manifest)
             for backend in _backends(bundle, manifest, runtimes, precisions, batch_size, absent):
                 stack.enter_context(closing(backend))
-                contestants.append(_contestant(backend))
+                contestants.append(_contestant(backend, stack, absent))
         if not contestants:
             raise RuntimeUnavailable("; ".join(absent.values()) or "there is nothing to time")
-        rivals = [contestant.run for contestant in contestants]
-        *taken, product, copy = _take_turns(
-            [*rivals, _matrix_product(), _memory_copy()], seconds * len(rivals), console
-        )
-    ceilings = Ceilings(
-        gflop_per_s=2 * MATRIX_SIDE**3 * PRODUCTS * available_cpus() / min(product) / 1e9,
-        copy_gb_per_s=2 * COPY_BYTES / min(copy) / 1e9,
-    )
+        cpu = cpu_yardstick()
+        rivals = [run for one in contestants for run in (one.run, one.in_row) if run is not None]
+        yardsticks = [cpu, *(one.yardstick for one in contestants if one.yardstick is not None)]
+        limits = [run for yardstick in yardsticks for run in (yardstick.product, yardstick.copy)]
+        times = _take_turns([*rivals, *limits], seconds * len(rivals), console)
+    ceilings = _ceilings(cpu, times)
+    own = {
+        f"{one.name} {one.precision}": _ceilings(one.yardstick, times)
+        for one in contestants
+        if one.yardstick is not None
+    }
     return Report(
         cpu=cpu_name(),
         vectors=vector_instructions(),
         ceilings=ceilings,
+        device_ceilings=own,
         patch_gflop=None if work is None else work[0],
         patch_mb=None if work is None else work[1],
-        results=[_result(one, times, work, ceilings) for one, times in zip(contestants, taken, strict=True)],
+        results=[
+            _result(
+                one,
+                times[one.run],
+                work,
+                ceilings if one.on_cpu else own.get(f"{one.name} {one.precision}"),
+                in_row=None if one.in_row is None else times[one.in_row],
+            )
+            for one in contestants
+        ],
         missing=absent,
     )
 
@@ -212,7 +234,8 @@ def _backends(
                 missing[f"{runtime} {precision}"] = str(error)
 
 
-def _contestant(backend: Backend) -> Contestant:
+def _contestant(backend: Backend, stack: ExitStack, missing: dict[str, str]) -> Contestant:
+    """A backend that is to be timed; what it needs for that is given back by `stack`."""
     side = backend.manifest.patch_px
     pixels = np.random.default_rng(0).integers(0, 256, (backend.batch_size, 1, side, side), np.uint8)
 
@@ -221,13 +244,27 @@ def _contestant(backend: Backend) -> Contestant:
         backend.features(pixels)
         return time.perf_counter() - start
 
+    def in_row() -> float:
+        start = time.perf_counter()
+        for _ in stream(backend, [pixels] * BATCHES_IN_ROW):
+            pass
+        return (time.perf_counter() - start) / BATCHES_IN_ROW
+
+    yardstick = None
+    if isinstance(backend, OnDevice):
+        try:
+            yardstick = stack.enter_context(backend.yardstick())
+        except EngineError as error:
+            missing[f"roofline of {backend.runtime} {backend.precision}"] = str(error)
     tuned = getattr(backend, "tuned", None)  # a GPU has no threads to choose
     return Contestant(
         name=backend.runtime,
         precision=backend.precision,
         threads="" if tuned is None else str(tuned.share),
         batch_size=backend.batch_size,
-        run=(lambda: backend.timed_features(pixels)[1]) if isinstance(backend, Timed) else by_the_host,
+        run=(lambda: backend.timed_features(pixels)[1]) if isinstance(backend, OnDevice) else by_the_host,
+        in_row=in_row if isinstance(backend, Streaming) else None,
+        yardstick=yardstick,
         on_cpu=backend.runtime != "tensorrt",
     )
 
@@ -242,53 +279,49 @@ def _work(bundle: Path, manifest: Manifest) -> tuple[float, float] | None:
     return 2 * work.multiply_adds / 1e9, work.moved_bytes / 1e6
 
 
-def _matrix_product() -> Callable[[], float]:
-    """On each CPU, products too small for BLAS to share out: threads that wait for each other are no ceiling."""
-    pool = ThreadPoolExecutor(available_cpus())
-    left = np.random.default_rng(0).random((PRODUCTS, MATRIX_SIDE, MATRIX_SIDE), np.float32)
-    outs = [np.empty_like(left) for _ in range(available_cpus())]
-    return lambda: _timed(lambda: list(pool.map(lambda out: np.matmul(left, left[0], out=out), outs)))
-
-
-def _memory_copy() -> Callable[[], float]:
-    source = np.ones(COPY_BYTES, np.uint8)
-    out = np.empty_like(source)
-    return lambda: _timed(lambda: np.copyto(out, source))
-
-
-def _timed(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def _take_turns(runs: Sequence[Callable[[], float]], seconds: float, console: Console | None) -> list[list[float]]:
+def _take_turns(
+    runs: Sequence[Callable[[], float]], seconds: float, console: Console | None
+) -> dict[Callable[[], float], list[float]]:
     """The times of each, in seconds; a first turn, in which memory is got, does not count."""
     for run in runs:
         run()
-    times: list[list[float]] = [[] for _ in runs]
+    times: dict[Callable[[], float], list[float]] = {run: [] for run in runs}
     with Progress(console=console, disable=console is None or not console.is_terminal) as progress:
         task = progress.add_task("bench", total=seconds)
         start = time.perf_counter()
-        while (elapsed := time.perf_counter() - start) < seconds or len(times[0]) < MIN_ROUNDS:
-            for run, taken in zip(runs, times, strict=True):
+        while (elapsed := time.perf_counter() - start) < seconds or len(times[runs[0]]) < MIN_ROUNDS:
+            for run, taken in times.items():
                 taken.append(run())
             progress.update(task, completed=min(elapsed, seconds))
     return times
 
 
+def _ceilings(yardstick: Yardstick, times: Mapping[Callable[[], float], list[float]]) -> Ceilings:
+    return Ceilings(
+        gflop_per_s=yardstick.gflop / min(times[yardstick.product]),
+        copy_gb_per_s=yardstick.gigabytes / min(times[yardstick.copy]),
+    )
+
+
 def _result(
-    contestant: Contestant, times: Sequence[float], work: tuple[float, float] | None, ceilings: Ceilings
+    contestant: Contestant,
+    times: Sequence[float],
+    work: tuple[float, float] | None,
+    ceilings: Ceilings | None,
+    *,
+    in_row: Sequence[float] | None = None,
 ) -> Result:
     p5_s, median_s, p95_s = map(float, np.percentile(times, [5, 50, 95]))
-    patches_per_s = contestant.batch_size / median_s
+    rates = times if in_row is None else in_row
+    patches_per_s = contestant.batch_size / float(np.median(rates))
     gflop_per_s = of_roofline = None
     if work is not None:
         gflop, megabytes = work
         gflop_per_s = gflop * patches_per_s
-        if contestant.on_cpu:
-            least_s = max(gflop / ceilings.gflop_per_s, megabytes / 1e3 / ceilings.copy_gb_per_s)
-            of_roofline = least_s * contestant.batch_size / min(times)
+        if ceilings is not None:
+            moved = megabytes * (1.0 if contestant.on_cpu else GPU_BYTES[contestant.precision])
+            least_s = max(gflop / ceilings.gflop_per_s, moved / 1e3 / ceilings.copy_gb_per_s)
+            of_roofline = least_s * contestant.batch_size / min(rates)
     return Result(
         runtime=contestant.name,
         precision=contestant.precision,
@@ -341,6 +374,10 @@ def show(report: Report, console: Console) -> None:
         f"ceilings: matrix product {ceilings.gflop_per_s:.0f} GFLOP/s, copy {ceilings.copy_gb_per_s:.1f} GB/s"
         + ("" if report.patch_gflop is None else f"; a patch: {report.patch_gflop:.3g} GFLOP, {report.patch_mb:.3g} MB")
     )
+    for name, own in report.device_ceilings.items():
+        console.print(
+            f"ceilings of {name}: matrix product {own.gflop_per_s:.0f} GFLOP/s, copy {own.copy_gb_per_s:.1f} GB/s"
+        )
     console.print(table)
     for name, reason in report.missing.items():
         console.print(f"no {name}: {reason}", soft_wrap=True)

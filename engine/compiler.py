@@ -7,13 +7,17 @@ came out is read back and compared.
 The one file that imports TensorRT; `engine.gpu` has it from here.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import get_ident
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from engine.errors import PlanError, RuntimeUnavailable
-from engine.layers import Layer, from_inspector, from_log, heavy_counts, real_precision
+from engine.errors import EngineError, OutOfMemory, PlanError, RuntimeUnavailable
+from engine.layers import PRECISIONS, Layer, from_inspector, from_log, heavy_counts, real_precision, wider
 
 if TYPE_CHECKING:
     import tensorrt as trt  # typings/tensorrt
@@ -26,12 +30,30 @@ else:
         except ImportError as error:
             raise RuntimeUnavailable(f"neither tensorrt nor tensorrt_rtx can be imported: {error}") from error
 
-__all__ = ["RTX", "VERSION", "Compiled", "Messages", "Monitor", "Progress", "check_precision", "compile_graph", "trt"]
+__all__ = [
+    "MESSAGES",
+    "RTX",
+    "VERSION",
+    "Compiled",
+    "Monitor",
+    "Progress",
+    "RefusedPlan",
+    "check_precision",
+    "compile_graph",
+    "compile_product",
+    "deserialise",
+    "trt",
+]
 
 RTX = trt.__name__ == "tensorrt_rtx"
 VERSION = f"{trt.__name__} {trt.__version__}"
 OLDEST = (10, 12)
+# TensorRT answers None or False when memory is short, and tells why by a message alone
+FULL_MEMORY = re.compile(
+    r"out ?of ?memory|could not be allocated|memory ?allocation|insufficient memory", re.IGNORECASE
+)
 
+Made = TypeVar("Made")
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
 
@@ -72,72 +94,173 @@ def compile_graph(
 
     Raises:
         PlanError: TensorRT refuses the graph or cannot build it, or the engine has another precision.
+        OutOfMemory: the GPU's memory is full.
         RuntimeUnavailable: this TensorRT is too old.
     """
     if not RTX and tuple(map(int, trt.__version__.split(".")[:2])) < OLDEST:
         raise RuntimeUnavailable(f"TensorRT is {trt.__version__}, {OLDEST[0]}.{OLDEST[1]} or later is needed")
-    messages = Messages()
-    builder = trt.Builder(messages)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, messages)
-    if not parser.parse_from_file(str(graph)):
-        refusals = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-        raise PlanError(f"{graph.name}: TensorRT refuses the graph: {refusals}")
-    config = _configure(builder, network, batch_size, capabilities, timing_cache)
-    monitor = Monitor(progress) if progress else None
-    if monitor:
-        config.progress_monitor = monitor
-    plan = builder.build_serialized_network(network, config)
+    with MESSAGES.listen() as heard:
+        builder = _made(trt.Builder, heard)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        parser = trt.OnnxParser(network, MESSAGES)
+        if not parser.parse_from_file(str(graph)):
+            refusals = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
+            raise PlanError(f"{graph.name}: TensorRT refuses the graph: {refusals}")
+        config = _configure(builder, network, batch_size, capabilities, timing_cache)
+        monitor = Monitor(progress) if progress else None
+        if monitor:
+            config.progress_monitor = monitor
+        plan = builder.build_serialized_network(network, config)
     if monitor and monitor.failure:
         raise monitor.failure
     if plan is None:
-        raise PlanError(f"{graph.name}: TensorRT cannot build it: {messages.last_error}")
+        raise heard.failure(PlanError, f"{graph.name}: TensorRT cannot build it")
     compiled = Compiled(
         plan=bytes(plan),
-        layers=_layers_of(bytes(plan), messages),
+        layers=_layers_of(bytes(plan), heard.layers),
         timing_cache=b"" if RTX else bytes(config.get_timing_cache().serialize()),
     )
-    check_precision(compiled.layers, precision, in_graph=_float_layers(network))
+    check_precision(heavy_counts(compiled.layers), precision, graph=_counts_of(network))
     return compiled
 
 
-def check_precision(layers: Sequence[Layer], asked: str, *, in_graph: int) -> None:
+def compile_product(side: int, *, half: bool, capabilities: Sequence[str] = ()) -> bytes:
+    """An engine that multiplies the matrices `left` and `right` (side, side) into `product`, in float16 or float32.
+
+    Raises:
+        PlanError: TensorRT cannot build it.
+        OutOfMemory: the GPU's memory is full.
+    """
+    with MESSAGES.listen() as heard:
+        builder = _made(trt.Builder, heard)
+        network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+        kind = trt.float16 if half else trt.float32
+        left, right = (network.add_input(name, kind, (side, side)) for name in ("left", "right"))
+        plain = trt.MatrixOperation.NONE
+        product = network.add_matrix_multiply(left, plain, right, plain).get_output(0)
+        product.name = "product"
+        network.mark_output(product)
+        plan = builder.build_serialized_network(network, _configure(builder, network, side, capabilities, b""))
+    if plan is None:
+        raise heard.failure(PlanError, "TensorRT cannot build a matrix product")
+    return bytes(plan)
+
+
+def deserialise(plan: bytes) -> "tuple[trt.Runtime, trt.ICudaEngine]":
+    """A plan as an engine, and the runtime, which the engine needs to its end.
+
+    Raises:
+        OutOfMemory: the GPU's memory does not hold it.
+        RefusedPlan: TensorRT does not take it, whatever its record says.
+    """
+    with MESSAGES.listen() as heard:
+        runtime = _made(trt.Runtime, heard)
+        engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        raise heard.failure(RefusedPlan, "TensorRT does not load the plan")
+    return runtime, engine
+
+
+def check_precision(engine: Mapping[str, int], asked: str, *, graph: Mapping[str, int]) -> None:
     """Compare the precision that an engine has with the one asked for.
 
     Args:
-        layers: of the engine.
+        engine: how many of its convolutions and matrix products have each precision.
         asked: fp32, fp16 or int8.
-        in_graph: convolutions and matrix products that the graph itself keeps in float32.
+        graph: the same of the graph, which may keep some of them wider than asked for, or most.
 
     Raises:
-        PlanError: most of the engine's work is done in another precision, or more of a half-precision graph in float32
-            than the graph has there.
+        PlanError: the engine has none in that precision, or some in a narrower one, or more in wider ones than the
+            graph keeps there.
     """
-    counts = heavy_counts(layers)
-    real = real_precision(counts)
-    told = ", ".join(f"{count} in {name}" for name, count in sorted(counts.items())) or "none"
+    told = ", ".join(f"{count} in {name}" for name, count in sorted(engine.items())) or "none"
+    real = real_precision(engine)
     if real != asked:
         raise PlanError(
             f"the engine is {real or 'of no known precision'}, not {asked}: of its convolutions and products {told}"
         )
-    if asked == "fp16" and counts.get("fp32", 0) > in_graph:
-        raise PlanError(f"the engine runs more in fp32 than the {in_graph} layers that the graph keeps there: {told}")
+    for precision in PRECISIONS:
+        found, kept = wider(engine, precision), wider(graph, precision)
+        if found > kept:
+            raise PlanError(
+                f"the engine runs {found} convolutions and products wider than {precision}, the graph only {kept}: "
+                f"{told}"
+            )
+
+
+class RefusedPlan(PlanError):
+    """TensorRT does not take a plan that was found."""
+
+
+@dataclass(slots=True)
+class Heard:
+    """What TensorRT said during one call.
+
+    Attributes:
+        errors: in their order.
+        layers: of the engine, as RTX's builder tells them.
+    """
+
+    errors: list[str] = field(default_factory=list)
+    layers: str = ""
+
+    def failure(self, kind: type[EngineError], what: str) -> EngineError:
+        """The error of a call that failed: `OutOfMemory` where TensorRT complained of that, else `kind`."""
+        full = any(map(FULL_MEMORY.search, self.errors))
+        why = self.errors[-1] if self.errors else "it does not say why"
+        return (OutOfMemory if full else kind)(f"{what}: {why}")
 
 
 class Messages(trt.ILogger):
-    """TensorRT's messages: the last error, for ours, and the engine's layers."""
+    """TensorRT's messages, sorted by the call that they belong to.
+
+    One for the process (`MESSAGES`): TensorRT keeps the first logger that it is given, and may use it at any time.
+    """
 
     def __init__(self) -> None:
         trt.ILogger.__init__(self)
-        self.last_error = "it does not say why"
-        self.layers = ""
+        self._listening: dict[int, Heard] = {}  # by thread
 
     def log(self, severity: "trt.ILogger.Severity", msg: str) -> None:
-        """Called by TensorRT."""
+        """Called by TensorRT, from any thread; most of what it says is verbose and nobody's."""
         if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-            self.last_error = msg
-        elif msg.startswith("Layers:"):
-            self.layers = msg
+            for heard in self._concerned():
+                heard.errors.append(msg)
+        elif RTX and severity == trt.ILogger.VERBOSE and msg.startswith("Layers:"):
+            for heard in self._concerned():
+                heard.layers = msg
+
+    @contextmanager
+    def listen(self) -> Iterator[Heard]:
+        """What TensorRT says inside, because of this thread."""
+        thread, heard = get_ident(), Heard()
+        assert thread not in self._listening
+        self._listening[thread] = heard
+        try:
+            yield heard
+        finally:
+            del self._listening[thread]
+
+    def _concerned(self) -> list[Heard]:
+        """The call of this thread; of a thread of TensorRT's own nobody knows whose it is."""
+        own = self._listening.get(get_ident())
+        return list(self._listening.values()) if own is None else [own]
+
+
+MESSAGES = Messages()
+
+
+def _made(make: "Callable[[trt.ILogger], Made]", heard: Heard) -> Made:
+    """A builder or a runtime.
+
+    Raises:
+        OutOfMemory: the GPU's memory is full.
+        PlanError: TensorRT makes none.
+    """
+    try:
+        return make(MESSAGES)
+    except TypeError as error:  # how its bindings say that they got none
+        raise heard.failure(PlanError, f"TensorRT makes no {make.__name__}") from error
 
 
 class Monitor(trt.IProgressMonitor):
@@ -205,12 +328,14 @@ def _configure(
     return config
 
 
-def _layers_of(plan: bytes, messages: Messages) -> list[Layer]:
-    """The engine's layers: by the inspector where a GPU can load the engine, else as the builder told them."""
-    printed = messages.layers
-    engine = trt.Runtime(messages).deserialize_cuda_engine(plan)
-    if engine is None:
-        return from_log(printed)
+def _layers_of(plan: bytes, printed: str) -> list[Layer]:
+    """The engine's layers: by the inspector where a GPU can load the engine, else as RTX's builder printed them."""
+    try:
+        _runtime, engine = deserialise(plan)
+    except RefusedPlan as error:
+        if printed:
+            return from_log(printed)
+        raise PlanError(f"what was built cannot be used: {error}") from error  # built again, it would be no better
     information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
         return from_inspector(information)
@@ -218,8 +343,17 @@ def _layers_of(plan: bytes, messages: Messages) -> list[Layer]:
         raise PlanError(str(error)) from error
 
 
-def _float_layers(network: "trt.INetworkDefinition") -> int:
-    """Convolutions and matrix products that the graph has in float32."""
-    heavy = (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY)
-    layers = (network.get_layer(index) for index in range(network.num_layers))
-    return sum(layer.type in heavy and layer.get_input(0).dtype == trt.float32 for layer in layers)
+def _counts_of(network: "trt.INetworkDefinition") -> dict[str, int]:
+    """How many convolutions and matrix products of the graph have each precision; int8 dequantises both factors."""
+    layers = [network.get_layer(index) for index in range(network.num_layers)]
+    dequantised = {layer.get_output(0).name for layer in layers if layer.type == trt.LayerType.DEQUANTIZE}
+    names = {trt.float32: "fp32", trt.float16: "fp16", trt.bfloat16: "bf16"}
+    counts: Counter[str] = Counter()
+    for layer in layers:
+        if layer.type in (trt.LayerType.CONVOLUTION, trt.LayerType.MATRIX_MULTIPLY):
+            factors = [layer.get_input(index) for index in range(min(2, layer.num_inputs))]
+            if len(factors) == 2 and all(factor.name in dequantised for factor in factors):
+                counts["int8"] += 1
+            else:
+                counts[names.get(factors[0].dtype, "int8")] += 1
+    return dict(counts)

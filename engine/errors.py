@@ -7,6 +7,7 @@
     +-- PlanError            TensorRT cannot build a plan, or built one of another precision than asked for
     +-- InferenceError       the runtime failed on a batch, or answered something impossible
         +-- DeviceLost       the device fails at everything from now on, until it is recovered
+        +-- OutOfMemory      the device's memory is full; less work, or the same later, may fit
 
 Exceptions of the runtimes' own libraries stop in the file that imports them and become one of these.
 """
@@ -48,3 +49,7 @@ class PlanError(EngineError):
 
 class DeviceLost(InferenceError):
     """The device failed in a way that spoils all later work on it, until its backend's `recover` succeeds."""
+
+
+class OutOfMemory(InferenceError):
+    """The device's memory does not hold the work; a smaller batch, or the same one later, may fit."""

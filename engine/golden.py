@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from engine.backend import Backend, infer
 from engine.errors import BundleError, InferenceError
-from engine.manifest import Manifest
+from engine.manifest import Manifest, graph_precision
 
 GOLDEN_FILE = "golden.npz"
 
@@ -93,8 +93,8 @@ def self_test(backend: Backend, golden: Golden) -> float:
 
 
 def made_as(backend: Backend) -> str:
-    """The precision under which a bundle knows the graph that a backend runs: TensorRT has an int8 of its own."""
-    return "int8-trt" if (backend.runtime, backend.precision) == ("tensorrt", "int8") else backend.precision
+    """The precision under which a bundle knows the graph that a backend runs."""
+    return graph_precision(backend.runtime, backend.precision)
 
 
 def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:

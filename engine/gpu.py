@@ -1,12 +1,12 @@
-"""One GPU: a CUDA context with a plan, its buffers, streams and warm-up. The one file that imports pycuda.
+"""One GPU: a CUDA context with a plan, its buffers, streams and warm-up. It and its yardstick import pycuda.
 
 How a batch goes, each arrow an event that the next stream waits for, so that no stream waits for the processor:
 
     upload stream: pinned host -> device  =>  compute stream: the engine  =>  download stream: device -> pinned host
 
-There are two sets of buffers (slots): while the batch of one is computed, the next is copied to pinned memory and
-uploaded, and the one before is downloaded. The engine itself runs on one stream with one scratch memory; two batches
-computing at a time would only share the same cores.
+There are two sets of buffers, taken in turn: while the batch of one is computed, the next is copied to pinned memory
+and uploaded, and the one before is downloaded. The engine itself runs on one stream with one scratch memory; two
+batches computing at a time would only share the same cores.
 
 **The context.** A CUDA context is current to a thread, and this object is built on the thread that loads the bundle,
 used by the device's thread and closed by either. So no thread keeps it: every use pushes it, works and pops it, which
@@ -17,6 +17,7 @@ take that one down. pycuda frees what it made only while the context is current,
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -25,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import Features
-from engine.compiler import Messages, trt
-from engine.errors import InferenceError, PlanError, RuntimeUnavailable
+from engine.compiler import MESSAGES, deserialise, trt
+from engine.errors import InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.manifest import Manifest
 from engine.plans import Plan
 
@@ -36,13 +37,12 @@ try:
 except ImportError as error:
     raise RuntimeUnavailable(f"pycuda and cuda-bindings cannot be imported: {error}") from error
 
-SLOTS = 2
+BUFFER_SETS = 2
 OLDEST_GPU = (7, 5)
 WARM_UP_RUNS = 10
 OUTPUTS = ("label_features", "stage1", "activation")
-
-CudaError: type[Exception] = cuda.Error
-OutOfMemory: type[Exception] = cuda.MemoryError  # a CudaError
+# a thread that waits sleeps: what CUDA would choose may keep a core busy, and decoding needs the cores
+SLEEP_WHILE_WAITING = cuda.ctx_flags.SCHED_BLOCKING_SYNC
 
 
 def devices() -> list[int]:
@@ -67,7 +67,28 @@ def name_of(device: int) -> str:
     return "{} sm{}{}".format(gpu.name(), *gpu.compute_capability())
 
 
-class Slot:
+def new_event() -> Any:  # noqa: ANN401 - pycuda has no types
+    """An event with a time, on which a thread waits asleep."""
+    return cuda.Event(cuda.event_flags.BLOCKING_SYNC)
+
+
+@contextmanager
+def cuda_errors() -> Iterator[None]:
+    """CUDA's errors as ours.
+
+    Raises:
+        OutOfMemory: the GPU's memory is full.
+        InferenceError: anything else.
+    """
+    try:
+        yield
+    except cuda.MemoryError as error:
+        raise OutOfMemory(str(error)) from error
+    except cuda.Error as error:
+        raise InferenceError(f"CUDA failed: {error}") from error
+
+
+class Buffers:
     """Buffers of one batch, pinned and on the device, and the events of its way through the streams.
 
     Attributes:
@@ -78,7 +99,7 @@ class Slot:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self.host: dict[str, Any] = {}  # arrays whose base frees them
         self.device: dict[str, Any] = {}
-        self.uploaded, self.computed, self.done = cuda.Event(), cuda.Event(), cuda.Event()
+        self.uploaded, self.computed, self.done = (new_event() for _ in range(3))
         self.rows = 0
         self.graph: Any = None
         for name, shape in shapes.items():
@@ -97,11 +118,15 @@ class Slot:
         rows.setdefault("activation", np.zeros((self.rows, len(manifest.labels), 1, 1), np.float32))
         return Features(**rows)
 
-    def free(self) -> None:
-        """Give the memory back; the context is current."""
+    def drop_graph(self) -> None:
+        """Launch as it is from now on; the context is current."""
         if self.graph is not None:
             driver.cuGraphExecDestroy(self.graph)
             self.graph = None
+
+    def free(self) -> None:
+        """Give the memory back; the context is current."""
+        self.drop_graph()
         for name in list(self.host):
             with suppress(cuda.Error):  # a lost device refuses; the context is destroyed next, with what it owns
                 self.device.pop(name).free()
@@ -110,29 +135,36 @@ class Slot:
 
 
 class Gpu:
-    """A context on a GPU with everything in it, warmed up. What it raises are pycuda's errors and ours.
+    """A context on a GPU with everything in it, warmed up.
 
     Args:
         device: its number.
         obtain: finds or builds the plan, called with the context current, for the builder builds for that GPU.
         manifest: the bundle's.
         batch_size: patches in a batch.
+
+    Raises:
+        OutOfMemory: the GPU's memory does not hold it.
+        InferenceError: CUDA fails, or the engine does not answer alike in all the ways that it is run.
+        PlanError: the plan cannot be had; `RefusedPlan` where TensorRT does not take it.
     """
 
     def __init__(self, device: int, obtain: Callable[[], Plan], manifest: Manifest, batch_size: int) -> None:
         self._manifest = manifest
-        self._slots: list[Slot] = []
-        self._free: list[Slot] = []
+        self._sets: list[Buffers] = []
+        self._free: deque[Buffers] = deque()
         self._scratch: Any = None
         self._runtime: Any = None
         self._engine: Any = None
         self._execution: Any = None
-        self._context = cuda.Device(device).make_context()  # current from here on
+        with cuda_errors():
+            self._context = cuda.Device(device).make_context(SLEEP_WHILE_WAITING)  # current from here on
         try:
-            self.plan = obtain()
-            self._upload, self._compute, self._download = (cuda.Stream() for _ in range(3))
-            self._open(batch_size)
-            self._warm_up()
+            with cuda_errors():
+                self.plan = obtain()
+                self._upload, self._compute, self._download = (cuda.Stream() for _ in range(3))
+                self._open(batch_size)
+                self._warm_up()
         except BaseException:
             self._destroy()
             raise
@@ -140,41 +172,49 @@ class Gpu:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """The context, current to this thread inside."""
-        self._context.push()
-        try:
-            yield
-        finally:
-            self._context.pop()
+        """The context, current to this thread inside; CUDA's errors become ours."""
+        with cuda_errors():
+            self._context.push()
+            try:
+                yield
+            finally:
+                self._context.pop()
 
-    def submit(self, pixels: NDArray[np.uint8]) -> Slot:
-        """Send a batch on its way; pixels are (n, 1, P, P), n up to the batch size."""
-        assert self._free, f"more than {SLOTS} batches at a time"
-        slot = self._free.pop()
+    def submit(self, pixels: NDArray[np.uint8], *, begun: Any = None) -> Buffers:  # noqa: ANN401 - pycuda's event
+        """Send a batch on its way.
+
+        Args:
+            pixels: (n, 1, P, P), n up to the batch size.
+            begun: an event to record when the first byte goes up.
+        """
+        assert self._free, f"more than {BUFFER_SETS} batches at a time"
+        buffers = self._free.popleft()  # in turn, so that whatever is measured or tested sees them all
         try:
-            self._send(slot, pixels)
+            buffers.fill(pixels)
+            if begun is not None:
+                begun.record(self._upload)
+            self._send(buffers)
         except BaseException:
-            self._free.append(slot)
+            self._free.append(buffers)
             raise
-        return slot
+        return buffers
 
-    def collect(self, slot: Slot) -> Features:
-        """Wait for a batch, and free its slot for the next."""
-        if slot not in self._slots:
+    def collect(self, buffers: Buffers) -> Features:
+        """Wait for a batch, and free its buffers for another."""
+        if buffers not in self._sets:
             raise InferenceError("the device was lost and recovered while the batch was under way")
         try:
-            slot.done.synchronize()
-            return slot.answer(self._manifest)
+            buffers.done.synchronize()
+            return buffers.answer(self._manifest)
         finally:
-            self._free.append(slot)
+            self._free.append(buffers)
 
     def timed(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
         """One batch with nothing beside it, and its seconds on the device from the first byte up to the last down."""
-        begun = cuda.Event()
-        begun.record(self._upload)
-        slot = self.submit(pixels)
-        features = self.collect(slot)
-        return features, float(slot.done.time_since(begun)) / 1000
+        begun = new_event()
+        buffers = self.submit(pixels, begun=begun)
+        features = self.collect(buffers)
+        return features, float(buffers.done.time_since(begun)) / 1000
 
     def spoiled(self) -> str:
         """Why this context can do nothing any more; empty while it can.
@@ -185,7 +225,7 @@ class Gpu:
         try:
             with self.current():
                 cuda.Context.synchronize()
-        except cuda.Error as error:
+        except InferenceError as error:
             return str(error)
         return ""
 
@@ -195,36 +235,32 @@ class Gpu:
             self._context.push()
         self._destroy()
 
-    def _send(self, slot: Slot, pixels: NDArray[np.uint8]) -> None:
-        slot.fill(pixels)
-        cuda.memcpy_htod_async(slot.device["pixels"], slot.host["pixels"], self._upload)
-        slot.uploaded.record(self._upload)
-        self._compute.wait_for_event(slot.uploaded)
-        self._launch(slot)
-        slot.computed.record(self._compute)
-        self._download.wait_for_event(slot.computed)
-        for name in slot.host:
+    def _send(self, buffers: Buffers) -> None:
+        cuda.memcpy_htod_async(buffers.device["pixels"], buffers.host["pixels"], self._upload)
+        buffers.uploaded.record(self._upload)
+        self._compute.wait_for_event(buffers.uploaded)
+        self._launch(buffers)
+        buffers.computed.record(self._compute)
+        self._download.wait_for_event(buffers.computed)
+        for name in buffers.host:
             if name != "pixels":
-                cuda.memcpy_dtoh_async(slot.host[name], slot.device[name], self._download)
-        slot.done.record(self._download)
+                cuda.memcpy_dtoh_async(buffers.host[name], buffers.device[name], self._download)
+        buffers.done.record(self._download)
 
     def _open(self, batch_size: int) -> None:
-        messages = Messages()
-        self._runtime = trt.Runtime(messages)  # the engine needs it to the end
-        self._engine = self._runtime.deserialize_cuda_engine(self.plan.data)
-        if self._engine is None:
-            raise PlanError(f"TensorRT does not load its own plan: {messages.last_error}")
+        self._runtime, self._engine = deserialise(self.plan.data)
         # the scratch memory is ours: held once, and a lack of it is an error of CUDA's that names itself
-        self._execution = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        with MESSAGES.listen() as heard:
+            self._execution = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._execution is None:
-            raise PlanError(f"TensorRT makes no execution context: {messages.last_error}")
+            raise heard.failure(PlanError, "TensorRT makes no execution context")
         size = self._engine.device_memory_size_v2
         self._scratch = cuda.mem_alloc(max(1, size))
         self._execution.set_device_memory(int(self._scratch), size)
         shapes = self._shapes(batch_size)
-        for _ in range(SLOTS):
-            self._slots.append(Slot(shapes))
-        self._free = list(self._slots)
+        for _ in range(BUFFER_SETS):
+            self._sets.append(Buffers(shapes))
+        self._free = deque(self._sets)
 
     def _shapes(self, batch_size: int) -> dict[str, tuple[int, ...]]:
         """Shapes by name, the pixels first; the engine must have the form of a features graph."""
@@ -242,51 +278,65 @@ class Gpu:
                 raise PlanError(f"the engine gives {name} as {shapes[name]} {kind}, not ({batch_size}, {labels}, ...)")
         return shapes
 
-    def _launch(self, slot: Slot) -> None:
-        if slot.graph is not None:
-            _checked(driver.cuGraphLaunch(slot.graph, self._compute.handle))
+    def _launch(self, buffers: Buffers) -> None:
+        if buffers.graph is not None:
+            _checked(driver.cuGraphLaunch(buffers.graph, self._compute.handle))
             return
-        for name, memory in slot.device.items():
-            self._execution.set_tensor_address(name, int(memory))
-        if not self._execution.execute_async_v3(self._compute.handle):
-            raise InferenceError("TensorRT could not run the batch")
+        with MESSAGES.listen() as heard:
+            for name, memory in buffers.device.items():
+                if not self._execution.set_tensor_address(name, int(memory)):
+                    raise heard.failure(InferenceError, f"TensorRT does not take the memory for {name}")
+            if not self._execution.execute_async_v3(self._compute.handle):
+                raise heard.failure(InferenceError, "TensorRT could not run the batch")
 
     def _warm_up(self) -> None:
-        """Run, first as it is and then as a CUDA graph, and keep what is faster."""
-        for slot in self._slots:
-            slot.fill(np.zeros((0, *slot.host["pixels"].shape[1:]), np.uint8))
-            cuda.memcpy_htod_async(slot.device["pixels"], slot.host["pixels"], self._compute)
+        """Run, first as it is and then as a CUDA graph, and keep what is faster.
+
+        A score must not depend on the buffers that a batch happens to get, nor on the way in which it is launched.
+        """
+        plain = [self._answer_to_noise(buffers) for buffers in self._sets]
+        if any(answer != plain[0] for answer in plain):
+            raise InferenceError(
+                "the engine gives the same patches other bits from one set of buffers than from another"
+            )
         plain_s = self._time()
         try:
-            for slot in self._slots:
-                slot.graph = self._capture(slot)
-            graph_s = self._time()
-        except _NoGraph:
-            graph_s = float("inf")
-        if graph_s >= plain_s:
-            for slot in self._slots:
-                if slot.graph is not None:
-                    _checked(driver.cuGraphExecDestroy(slot.graph))
-                    slot.graph = None
+            for buffers in self._sets:
+                buffers.graph = self._capture(buffers)
+            same = [self._answer_to_noise(buffers) for buffers in self._sets] == plain
+            keep = same and self._time() < plain_s
+        except InferenceError:  # the driver makes no CUDA graph of this engine, or does not run it
+            keep = False
+        if not keep:
+            for buffers in self._sets:
+                buffers.drop_graph()
+            self._compute.synchronize()  # fails where the trial has spoiled the context
+
+    def _answer_to_noise(self, buffers: Buffers) -> list[bytes]:
+        """All outputs for one batch of noise, always the same."""
+        buffers.fill(np.random.default_rng(0).integers(0, 256, buffers.host["pixels"].shape, np.uint8))
+        self._send(buffers)
+        buffers.done.synchronize()
+        return [array.tobytes() for name, array in buffers.host.items() if name != "pixels"]
 
     def _time(self) -> float:
         """Median seconds of a batch from its launch to its end."""
         times = []
         for run in range(WARM_UP_RUNS):
             start = time.perf_counter()
-            self._launch(self._slots[run % SLOTS])
+            self._launch(self._sets[run % BUFFER_SETS])
             self._compute.synchronize()
             times.append(time.perf_counter() - start)
-        return statistics.median(times[SLOTS:])  # the first run of each slot pays for what is made at first use
+        return statistics.median(times[BUFFER_SETS:])  # the first run of each set pays for what is made at first use
 
-    def _capture(self, slot: Slot) -> Any:  # noqa: ANN401 - the driver's
+    def _capture(self, buffers: Buffers) -> Any:  # noqa: ANN401 - the driver's
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         _checked(driver.cuStreamBeginCapture(self._compute.handle, mode))
         try:
-            self._launch(slot)
-        except InferenceError as error:
+            self._launch(buffers)
+        except InferenceError:
             driver.cuStreamEndCapture(self._compute.handle)
-            raise _NoGraph(str(error)) from error
+            raise
         graph = _checked(driver.cuStreamEndCapture(self._compute.handle))
         try:
             return _checked(driver.cuGraphInstantiate(graph, 0))
@@ -300,9 +350,9 @@ class Gpu:
         """
         with suppress(cuda.Error):
             cuda.Context.synchronize()
-        for slot in self._slots:
-            slot.free()
-        self._slots, self._free = [], []
+        for buffers in self._sets:
+            buffers.free()
+        self._sets, self._free = [], deque()
         if self._scratch is not None:
             with suppress(cuda.Error):
                 self._scratch.free()
@@ -312,17 +362,16 @@ class Gpu:
             self._context.detach()
 
 
-class _NoGraph(InferenceError):
-    """The driver makes no CUDA graph of the engine's work."""
-
-
 def _checked(result: tuple[Any, ...]) -> Any:  # noqa: ANN401 - the driver's
-    """The value of a call of the driver.
+    """The value of a call of the driver, which pycuda does not make; its failures as `cuda_errors` has pycuda's.
 
     Raises:
-        _NoGraph: the call failed.
+        OutOfMemory: the GPU's memory is full.
+        InferenceError: the call failed otherwise.
     """
     status, *values = result
+    if status == driver.CUresult.CUDA_ERROR_OUT_OF_MEMORY:
+        raise OutOfMemory(str(status))
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise _NoGraph(str(status))
+        raise InferenceError(f"CUDA failed: {status}")
     return values[0] if values else None

@@ -8,11 +8,11 @@ builder prints at its most talkative, which do not. TensorRT 10 puts a tensor's 
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# TensorRT's words for the types of numbers; the first that occurs decides
+# TensorRT's words for the types of numbers, narrow ones first; the first that occurs decides
 PRECISIONS = {
     "int8": re.compile(r"\bint8\b", re.IGNORECASE),
     "bf16": re.compile(r"\b(bf16|bfloat16)\b", re.IGNORECASE),
@@ -77,9 +77,18 @@ def heavy_counts(layers: Iterable[Layer]) -> dict[str, int]:
     return dict(Counter(layer.precision for layer in layers if layer.heavy and layer.precision))
 
 
-def real_precision(counts: dict[str, int]) -> str:
-    """The precision of most convolutions and matrix products; empty when there is none."""
-    return max(counts, key=lambda precision: counts[precision], default="")
+def real_precision(counts: Mapping[str, int]) -> str:
+    """The narrowest precision of any convolution or matrix product; empty when there is none.
+
+    Not that of most: a graph may keep more of its layers in float than it narrows. `wider` tells how many.
+    """
+    return next((precision for precision in PRECISIONS if counts.get(precision)), "")
+
+
+def wider(counts: Mapping[str, int], than: str) -> int:
+    """How many convolutions and matrix products have a wider precision, the narrowest first: int8, bf16, fp16, fp32."""
+    order = list(PRECISIONS)
+    return sum(counts.get(precision, 0) for precision in order[order.index(than) + 1 :])
 
 
 def _precision_of_entry(entry: dict[str, Any]) -> str:

@@ -169,6 +169,11 @@ class Manifest:
         return signed
 
 
+def graph_precision(runtime: str, precision: str) -> str:
+    """The precision under which a bundle knows the graph that a runtime runs: TensorRT has an int8 of its own."""
+    return "int8-trt" if (runtime, precision) == ("tensorrt", "int8") else precision
+
+
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in lower-case hexadecimal, without holding it in memory."""
     with path.open("rb") as file:

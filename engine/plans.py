@@ -19,15 +19,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
+from engine.backend import PRECISIONS
 from engine.errors import BundleError
 from engine.fields import parse_object
 from engine.layers import Layer, heavy_counts, real_precision
-from engine.manifest import SHA256, Manifest
+from engine.manifest import SHA256
 
-# the features graph by the precision that was made at export
-GRAPHS = {"fp32": "features.onnx", "fp16": "features.fp16.onnx", "int8": "features.int8-trt.onnx"}
 MAX_RECORD_BYTES = 2**20
-PRECISION = re.compile("|".join(GRAPHS))
+PRECISION = re.compile("|".join(PRECISIONS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,7 +61,7 @@ class PlanRecord:
     Attributes:
         key: what it is good for.
         plan_sha256: of its bytes.
-        real_precision: that most of its convolutions and matrix products have.
+        real_precision: the narrowest of its convolutions and matrix products.
         layers: how many of these have each precision.
         guard: guard band by label, how far a score moves with the patch's slot; None until it was measured.
     """
@@ -83,12 +82,14 @@ class Plan:
         record: what is known of it.
         path: where it lies.
         built: it was built just now, not found.
+        unkept: why it could not be written, so that it serves this process alone; empty where it lies there.
     """
 
     data: bytes
     record: PlanRecord
     path: Path
     built: bool
+    unkept: str = ""
 
 
 class Build(Protocol):
@@ -105,21 +106,6 @@ class Build(Protocol):
     @property
     def timing_cache(self) -> bytes:
         """What the builder has measured."""
-
-
-def graph_of(bundle: Path, manifest: Manifest, precision: str) -> Path:
-    """The features graph of a precision.
-
-    Raises:
-        BundleError: the bundle has none.
-        ValueError: there is no such precision.
-    """
-    if precision not in GRAPHS:
-        raise ValueError(f"precision {precision!r} is not known; there are {', '.join(GRAPHS)}")
-    name = GRAPHS[precision]
-    if name not in manifest.files:
-        raise BundleError(f"the bundle has no graph in {precision}; it is made at export", key=f"files.{name}")
-    return bundle / name
 
 
 def default_folder() -> Path:
@@ -150,21 +136,25 @@ class PlanCache:
             return None
         return Plan(data=data, record=record, path=path, built=False)
 
-    def obtain(self, key: PlanKey, compile_with: Callable[[bytes], Build]) -> Plan:
+    def obtain(self, key: PlanKey, compile_with: Callable[[bytes], Build], *, anew: bool = False) -> Plan:
         """The plan of this key, built where there is none that may be loaded.
+
+        A plan that cannot be written, as on a full disk, took minutes all the same: it serves, and `unkept` says why.
 
         Args:
             key: what it must be good for.
             compile_with: builds it; takes the timing cache of earlier builds on this GPU, and raises where it fails.
-
-        Raises:
-            OSError: it cannot be written.
+            anew: build it whatever there is.
         """
-        found = self.find(key)
+        found = None if anew else self.find(key)
         if found is not None:
             return found
         timing = self.folder / f"timing-{hashlib.sha256(f'{key.gpu} {key.tensorrt}'.encode()).hexdigest()[:16]}.cache"
-        build = compile_with(timing.read_bytes() if timing.is_file() else b"")
+        try:
+            timing_cache = timing.read_bytes()
+        except OSError:
+            timing_cache = b""
+        build = compile_with(timing_cache)
         counts = heavy_counts(build.layers)
         record = PlanRecord(
             key=key,
@@ -172,19 +162,32 @@ class PlanCache:
             real_precision=real_precision(counts),
             layers=counts,
         )
-        path = self._path(key)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        _write(path, build.plan)
-        self._write_record(record)
-        if build.timing_cache:
-            _write(timing, build.timing_cache)
-        return Plan(data=build.plan, record=record, path=path, built=True)
+        plan = Plan(data=build.plan, record=record, path=self._path(key), built=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            _write(plan.path, build.plan)
+            self._write_record(record)
+            if build.timing_cache:
+                _write(timing, build.timing_cache)
+        except OSError as error:
+            return replace(plan, unkept=str(error))
+        return plan
 
     def set_guard(self, plan: Plan, guard: Mapping[str, float]) -> PlanRecord:
-        """Write down the guard band by label that was measured on a plan."""
+        """Write down the guard band by label that was measured on a plan.
+
+        Raises:
+            OSError: it cannot be written.
+        """
         record = replace(plan.record, guard=dict(guard))
-        self._write_record(record)
+        if not plan.unkept:
+            self._write_record(record)
         return record
+
+    def forget(self, plan: Plan) -> None:
+        """Remove a plan that must not be served."""
+        plan.path.with_suffix(".json").unlink(missing_ok=True)
+        plan.path.unlink(missing_ok=True)
 
     def _path(self, key: PlanKey) -> Path:
         return self.folder / f"{key.stem}.plan"

@@ -10,18 +10,20 @@ promises a remedy only to a new process; `recover` tries a new context, and says
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Features, check_pixels
-from engine.compiler import VERSION, Compiled, Progress, compile_graph
-from engine.errors import DeviceLost, InferenceError, PlanError, RuntimeUnavailable
-from engine.gpu import SLOTS, CudaError, Gpu, OutOfMemory, Slot, devices, name_of
+from engine.compiler import VERSION, Compiled, Progress, RefusedPlan, compile_graph
+from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
+from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
 from engine.graphs import Reasoning
-from engine.manifest import Manifest, file_sha256
-from engine.plans import GRAPHS, Plan, PlanCache, PlanKey, default_folder, graph_of
+from engine.manifest import Manifest, file_sha256, graph_precision
+from engine.plans import Plan, PlanCache, PlanKey, default_folder
+from engine.yardstick import Yardstick
 
 
 class TensorRTBackend:
@@ -30,12 +32,13 @@ class TensorRTBackend:
     Args:
         bundle: folder of the bundle.
         precision: of the features graph, made at export: fp16, fp32 or int8; by default fp16 where the bundle has it.
-        device: number of the GPU.
+        device: number of the GPU; by default the first that TensorRT can use.
         batch_size: patches in a batch; by default the manifest's.
         cache: of plans; by default the user's.
         progress: told how far a build is, where one is needed.
 
     Attributes:
+        device: number of the GPU.
         notes: what a person should know, such as a smaller batch than asked for.
 
     Raises:
@@ -52,22 +55,23 @@ class TensorRTBackend:
         bundle: Path,
         *,
         precision: str | None = None,
-        device: int = 0,
+        device: int | None = None,
         batch_size: int | None = None,
         cache: PlanCache | None = None,
         progress: Progress | None = None,
     ) -> None:
-        if device not in devices():
+        usable = devices()
+        self.device = usable[0] if device is None else device
+        if self.device not in usable:
             raise RuntimeUnavailable(f"there is no GPU {device} that TensorRT can use")
         self.manifest = Manifest.read(bundle)
         self.notes: list[str] = []
         if precision is None:
-            precision = "fp16" if GRAPHS["fp16"] in self.manifest.files else "fp32"
+            precision = "fp16" if "fp16" in self.manifest.precisions else "fp32"
             if precision == "fp32":
                 self.notes.append("the bundle has no graph in fp16, so it runs in fp32: export it again")
-        self.precision = precision
-        self._graph = graph_of(bundle, self.manifest, precision)
-        self._device = device
+        self.precision = precision.removesuffix("-trt")
+        self._graph = bundle / self.manifest.features_file(graph_precision(self.runtime, self.precision))
         self._cache = cache or PlanCache(default_folder())
         self._progress = progress
         self._reasoning = Reasoning(bundle, self.manifest)
@@ -105,31 +109,60 @@ class TensorRTBackend:
         with self._using() as gpu:
             return gpu.timed(pixels)
 
+    @contextmanager
+    def yardstick(self) -> Iterator[Yardstick]:
+        """What this GPU does at best, products in float16 but for a plan in fp32; for the benchmark.
+
+        Raises:
+            PlanError: TensorRT builds no matrix product.
+            InferenceError: CUDA fails, or memory is short.
+        """
+        from engine.gpu_yardstick import GpuYardstick
+
+        with self._using():
+            own = GpuYardstick(half=self.precision != "fp32")
+
+        def product() -> float:
+            with self._using():
+                return own.product()
+
+        def copy() -> float:
+            with self._using():
+                return own.copy()
+
+        try:
+            yield Yardstick(product=product, gflop=own.gflop, copy=copy, gigabytes=own.gigabytes)
+        finally:
+            with suppress(InferenceError), self._using():  # a lost device has lost it too
+                own.free()
+
     def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
         """Features of one screen's batches in their order, each taken from `batches` while the one before computes.
 
         Between two batches `features` may be called, as a self-test does. What the iterable raises goes through, and
         so does the failure of a batch; whatever still runs then has ended first.
         """
-        running: deque[Slot] = deque()
+        running: deque[Buffers] = deque()
         try:
             for pixels in batches:
                 running.append(self._submit(pixels))
-                if len(running) == SLOTS:
+                if len(running) == BUFFER_SETS:
                     yield self._collect(running.popleft())
             while running:
                 yield self._collect(running.popleft())
         finally:
-            for slot in running:
+            for buffers in running:
                 with suppress(InferenceError):  # nobody asked for this batch any more, and a lost device is noted
-                    self._collect(slot)
+                    self._collect(buffers)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
         return self._reasoning.run(label_features, stage1)
 
     def recover(self) -> None:
-        """Make a lost device usable again, with a new context and the same batch; harmless when it is not lost.
+        """Make a lost device usable again, with a new context; harmless when it is not lost.
+
+        The plan is the one that was loaded, which is held in memory: another one, built anew, could score otherwise.
 
         Raises:
             DeviceLost: it stays lost; a new process may help.
@@ -141,9 +174,9 @@ class TensorRTBackend:
             return
         self._release()
         try:
-            self._load(self._batch_size)
-        except (CudaError, InferenceError, PlanError) as error:
-            raise DeviceLost(f"GPU {self._device} is lost, and a new context fails as well: {error}") from error
+            self._gpu = Gpu(self.device, lambda: self._plan, self.manifest, self._batch_size)
+        except (InferenceError, PlanError) as error:
+            raise DeviceLost(f"GPU {self.device} is lost, and a new context fails as well: {error}") from error
         self._lost = ""
 
     def close(self) -> None:
@@ -154,23 +187,27 @@ class TensorRTBackend:
 
     def _load_largest(self, wanted: int) -> None:
         """Load with the largest divisor of `wanted` for which there is memory: a screen's rows stay whole batches."""
+        full = ""
         for size in (size for size in range(wanted, 0, -1) if wanted % size == 0):
             try:
                 self._load(size)
-            except OutOfMemory:
+            except OutOfMemory as error:
+                full = str(error)
                 continue
-            except CudaError as error:
-                raise InferenceError(f"GPU {self._device} fails at the first batch: {error}") from error
+            except InferenceError as error:
+                raise InferenceError(f"GPU {self.device} fails at the first batch: {error}") from error
             if size < wanted:
-                self.notes.append(f"a batch of {wanted} does not fit into GPU {self._device}'s memory: it is {size}")
+                self.notes.append(f"a batch of {wanted} does not fit into GPU {self.device}'s memory: it is {size}")
             if self._plan.record.guard is None:
                 self.notes.append("the plan's guard band has not been measured")
+            if self._plan.unkept:
+                self.notes.append(f"the plan could not be kept, the next start builds it again: {self._plan.unkept}")
             return
-        raise InferenceError(f"the memory of GPU {self._device} does not even hold a batch of one patch")
+        raise InferenceError(f"the memory of GPU {self.device} does not even hold a batch of one patch: {full}")
 
     def _load(self, batch_size: int) -> None:
         key = PlanKey(
-            gpu=name_of(self._device),
+            gpu=name_of(self.device),
             tensorrt=VERSION,
             precision=self.precision,
             batch_size=batch_size,
@@ -186,7 +223,11 @@ class TensorRTBackend:
                 progress=self._progress,
             )
 
-        self._gpu = Gpu(self._device, lambda: self._cache.obtain(key, build), self.manifest, batch_size)
+        obtain = partial(self._cache.obtain, key, build)
+        try:
+            self._gpu = Gpu(self.device, obtain, self.manifest, batch_size)
+        except RefusedPlan:  # whole, and by its record for this GPU: as good as none
+            self._gpu = Gpu(self.device, partial(obtain, anew=True), self.manifest, batch_size)
         self._plan, self._batch_size = self._gpu.plan, batch_size
 
     def _release(self) -> None:
@@ -194,32 +235,30 @@ class TensorRTBackend:
         if gpu is not None:
             gpu.release()
 
-    def _submit(self, pixels: NDArray[np.uint8]) -> Slot:
+    def _submit(self, pixels: NDArray[np.uint8]) -> Buffers:
         check_pixels(pixels, self.manifest, self._batch_size)
         with self._using() as gpu:
             return gpu.submit(pixels)
 
-    def _collect(self, slot: Slot) -> Features:
+    def _collect(self, buffers: Buffers) -> Features:
         with self._using() as gpu:
-            return gpu.collect(slot)
+            return gpu.collect(buffers)
 
     @contextmanager
     def _using(self) -> Iterator[Gpu]:
-        """The GPU with its context current to this thread; its errors become ours."""
+        """The GPU with its context current to this thread; what spoils the context loses the device."""
         if self._closed:
             raise InferenceError("the backend is closed")
         if self._lost or self._gpu is None:
-            raise DeviceLost(f"GPU {self._device} is lost: {self._lost}")
+            raise DeviceLost(f"GPU {self.device} is lost: {self._lost}")
         gpu = self._gpu
         try:
             with gpu.current():
                 yield gpu
-        except (CudaError, InferenceError) as error:
+        except InferenceError as error:
             self._lost = gpu.spoiled()
             if self._lost:
-                raise DeviceLost(f"GPU {self._device} is lost: {self._lost}") from error
+                raise DeviceLost(f"GPU {self.device} is lost: {self._lost}") from error
             if isinstance(error, OutOfMemory):
-                raise InferenceError(f"the memory of GPU {self._device} is full: {error}") from error
-            if isinstance(error, CudaError):
-                raise InferenceError(f"CUDA failed: {error}") from error
+                raise OutOfMemory(f"the memory of GPU {self.device} is full: {error}") from error
             raise

@@ -16,7 +16,7 @@ PACKAGES = ("engine", "service", "training")
 # training -> engine <- service
 MAY_KNOW = {"engine": {"engine"}, "service": {"service", "engine"}, "training": {"training", "engine"}}
 # outside of their own package: everything from the root, but for what needs torch, serves the export, or times
-ENGINE_DOORS = {"engine", "engine.export", "engine.bench", "engine.half", "engine.quantise"}
+ENGINE_DOORS = {"engine", "engine.export", "engine.bench", "engine.half", "engine.quantise", "engine.speed"}
 TRAINING_LIBRARIES = {
     "lightning_fabric",
     "onnx",
@@ -32,6 +32,7 @@ RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cu
 RUNTIMES_OF = {
     "compiler": {"tensorrt", "tensorrt_rtx"},
     "gpu": {"pycuda", "cuda"},
+    "gpu_yardstick": {"pycuda"},
     "tensorrt": set[str](),
     "quantise": {"onnxruntime"},  # the runtime's own tool, for the export
 }

@@ -7,7 +7,6 @@ it is not faster. What is refused is not offered: a line gains nothing from a gr
 
 from __future__ import annotations
 
-import time
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from engine import Backend, Manifest, ParityError, check_finite, check_parity, load, read_golden, self_test
 from engine.half import write_half
 from engine.quantise import convolutions, quantise
+from engine.speed import FASTER_BY, Speed, speed_by_turns
 from training.datasets import PatchSet
 from training.evaluation import bundle_probability
 from training.fidelity import Fidelity, compare, opened
@@ -31,8 +31,6 @@ from training.network import FeaturesGraph
 # so that no score crosses from below the threshold to above the band
 TOLERANCES = {"fp16": 0.05, "int8": 0.05, "int8-trt": 0.05}
 F_LOSS = 0.003  # of macro F, 0.3 points
-FASTER_BY = 1.05  # closer than this, two timings of the same graph come out in either order
-TIMED_ROUNDS = 30
 CALIBRATION_PATCHES = 64
 
 
@@ -55,13 +53,6 @@ class Proof:
     expected: NDArray[np.float32]
     patches: PatchSet
     reference: NDArray[np.float32]
-
-
-class Speed(NamedTuple):
-    """Patches a second of float32 and of the other precision, timed by turns."""
-
-    fp32: float
-    other: float
 
 
 class Made(NamedTuple):
@@ -119,21 +110,6 @@ def calibration_patches(patches: PatchSet, *, seed: int) -> NDArray[np.uint8]:
     return np.stack([patches.patch(int(index)) for index in chosen])[:, None]
 
 
-def speed_by_turns(one: Backend, other: Backend) -> Speed:
-    """Time two backends of the same bundle by turns, so that what else the machine does slows both; medians."""
-    manifest = one.manifest
-    shape = (one.batch_size, 1, manifest.patch_px, manifest.patch_px)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    seconds: list[list[float]] = [[], []]
-    for _ in range(TIMED_ROUNDS + 1):
-        for backend, times in zip((one, other), seconds, strict=True):
-            start = time.perf_counter()
-            backend.features(pixels)
-            times.append(time.perf_counter() - start)
-    # the first round pays for the memory
-    return Speed(*(one.batch_size / float(np.median(times[1:])) for times in seconds))
-
-
 def _quantise_what_holds(
     bundle: Path, manifest: Manifest, precision: str, proof: Proof, *, ranges: Path
 ) -> tuple[int, int]:
@@ -188,10 +164,10 @@ def _proven(bundle: Path, precision: str, proof: Proof, quantised: tuple[int, in
 def _faster(bundle: Path, served: Backend) -> Speed:
     with closing(load(bundle, "onnxruntime")) as fp32:
         speed = speed_by_turns(fp32, served)
-    if speed.other < FASTER_BY * speed.fp32:
+    if not speed.faster:
         raise ParityError(
-            f"{served.precision} is refused: it does {speed.other:.0f} patches/s here, fp32 {speed.fp32:.0f}; it must "
-            f"be {FASTER_BY:g} times as fast"
+            f"{served.precision} is refused: it does {speed.other:.0f} patches/s here, fp32 {speed.reference:.0f}; it "
+            f"must be {FASTER_BY:g} times as fast"
         )
     return speed
 
@@ -213,7 +189,7 @@ def _facts(precision: str, made: Made) -> dict[str, float | str]:
 def _speed_text(speed: Speed | None) -> str:
     if speed is None:
         return "not measured: it takes a GPU"
-    return f"{speed.other / speed.fp32:.2f} times fp32 where it was exported"
+    return f"{speed.other / speed.reference:.2f} times fp32 where it was exported"
 
 
 def _section(made: Mapping[str, Made], manifest: Manifest) -> str:

@@ -14,7 +14,7 @@ from tests.engine.doubles.cuda import Machine, cuda_driver, pycuda_driver
 from tests.engine.doubles.tensorrt import tensorrt
 from tests.engine.precisions import bundle_of_every_precision
 
-WITH_A_RUNTIME_INSIDE = ("engine.compiler", "engine.gpu", "engine.tensorrt")
+WITH_A_RUNTIME_INSIDE = ("engine.compiler", "engine.gpu", "engine.gpu_yardstick", "engine.tensorrt")
 
 
 @pytest.fixture(scope="session")

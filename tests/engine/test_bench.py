@@ -1,4 +1,7 @@
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +10,15 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import engine.bench
-from engine import FakeBackend, Features, Manifest, RuntimeUnavailable, fake_manifest
+from engine import FakeBackend, Features, InferenceError, Manifest, RuntimeUnavailable, fake_manifest
 from engine.__main__ import app
-from engine.bench import MIN_ROUNDS, Contestant, bench, cpu_name, vector_instructions
+from engine.bench import MIN_ROUNDS, Ceilings, Contestant, bench, cpu_name, vector_instructions
 from engine.graphs import count_work
+from engine.yardstick import Yardstick
 from tests.bundles import tiny_bundle
+from tests.engine.doubles.cuda import Machine
+
+LIMITS = Ceilings(gflop_per_s=1e6, copy_gb_per_s=1.0)
 
 
 def sleeper(name: str, batch_s: float, order: list[str]) -> Contestant:
@@ -74,15 +81,65 @@ def test_a_device_with_a_clock_of_its_own_is_read_by_it(bundle: Path, monkeypatc
         def timed_features(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
             return self.features(pixels), 0.004
 
+        @contextmanager
+        def yardstick(self) -> Iterator[Yardstick]:
+            yield Yardstick(product=lambda: 0.5, gflop=100.0, copy=lambda: 0.25, gigabytes=1.0)
+            assert Events.closed == 0
+
         def close(self) -> None:
             Events.closed += 1
 
     backend = Events(fake_manifest(batch_size=8), lambda pixels: np.zeros((len(pixels), 4)))
     monkeypatch.setattr(engine.bench, "load", lambda *_, **__: backend)
-    (one,) = bench(bundle, runtimes=["tensorrt"], seconds=0).results
+    monkeypatch.setattr(engine.bench, "_work", lambda *_: (0.1, 4.0))  # the work of a patch is 0.5 ms, its copies 1 ms
+    report = bench(bundle, runtimes=["tensorrt"], seconds=0)
+    (one,) = report.results
     assert one.patches_per_s == pytest.approx(2000)
-    assert one.of_roofline_ratio is None  # the CPU's ceilings say nothing of a GPU
+    assert report.device_ceilings == {"tensorrt fp32": Ceilings(gflop_per_s=200.0, copy_gb_per_s=4.0)}
+    assert one.of_roofline_ratio == pytest.approx(8 * 0.001 / 0.004)  # of its own ceilings, not of the CPU's
     assert Events.closed == 1
+
+
+def test_the_rate_of_a_device_is_that_of_batches_in_a_row() -> None:
+    one = Contestant(name="gpu", precision="fp16", threads="", batch_size=10, run=lambda: 0.2, in_row=lambda: 0.1)
+    (found,) = bench(None, seconds=0, others=[one]).results
+    assert found.patches_per_s == pytest.approx(100)
+    assert found.latency.median_s == pytest.approx(0.2)
+    half = engine.bench._result(replace(one, on_cpu=False), [0.2], (1.0, 8.0), LIMITS, in_row=[0.1, 0.3])
+    assert half.of_roofline_ratio == pytest.approx(10 * 4.0 / 1e3 / 0.1)  # half the bytes of float32, at 1 GB/s
+
+
+def test_a_gpu_is_measured_against_its_own_ceilings(
+    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.datatype = "FP16"
+    import engine.gpu_yardstick
+
+    monkeypatch.setattr(engine.gpu_yardstick, "SIDE", 64)
+    monkeypatch.setattr(engine.gpu_yardstick, "COPY_BYTES", 1000)
+    report = bench(half_bundle, runtimes=["tensorrt"], precisions=["fp16"], batch_size=2, seconds=0)
+    assert report.missing == {}
+    (one,) = report.results
+    assert one.latency.median_s == pytest.approx(0.0125)  # whatever the double's events measure
+    ceilings = report.device_ceilings["tensorrt fp16"]
+    assert ceilings.gflop_per_s == pytest.approx(2 * 64**3 / 1e9 / 0.0125)
+    assert ceilings.copy_gb_per_s == pytest.approx(2 * 1000 / 1e9 / 0.0125)
+    assert one.of_roofline_ratio is not None
+    assert machine.used_bytes == 0
+    machine.fail["multiply"] = [False]
+    with pytest.raises(InferenceError, match="could not multiply"):
+        bench(half_bundle, runtimes=["tensorrt"], precisions=["fp16"], seconds=0)
+    assert machine.used_bytes == 0
+
+
+def test_a_gpu_without_memory_for_its_ceilings_is_timed_without_them(machine: Machine, half_bundle: Path) -> None:
+    machine.datatype, machine.memory_bytes = "FP16", 10**6
+    report = bench(half_bundle, runtimes=["tensorrt"], precisions=["fp16"], seconds=0)
+    assert set(report.missing) == {"roofline of tensorrt fp16"}
+    (one,) = report.results
+    assert one.patches_per_s > 0
+    assert one.of_roofline_ratio is None
+    assert machine.used_bytes == 0
 
 
 def test_what_cannot_take_part_is_named(bundle: Path) -> None:

@@ -112,6 +112,18 @@ def test_a_record_alone_and_a_plan_alone_are_none(tmp_path: Path) -> None:
     assert cache.find(KEY) is None
 
 
+def test_a_plan_may_be_built_anew_and_forgotten(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    first = cache.obtain(KEY, build)
+    cache.set_guard(first, {"bubble": 0.001})
+    plan = cache.obtain(KEY, build, anew=True)
+    assert (plan.built, plan.record.guard, plan.unkept) == (True, None, "")  # a guard band is one plan's
+    assert cache.find(KEY) == replace(plan, built=False)
+    for _ in range(2):
+        cache.forget(plan)
+        assert cache.find(KEY) is None
+
+
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     with pytest.raises(PlanError):
@@ -128,8 +140,10 @@ def test_a_write_that_fails_leaves_the_old_plan_and_no_draft(tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "replace", full)
-    with pytest.raises(OSError, match="No space left"):
-        cache.obtain(replace(KEY, batch_size=2), build)
+    plan = cache.obtain(replace(KEY, batch_size=2), build)  # the minutes that it took are not lost
+    assert (plan.data, plan.built) == (DATA, True)
+    assert "No space left" in plan.unkept
+    assert cache.set_guard(plan, {"bubble": 0.001}).guard == {"bubble": 0.001}
     assert sorted(tmp_path.iterdir()) == before
     assert cache.find(KEY) is not None
 

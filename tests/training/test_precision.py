@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import LabelLimits, Manifest, ParityError, infer, load
+from engine.speed import speed_by_turns
 from service.aggregation import decide
 from service.verdict import LabelResult
 from tests.engine.precisions import network, write_bundle
@@ -24,7 +25,7 @@ from training.datasets import PatchSet
 from training.evaluation import bundle_probability
 from training.fidelity import compare, fidelity, fidelity_table, opened
 from training.network import FeaturesGraph
-from training.precision import Proof, add_precisions, calibration_patches, speed_by_turns
+from training.precision import Proof, add_precisions, calibration_patches
 
 LABELS = ["bubble", "pinhole", "scratch", "tin_ash"]
 
@@ -69,8 +70,8 @@ def proof(data: Path, float32: Path) -> Proof:
 def _lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A random network on tiny patches holds nothing of itself: each test makes one condition strict."""
     monkeypatch.setattr(module, "F_LOSS", 1.0)
-    monkeypatch.setattr(module, "FASTER_BY", 0.0)
-    monkeypatch.setattr(module, "TIMED_ROUNDS", 2)
+    monkeypatch.setattr("engine.speed.FASTER_BY", 0.0)
+    monkeypatch.setattr("engine.speed.TIMED_ROUNDS", 2)
     monkeypatch.setattr(module, "TOLERANCES", {"fp16": 0.5, "int8": 0.5, "int8-trt": 0.5})
 
 
@@ -132,7 +133,7 @@ def test_a_lower_f_is_refused_with_both_figures(
 def test_what_is_no_faster_is_refused_with_both_figures(
     bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "FASTER_BY", 1e9)
+    monkeypatch.setattr("engine.speed.FASTER_BY", 1e9)
     with pytest.raises(ParityError, match=r"int8 is refused: it does \d+ patches/s here, fp32 \d+"):
         add_precisions(bundle, ["int8"], proof)
     add_precisions(bundle, ["int8-trt"], proof)  # whose speed nobody knows here
@@ -142,7 +143,7 @@ def test_speeds_are_taken_by_turns(float32: Path, monkeypatch: pytest.MonkeyPatc
     with opened(float32, "fp32") as one, opened(float32, "fp32") as other:
         turns: list[str] = []
         clock = iter(range(1000))
-        monkeypatch.setattr("training.precision.time.perf_counter", lambda: next(clock))
+        monkeypatch.setattr("engine.speed.time.perf_counter", lambda: next(clock))
         for backend, name in ((one, "one"), (other, "other")):
             monkeypatch.setattr(backend, "features", lambda pixels, name=name: turns.append(name))
         assert speed_by_turns(one, other) == (3.0, 3.0)  # batches of 3, a second each

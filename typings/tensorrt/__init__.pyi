@@ -12,6 +12,8 @@ class DataType:
     HALF: DataType
     UINT8: DataType
 
+bfloat16: DataType
+float16: DataType
 float32: DataType
 uint8: DataType
 
@@ -21,6 +23,7 @@ class ILogger:
 
     INTERNAL_ERROR: Severity
     ERROR: Severity
+    VERBOSE: Severity
     def __init__(self) -> None: ...
     def log(self, severity: ILogger.Severity, msg: str) -> None: ...
 
@@ -44,9 +47,14 @@ class LayerInformationFormat:
 
 class LayerType:
     CONVOLUTION: LayerType
+    DEQUANTIZE: LayerType
     MATRIX_MULTIPLY: LayerType
 
+class MatrixOperation:
+    NONE: MatrixOperation
+
 class ExecutionContextAllocationStrategy:
+    STATIC: ExecutionContextAllocationStrategy
     USER_MANAGED: ExecutionContextAllocationStrategy
 
 class ITensor:
@@ -56,13 +64,20 @@ class ITensor:
 
 class ILayer:
     type: LayerType
+    num_inputs: int
     def get_input(self, index: int) -> ITensor: ...
+    def get_output(self, index: int) -> ITensor: ...
 
 class INetworkDefinition:
     num_inputs: int
     num_layers: int
     def get_input(self, index: int) -> ITensor: ...
     def get_layer(self, index: int) -> ILayer: ...
+    def add_input(self, name: str, dtype: DataType, shape: tuple[int, ...]) -> ITensor: ...
+    def add_matrix_multiply(
+        self, input0: ITensor, op0: MatrixOperation, input1: ITensor, op1: MatrixOperation
+    ) -> ILayer: ...
+    def mark_output(self, tensor: ITensor) -> None: ...
 
 class IHostMemory(Buffer): ...
 

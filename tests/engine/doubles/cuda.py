@@ -9,6 +9,7 @@ order by events comes out wrong. Memory is counted; every call needs its context
 import threading
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -33,12 +34,18 @@ class Machine:
 
     Attributes:
         gpus: how many there are.
+        capabilities: of some of them by number; else 8.6.
         memory_bytes: of each context.
+        memory_of: the same of some GPUs by number.
         scratch_bytes_a_patch: that an engine needs.
         calls: names of calls in their order.
-        fail: by the name of a call, what to raise (or, for `launch`, False to answer so) the next times.
+        fail: by the name of a call, what it does the next times: raise an error, `lose` the device, or answer a status;
+            of TensorRT's calls a text is logged as an error, and the answer is then None or False, as it is for False.
+        drift: by `launch` and `graph`, what is added to all outputs the next times.
+        loggers: that TensorRT was given.
         unrecoverable: no new context can be made.
         datatype: that the inspector tells of the engine's layers.
+        datatypes: the same by a word in the name of the graph's file.
         seconds: what a launch costs, by `launch` and `graph`, on `clock`.
         capture: whether a stream can be captured.
         built: batch sizes of the plans that were built, and the timing caches that came with them.
@@ -46,12 +53,17 @@ class Machine:
 
     def __init__(self) -> None:
         self.gpus = 1
+        self.capabilities: dict[int, tuple[int, int]] = {}
         self.memory_bytes = 2**40
+        self.memory_of: dict[int, int] = {}
         self.scratch_bytes_a_patch = 1000
         self.calls: list[str] = []
         self.fail: dict[str, list[Any]] = {}
+        self.drift: dict[str, list[float]] = {}
+        self.loggers: list[Any] = []
         self.unrecoverable = False
         self.datatype = "Float"
+        self.datatypes: dict[str, str] = {}
         self.seconds = {"launch": 0.0, "graph": 1.0}
         self.now_s = 0.0
         self.capture = True
@@ -74,6 +86,20 @@ class Machine:
     @property
     def used_bytes(self) -> int:
         return sum(context.used_bytes for context in self.contexts)
+
+    def drift_of(self, name: str) -> float:
+        """What is added to all outputs this time."""
+        waiting = self.drift.get(name)
+        return waiting.pop(0) if waiting else 0.0
+
+    def refuses(self, name: str) -> bool:
+        """A call of TensorRT's, and whether it is to answer None or False."""
+        (said,) = self.fail.get(name, [None])[:1] or [None]
+        self.call(name)
+        if isinstance(said, str) and said != "lose":
+            self.loggers[-1].log("error", said)
+            return True
+        return said is False
 
     def call(self, name: str) -> "Context":
         """Note a call; it fails as it was told to, or because the context is spoiled."""
@@ -121,7 +147,7 @@ class Context:
             assert any(stream.step() for stream in reversed(self.streams)), "everybody waits for somebody"
 
     def take(self, size: int) -> None:
-        if self.used_bytes + size > self.machine.memory_bytes:
+        if self.used_bytes + size > self.machine.memory_of.get(self.device, self.machine.memory_bytes):
             raise CudaMemoryError("cuMemAlloc failed: out of memory")
         self.used_bytes += size
 
@@ -130,7 +156,7 @@ class Stream:
     def __init__(self, machine: Machine) -> None:
         self.context = machine.call("stream")
         self.queue: deque[tuple[Callable[[], bool], Callable[[], None]]] = deque()
-        self.captured: list[Callable[[], None]] | None = None
+        self.captured: list[Callable[[float], None]] | None = None
         self.handle = self
         self.context.streams.append(self)
 
@@ -155,7 +181,8 @@ class Stream:
 
 
 class Event:
-    def __init__(self, machine: Machine) -> None:
+    def __init__(self, machine: Machine, flags: str) -> None:
+        assert flags == "asleep"
         self.context = machine.call("event")
         self.recorded = self.reached = 0
 
@@ -225,9 +252,10 @@ def pycuda_driver(machine: Machine) -> ModuleType:
             return f"Double {self.number}"
 
         def compute_capability(self) -> tuple[int, int]:
-            return 8, 6
+            return machine.capabilities.get(self.number, (8, 6))
 
-        def make_context(self) -> Context:
+        def make_context(self, flags: str) -> Context:
+            assert flags == "asleep"
             if machine.unrecoverable:
                 raise CudaLogicError("cuCtxCreate failed: unspecified launch failure")
             return Context(machine, self.number)
@@ -251,6 +279,11 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         machine.call("download")
         stream.put(lambda: np.copyto(np.asarray(host).reshape(-1).view(np.uint8), device.bytes))
 
+    def copy(target: Allocation, source: Allocation, size: int, stream: Stream) -> None:
+        machine.call("copy")
+        assert target.size == source.size == size
+        stream.put(lambda: np.copyto(target.bytes, source.bytes))
+
     module = ModuleType("pycuda.driver")
     module.__dict__.update(
         Error=CudaError,
@@ -259,11 +292,15 @@ def pycuda_driver(machine: Machine) -> ModuleType:
         Device=Device,
         Context=SimpleNamespace(synchronize=synchronize),
         Stream=lambda: Stream(machine),
-        Event=lambda: Event(machine),
+        Event=lambda flags: Event(machine, flags),
+        ctx_flags=SimpleNamespace(SCHED_BLOCKING_SYNC="asleep"),
+        event_flags=SimpleNamespace(BLOCKING_SYNC="asleep"),
         mem_alloc=lambda size: Allocation(machine, "alloc", size),
         pagelocked_empty=pagelocked_empty,
         memcpy_htod_async=upload,
         memcpy_dtoh_async=download,
+        memcpy_dtod_async=copy,
+        memcpy_htod=lambda device, host: np.copyto(device.bytes, host.reshape(-1).view(np.uint8)),
     )
     return module
 
@@ -281,11 +318,15 @@ def cuda_driver(machine: Machine) -> SimpleNamespace:
         captured, stream.captured = stream.captured, None
         return (0, captured) if machine.capture else (1, None)
 
-    def launch(graph: list[Callable[[], None]], stream: Stream) -> tuple[int]:
+    def launch(graph: list[Callable[[float], None]], stream: Stream) -> tuple[int]:
+        status = (machine.fail.get("graph") or [0])[0]
         machine.call("graph")
         machine.now_s += machine.seconds["graph"]
+        if isinstance(status, int) and status:
+            return (status,)
+        drift = machine.drift_of("graph")
         for work in graph:
-            stream.put(work)
+            stream.put(partial(work, drift))
         return (0,)
 
     def destroy(name: str) -> Callable[[Any], tuple[int]]:
@@ -296,7 +337,7 @@ def cuda_driver(machine: Machine) -> SimpleNamespace:
         return call
 
     return SimpleNamespace(
-        CUresult=SimpleNamespace(CUDA_SUCCESS=0),
+        CUresult=SimpleNamespace(CUDA_SUCCESS=0, CUDA_ERROR_OUT_OF_MEMORY=2),
         CUstreamCaptureMode=SimpleNamespace(CU_STREAM_CAPTURE_MODE_THREAD_LOCAL="thread"),
         cuStreamBeginCapture=begin,
         cuStreamEndCapture=end,

@@ -1,7 +1,12 @@
 # ruff: noqa: ANN401 - a double takes what comes
-"""A double of the small part of `tensorrt` that the engine uses. It claims nothing of TensorRT."""
+"""A double of the small part of `tensorrt` that the engine uses. It claims nothing of TensorRT.
+
+A graph has one convolution, in the precision that its file is named after; an engine's is `Machine.datatype`.
+"""
 
 import json
+from functools import partial
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -19,10 +24,60 @@ def tensorrt(machine: Machine) -> ModuleType:
         def __init__(self, *_: object) -> None:
             pass
 
-    class Builder(Base):
-        def create_network(self, flags: int) -> SimpleNamespace:
+    class Logged:
+        def __init__(self, logger: Any) -> None:
+            if logger not in machine.loggers:
+                machine.loggers.append(logger)
+
+    class Network:
+        num_inputs = 1
+
+        def __init__(self) -> None:
+            self.onnx, self.file, self.layers, self.inputs = b"", "", list[Any](), [port]
+
+        @property
+        def num_layers(self) -> int:
+            return len(self.layers)
+
+        def get_layer(self, index: int) -> Any:
+            return self.layers[index]
+
+        def get_input(self, index: int) -> Any:
+            return self.inputs[index]
+
+        def add_input(self, name: str, kind: str, shape: tuple[int, ...]) -> Any:
+            self.inputs = [*self.inputs, tensor(name, kind, shape)][-2:]
+            self.num_inputs = len(self.inputs)
+            return self.inputs[-1]
+
+        def add_matrix_multiply(self, left: Any, plain: str, right: Any, _: str) -> Any:
+            assert [left, right] == self.inputs
+            assert left.shape == right.shape
+            assert plain == "none"
+            return SimpleNamespace(get_output=lambda index: tensor("", left.dtype, left.shape))
+
+        def mark_output(self, output: Any) -> None:
+            assert output.name == "product"
+            self.onnx = b"product"
+
+    def tensor(name: str, dtype: str = "float32", shape: tuple[int, ...] = ()) -> Any:
+        return SimpleNamespace(name=name, dtype=dtype, shape=shape)
+
+    def layer(kind: str, inputs: list[Any], output: str) -> Any:
+        return SimpleNamespace(
+            type=kind, num_inputs=len(inputs), get_input=inputs.__getitem__, get_output=lambda index: tensor(output)
+        )
+
+    def layers_of(file: str) -> list[Any]:
+        kind = "float16" if "fp16" in file else "float32"
+        factors = [tensor(name, kind) for name in ("map", "kernel")]
+        narrowed = [layer("dequantise", [tensor("narrow")], one.name) for one in factors if "int8" in file]
+        return [*narrowed, layer("convolution", factors, "seen")]
+
+    class Builder(Logged):
+        def create_network(self, flags: int) -> Network:
             assert flags == 1 << 1, "strongly typed"
-            return SimpleNamespace(num_layers=0, num_inputs=1, onnx=b"", get_input=lambda index: port)
+            return Network()
 
         def create_builder_config(self) -> Any:
             return Config()
@@ -31,7 +86,10 @@ def tensorrt(machine: Machine) -> ModuleType:
             return SimpleNamespace(set_shape=lambda name, low, best, high: shapes.update({name: (low, best, high)}))
 
         def build_serialized_network(self, network: Any, config: "Config") -> bytes | None:
-            machine.calls.append("build")
+            if machine.refuses("build"):
+                return None
+            if network.onnx == b"product":
+                return b"product"
             batch = shapes["pixels"][0][0]
             assert shapes["pixels"] == ((batch, *port.shape[1:]),) * 3, "one static batch"
             machine.built.append((batch, config.timing))
@@ -41,7 +99,8 @@ def tensorrt(machine: Machine) -> ModuleType:
                 if not all(monitor.step_complete("Building", step) for step in range(2)):
                     return None
                 monitor.phase_finish("Building")
-            return json.dumps(batch).encode() + b"\n" + bytes(network.onnx)
+            datatypes = [kind for word, kind in machine.datatypes.items() if word in network.file]
+            return json.dumps([batch, *(datatypes or [machine.datatype])]).encode() + b"\n" + bytes(network.onnx)
 
     class Config:
         profiling_verbosity = progress_monitor = None
@@ -67,6 +126,7 @@ def tensorrt(machine: Machine) -> ModuleType:
         num_errors = 1
 
         def __init__(self, network: Any, logger: object) -> None:
+            assert [logger] == machine.loggers
             self.network = network
 
         def parse_from_file(self, path: str) -> bool:
@@ -77,6 +137,8 @@ def tensorrt(machine: Machine) -> ModuleType:
             except FOREIGN_ERRORS:
                 return False
             port.shape = (-1, *session.get_inputs()[0].shape[1:])
+            self.network.file = Path(path).name
+            self.network.layers = layers_of(self.network.file)
             return True
 
         def get_error(self, index: int) -> str:
@@ -85,7 +147,7 @@ def tensorrt(machine: Machine) -> ModuleType:
     class Engine:
         def __init__(self, plan: bytes) -> None:
             head, _, model = plan.partition(b"\n")
-            self.batch = int(head)
+            self.batch, self.datatype = json.loads(head)
             self.session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
             self.names = ["pixels", *(output.name for output in self.session.get_outputs())]
             self.num_io_tensors = len(self.names)
@@ -97,15 +159,15 @@ def tensorrt(machine: Machine) -> ModuleType:
         def get_tensor_dtype(self, name: str) -> str:
             return "uint8" if name == "pixels" else "float32"
 
-        def create_execution_context(self, strategy: str) -> "Execution":
+        def create_execution_context(self, strategy: str) -> "Execution | None":
             assert strategy == "user"
-            return Execution(self)
+            return None if machine.refuses("create_execution_context") else Execution(self)
 
         def create_engine_inspector(self) -> Any:
             layer = {
                 "Name": "conv",
                 "LayerType": "CaskConvolution",
-                "Inputs": [{"Format/Datatype": f"Row major linear {machine.datatype} format"}],
+                "Inputs": [{"Format/Datatype": f"Row major linear {self.datatype} format"}],
             }
             return SimpleNamespace(get_engine_information=lambda form: json.dumps({"Layers": [layer]}))
 
@@ -129,13 +191,11 @@ def tensorrt(machine: Machine) -> ModuleType:
             return self.engine.batch, *shape[1:]
 
         def set_tensor_address(self, name: str, memory: int) -> bool:
-            machine.calls.append("set_tensor_address")
             self.addresses[name] = memory
-            return True
+            return not machine.refuses("set_tensor_address")
 
         def execute_async_v3(self, stream: Stream) -> bool:
-            refused = machine.fail.get("launch", [None])[:1] == [False]
-            context = machine.call("launch")
+            refused, context = machine.refuses("launch"), machine.stack[-1]
             machine.now_s += machine.seconds["launch"]
             if refused:
                 return False
@@ -143,22 +203,34 @@ def tensorrt(machine: Machine) -> ModuleType:
             assert self.scratch in context.memory
             memory = {name: context.memory[address] for name, address in self.addresses.items()}
 
-            def work() -> None:
+            def work(drift: float) -> None:
                 pixels = memory["pixels"].bytes.reshape(self.engine.batch, *port.shape[1:])
                 outputs = self.engine.session.run(None, {"pixels": pixels})
                 for name, output in zip(self.engine.names[1:], outputs, strict=True):
-                    np.copyto(memory[name].bytes, np.ascontiguousarray(output).reshape(-1).view(np.uint8))
+                    drifted = np.ascontiguousarray(output + np.float32(drift))
+                    np.copyto(memory[name].bytes, drifted.reshape(-1).view(np.uint8))
 
             if stream.captured is None:
-                stream.put(work)
+                stream.put(partial(work, machine.drift_of("launch")))
             else:
                 stream.captured.append(work)
             return True
 
-    class Runtime(Base):
-        def deserialize_cuda_engine(self, plan: bytes) -> Engine:
-            machine.call("deserialize")
-            return Engine(plan)
+    class Product:
+        """An engine that multiplies, and does not say what."""
+
+        def create_execution_context(self, strategy: str) -> Any:
+            assert strategy == "static"
+            return SimpleNamespace(
+                set_tensor_address=lambda name, memory: memory in machine.stack[-1].memory,
+                execute_async_v3=lambda stream: not machine.refuses("multiply"),
+            )
+
+    class Runtime(Logged):
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            if machine.refuses("deserialize"):
+                return None
+            return Product() if plan == b"product" else Engine(plan)
 
     port = SimpleNamespace(name="pixels", shape=())
     shapes: dict[str, tuple[tuple[int, ...], ...]] = {}
@@ -168,14 +240,17 @@ def tensorrt(machine: Machine) -> ModuleType:
         Builder=Builder,
         OnnxParser=OnnxParser,
         Runtime=Runtime,
-        ILogger=type("ILogger", (Base,), {"ERROR": "error", "INTERNAL_ERROR": "internal"}),
+        ILogger=type("ILogger", (Base,), {"ERROR": "error", "INTERNAL_ERROR": "internal", "VERBOSE": ""}),
         IProgressMonitor=type("IProgressMonitor", (Base,), {}),
         NetworkDefinitionCreationFlag=SimpleNamespace(STRONGLY_TYPED=1),
         ProfilingVerbosity=SimpleNamespace(DETAILED="detailed"),
         BuilderFlag=SimpleNamespace(TF32="tf32"),
         LayerInformationFormat=SimpleNamespace(JSON="json"),
-        LayerType=SimpleNamespace(CONVOLUTION="convolution", MATRIX_MULTIPLY="product"),
-        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+        LayerType=SimpleNamespace(CONVOLUTION="convolution", MATRIX_MULTIPLY="product", DEQUANTIZE="dequantise"),
+        MatrixOperation=SimpleNamespace(NONE="none"),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user", STATIC="static"),
+        bfloat16="bfloat16",
+        float16="float16",
         float32="float32",
         uint8="uint8",
     )
