@@ -1,7 +1,7 @@
 """The two graphs of a bundle as ONNX Runtime reads them, whatever runs the features graph: read, checked, run.
 
-The only file that imports onnxruntime; its exceptions stop here. A graph must carry its weights inside:
-weights in a file beside it would be covered by no hash.
+The only file that runs onnxruntime; its exceptions stop here. (`engine.quantise` has its tool for the export.) A graph
+must carry its weights inside: weights in a file beside it would be covered by no hash.
 """
 
 import json
