@@ -81,7 +81,7 @@ def build(
             guard = measure_slots(backend, slot_patches(golden.pixels)).probability
         finally:
             backend.close()
-        record = PlanCache(default_folder()).set_guard(backend.plan, guard)
+        record = PlanCache(default_folder()).set_guard(backend.plan, backend.manifest, guard)
     found = {
         "plan": str(backend.plan.path),
         "built": backend.plan.built,

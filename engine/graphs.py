@@ -20,9 +20,8 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from engine.backend import Features, check_screen
 from engine.errors import BundleError, InferenceError
-from engine.manifest import Manifest
+from engine.manifest import REASONING_FILE, Manifest
 
-REASONING_FILE = "reasoning.onnx"
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
 
 # ONNX Runtime's exceptions have no base class of their own

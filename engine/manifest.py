@@ -18,7 +18,8 @@ from engine.fields import Table, parse_object
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
-REQUIRED_FILES = ("features.onnx", "reasoning.onnx", "golden.npz", "MODEL_CARD.md")
+REASONING_FILE = "reasoning.onnx"
+REQUIRED_FILES = ("features.onnx", REASONING_FILE, "golden.npz", "MODEL_CARD.md")
 # the features graph again, in another precision that was made at export
 PRECISION_FILES = {
     "features.fp16.onnx": "fp16",

@@ -88,8 +88,8 @@ class TensorRTBackend:
 
     @property
     def guard(self) -> Mapping[str, float]:
-        """See `Backend.guard`; as it was measured on this plan, empty before."""
-        return self._plan.record.guard or NO_GUARD
+        """See `Backend.guard`; as it was measured on this plan for this bundle, empty before."""
+        return self._plan.record.guard_of(self.manifest) or NO_GUARD
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`.
@@ -163,7 +163,7 @@ class TensorRTBackend:
                 raise InferenceError(f"GPU {self._device} fails at the first batch: {error}") from error
             if size < wanted:
                 self.notes.append(f"a batch of {wanted} does not fit into GPU {self._device}'s memory: it is {size}")
-            if self._plan.record.guard is None:
+            if self._plan.record.guard_of(self.manifest) is None:
                 self.notes.append("the plan's guard band has not been measured")
             return
         raise InferenceError(f"the memory of GPU {self._device} does not even hold a batch of one patch")

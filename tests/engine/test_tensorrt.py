@@ -217,7 +217,7 @@ def test_the_guard_band_is_the_plans(machine: Machine, bundle: Path, tmp_path: P
     backend = backend_of(bundle, cache=cache)
     assert backend.guard == {}
     assert "the plan's guard band has not been measured" in backend.notes
-    cache.set_guard(backend.plan, {"bubble": 0.002})
+    cache.set_guard(backend.plan, backend.manifest, {"bubble": 0.002})
     again = backend_of(bundle, cache=cache)
     assert again.guard == {"bubble": 0.002}
     assert again.notes == []
