@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import NO_GUARD, Features, check_pixels
+from engine.backend import NO_GUARD, Features, batch_of, check_pixels
 from engine.compiler import VERSION, Compiled, Progress, compile_graph
-from engine.errors import DeviceLost, InferenceError, PlanError, RuntimeUnavailable
+from engine.errors import BundleError, DeviceLost, InferenceError, PlanError, RuntimeUnavailable
 from engine.gpu import SLOTS, CudaError, Gpu, OutOfMemory, Slot, devices, name_of
 from engine.graphs import Reasoning
-from engine.manifest import Manifest, file_sha256
+from engine.manifest import Manifest
 from engine.plans import GRAPHS, Plan, PlanCache, PlanKey, default_folder, graph_of
 
 
@@ -43,6 +43,7 @@ class TensorRTBackend:
         PlanError: TensorRT cannot build the plan, or built one of another precision.
         RuntimeUnavailable: there is no such GPU.
         InferenceError: the GPU's memory does not even hold a batch of one, or the engine fails.
+        ValueError: there is no such precision, or fewer than one patch in a batch is asked for.
     """
 
     runtime = "tensorrt"
@@ -74,7 +75,7 @@ class TensorRTBackend:
         self._closed = False
         self._lost = ""
         self._gpu: Gpu | None = None
-        self._load_largest(self.manifest.batch_size if batch_size is None else batch_size)
+        self._load_largest(batch_of(self.manifest, batch_size))
 
     @property
     def batch_size(self) -> int:
@@ -142,7 +143,7 @@ class TensorRTBackend:
         self._release()
         try:
             self._load(self._batch_size)
-        except (CudaError, InferenceError, PlanError) as error:
+        except (BundleError, CudaError, InferenceError, PlanError) as error:
             raise DeviceLost(f"GPU {self._device} is lost, and a new context fails as well: {error}") from error
         self._lost = ""
 
@@ -174,17 +175,20 @@ class TensorRTBackend:
             tensorrt=VERSION,
             precision=self.precision,
             batch_size=batch_size,
-            graph_sha256=file_sha256(self._graph),
+            graph_sha256=self.manifest.files[self._graph.name],
         )
 
         def build(timing_cache: bytes) -> Compiled:
-            return compile_graph(
+            compiled = compile_graph(
                 self._graph,
                 precision=self.precision,
                 batch_size=batch_size,
                 timing_cache=timing_cache,
                 progress=self._progress,
             )
+            # TensorRT has read the file itself: the plan must not be kept if it was another bundle's by then
+            self.manifest.verified(self._graph.parent, self._graph.name)
+            return compiled
 
         self._gpu = Gpu(self._device, lambda: self._cache.obtain(key, build), self.manifest, batch_size)
         self._plan, self._batch_size = self._gpu.plan, batch_size
