@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from engine import (
+    RELEASE_FILE,
     Manifest,
     ParityError,
     Window,
@@ -39,7 +40,6 @@ from service.selftest import SelfTestReport
 from service.settings import Settings
 from service.verdict import Outcome
 
-RELEASE_FILE = "release.json"
 SEALED_FILE = "sealed.json"
 
 
@@ -143,11 +143,12 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         settings: runtime, threads and frame size of the line.
 
     Raises:
-        ReleaseError: the set is not whole, or not this bundle's.
+        ReleaseError: the set is not whole, or not this bundle's, or another bundle took its place meanwhile.
         EngineError: a bundle must not be served, or not here.
     """
     record = bundle / RELEASE_FILE
     record.unlink(missing_ok=True)  # whatever happens now, what stands there is no longer the last word
+    digest = bundle_sha256(bundle)
     manifest = Manifest.read(bundle)
     sealed = _read_sealed(golden, manifest)
     bad = _defective(golden, {Path(name).stem for name in sealed.screens})
@@ -163,7 +164,7 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     if active.resolve() != bundle.resolve():
         old = _tally(dict(_verdicts(active, golden, list(sealed.screens), settings)), bad)
     release = Release(
-        manifest_sha256=bundle_sha256(bundle),
+        manifest_sha256=digest,
         sealed_sha256=hashlib.sha256((golden / SEALED_FILE).read_bytes()).hexdigest(),
         released_at=datetime.now(UTC),
         runtime=device.runtime,
@@ -177,6 +178,8 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         active=_describe(active),
         active_tally=old,
     )
+    if bundle_sha256(bundle) != digest:
+        raise ReleaseError(f"{bundle} was replaced while it was in the gate")
     if not release.refusals:
         record.write_text(release.model_dump_json(indent=2) + "\n")
     return release

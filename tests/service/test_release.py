@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import FakeBackend, Manifest, cover, cut, read_golden
+from engine import RELEASE_FILE, FakeBackend, Manifest, cover, cut, read_golden
 from service import release as gate
 from service.errors import ReleaseMissing
-from service.release import RELEASE_FILE, SEALED_FILE, ReleaseError, require_release
+from service.release import SEALED_FILE, ReleaseError, require_release
 from service.settings import Settings
 from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
 
@@ -203,6 +203,23 @@ def test_a_set_that_is_not_whole_decides_nothing(
     spoil(golden)
     with pytest.raises(ReleaseError, match=message):
         gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    assert not (candidate / RELEASE_FILE).exists()
+
+
+def test_a_bundle_that_is_replaced_in_the_gate_gets_no_record(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examine = gate._examine_device
+
+    def replaced_after(*arguments: object) -> object:
+        found = examine(*arguments)  # type: ignore[arg-type]
+        shutil.rmtree(candidate)
+        tiny_bundle(candidate, gain=18.0)
+        return found
+
+    monkeypatch.setattr(gate, "_examine_device", replaced_after)
+    with pytest.raises(ReleaseError, match="was replaced"):
+        gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
     assert not (candidate / RELEASE_FILE).exists()
 
 
