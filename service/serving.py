@@ -85,7 +85,9 @@ def load_bundle(path: Path, settings: Settings) -> Loaded:
     try:
         loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)
         _check_line(backends[0].manifest, settings)
-    except BundleError:
+        if bundle_sha256(path) != digest:
+            raise BundleError("was exchanged while the bundle was loaded", key="manifest.json")
+    except BaseException:
         for backend in backends:
             backend.close()
         raise

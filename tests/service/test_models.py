@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine import InferenceError
+from engine import InferenceError, bundle_sha256
 from service.app import create_app
 from service.catalogue import Catalogue
 from service.errors import ReleaseMissing
@@ -198,8 +198,9 @@ def test_a_screen_that_was_answered_keeps_its_answer(client: httpx.Client) -> No
 def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) -> None:
     asked: list[Path] = []
 
-    def require_release(bundle: Path, runtime: str, precision: str) -> None:
+    def require_release(bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
         assert (runtime, precision) == ("onnxruntime", "fp32")
+        assert (digest, active) == (bundle_sha256(folder / "two"), bundle_sha256(folder / "one"))
         asked.append(bundle)
         raise ReleaseMissing("no release.json")
 

@@ -153,9 +153,10 @@ def test_a_migration_that_is_interrupted_leaves_nothing_behind(
         "\n\n\ndef downgrade", '\n    raise RuntimeError("the power went")\n\n\ndef downgrade'
     )
     script.write_text(body)
-    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="the power went"):
+    with monkeypatch.context() as patch:
         patch.setattr("service.store.MIGRATIONS", interrupted)
-        Store(tmp_path / "state")
+        with pytest.raises(RuntimeError, match="the power went"):
+            Store(tmp_path / "state")
     with sqlite3.connect(tmp_path / "state" / "screens.sqlite") as left:
         assert left.execute("SELECT name FROM sqlite_master").fetchall() == []
     left.close()
