@@ -119,9 +119,7 @@ class Scheduler:
     def tested(self, within_s: float = FRESH_S) -> SelfTestReport:
         """The report, once every device has run its first self-test: it is warm then, and proven or not.
 
-        Args:
-            within_s: how long it waits; a device that takes longer counts as one that has not run. By default the time
-                for which a self-test is fresh: a device that needs more than that could never prove a pass.
+        A device that has not after `within_s` is reported as one that has not run yet.
         """
         give_up_at = time.monotonic() + within_s
         for device in self._devices:

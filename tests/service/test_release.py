@@ -8,12 +8,15 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from engine import Manifest, bundle_sha256, cover, cut
 from service import release as gate
+from service.__main__ import app
 from service.errors import ReleaseMissing
 from service.release import RELEASE_FILE, SEALED_FILE, ReleaseError, require_release
 from service.settings import Settings
+from service.store import Activation, Store
 from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
 
 SIZE = 128, 192
@@ -108,6 +111,31 @@ def test_a_record_holds_for_what_was_loaded_whatever_lies_there_by_now(
     loaded = bundle_sha256(tiny_bundle(tmp_path / "loaded", version="7"))
     with pytest.raises(ReleaseMissing, match="another version"):
         require_release(candidate, "onnxruntime", "fp32", digest=loaded, active=bundle_sha256(bundle))
+
+
+def test_the_gate_holds_a_bundle_against_the_one_that_the_record_says_is_in_service(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped = tiny_bundle(tmp_path / "bundles" / "two", version="2")
+    store = Store(tmp_path / "state")
+    manifest = Manifest.read(swapped)
+    store.activate(
+        Activation(
+            bundle="two",
+            digest=bundle_sha256(swapped),
+            name=manifest.name,
+            version=manifest.version,
+            configured=str(bundle.resolve()),
+        )
+    )
+    store.close()
+    for name, path in (("STATE_DIR", tmp_path / "state"), ("BUNDLES", tmp_path / "bundles"), ("BUNDLE", bundle)):
+        monkeypatch.setenv(f"INSPECT_{name}", str(path))
+    monkeypatch.setenv("INSPECT_RUNTIME", "onnxruntime")
+    answer = CliRunner().invoke(app, ["release", str(candidate), "--golden", str(golden), "--json"])
+    record = json.loads(answer.stdout)
+    assert (record["active"], record["active_sha256"]) == ("tiny 2", bundle_sha256(swapped))
+    require(candidate, runtime="onnxruntime", precision="fp32", active=swapped)
 
 
 def test_another_verdict_than_the_modules_is_refused_and_named(tmp_path: Path, candidate: Path, golden: Path) -> None:

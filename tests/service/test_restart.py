@@ -9,6 +9,7 @@ import pytest
 from engine import BundleError
 from service.app import create_app
 from service.errors import VersionTaken
+from service.restart import in_service
 from service.settings import Settings
 from service.store import Store
 from tests.bundles import tiny_bundle
@@ -179,6 +180,19 @@ def test_a_name_that_the_configured_bundle_gets_leaves_the_way_back(line: Line) 
         pass
     assert line.run(line.folder / "one", TWO, {"rollback": True}) == ("one", None)
     assert line.run(line.folder / "one") == ("one", "two")
+
+
+def test_what_is_in_service_can_be_told_without_the_service(line: Line, bundle: Path) -> None:
+    settings = line.settings(line.folder / "one")
+    assert in_service(settings) == line.folder / "one"
+    assert not line.state_dir.exists()
+    line.run(line.folder / "one", TWO)
+    assert in_service(settings) == line.folder / "two"
+    assert in_service(line.settings(None)) == line.folder / "two"
+    assert in_service(line.settings(bundle)) == bundle  # with which the next start would begin
+    another(line.folder / "two")
+    with pytest.raises(BundleError, match="another by now"):
+        in_service(settings)
 
 
 def test_starting_again_and_again_is_recorded_once(line: Line, bundle: Path) -> None:
