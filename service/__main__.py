@@ -190,7 +190,7 @@ def activate(
     url: Annotated[str, typer.Option(help="Of the running service.")] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer.")] = False,
 ) -> None:
-    """Put a bundle in service while screens come in, or roll back; exit code 1 if nothing has changed."""
+    """Put a bundle in service while screens come in, or roll back; exit code 1 if it is not known to be there."""
     if (bundle is None) != rollback:
         raise typer.BadParameter("name a bundle, or --rollback")
     try:
