@@ -242,8 +242,11 @@ class Models:
     def _swap(self, bundle: str, outcome: Outcome, *, gate: ReleaseGate = no_gate, digest: str = "") -> Swap:
         """Steps 2 to 7, unless the bundle is in service already; `digest` is what it must have, if not empty."""
         started_at = time.monotonic()
-        old, path = self.current, self._catalogue.path(bundle)
-        if digest_of(path, expected=digest) == old.digest and bundle == old.bundle:
+        old = self.current
+        with _refusing():
+            path = self._catalogue.path(bundle)
+            unchanged = digest_of(path, expected=digest) == old.digest and bundle == old.bundle
+        if unchanged:
             outcome, before = "unchanged", self._before(old)
             active = _named(old.bundle, old.manifest)
             previous = None if before is None else _named(before.bundle, before)

@@ -61,9 +61,13 @@ def load_first(
         with naming(path):
             return bundle, load_bundle(path, settings)
     try:
-        return bundle, load_bundle(path, settings)
+        loaded = load_bundle(path, settings)
     except BundleError as error:
         raise _not_what_it_was(last, str(error)) from error
+    if loaded.digest != digest:
+        loaded.close()
+        raise _not_what_it_was(last, "manifest.json: was exchanged while the bundle was loaded")
+    return bundle, loaded
 
 
 def in_service(settings: Settings) -> Path:
@@ -75,7 +79,7 @@ def in_service(settings: Settings) -> Path:
     """
     last = None
     if (settings.state_dir / RECORD_FILE).exists():  # to look for it makes none
-        with closing(Store(settings.state_dir)) as store:
+        with closing(Store(settings.state_dir, migrate=False)) as store:
             last = store.last_activation()
     return decided(Catalogue(configured=settings.bundle, folder=settings.bundles), last, settings).path
 

@@ -102,8 +102,8 @@ class Page(NamedTuple):
 class Store:
     """The record in `state_dir`, made and migrated to the newest revision when it is opened."""
 
-    def __init__(self, state_dir: Path) -> None:
-        """Open the record.
+    def __init__(self, state_dir: Path, *, migrate: bool = True) -> None:
+        """Open the record; without `migrate` as it is: whoever only looks does not change it under a running service.
 
         Raises:
             StoreError: the folder or the database cannot be made, read or migrated.
@@ -111,7 +111,8 @@ class Store:
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
             self._engine = _engine(state_dir / RECORD_FILE)
-            _migrate(self._engine)
+            if migrate:
+                _migrate(self._engine)
         except (OSError, SQLAlchemyError, alembic.util.CommandError) as error:
             raise StoreError(f"cannot open the record in {state_dir}: {error}") from error
         self._closed = False

@@ -1,6 +1,7 @@
 """With which bundle a service starts: whichever was decided on last, and no other in its place."""
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from engine import BundleError
 from service.app import create_app
 from service.errors import VersionTaken
 from service.restart import in_service
+from service.serving import Loaded, load_bundle
 from service.settings import Settings
-from service.store import Store
+from service.store import RECORD_FILE, Store, StoreError
 from tests.bundles import tiny_bundle
 from tests.service.apps import GOLDEN, Device, serve
 from tests.service.shelves import BREAKERS, shelf, wrong_golden
@@ -193,6 +195,28 @@ def test_what_is_in_service_can_be_told_without_the_service(line: Line, bundle: 
     another(line.folder / "two")
     with pytest.raises(BundleError, match="another by now"):
         in_service(settings)
+
+
+def test_to_look_at_the_record_does_not_migrate_it(line: Line) -> None:
+    line.state_dir.mkdir()
+    path = line.state_dir / RECORD_FILE
+    path.touch()  # of a version that knows no activations
+    with pytest.raises(StoreError, match="cannot read"):
+        in_service(line.settings(line.folder / "one"))
+    with sqlite3.connect(path) as record:
+        assert record.execute("SELECT name FROM sqlite_master").fetchall() == []
+    record.close()
+
+
+def test_what_is_exchanged_while_it_is_loaded_does_not_start(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.run(line.folder / "one")
+
+    def exchanged(_: Path, settings: Settings) -> Loaded:
+        return load_bundle(line.folder / "two", settings)
+
+    monkeypatch.setattr("service.restart.load_bundle", exchanged)
+    with pytest.raises(BundleError, match="was exchanged while"):
+        create_app(line.settings(line.folder / "one"))
 
 
 def test_starting_again_and_again_is_recorded_once(line: Line, bundle: Path) -> None:
