@@ -73,7 +73,7 @@ def new_id() -> str:
 
 @pytest.mark.parametrize(("file", "name"), ELSEWHERE)
 def test_every_other_invariant_is_tested_where_it_lives(file: str, name: str) -> None:
-    assert tests_something((ROOT / file).read_text(), name)
+    assert holds_something((ROOT / file).read_text(), name)
 
 
 @pytest.mark.parametrize(
@@ -91,11 +91,11 @@ def test_every_other_invariant_is_tested_where_it_lives(file: str, name: str) ->
     ],
 )
 def test_an_invariant_whose_test_is_gone_emptied_or_skipped_is_noticed(source: str) -> None:
-    assert not tests_something(source, "test_it")
-    assert tests_something("@parametrize\ndef test_it():\n    assert 1\n", "test_it")
+    assert not holds_something(source, "test_it")
+    assert holds_something("@parametrize\ndef test_it():\n    assert 1\n", "test_it")
 
 
-def tests_something(source: str, name: str) -> bool:
+def holds_something(source: str, name: str) -> bool:
     """Whether a test of this name is there, holds something, and is not left out."""
     tree = ast.parse(source)
     found = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == name]
