@@ -26,6 +26,7 @@ from service.files import FileResult, inspect_files, inspector, picture_paths
 from service.inspector import from_json
 from service.problems import Problem
 from service.release import ReleaseError
+from service.restart import in_service
 from service.settings import SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
 from service.tables import describe_labels, describe_verdict, table
@@ -115,13 +116,15 @@ def inspect(
 def release(
     bundle: Annotated[Path, typer.Argument(help="Bundle that is to go into service.")],
     golden: Annotated[Path, typer.Option(help="Sealed set of screens: `training export --golden` writes it.")],
-    active: Annotated[Path | None, typer.Option(help="Bundle to be replaced; default: that of the settings.")] = None,
+    active: Annotated[
+        Path | None, typer.Option(help="Bundle to be replaced; default: that in service by the record.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON.")] = False,
 ) -> None:
     """Put a bundle through the release gate; what passes gets its record, and may be activated."""
     settings = read_settings()
     logs.configure(level="warning", form="console")
-    found = gate.run(bundle, golden, active=active or settings.bundle, settings=settings)
+    found = gate.run(bundle, golden, active=active or in_service(settings), settings=settings)
     if as_json:
         print(found.model_dump_json(indent=2))
     else:
@@ -186,7 +189,7 @@ def activate(
     url: Annotated[str, typer.Option(help="Of the running service.")] = "http://127.0.0.1:8000",
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer.")] = False,
 ) -> None:
-    """Put a bundle in service while screens come in, or roll back; exit code 1 if nothing has changed."""
+    """Put a bundle in service while screens come in, or roll back; exit code 1 if it is not known to be there."""
     if (bundle is None) != rollback:
         raise typer.BadParameter("name a bundle, or --rollback")
     try:
@@ -203,16 +206,7 @@ def run() -> None:
     """Run the command line; what the user can mend is one line, not a traceback."""
     try:
         app()
-    except (
-        SettingsError,
-        EngineError,
-        StoreError,
-        ServiceError,
-        ClientError,
-        DemoError,
-        ReleaseError,
-        OSError,
-    ) as error:
+    except MENDABLE as error:
         errors.print(str(error), style="red", soft_wrap=True)
         sys.exit(2)
 

@@ -5,7 +5,7 @@ active is closed when its last user is done: by whoever swapped it, who can wait
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Generic, Protocol, TypeVar
 
@@ -30,6 +30,7 @@ class Active(Generic[Held]):
     """
 
     def __init__(self, first: Held) -> None:
+        self._deciding = threading.Lock()  # held by `flip` and `close` alone: nobody who takes waits for a disk
         self._changed = threading.Condition()
         self._current = first
         self._users = {first: 0}  # of each that is not closed
@@ -65,17 +66,23 @@ class Active(Generic[Held]):
                     self._users[taken] -= 1
                     self._changed.notify_all()
 
-    def flip(self, new: Held) -> Held:
+    def flip(self, new: Held, record: Callable[[], None] = lambda: None) -> Held:
         """Let `new` be taken from now on, and give back what was taken before, which goes to `retire` next.
 
+        Args:
+            new: what is to be taken.
+            record: called when nothing else can prevent it any more; what it raises does, and goes through.
+
         Raises:
-            NotReady: everything was closed; `new` stays its owner's.
+            NotReady: everything was closed; nothing is recorded, and `new` stays its owner's.
         """
-        with self._changed:
+        with self._deciding:
             self._refuse_if_stopped()
-            old, self._current = self._current, new
-            self._users[new] = 0
-            return old
+            record()
+            with self._changed:
+                old, self._current = self._current, new
+                self._users[new] = 0
+                return old
 
     def retire(self, old: Held) -> None:
         """Wait until nobody uses `old` any more, then close it."""
@@ -87,7 +94,7 @@ class Active(Generic[Held]):
 
     def close(self) -> None:
         """Close all, users or not: the process ends. Twice is harmless."""
-        with self._changed:
+        with self._deciding, self._changed:
             self._stopped = True
             left = tuple(self._users)
             self._users.clear()

@@ -16,7 +16,8 @@ from service.admission import Admission
 from service.catalogue import Catalogue
 from service.metrics import Metrics
 from service.middleware import RequestScope
-from service.models import Models, ReleaseGate, activation, load_first, no_gate
+from service.models import Models, ReleaseGate, no_gate
+from service.restart import activation, load_first, refuse_second_of_a_version
 from service.serving import Loaded, Serving
 from service.settings import Settings
 from service.state import Running
@@ -51,6 +52,7 @@ def create_app(
 
     Raises:
         EngineError: the bundle must not be served, or not here.
+        VersionTaken: another was in service under its name and version.
         StoreError: the record cannot be opened.
     """
     catalogue = Catalogue(configured=settings.bundle, folder=settings.bundles)
@@ -62,9 +64,13 @@ def create_app(
             loaded = Loaded(backends=backends, golden=golden or read_golden(settings.bundle))
         else:
             bundle, loaded = load_first(catalogue, last, settings, configured=configured)
-        first = activation(bundle, loaded.digest, loaded.backends[0].manifest, settings)
-        if first != last:
-            store.activate(first)
+        with ExitStack() as unused:
+            unused.callback(loaded.close)
+            first = activation(bundle, loaded.digest, loaded.backends[0].manifest, settings)
+            refuse_second_of_a_version(first, store)
+            if first != last:
+                store.activate(first)
+            unused.pop_all()
         closing_store = opened.pop_all()
 
     @asynccontextmanager

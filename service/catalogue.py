@@ -57,13 +57,17 @@ class Catalogue:
         folders = [] if self.folder is None else [path.name for path in self.folder.iterdir() if path.is_dir()]
         return sorted({self.configured, *(name for name in folders if not name.startswith("."))})
 
+    def proper(self, name: str) -> str:
+        """The one name of a bundle that has two: `@configured` is the folder's where there is one."""
+        return self.configured if name == CONFIGURED else name
+
     def path(self, name: str) -> Path:
         """Where the bundle of this name lies.
 
         Raises:
             BundleUnknown: there is none.
         """
-        if name in (CONFIGURED, self.configured):
+        if self.proper(name) == self.configured:
             return self._configured_path
         if self.folder is None:
             raise BundleUnknown("INSPECT_BUNDLES is not set, so only the configured bundle can be named")
@@ -74,7 +78,7 @@ class Catalogue:
 
     def look(self, name: str) -> Look:
         """Verify a bundle's manifest and files; hashed again only after a file has changed."""
-        if name not in (CONFIGURED, self.configured) and not re.fullmatch(NAME, name):
+        if self.proper(name) != self.configured and not re.fullmatch(NAME, name):
             return Look(reason=f"the folder's name must be {NAME}")
         try:
             path = self.path(name)

@@ -8,11 +8,12 @@ import httpx
 from service.problems import Problem
 
 CONNECT_WITHIN_S = 10.0
+LOOK_WITHIN_S = 30.0
 ANSWER_WITHIN_S = 900.0  # a large bundle is loaded, and the last screen of the one before may take minutes
 
 
 class ControlError(Exception):
-    """The service could not be asked, or refused; nothing has changed.
+    """The service refused, could not be asked, or did not answer: only then something may have changed, and it says so.
 
     Attributes:
         problem: the problem document that it answered with, where it did.
@@ -35,7 +36,7 @@ def activate(url: str, bundle: str | None, *, without_release: bool) -> dict[str
         What the service answered, see `service.models.Swap`.
 
     Raises:
-        ControlError: nothing has changed, as far as is known.
+        ControlError: it was not put in service, or not as far as is known.
     """
     timeout = httpx.Timeout(CONNECT_WITHIN_S, read=ANSWER_WITHIN_S)
     try:
@@ -45,7 +46,11 @@ def activate(url: str, bundle: str | None, *, without_release: bool) -> dict[str
                 wanted: dict[str, Any] = {"rollback": True}
             else:
                 wanted = {"bundle": _name(service, bundle), "without_release": without_release}
-            return _answer(service.put("/v1/models/active", json=wanted))
+            try:
+                return _answer(service.put("/v1/models/active", json=wanted))
+            except (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError) as error:
+                # it was asked: what came of it, nobody knows but itself
+                raise ControlError(f"no answer from {url}: {error}; {_in_service(service)}") from error
     except (httpx.TransportError, httpx.InvalidURL) as error:
         raise ControlError(f"no answer from {url}: {error}") from error
 
@@ -69,6 +74,16 @@ def _name(service: httpx.Client, bundle: str) -> str:
     if path.parent != Path(folder):
         raise ControlError(f"{bundle} is not in the service's folder of bundles: copy it to {folder} first")
     return path.name
+
+
+def _in_service(service: httpx.Client) -> str:
+    """What the service says is active, after a swap of which it said nothing."""
+    try:
+        models = _answer(service.get("/v1/models", timeout=LOOK_WITHIN_S))["models"]
+    except (httpx.TransportError, ControlError):
+        return "nor does it say what is in service: ask GET /v1/models before you try again"
+    (active,) = (model for model in models if model["state"] == "active")
+    return f"{_described(active)} is in service now, and the swap may be under way: ask GET /v1/models"
 
 
 def _answer(response: httpx.Response) -> dict[str, Any]:

@@ -7,7 +7,8 @@ The path of a screen, and what may go wrong on it:
     -> queue QueueFull, TooManyScreens, NotReady, DeadlineExceeded
     -> id    ScreenInProgress, Conflict, NotFound
 
-And where another bundle is to be put in service: ReleaseMissing, BundleUnknown, BundleRefused, SwapInProgress.
+And where another bundle is to be put in service: ReleaseMissing, BundleUnknown, BundleRefused, SwapInProgress,
+VersionTaken.
 
     ServiceError
     +-- QueueFull
@@ -169,6 +170,12 @@ class SwapInProgress(ServiceError):
     """Another bundle is being put in service."""
 
     status, code, title = 409, "swap_in_progress", "Another bundle is being put in service"
+
+
+class VersionTaken(ServiceError):
+    """A bundle that calls itself what another was called: verdicts of both could not be told apart."""
+
+    status, code, title = 409, "version_taken", "Another bundle was in service under this name and version"
 
 
 def concrete_errors() -> tuple[type[ServiceError], ...]:

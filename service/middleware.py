@@ -1,5 +1,6 @@
 """Around every request: its id, its line in the log, and the last resort for an exception nobody expected."""
 
+import asyncio
 import re
 import time
 from uuid import uuid4
@@ -44,6 +45,12 @@ class RequestScope:
         started_at = time.monotonic()
         try:
             await self._app(scope, receive, send_with_id)
+        except asyncio.CancelledError:
+            # uvicorn has waited for the end of its grace, and would now answer in plain text
+            if status != 0:
+                raise
+            document = problem("not_ready", "the service stopped before the answer was there", instance=scope["path"])
+            await respond(Request(scope), document)(scope, receive, send_with_id)
         except Exception:
             log.exception("unexpected")
             if status == 0:

@@ -72,7 +72,15 @@ SWAP_EXAMPLE = {
 }
 PUT_PROBLEMS = (
     *("incomplete_body", "body_too_large", "unsupported_media", "invalid_request", "deadline_exceeded"),
-    *("bundle_unknown", "bundle_refused", "swap_in_progress", "release_missing", "not_ready", "record_failed"),
+    *(
+        "bundle_unknown",
+        "bundle_refused",
+        "swap_in_progress",
+        "release_missing",
+        "version_taken",
+        "not_ready",
+        "record_failed",
+    ),
 )
 
 router = APIRouter()
@@ -103,8 +111,10 @@ def list_models(running: CurrentRunning) -> ModelList:
 async def activate_model(request: Request, running: CurrentRunning) -> Swap:
     """Load, verify, warm and self-test a bundle beside the one in service, then let it take over.
 
-    No screen is refused or delayed by it, and each is judged by one of the two alone. The answer comes when the bundle
-    before has given its last verdict and is closed. Where it is no 200, nothing has changed.
+    No screen is refused for it, and each is judged by one of the two alone; while the new bundle loads it shares the
+    machine with the screens, which may take longer. The answer comes when the bundle before has given its last verdict
+    and is closed. A problem means that nothing has changed, but for a service that stops before it has answered: what
+    was decided then, `GET /v1/models` says after the next start.
     """
     body = await receive(request, limit_bytes=MAX_BODY_BYTES, timeout_s=BODY_WITHIN_S)
     try:

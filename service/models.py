@@ -4,42 +4,59 @@
     2  load       service.serving     verified and loaded beside the active one
     3  release    service.release     without a record of release as it will run it is refused, unless it is told so
     4  prove      service.scheduler   the golden patches on every device: the self-test, and the warm-up
-    5  record     service.store       what a restart begins with
+    5  record     service.store       what a restart begins with, and only while nothing is stopping
     6  flip       service.active      the next screen takes the new one
     7  close      service.active      the old one, once its last screen is answered
 
-Until step 6 the active bundle knows nothing of it: whatever fails before changes nothing.
+Until step 5 the active bundle knows nothing of it, and whatever fails changes nothing; after it nothing fails.
 """
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import structlog
 
-from engine import BundleError, EngineError, Manifest, bundle_sha256
+from engine import EngineError, Manifest
 from service.active import Active
-from service.catalogue import Catalogue, Look
-from service.errors import BundleRefused, BundleUnknown, ServiceError, SwapInProgress
+from service.catalogue import CONFIGURED, Catalogue, Look
+from service.errors import BundleRefused, BundleUnknown, SwapInProgress
 from service.memory import give_back
 from service.metrics import Metrics
-from service.selftest import SelfTestReport
-from service.serving import Loaded, Serving, load_bundle, naming
+from service.restart import activation, digest_of, refuse_second_of_a_version
+from service.selftest import FRESH_S, SelfTestReport
+from service.serving import Serving, load_bundle
 from service.settings import Settings
 from service.store import Activation, Store
 
 State = Literal["active", "previous", "available", "broken"]
 Outcome = Literal["activated", "rolled_back", "unchanged"]
-ReleaseGate = Callable[[Path, str, str], None]  # folder, runtime, precision
+
+SELF_TEST_WITHIN_S = FRESH_S  # the first; a device that needs longer could never prove a pass
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.models")
 
 
-def no_gate(_path: Path, _runtime: str, _precision: str) -> None:
+class ReleaseGate(Protocol):
+    """What a bundle must pass to be put in service; `service.release.require_release` is the real one."""
+
+    def __call__(self, bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
+        """Raise a `ServiceError` where the bundle that was loaded from this folder must not be put in service yet.
+
+        Args:
+            bundle: its folder.
+            runtime: in which it will run.
+            precision: of its features graph.
+            digest: of its manifest, as it was loaded.
+            active: digest of the bundle that it is to replace.
+        """
+
+
+def no_gate(_bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
     """Require no release."""
 
 
@@ -105,8 +122,7 @@ class Models:
         store: of activations, and of the answers that every bundle gives.
         settings: for what is loaded.
         metrics: which name the bundle and count the swaps.
-        require_release: raises a `ServiceError` where the bundle in that folder must not be put in service yet in this
-            runtime and precision.
+        require_release: what a bundle must pass.
     """
 
     def __init__(
@@ -161,12 +177,13 @@ class Models:
             BundleUnknown: no bundle has this name.
             BundleRefused: it is broken, does not fit the line, or fails its self-test.
             SwapInProgress: another call is under way.
-            ServiceError: it was not released.
+            VersionTaken: another was in service under its name and version.
+            ServiceError: it was not released, or the service is stopping.
             StoreError: it could not be recorded.
         """
         with self._alone():
             gate = no_gate if without_release else self._require_release
-            return self._swap(bundle, self._catalogue.path(bundle), "activated", gate=gate)
+            return self._swap(self._catalogue.proper(bundle), "activated", gate=gate)
 
     def roll_back(self) -> Swap:
         """Put the bundle in service that was before; a second time leads back again.
@@ -177,13 +194,14 @@ class Models:
             BundleUnknown: no other was in service before, or its folder is gone.
             BundleRefused: it is broken by now, or another.
             SwapInProgress: another call is under way.
+            NotReady: the service is stopping.
             StoreError: the record failed.
         """
         with self._alone():
             before = self._before(self.current)
             if before is None:
                 raise BundleUnknown("no other bundle was in service before this one")
-            return self._swap(before.bundle, self._catalogue.path(before.bundle), "rolled_back", digest=before.digest)
+            return self._swap(before.bundle, "rolled_back", digest=before.digest)
 
     def list(self) -> ModelList:
         """Every bundle that is or was in service, or can be put there.
@@ -221,61 +239,68 @@ class Models:
             self._metrics.swaps.labels("refused").inc()
             raise
 
-    def _swap(
-        self, bundle: str, path: Path, outcome: Outcome, *, gate: ReleaseGate = no_gate, digest: str = ""
-    ) -> Swap:
+    def _swap(self, bundle: str, outcome: Outcome, *, gate: ReleaseGate = no_gate, digest: str = "") -> Swap:
         """Steps 2 to 7, unless the bundle is in service already; `digest` is what it must have, if not empty."""
         started_at = time.monotonic()
-        if _same_digest(path, digest) == self.current.digest and bundle == self.current.bundle:
-            outcome = "unchanged"
+        old = self.current
+        with _refusing():
+            path = self._catalogue.path(bundle)
+            unchanged = digest_of(path, expected=digest) == old.digest and bundle == old.bundle
+        if unchanged:
+            outcome, before = "unchanged", self._before(old)
+            active = _named(old.bundle, old.manifest)
+            previous = None if before is None else _named(before.bundle, before)
         else:
-            with ExitStack() as undo:
-                new = self._prove(bundle, path, gate)
-                undo.callback(new.close)
-                self._store.activate(activation(bundle, new.digest, new.manifest, self._settings))
-                old = self._active.flip(new)
-                undo.pop_all()  # from here on it is the active one
-            self._show(outcome)
+            active, previous = self._replace(old, bundle, path, gate, digest, outcome), _named(old.bundle, old.manifest)
             self._active.retire(old)
             del old  # the last that holds it
             give_back()
         self._metrics.swaps.labels(outcome).inc()
-        active, before = self.current, self._before(self.current)
         return Swap(
-            outcome=outcome,
-            active=NamedModel(bundle=active.bundle, name=active.manifest.name, version=active.manifest.version),
-            previous=None
-            if before is None
-            else NamedModel(bundle=before.bundle, name=before.name, version=before.version),
-            duration_s=round(time.monotonic() - started_at, 3),
+            outcome=outcome, active=active, previous=previous, duration_s=round(time.monotonic() - started_at, 3)
         )
 
-    def _prove(self, bundle: str, path: Path, gate: ReleaseGate) -> Serving:
-        """The bundle, loaded, released and warm, its self-test passed on every device.
+    def _replace(
+        self, old: Serving, bundle: str, path: Path, gate: ReleaseGate, digest: str, outcome: Outcome
+    ) -> NamedModel:
+        """Steps 2 to 6: the new bundle is the active one, or an exception says why not and nothing has changed."""
+        with ExitStack() as undo:
+            new = self._prove(bundle, path, gate, digest, undo)
+            recorded = activation(bundle, new.digest, new.manifest, self._settings)
+            refuse_second_of_a_version(recorded, self._store)
+            self._active.flip(new, lambda: self._store.activate(recorded))
+            undo.pop_all()  # from here on it is the active one
+        self._show(outcome)
+        return _named(bundle, new.manifest)
+
+    def _prove(self, bundle: str, path: Path, gate: ReleaseGate, digest: str, undo: ExitStack) -> Serving:
+        """The bundle, loaded, released and warm, its self-test passed on every device; `undo` closes it again.
 
         Raises:
-            BundleRefused: it is broken, or failed.
+            BundleRefused: it is broken, or failed, or is another than that of `digest`.
             ServiceError: it was not released.
         """
-        try:
+        with _refusing():
             loaded = load_bundle(path, self._settings)
-        except EngineError as error:
-            raise BundleRefused(str(error)) from error
-        try:
-            gate(path, loaded.backends[0].runtime, loaded.backends[0].precision)
-        except ServiceError:
-            loaded.close()
-            raise
-        new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)
-        report = new.scheduler.tested()
+        with ExitStack() as unused:
+            unused.callback(loaded.close)
+            if loaded.digest != (digest or loaded.digest):
+                raise BundleRefused("manifest.json: was exchanged while the bundle was loaded")
+            backend = loaded.backends[0]
+            gate(path, backend.runtime, backend.precision, digest=loaded.digest, active=self.current.digest)
+            new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)
+            unused.pop_all()
+        undo.callback(new.close)
+        report = new.scheduler.tested(SELF_TEST_WITHIN_S)
         if not report.ok:
-            new.close()
             raise BundleRefused(f"self-test: {report.detail}")
         return new
 
     def _before(self, active: Serving) -> Activation | None:
         """What was in service before; the answer to whoever wants to go back."""
-        return self._store.activated_before(active.bundle, active.digest)
+        alias = CONFIGURED if active.bundle == self._catalogue.configured else ""
+        before = self._store.activated_before(active.bundle, active.digest, alias=alias)
+        return None if before is None else replace(before, bundle=self._catalogue.proper(before.bundle))
 
     def _show(self, event: str) -> None:
         """Name the bundle in service, for machines and in the log."""
@@ -284,61 +309,23 @@ class Models:
         log.info(event, bundle=self.current.bundle, model=manifest.name, version=manifest.version)
 
 
-def load_first(
-    catalogue: Catalogue, last: Activation | None, settings: Settings, *, configured: bool
-) -> tuple[str, Loaded]:
-    """The bundle with which a service starts, loaded, and its name: whichever was decided on last.
-
-    That is the last activation, unless INSPECT_BUNDLE is set to another bundle than it was then, or `configured` asks
-    for it. One that was activated must still be what it was: a line never runs another model without anybody's doing,
-    so where it is gone the service does not start.
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Whatever is wrong with a bundle is a refusal.
 
     Raises:
-        EngineError: it must not be served, or not here.
-    """
-    setting = configured_bundle(settings)
-    changed = last is not None and setting is not None and setting != last.configured
-    if last is None or configured or changed or last.bundle == catalogue.configured:
-        with naming(settings.bundle):
-            return catalogue.configured, load_bundle(settings.bundle, settings)
-    try:
-        path = catalogue.path(last.bundle)
-        _same_digest(path, last.digest)
-        return last.bundle, load_bundle(path, settings)
-    except (ServiceError, BundleError) as error:
-        way_out = "put it back, or start once with --configured to serve INSPECT_BUNDLE instead"
-        raise BundleError(f"{error}; {way_out}", key=f"{last.bundle}, which was in service last") from error
-
-
-def configured_bundle(settings: Settings) -> str | None:
-    """The bundle that INSPECT_BUNDLE is set to; None where it is not, and the embedded one stands in."""
-    return str(settings.bundle.resolve()) if "bundle" in settings.model_fields_set else None
-
-
-def activation(bundle: str, digest: str, manifest: Manifest, settings: Settings) -> Activation:
-    """What the record says of a bundle that is put in service."""
-    return Activation(
-        bundle=bundle,
-        digest=digest,
-        name=manifest.name,
-        version=manifest.version,
-        configured=configured_bundle(settings),
-    )
-
-
-def _same_digest(path: Path, expected: str) -> str:
-    """The digest of the bundle that lies there; any will do where none is expected.
-
-    Raises:
-        BundleRefused: it is broken, or another.
+        BundleRefused: it is wrong.
     """
     try:
-        found = bundle_sha256(path)
-    except BundleError as error:
+        yield
+    except EngineError as error:
         raise BundleRefused(str(error)) from error
-    if found != (expected or found):
-        raise BundleRefused("manifest.json: is another by now than when the bundle was put in service")
-    return found
+    except OSError as error:  # whose text holds a path
+        raise BundleRefused(f"cannot be read: {error.strerror}") from error
+
+
+def _named(bundle: str, model: Manifest | Activation) -> NamedModel:
+    return NamedModel(bundle=bundle, name=model.name, version=model.version)
 
 
 def _listed(bundle: str, look: Look, active: Serving, before: Activation | None) -> ListedModel:

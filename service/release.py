@@ -98,6 +98,7 @@ class Release(_Strict):
         finite: whether black, white, noisy and saturated patches gave finite features and probabilities.
         tally: of this bundle on the set.
         active: name and version of the bundle that it is to replace.
+        active_sha256: of that bundle's manifest.
         active_tally: of that bundle on the same set.
     """
 
@@ -113,6 +114,7 @@ class Release(_Strict):
     finite: bool
     tally: Tally
     active: str
+    active_sha256: str
     active_tally: Tally
 
     @property
@@ -150,6 +152,7 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     record.unlink(missing_ok=True)  # whatever happens now, what stands there is no longer the last word
     digest = bundle_sha256(bundle)
     manifest = Manifest.read(bundle)
+    active_sha256 = bundle_sha256(active)
     sealed = _read_sealed(golden, manifest)
     bad = _defective(golden, {Path(name).stem for name in sealed.screens})
     device = _examine_device(bundle, settings)
@@ -176,6 +179,7 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         finite=device.finite,
         tally=tally,
         active=_describe(active),
+        active_sha256=active_sha256,
         active_tally=old,
     )
     if bundle_sha256(bundle) != digest:
@@ -185,11 +189,18 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     return release
 
 
-def require_release(bundle: Path, runtime: str, precision: str) -> None:
-    """Refuse a bundle that has not passed the gate as it will run.
+def require_release(bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
+    """Refuse a bundle that has not passed the gate as it will run, against the bundle that it is to replace.
+
+    Args:
+        bundle: its folder, where its record lies.
+        runtime: in which it will run.
+        precision: of its features graph.
+        digest: of its manifest, as it was loaded.
+        active: digest of the bundle in service.
 
     Raises:
-        ReleaseMissing: it has no record, or one of other files, or of another runtime or precision.
+        ReleaseMissing: it has no record, or one of other files, of another runtime or precision, or against another.
     """
     try:
         release = Release.model_validate_json((bundle / RELEASE_FILE).read_bytes())
@@ -197,8 +208,12 @@ def require_release(bundle: Path, runtime: str, precision: str) -> None:
         raise ReleaseMissing("the bundle has not passed the release gate: `python -m service release`") from error
     except ValidationError as error:
         raise ReleaseMissing(f"{RELEASE_FILE} cannot be read") from error
-    if release.manifest_sha256 != bundle_sha256(bundle):
+    if release.manifest_sha256 != digest:
         raise ReleaseMissing("the release record is of another version of this bundle")
+    if release.active_sha256 != active:
+        raise ReleaseMissing(
+            f"the bundle was held against {release.active}, which is not in service now: release it against what is"
+        )
     if (release.runtime, release.precision) != (runtime, precision):
         raise ReleaseMissing(
             f"the bundle was released for {release.runtime} {release.precision}, and is to run in {runtime} {precision}"

@@ -23,10 +23,11 @@ from numpy.typing import NDArray
 
 from engine import Backend, DeviceLost, Features, Golden, InferenceError, Window, cut, stream
 from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, QueueFull, ServiceError
-from service.selftest import SelfTest, SelfTestReport
+from service.selftest import FRESH_S, SelfTest, SelfTestReport
 
 # what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
 FIRST_GUESS_S = 0.01
+ENDS_WITHIN_S = 30.0  # a device's batch or self-test; one that takes longer hangs
 NEWEST = 0.2  # share of the newest screen in the running mean of that time
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.scheduler")
@@ -115,21 +116,27 @@ class Scheduler:
         reports = [device.self_test.report() for device in self._devices]
         return max(reports, key=lambda r: (not r.ok, float("inf") if r.age_s is None else r.age_s))
 
-    def tested(self) -> SelfTestReport:
-        """The report, once every device has run its first self-test: it is warm then, and proven or not."""
+    def tested(self, within_s: float = FRESH_S) -> SelfTestReport:
+        """The report, once every device has run its first self-test: it is warm then, and proven or not.
+
+        A device that has not after `within_s` is reported as one that has not run yet.
+        """
+        give_up_at = time.monotonic() + within_s
         for device in self._devices:
-            device.self_test.wait_for_first_run()
+            device.self_test.wait_for_first_run(max(0.0, give_up_at - time.monotonic()))
         return self.report()
 
     def close(self) -> None:
         """Refuse what comes, fail what waits, end the threads and close the backends; twice is harmless.
 
-        A screen that runs fails at its next batch, so that stopping takes no longer than a batch.
+        A screen that runs fails at its next batch, so that stopping takes no longer than a batch. A device that hangs
+        is left after `ENDS_WITHIN_S`: it holds on to its memory, but neither to a swap nor to the process.
         """
         for job in self._queue.close():
             job.settle(NotReady("the service is stopping"))
+        give_up_at = time.monotonic() + ENDS_WITHIN_S
         for device in self._devices:
-            device.join()
+            device.join(max(0.0, give_up_at - time.monotonic()))
 
 
 @dataclass(slots=True, eq=False)
@@ -246,9 +253,11 @@ class _Device:
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
-    def join(self) -> None:
-        """Wait for the batch or the self-test under way, then for the end of the thread."""
-        self._thread.join()
+    def join(self, within_s: float) -> None:
+        """Wait for the batch or the self-test under way, then for the end of the thread, which closes the backend."""
+        self._thread.join(within_s)
+        if self._thread.is_alive():
+            log.error("the device hangs and is left", runtime=self._backend.runtime)
 
     def _run(self) -> None:
         while not self._queue.closed:

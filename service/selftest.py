@@ -95,9 +95,9 @@ class SelfTest:
         self._due_at = self._clock() + self._interval_s
         self._has_run.set()
 
-    def wait_for_first_run(self) -> None:
-        """Wait until it has run once, whatever came out; it has no limit, as a device's first batch may be slow."""
-        self._has_run.wait()
+    def wait_for_first_run(self, within_s: float) -> None:
+        """Wait until it has run once, whatever came out, or until the time is over."""
+        self._has_run.wait(within_s)
 
     def _test(self, backend: Backend) -> float:
         try:

@@ -87,7 +87,7 @@ def load_bundle(path: Path, settings: Settings) -> Loaded:
         _check_line(backends[0].manifest, settings)
         if bundle_sha256(path) != digest:  # each part is whole by itself, and they may be of two bundles
             raise BundleError("was replaced while the bundle was loaded", key="manifest.json")
-    except BundleError:
+    except BaseException:
         for backend in backends:
             backend.close()
         raise

@@ -22,6 +22,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.pool import ConnectionPoolEntry
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+RECORD_FILE = "screens.sqlite"
 BUSY_TIMEOUT_S = 5.0
 
 
@@ -101,18 +102,20 @@ class Page(NamedTuple):
 class Store:
     """The record in `state_dir`, made and migrated to the newest revision when it is opened."""
 
-    def __init__(self, state_dir: Path) -> None:
-        """Open the record.
+    def __init__(self, state_dir: Path, *, migrate: bool = True) -> None:
+        """Open the record; without `migrate` as it is: whoever only looks does not change it under a running service.
 
         Raises:
             StoreError: the folder or the database cannot be made, read or migrated.
         """
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
-            self._engine = _engine(state_dir / "screens.sqlite")
-            _migrate(self._engine)
+            self._engine = _engine(state_dir / RECORD_FILE)
+            if migrate:
+                _migrate(self._engine)
         except (OSError, SQLAlchemyError, alembic.util.CommandError) as error:
             raise StoreError(f"cannot open the record in {state_dir}: {error}") from error
+        self._closed = False
 
     def find(self, screen_id: str) -> Answered | None:
         """The answer recorded for `screen_id`, or None.
@@ -121,7 +124,7 @@ class Store:
             StoreError: the record cannot be read.
         """
         try:
-            with Session(self._engine) as session:
+            with self._session() as session:
                 row = session.scalar(select(ScreenRow).where(ScreenRow.screen_id == screen_id))
                 return None if row is None else _answered(row)
         except SQLAlchemyError as error:
@@ -141,7 +144,7 @@ class Store:
             recorded_at=_now(),
         )
         try:
-            with Session(self._engine) as session, session.begin():
+            with self._session() as session, session.begin():
                 session.add(row)
         except IntegrityError as error:
             raise StoreError(f"screen {answered.screen_id} has an answer already") from error
@@ -160,7 +163,7 @@ class Store:
         if cursor is not None:
             query = query.where(ScreenRow.id < cursor)
         try:
-            with Session(self._engine) as session:
+            with self._session() as session:
                 rows = session.scalars(query).all()
         except SQLAlchemyError as error:
             raise StoreError(f"cannot read the record: {error}") from error
@@ -175,7 +178,7 @@ class Store:
         """
         row = ActivationRow(**asdict(activation), activated_at=_now())
         try:
-            with Session(self._engine) as session, session.begin():
+            with self._session() as session, session.begin():
                 session.add(row)
         except SQLAlchemyError as error:
             raise StoreError(f"cannot write the record: {error}") from error
@@ -188,19 +191,32 @@ class Store:
         """
         return self._last_activation()
 
-    def activated_before(self, bundle: str, digest: str) -> Activation | None:
-        """The last that is another bundle than this one, or None.
+    def activated_before(self, bundle: str, digest: str, *, alias: str = "") -> Activation | None:
+        """The last that is another bundle than this one, or None; `alias` is a second name of this one.
 
         Raises:
             StoreError: the record cannot be read.
         """
-        other = (ActivationRow.bundle != bundle) | (ActivationRow.digest != digest)
+        other = ActivationRow.bundle.not_in((bundle, alias)) | (ActivationRow.digest != digest)
         return self._last_activation(other)
+
+    def digests(self, name: str, version: str) -> frozenset[str]:
+        """Of each bundle that was in service as this version of this model.
+
+        Raises:
+            StoreError: the record cannot be read.
+        """
+        query = select(ActivationRow.digest).where(ActivationRow.name == name, ActivationRow.version == version)
+        try:
+            with self._session() as session:
+                return frozenset(session.scalars(query))
+        except SQLAlchemyError as error:
+            raise StoreError(f"cannot read the record: {error}") from error
 
     def _last_activation(self, *where: ColumnElement[bool]) -> Activation | None:
         query = select(ActivationRow).where(*where).order_by(ActivationRow.id.desc()).limit(1)
         try:
-            with Session(self._engine) as session:
+            with self._session() as session:
                 row = session.scalar(query)
         except SQLAlchemyError as error:
             raise StoreError(f"cannot read the record: {error}") from error
@@ -209,8 +225,14 @@ class Store:
         return Activation(**{field.name: getattr(row, field.name) for field in fields(Activation)})
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close all connections; a thread that comes later is refused: it would write what nobody is told any more."""
+        self._closed = True
         self._engine.dispose()
+
+    def _session(self) -> Session:
+        if self._closed:
+            raise StoreError("the record is closed")
+        return Session(self._engine)
 
 
 def _engine(path: Path) -> Engine:
@@ -230,6 +252,8 @@ def _migrate(engine: Engine) -> None:
     config = alembic.config.Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     with engine.begin() as connection:
+        # Python's driver opens no transaction for DDL of itself: a power cut would leave half of a revision
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
 

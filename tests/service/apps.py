@@ -103,14 +103,17 @@ def count(client: httpx.Client, series: str, /, **labels: str) -> float:
 
 
 @contextmanager
-def serve(app: FastAPI) -> Iterator[httpx.Client]:
-    """A client of the app, which runs in uvicorn until the block ends."""
+def serve(app: FastAPI, *, grace_s: int | None = None) -> Iterator[httpx.Client]:
+    """A client of the app, which runs in uvicorn until the block ends, and `grace_s` longer where requests have not."""
     # the protocol is named for asyncio, which sends without delay only where it is
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # from here on a connection waits until the app takes it
         port = listener.getsockname()[1]
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on"))
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=grace_s
+        )
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:

@@ -23,6 +23,10 @@ class Thing:
         self.closed += 1
 
 
+def fail() -> None:
+    raise OSError("the disk is full")
+
+
 class Interleavings(RuleBasedStateMachine):
     """Users that come and go, and swaps whose old one is closed by a thread of its own."""
 
@@ -78,9 +82,18 @@ class Interleavings(RuleBasedStateMachine):
     def come_too_late(self) -> None:
         with pytest.raises(NotReady), self.active.take():
             pass
-        own = Thing()
+        own, recorded = Thing(), []
         with pytest.raises(NotReady):
-            self.active.flip(own)
+            self.active.flip(own, lambda: recorded.append(own))
+        assert own.closed == 0
+        assert recorded == []
+
+    @precondition(lambda self: not self.stopped)
+    @rule()
+    def fail_to_record(self) -> None:
+        own = Thing()
+        with pytest.raises(OSError, match="disk"):
+            self.active.flip(own, fail)
         assert own.closed == 0
 
     @invariant()
@@ -107,6 +120,22 @@ class Interleavings(RuleBasedStateMachine):
 
 
 TestInterleavings = Interleavings.TestCase
+
+
+def test_nobody_waits_for_the_record_and_a_stop_waits_for_it() -> None:
+    active = Active(Thing())
+    stop = threading.Thread(target=active.close)
+
+    def record() -> None:
+        with active.take() as thing:  # while it is written
+            assert thing.closed == 0
+        stop.start()
+        stop.join(0.05)
+        assert stop.is_alive()
+
+    old = active.flip(Thing(), record)
+    stop.join(GUARD_S)
+    assert [thing.closed for thing in (old, active.current)] == [1, 1]
 
 
 def test_threads_that_take_and_swap_at_once_never_meet_a_closed_one() -> None:

@@ -25,6 +25,7 @@ ELSEWHERE = {
     "bundle_refused",
     "swap_in_progress",
     "release_missing",
+    "version_taken",
 }
 
 

@@ -2,7 +2,8 @@
 
 import json
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, HTTPServer, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
@@ -13,7 +14,7 @@ from service.__main__ import app
 from service.app import create_app
 from service.settings import Settings
 from tests.deploy.processes import free_port
-from tests.service.apps import serve
+from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, post, serve
 from tests.service.shelves import altered, broken, shelf
 
 Run = Callable[..., Result]
@@ -93,6 +94,71 @@ def test_no_service_is_one_line_and_1() -> None:
     assert answer.exit_code == 1
     (line,) = answer.stderr.splitlines()
     assert line.startswith(f"no answer from {url}: ")
+
+
+class SlowServer(BaseHTTPRequestHandler):
+    """Takes a swap and never says so; asked what is in service, it does."""
+
+    tells = True
+
+    def do_PUT(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.close_connection = True  # without an answer
+
+    def do_GET(self) -> None:
+        two = {"bundle": "two", "name": "tiny", "version": "2", "state": "active", "reason": ""}
+        one = {"bundle": "one", "name": "tiny", "version": "1", "state": "previous", "reason": ""}
+        self.send_response(200 if self.tells else 502)
+        self.end_headers()
+        if self.tells:
+            self.wfile.write(json.dumps({"folder": None, "models": [one, two]}).encode())
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("tells", "said"),
+    [
+        (True, "two (tiny 2) is in service now, and the swap may be under way: ask GET /v1/models"),
+        (False, "nor does it say what is in service: ask GET /v1/models before you try again"),
+    ],
+)
+@pytest.mark.parametrize("arguments", [["two"], ["--rollback"]])
+def test_a_swap_without_an_answer_is_not_said_to_have_failed(
+    monkeypatch: pytest.MonkeyPatch, tells: bool, said: str, arguments: list[str]
+) -> None:
+    monkeypatch.setattr(SlowServer, "tells", tells)
+    with ThreadingHTTPServer(("127.0.0.1", 0), SlowServer) as server:
+        thread = Thread(target=server.serve_forever)
+        thread.start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        answer = CliRunner().invoke(app, ["activate", *arguments, "--url", url])
+        server.shutdown()
+        thread.join()
+    assert answer.exit_code == 1
+    (line,) = answer.stderr.splitlines()
+    assert line.startswith(f"no answer from {url}: ")
+    assert line.endswith(f"; {said}")
+
+
+def test_a_swap_that_takes_longer_than_the_client_waits_is_looked_up(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.control.ANSWER_WITHIN_S", 0.5)
+    device = Device()
+    settings = Settings(bundle=folder / "one", bundles=folder, state_dir=folder.parent / "state", frame_size=SIZE)
+    served = create_app(settings, backends=[device.backend()], golden=GOLDEN)
+    with serve(served) as client, ThreadPoolExecutor(1) as pool:
+        device.screen_gate.hold()
+        screen = pool.submit(post, client, "held", SCREENS["pass"])
+        device.screen_gate.wait_for()
+        # it is in service at once, and answered when the held screen is
+        answer = CliRunner().invoke(app, ["activate", "two", "--url", str(client.base_url)])
+        device.screen_gate.open()
+        assert screen.result().status_code == 200
+    assert answer.exit_code == 1
+    assert "two (tiny 2) is in service now" in answer.stderr
 
 
 class OtherServer(BaseHTTPRequestHandler):

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from engine import InferenceError
+from engine import InferenceError, bundle_sha256
 from service.app import create_app
 from service.catalogue import Catalogue
 from service.errors import ReleaseMissing
@@ -113,6 +113,28 @@ def test_a_rollback_is_one_call_and_a_second_one_leads_back(client: httpx.Client
     assert count(client, "inspect_swaps_total", outcome="rolled_back") == 3
 
 
+def test_the_configured_bundle_is_one_bundle_by_whichever_name_and_the_way_back_stays(client: httpx.Client) -> None:
+    activate(client, "two")
+    for name, outcome in (("@configured", "activated"), ("one", "unchanged"), ("@configured", "unchanged")):
+        swap = activate(client, name).json()
+        assert (swap["outcome"], swap["active"]["bundle"], swap["previous"]["bundle"]) == (outcome, "one", "two")
+        assert states(client) == {"one": "active", "two": "previous"}
+        assert len(client.get("/v1/models").json()["models"]) == 2
+    assert roll_back(client).json()["active"]["bundle"] == "two"
+
+
+def test_a_second_bundle_of_a_version_that_was_in_service_is_refused(client: httpx.Client, folder: Path) -> None:
+    activate(client, "two")
+    tiny_bundle(folder / "other-two", version="2", gain=15.0)
+    before = everything(client)
+    refused = activate(client, "other-two", without_release=True)
+    assert is_problem(refused, 409, "version_taken")
+    assert refused.json()["detail"].startswith("another bundle was in service as tiny 2: ")
+    assert everything(client) == before
+    shutil.copytree(folder / "two", folder / "copy")  # which is the same bundle
+    assert activate(client, "copy").json()["active"]["version"] == "2"
+
+
 def test_the_bundle_in_service_is_not_swapped_for_itself_and_the_way_back_stays(client: httpx.Client) -> None:
     activate(client, "two")
     swap = activate(client, "two").json()
@@ -198,8 +220,9 @@ def test_a_screen_that_was_answered_keeps_its_answer(client: httpx.Client) -> No
 def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) -> None:
     asked: list[Path] = []
 
-    def require_release(bundle: Path, runtime: str, precision: str) -> None:
+    def require_release(bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
         assert (runtime, precision) == ("onnxruntime", "fp32")
+        assert (digest, active) == (bundle_sha256(folder / "two"), bundle_sha256(folder / "one"))
         asked.append(bundle)
         raise ReleaseMissing("no release.json")
 

@@ -9,12 +9,15 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
-from engine import RELEASE_FILE, FakeBackend, Manifest, cover, cut, read_golden
+from engine import RELEASE_FILE, FakeBackend, Manifest, bundle_sha256, cover, cut, read_golden
 from service import release as gate
+from service.__main__ import app
 from service.errors import ReleaseMissing
 from service.release import SEALED_FILE, ReleaseError, require_release
 from service.settings import Settings
+from service.store import Activation, Store
 from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
 
 SIZE = 128, 192
@@ -72,6 +75,12 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(state_dir=tmp_path / "state", runtime="onnxruntime")
 
 
+def require(candidate: Path, *, runtime: str, precision: str, active: Path | None = None) -> None:
+    """Where `active`, by default the candidate itself, is in service."""
+    active = active or candidate
+    require_release(candidate, runtime, precision, digest=bundle_sha256(candidate), active=bundle_sha256(active))
+
+
 def reseal(golden: Path, name: str, **changes: object) -> None:
     sealed = json.loads((golden / SEALED_FILE).read_text())
     sealed["screens"][name].update(changes)
@@ -87,7 +96,51 @@ def test_what_agrees_with_its_module_is_released(tmp_path: Path, candidate: Path
     assert found.finite
     assert set(found.slot_spread.values()) == {0.0}
     assert gate.Release.model_validate_json((candidate / RELEASE_FILE).read_bytes()) == found
-    require_release(candidate, runtime="onnxruntime", precision="fp32")
+    require(candidate, runtime="onnxruntime", precision="fp32", active=bundle)
+
+
+def test_what_was_held_against_another_bundle_than_the_one_in_service_is_refused(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path
+) -> None:
+    found = gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
+    assert found.active_sha256 == bundle_sha256(bundle)
+    in_service = tiny_bundle(tmp_path / "in-service", version="7")
+    with pytest.raises(ReleaseMissing, match=r"held against .*, which is not in service now"):
+        require(candidate, runtime="onnxruntime", precision="fp32", active=in_service)
+
+
+def test_a_record_holds_for_what_was_loaded_whatever_lies_there_by_now(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path
+) -> None:
+    gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
+    loaded = bundle_sha256(tiny_bundle(tmp_path / "loaded", version="7"))
+    with pytest.raises(ReleaseMissing, match="another version"):
+        require_release(candidate, "onnxruntime", "fp32", digest=loaded, active=bundle_sha256(bundle))
+
+
+def test_the_gate_holds_a_bundle_against_the_one_that_the_record_says_is_in_service(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swapped = tiny_bundle(tmp_path / "bundles" / "two", version="2")
+    store = Store(tmp_path / "state")
+    manifest = Manifest.read(swapped)
+    store.activate(
+        Activation(
+            bundle="two",
+            digest=bundle_sha256(swapped),
+            name=manifest.name,
+            version=manifest.version,
+            configured=str(bundle.resolve()),
+        )
+    )
+    store.close()
+    for name, path in (("STATE_DIR", tmp_path / "state"), ("BUNDLES", tmp_path / "bundles"), ("BUNDLE", bundle)):
+        monkeypatch.setenv(f"INSPECT_{name}", str(path))
+    monkeypatch.setenv("INSPECT_RUNTIME", "onnxruntime")
+    answer = CliRunner().invoke(app, ["release", str(candidate), "--golden", str(golden), "--json"])
+    record = json.loads(answer.stdout)
+    assert (record["active"], record["active_sha256"]) == ("tiny 2", bundle_sha256(swapped))
+    require(candidate, runtime="onnxruntime", precision="fp32", active=swapped)
 
 
 def test_another_verdict_than_the_modules_is_refused_and_named(tmp_path: Path, candidate: Path, golden: Path) -> None:
@@ -227,21 +280,21 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
     tmp_path: Path, candidate: Path, golden: Path
 ) -> None:
     with pytest.raises(ReleaseMissing, match="has not passed"):
-        require_release(candidate, runtime="onnxruntime", precision="fp32")
+        require(candidate, runtime="onnxruntime", precision="fp32")
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     with pytest.raises(ReleaseMissing, match="is to run in openvino fp32"):
-        require_release(candidate, runtime="openvino", precision="fp32")
+        require(candidate, runtime="openvino", precision="fp32")
     with pytest.raises(ReleaseMissing, match="onnxruntime int8"):
-        require_release(candidate, runtime="onnxruntime", precision="int8")
+        require(candidate, runtime="onnxruntime", precision="int8")
     (candidate / RELEASE_FILE).write_text(found.model_copy(update={"finite": False}).model_dump_json())
     with pytest.raises(ReleaseMissing, match="refusal"):
-        require_release(candidate, runtime="onnxruntime", precision="fp32")
+        require(candidate, runtime="onnxruntime", precision="fp32")
     (candidate / RELEASE_FILE).write_text("{}")
     with pytest.raises(ReleaseMissing, match="cannot be read"):
-        require_release(candidate, runtime="onnxruntime", precision="fp32")
+        require(candidate, runtime="onnxruntime", precision="fp32")
     (candidate / RELEASE_FILE).write_text(found.model_dump_json())
     Manifest.read(candidate)
     manifest = json.loads((candidate / "manifest.json").read_text())
     (candidate / "manifest.json").write_text(json.dumps({**manifest, "version": "2"}))
     with pytest.raises(ReleaseMissing, match="another version"):
-        require_release(candidate, runtime="onnxruntime", precision="fp32")
+        require(candidate, runtime="onnxruntime", precision="fp32")

@@ -1,6 +1,7 @@
 """With which bundle a service starts: whichever was decided on last, and no other in its place."""
 
 import shutil
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,8 +9,11 @@ import pytest
 
 from engine import BundleError
 from service.app import create_app
+from service.errors import VersionTaken
+from service.restart import in_service
+from service.serving import Loaded, load_bundle
 from service.settings import Settings
-from service.store import Store
+from service.store import RECORD_FILE, Store, StoreError
 from tests.bundles import tiny_bundle
 from tests.service.apps import GOLDEN, Device, serve
 from tests.service.shelves import BREAKERS, shelf, wrong_golden
@@ -75,11 +79,30 @@ def test_the_setting_can_be_asked_for_and_is_decided_then(line: Line) -> None:
     assert line.run(line.folder / "one") == ("one", "two")
 
 
-def test_what_lies_where_the_setting_points_may_change_between_two_starts(line: Line, tmp_path: Path) -> None:
+def test_a_setting_that_is_lost_does_not_put_the_embedded_bundle_in_service(line: Line, bundle: Path) -> None:
+    line.run(bundle)
+    with pytest.raises(BundleError) as refused:
+        create_app(line.settings(None))
+    assert str(refused.value) == (
+        f"@configured, which was in service last: INSPECT_BUNDLE was {bundle} and is not set any more; put it back, or "
+        "start once with --configured to serve INSPECT_BUNDLE instead"
+    )
+    assert line.run(bundle)[0] == "@configured"
+    # nor does a setting that is lost after a swap away from it, and back
+    line.run(bundle, TWO, {"rollback": True})
+    with pytest.raises(BundleError, match="is not set any more"):
+        create_app(line.settings(None))
+    assert line.run(None, configured=True)[0] == "@configured"  # which somebody wants
+
+
+def test_what_lies_where_the_setting_points_is_not_exchanged_without_anybodys_doing(line: Line, tmp_path: Path) -> None:
     exported = tiny_bundle(tmp_path / "exported", version="5")
     line.run(exported)
     shutil.rmtree(exported)
     tiny_bundle(exported, version="6", gain=15.0)
+    with pytest.raises(BundleError, match=r"@configured, which was in service last: manifest\.json: is another by now"):
+        create_app(line.settings(exported))
+    assert line.run(exported, configured=True)[0] == "@configured"
     assert line.run(exported)[0] == "@configured"
     store = Store(line.state_dir)
     last = store.last_activation()
@@ -142,6 +165,58 @@ def test_a_start_that_is_refused_leaves_the_record_open_to_the_next(line: Line) 
     with pytest.raises(BundleError):
         create_app(line.settings(line.folder / "one"))
     assert {path.name for path in line.state_dir.iterdir()} == {"screens.sqlite"}
+
+
+def test_a_start_with_another_bundle_of_a_version_that_was_in_service_is_refused(line: Line, tmp_path: Path) -> None:
+    line.run(line.folder / "one")
+    other = tiny_bundle(tmp_path / "other", version="1", gain=15.0)
+    for configured in (False, True):
+        with pytest.raises(VersionTaken, match="was in service as tiny 1"):
+            create_app(line.settings(other), configured=configured)
+    assert line.run(line.folder / "one") == ("one", None)  # and the record says nothing else
+
+
+def test_a_name_that_the_configured_bundle_gets_leaves_the_way_back(line: Line) -> None:
+    """INSPECT_BUNDLES is set after the first start: what was `@configured` has a name now."""
+    with serve(create_app(Settings(bundle=line.folder / "one", state_dir=line.state_dir))):
+        pass
+    assert line.run(line.folder / "one", TWO, {"rollback": True}) == ("one", None)
+    assert line.run(line.folder / "one") == ("one", "two")
+
+
+def test_what_is_in_service_can_be_told_without_the_service(line: Line, bundle: Path) -> None:
+    settings = line.settings(line.folder / "one")
+    assert in_service(settings) == line.folder / "one"
+    assert not line.state_dir.exists()
+    line.run(line.folder / "one", TWO)
+    assert in_service(settings) == line.folder / "two"
+    assert in_service(line.settings(None)) == line.folder / "two"
+    assert in_service(line.settings(bundle)) == bundle  # with which the next start would begin
+    another(line.folder / "two")
+    with pytest.raises(BundleError, match="another by now"):
+        in_service(settings)
+
+
+def test_to_look_at_the_record_does_not_migrate_it(line: Line) -> None:
+    line.state_dir.mkdir()
+    path = line.state_dir / RECORD_FILE
+    path.touch()  # of a version that knows no activations
+    with pytest.raises(StoreError, match="cannot read"):
+        in_service(line.settings(line.folder / "one"))
+    with sqlite3.connect(path) as record:
+        assert record.execute("SELECT name FROM sqlite_master").fetchall() == []
+    record.close()
+
+
+def test_what_is_exchanged_while_it_is_loaded_does_not_start(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
+    line.run(line.folder / "one")
+
+    def exchanged(_: Path, settings: Settings) -> Loaded:
+        return load_bundle(line.folder / "two", settings)
+
+    monkeypatch.setattr("service.restart.load_bundle", exchanged)
+    with pytest.raises(BundleError, match="was exchanged while"):
+        create_app(line.settings(line.folder / "one"))
 
 
 def test_starting_again_and_again_is_recorded_once(line: Line, bundle: Path) -> None:

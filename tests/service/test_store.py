@@ -1,3 +1,4 @@
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,7 +9,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from service.store import Activation, Answered, Base, Store, StoreError
+from service.store import MIGRATIONS, Activation, Answered, Base, Store, StoreError
 
 
 def answered(number: int) -> Answered:
@@ -142,6 +143,61 @@ def test_a_record_of_the_first_version_is_carried_over(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("revision", ["0001_screens.py", "0002_activations.py"])
+def test_a_migration_that_is_interrupted_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, revision: str
+) -> None:
+    interrupted = shutil.copytree(MIGRATIONS, tmp_path / "migrations")
+    script = interrupted / "versions" / revision
+    body = script.read_text().replace(
+        "\n\n\ndef downgrade", '\n    raise RuntimeError("the power went")\n\n\ndef downgrade'
+    )
+    script.write_text(body)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.store.MIGRATIONS", interrupted)
+        with pytest.raises(RuntimeError, match="the power went"):
+            Store(tmp_path / "state")
+    with sqlite3.connect(tmp_path / "state" / "screens.sqlite") as left:
+        assert left.execute("SELECT name FROM sqlite_master").fetchall() == []
+    left.close()
+    store = Store(tmp_path / "state")
+    store.activate(activation("one"))
+    assert store.last_activation() == activation("one")
+    store.close()
+
+
+def test_a_closed_record_refuses_whoever_comes_late(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.close()
+    for late in (
+        lambda: store.record(answered(1)),
+        lambda: store.activate(activation("one")),
+        lambda: store.find("screen-1"),
+        lambda: store.digests("screens", "one"),
+    ):
+        with pytest.raises(StoreError, match="closed"):
+            late()
+    again = Store(tmp_path)
+    assert (again.find("screen-1"), again.last_activation()) == (None, None)
+    again.close()
+
+
+def test_the_digests_of_a_version_are_those_that_were_in_service_as_it(store: Store) -> None:
+    assert store.digests("screens", "one") == set()
+    for digest in ("1" * 64, "2" * 64, "1" * 64):
+        store.activate(activation("one", digest=digest))
+    assert store.digests("screens", "one") == {"1" * 64, "2" * 64}
+    assert store.digests("screens", "two") == store.digests("others", "one") == set()
+
+
+def test_the_activation_before_is_none_under_another_name_of_the_same_bundle(store: Store) -> None:
+    store.activate(activation("two", digest="2" * 64))
+    store.activate(activation("@configured", digest="1" * 64))
+    store.activate(activation("one", digest="1" * 64))
+    before = store.activated_before("one", "1" * 64, alias="@configured")
+    assert before == activation("two", digest="2" * 64)
+
+
 def test_failing_database_is_a_store_error(store: Store, tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "screens.sqlite") as other:
         other.execute("DROP TABLE screens")
@@ -153,6 +209,8 @@ def test_failing_database_is_a_store_error(store: Store, tmp_path: Path) -> None
         store.last_activation()
     with pytest.raises(StoreError, match="cannot read"):
         store.activated_before("one", "")
+    with pytest.raises(StoreError, match="cannot read"):
+        store.digests("screens", "one")
     with pytest.raises(StoreError, match="cannot write"):
         store.record(answered(1))
     with pytest.raises(StoreError, match="cannot read"):

@@ -14,8 +14,10 @@ from tests.deploy.processes import free_port, server
 from tests.service.apps import frame, post_raw
 
 SWAPS = 20
-# a bundle of these weighs 30 MiB in memory: one that stayed at each swap would be 540; what moves is the heap's own
-MARGIN_MIB = 20.0
+# screens under way move each figure by 5 MiB, so that the least of five neighbours is compared. That grew by 0.7 to
+# 2.5 MiB over the swaps in nine runs on two busy cores; a bundle that stayed weighs 30 MiB, and 540 in the end
+NEIGHBOURS = 5
+MARGIN_MIB = 5.0
 PATCH_PX = 256
 
 
@@ -68,4 +70,5 @@ def test_memory_after_20_swaps_under_load_is_that_after_2(tmp_path: Path) -> Non
             sender.result()
     assert len(statuses) > SWAPS
     assert set(statuses) == {200}
-    assert held_mib[-1] - held_mib[1] < MARGIN_MIB, held_mib
+    # the first swap makes what the process needs from then on
+    assert min(held_mib[-NEIGHBOURS:]) - min(held_mib[1 : 1 + NEIGHBOURS]) < MARGIN_MIB, held_mib
