@@ -19,14 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from engine.backend import PRECISIONS
 from engine.errors import BundleError
 from engine.fields import parse_object
 from engine.layers import Layer, heavy_counts, real_precision
-from engine.manifest import SHA256
+from engine.manifest import FEATURES_FILES, SHA256
 
 MAX_RECORD_BYTES = 2**20
-PRECISION = re.compile("|".join(PRECISIONS))
+PRECISION = re.compile("|".join({name.removesuffix("-trt") for name in FEATURES_FILES}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
