@@ -56,7 +56,7 @@ def test_the_gpu_images_are_of_one_release_the_smaller_one_runs() -> None:
 
 
 def test_the_gpu_image_that_runs_has_what_pycuda_links() -> None:
-    """The driver's libcuda comes with the container toolkit; of the toolkit's libraries, curand is linked by default."""
+    """The driver's libcuda comes with the container toolkit; of CUDA's libraries, curand is linked by default."""
     (image,) = (line.split()[0] for line in arguments_of("FROM", GPU_DOCKERFILE)[1:])
     match = re.search(r"cuda:(\d+)\.(\d+)", image)
     assert match is not None
