@@ -19,7 +19,7 @@ from engine.errors import (
 )
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, made_as, read_golden, self_test
-from engine.manifest import FrameLimits, LabelLimits, Manifest, bundle_sha256
+from engine.manifest import RELEASE_FILE, FrameLimits, LabelLimits, Manifest, bundle_sha256
 from engine.parity import Difference, check_finite, check_parity, extreme_patches
 from engine.pixels import to_grey
 from engine.slots import Spread, measure_slots, slot_patches
@@ -30,6 +30,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 __all__ = [
     "DEFAULT_BUNDLE",
     "NO_GUARD",
+    "RELEASE_FILE",
     "Backend",
     "BundleError",
     "DeviceLost",

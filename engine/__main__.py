@@ -81,7 +81,7 @@ def build(
             difference = self_test(backend, golden)
             guard = measure_slots(backend, slot_patches(golden.pixels)).probability
             speed = _faster_than_half(backend, bundle, console) if backend.precision == "int8" else None
-        record = PlanCache(default_folder()).set_guard(backend.plan, guard)
+        record = PlanCache(default_folder()).set_guard(backend.plan, backend.manifest, guard)
     notes = [note for note in backend.notes if "guard band" not in note]  # which has been measured by now
     found = {
         "plan": str(backend.plan.path),

@@ -47,7 +47,11 @@ class Features:
 
 
 class Backend(Protocol):
-    """A bundle, loaded into a runtime. `features` is called by one thread at a time, `reason` by any."""
+    """A bundle, loaded into a runtime.
+
+    `features` is called by one thread at a time, `reason` by any, and `close` by the thread that calls `features`, or
+    once none does any more: a screen whose features are there may still be reasoned over in another thread.
+    """
 
     @property
     def manifest(self) -> Manifest:
@@ -99,7 +103,10 @@ class Backend(Protocol):
         """
 
     def close(self) -> None:
-        """Give back the runtime's memory; closing twice is harmless, other calls then fail."""
+        """Give back the runtime's memory; closing twice is harmless, other calls then fail with `InferenceError`.
+
+        No call of `features` may be under way. One of `reason` may: it ends with its answer, or as one that came later.
+        """
 
 
 @runtime_checkable
@@ -167,7 +174,7 @@ def load(
     Raises:
         BundleError: the bundle must not be served, or has no such precision.
         RuntimeUnavailable: no such runtime, or not here.
-        ValueError: fewer than one thread.
+        ValueError: fewer than one thread, or than one patch in a batch.
     """
     load_one = partial(_load, bundle, precision=precision, threads=threads, batch_size=batch_size)
     if runtime != "auto":
@@ -258,6 +265,19 @@ def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArr
         activation=np.concatenate([batch.activation for batch in batches]),
     )
     return features, backend.reason(features.label_features, features.stage1)
+
+
+def batch_of(manifest: Manifest, asked: int | None) -> int:
+    """Patches of a batch: as asked for, or the manifest's.
+
+    Raises:
+        ValueError: fewer than one is asked for.
+    """
+    if asked is None:
+        return manifest.batch_size
+    if asked < 1:
+        raise ValueError(f"a batch has at least 1 patch, got {asked}")
+    return asked
 
 
 def check_pixels(pixels: NDArray[np.uint8], manifest: Manifest, batch_size: int) -> None:

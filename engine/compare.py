@@ -3,7 +3,6 @@
 import csv
 import time
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,8 @@ class Comparison:
         patches: that both have seen.
         screens: they were of; patches of one screen were reasoned together.
         labels: what moved, by label.
-        verdicts: screens by the classes that A and B give them, such as "pass > fail"; those that are equal aside.
+        verdicts: screens by what A's and B's scores alone make of them, such as "pass > fail"; those that are equal
+            aside.
         patches_per_s: of A and of B, features and reasoning; they took turns.
     """
 
@@ -100,8 +100,10 @@ def compare(
                 start = time.perf_counter()
                 scores[index].append(infer((left, right)[index], pixels)[1])
                 taken[index] += time.perf_counter() - start
-            a = verdict_class(scores[0][-1], left.manifest, left.guard)
-            b = verdict_class(scores[1][-1], right.manifest, right.guard)
+            a, b = (
+                backend.manifest.outcome(found[-1].max(axis=0).tolist(), backend.guard)
+                for backend, found in zip((left, right), scores, strict=True)
+            )
             verdicts.update([f"{a} > {b}"] if a != b else [])
     one, other = np.concatenate(scores[0]), np.concatenate(scores[1])
     return Comparison(
@@ -111,23 +113,6 @@ def compare(
         verdicts=dict(verdicts),
         patches_per_s=(len(one) / taken[0], len(one) / taken[1]),
     )
-
-
-def verdict_class(probability: NDArray[np.float32], manifest: Manifest, guard: Mapping[str, float]) -> str:
-    """What the scores of one screen alone would make of it: fail, review or pass.
-
-    Args:
-        probability: (K, C) of all its patches.
-        manifest: with the review band of each label.
-        guard: guard band by label; none where a score cannot move.
-    """
-    highest = dict(zip(manifest.label_names, map(float, probability.max(axis=0)), strict=True))
-    reach = {name: limits.review for name, limits in manifest.labels.items()}
-    if any(score >= reach[name][1] + guard.get(name, 0.0) for name, score in highest.items()):
-        return "fail"
-    # written so that a score that is no number is looked at
-    clean = all(score < reach[name][0] - guard.get(name, 0.0) for name, score in highest.items())
-    return "pass" if clean else "review"
 
 
 def _moved(one: NDArray[np.float32], other: NDArray[np.float32], left: Manifest, right: Manifest) -> dict[str, Moved]:

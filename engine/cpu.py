@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import NO_GUARD, Features, check_pixels
+from engine.backend import NO_GUARD, Features, batch_of, check_pixels
 from engine.errors import InferenceError
 from engine.graphs import FeaturesGraph, Reasoning
 from engine.manifest import Manifest
@@ -27,6 +27,7 @@ class CpuBackend(ABC):
 
     Raises:
         BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
+        ValueError: fewer than one thread, or than one patch in a batch.
     """
 
     runtime: ClassVar[str]
@@ -37,7 +38,7 @@ class CpuBackend(ABC):
     ) -> None:
         self.manifest = Manifest.read(bundle)
         self.precision = precision
-        self.batch_size = batch_size or self.manifest.batch_size
+        self.batch_size = batch_of(self.manifest, batch_size)
         # read by ONNX Runtime, which takes no weights from files beside the graph, whatever runs it afterwards
         self._graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
         self.tuned = tune(self._build, bundle, threads=threads, patches=self.batch_size // self._graph.rows)
@@ -55,9 +56,10 @@ class CpuBackend(ABC):
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`."""
         check_pixels(pixels, self.manifest, self.batch_size)
-        if self._features is None:
+        run = self._features  # its own: another thread may close
+        if run is None:
             raise InferenceError("the backend is closed")
-        return self._features(pixels)
+        return run(pixels)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""

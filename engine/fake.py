@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import NO_GUARD, Features, check_pixels, check_screen
+from engine.backend import NO_GUARD, Features, batch_of, check_pixels, check_screen
 from engine.errors import InferenceError, RuntimeUnavailable
 from engine.golden import read_golden
 from engine.manifest import REQUIRED_FILES, FrameLimits, LabelLimits, Manifest
@@ -92,6 +92,7 @@ def load_fake(
     Raises:
         BundleError: the bundle is not whole.
         RuntimeUnavailable: another precision.
+        ValueError: fewer than one patch in a batch.
     """
     if precision != "fp32":
         raise RuntimeUnavailable(f"fake runs nothing, and so not in {precision}")
@@ -109,7 +110,7 @@ def load_fake(
                 row[checksum // RARITY % len(row)] = checksum / 2**32
         return result
 
-    return FakeBackend(replace(manifest, batch_size=batch_size or manifest.batch_size), scores)
+    return FakeBackend(replace(manifest, batch_size=batch_of(manifest, batch_size)), scores)
 
 
 def _checksum(patch: NDArray[np.uint8]) -> int:

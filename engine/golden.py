@@ -6,6 +6,7 @@ They prove that what is loaded computes what was trained: at export, at load, an
 import zipfile
 import zlib
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -62,7 +63,7 @@ def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
     """
     manifest = Manifest.read(bundle)
     manifest.features_file(precision)  # a tolerance may be stated for what was not made
-    arrays = _read_arrays(bundle / GOLDEN_FILE)
+    arrays = _read_arrays(manifest.verified(bundle, GOLDEN_FILE))
     pixels, probability = arrays["pixels"], arrays["probability"]
     side, count = manifest.patch_px, len(manifest.labels)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (1, side, side) or not len(pixels):
@@ -97,14 +98,12 @@ def made_as(backend: Backend) -> str:
     return graph_precision(backend.runtime, backend.precision)
 
 
-def _read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _read_arrays(raw: bytes) -> dict[str, NDArray[Any]]:
     try:
-        # the file is opened here because NumPy leaves it open when it is no archive
-        with path.open("rb") as file:
-            arrays = np.load(file, allow_pickle=False)
-            if not isinstance(arrays, NpzFile) or sorted(arrays) != ["pixels", "probability"]:
-                raise _refused("must be an archive of pixels and probability, nothing else")
-            return {name: arrays[name] for name in arrays}
+        arrays = np.load(BytesIO(raw), allow_pickle=False)
+        if not isinstance(arrays, NpzFile) or sorted(arrays) != ["pixels", "probability"]:
+            raise _refused("must be an archive of pixels and probability, nothing else")
+        return {name: arrays[name] for name in arrays}
     except BAD_ARCHIVE as error:
         raise _refused("cannot be read as arrays") from error
 

@@ -1,7 +1,7 @@
 """The two graphs of a bundle as ONNX Runtime reads them, whatever runs the features graph: read, checked, run.
 
-The only file that imports onnxruntime; its exceptions stop here. A graph must carry its weights inside:
-weights in a file beside it would be covered by no hash.
+The only file that runs onnxruntime; its exceptions stop here. (`engine.quantise` has its tool for the export.) A graph
+must carry its weights inside: weights in a file beside it would be covered by no hash.
 """
 
 import json
@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
@@ -20,9 +20,9 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from engine.backend import Features, check_screen
 from engine.errors import BundleError, InferenceError
-from engine.manifest import Manifest
+from engine.manifest import REASONING_FILE, Manifest
 
-REASONING_FILE = "reasoning.onnx"
+Session: TypeAlias = onnxruntime.InferenceSession
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
 
 # ONNX Runtime's exceptions have no base class of their own
@@ -63,22 +63,23 @@ class Reasoning:
 
     def __init__(self, bundle: Path, manifest: Manifest) -> None:
         self._manifest = manifest
-        onnx = (bundle / REASONING_FILE).read_bytes()
-        self._session: onnxruntime.InferenceSession | None = open_session(onnx, key=REASONING_FILE, threads=1)
+        onnx = manifest.verified(bundle, REASONING_FILE)
+        self._session: Session | None = open_session(onnx, key=REASONING_FILE, threads=1)
         _check_reasoning_graph(self._session, manifest)
 
     def run(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
         check_screen(label_features, stage1, self._manifest)
-        if self._session is None:
+        session = self._session  # its own: another thread may close
+        if session is None:
             raise InferenceError("the backend is closed")
         feed = {"label_features": label_features, "stage1": stage1}
-        (probability,) = run_session(self._session, ["probability"], feed)
+        (probability,) = run_session(session, ["probability"], feed)
         _check_whole(probability, stage1.shape, dimensions=2, name="probability")
         return probability
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `Backend.close`; a run under way keeps its session until it ends."""
         self._session = None
 
 
@@ -121,7 +122,7 @@ class FeaturesGraph:
             BundleError: the bundle has none, or it must not be run.
         """
         file = manifest.features_file(precision)
-        onnx = (bundle / file).read_bytes()
+        onnx = manifest.verified(bundle, file)
         session = open_session(onnx, key=file, threads=1, as_written=True)
         _check_features_graph(session, manifest, rows=batch_size, key=file)
         has_activation = "activation" in {output.name for output in session.get_outputs()}
@@ -188,7 +189,7 @@ def count_work(bundle: Path, manifest: Manifest) -> Work:
 
 def open_session(
     onnx: bytes, *, key: str, threads: int, as_written: bool = False, profile: Path | None = None
-) -> onnxruntime.InferenceSession:
+) -> Session:
     """A session of a graph, optimised unless it is only to be looked at `as_written`.
 
     Raises:
@@ -207,7 +208,7 @@ def open_session(
     # where a graph's outside weights would be looked for: in a place that can hold none
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     try:
-        return onnxruntime.InferenceSession(
+        return Session(
             onnx,
             sess_options=options,
             providers=["CPUExecutionProvider"],
@@ -217,9 +218,7 @@ def open_session(
         raise BundleError(f"onnxruntime refuses the graph: {error}", key=key) from error
 
 
-def run_session(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feed: Mapping[str, NDArray[Any]]
-) -> list[NDArray[np.float32]]:
+def run_session(session: Session, names: Sequence[str], feed: Mapping[str, NDArray[Any]]) -> list[NDArray[np.float32]]:
     """The outputs `names` of one run.
 
     Raises:
@@ -238,7 +237,7 @@ def _check_whole(output: NDArray[Any], leading: tuple[int, ...], *, dimensions: 
         raise InferenceError(f"{name} came back as {output.shape} {output.dtype}, expected {leading} and float32")
 
 
-def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manifest, *, rows: int, key: str) -> None:
+def _check_features_graph(session: Session, manifest: Manifest, *, rows: int, key: str) -> None:
     labels, side = len(manifest.labels), manifest.patch_px
     _check_form(
         session.get_inputs(),
@@ -257,7 +256,7 @@ def _check_features_graph(session: onnxruntime.InferenceSession, manifest: Manif
     )
 
 
-def _check_reasoning_graph(session: onnxruntime.InferenceSession, manifest: Manifest) -> None:
+def _check_reasoning_graph(session: Session, manifest: Manifest) -> None:
     labels = len(manifest.labels)
     _check_form(
         session.get_inputs(),

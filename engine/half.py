@@ -70,11 +70,11 @@ def rounded_copy(bundle: Path) -> Iterator[Path]:
     Raises:
         BundleError: the bundle is not whole, or has no fp16 graph.
     """
-    manifest = Manifest.read(bundle)
-    name = manifest.features_file("fp16")
     with TemporaryDirectory() as folder:
         rounding = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
-        onnx.save(rounded(onnx.load(bundle / name)), rounding / name)
+        manifest = Manifest.read(rounding)  # of the copy: the folder may be replaced meanwhile
+        graph = rounding / manifest.features_file("fp16")
+        onnx.save(rounded(onnx.load(graph)), graph)
         manifest.sign(rounding)
         yield rounding
 

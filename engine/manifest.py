@@ -7,8 +7,9 @@ line never runs on a bundle that was altered, cut short or made for another vers
 
 import hashlib
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,13 +19,17 @@ from engine.fields import Table, parse_object
 
 SCHEMA_VERSION = 1
 MANIFEST_FILE = "manifest.json"
-REQUIRED_FILES = ("features.onnx", "reasoning.onnx", "golden.npz", "MODEL_CARD.md")
+REASONING_FILE = "reasoning.onnx"
+REQUIRED_FILES = ("features.onnx", REASONING_FILE, "golden.npz", "MODEL_CARD.md")
 # the features graph again, in another precision that was made at export
 PRECISION_FILES = {
     "features.fp16.onnx": "fp16",
     "features.int8.onnx": "int8",
     "features.int8-trt.onnx": "int8-trt",
 }
+BUNDLE_FILES = (*REQUIRED_FILES, *PRECISION_FILES)
+# of the release gate: it lies in the bundle, says of which manifest it is, and is not signed itself
+RELEASE_FILE = "release.json"
 FEATURES_FILES = {"fp32": "features.onnx", **{precision: name for name, precision in PRECISION_FILES.items()}}
 MAX_MANIFEST_BYTES = 2**20
 
@@ -115,16 +120,34 @@ class Manifest:
             raise BundleError(f"was not exported as {precision}; there are {', '.join(self.precisions)}", key="files")
         return FEATURES_FILES[precision]
 
-    def outcome(self, scores: Sequence[float]) -> Outcome:
-        """What a screen's scores alone make of it; the service asks for proofs before, and keeps a guard band.
+    def outcomes(self, scores: Sequence[float], guard: Mapping[str, float]) -> tuple[Outcome, ...]:
+        """What the score of each label alone makes of a screen, in channel order.
+
+        A guard band widens the review band on both sides: a score that noise could carry over a limit is looked at. So
+        is one that is infinite or no number.
 
         Args:
             scores: the highest score of each label over the screen, in channel order.
+            guard: guard band by label; a label without one has none.
         """
-        bands = [limits.review for limits in self.labels.values()]
-        if any(score >= high for score, (_, high) in zip(scores, bands, strict=True)):
+
+        def outcome(score: float, label: str) -> Outcome:
+            low, high = self.labels[label].review
+            if score < low - guard.get(label, 0.0):
+                return "pass" if math.isfinite(score) else "review"
+            return "fail" if high + guard.get(label, 0.0) <= score < math.inf else "review"
+
+        return tuple(outcome(score, label) for score, label in zip(scores, self.labels, strict=True))
+
+    def outcome(self, scores: Sequence[float], guard: Mapping[str, float]) -> Outcome:
+        """What a screen's scores make of it; the service asks for proofs before. The arguments are `outcomes`'.
+
+        Review where a score is not finite, whatever the others are: nothing is proven then.
+        """
+        found = self.outcomes(scores, guard)
+        if "fail" in found and all(map(math.isfinite, scores)):
             return "fail"
-        return "review" if any(score >= low for score, (low, _) in zip(scores, bands, strict=True)) else "pass"
+        return "pass" if set(found) == {"pass"} else "review"
 
     @classmethod
     def read(cls, bundle: Path) -> "Manifest":
@@ -138,14 +161,32 @@ class Manifest:
                 manifest = parse(file.read(MAX_MANIFEST_BYTES + 1))
         except OSError as error:
             raise BundleError(f"cannot be read: {error.strerror}", key=MANIFEST_FILE) from error
-        for name, expected in manifest.files.items():
+        for name in manifest.files:
             try:
-                found = file_sha256(bundle / name)
+                manifest._check(name, file_sha256(bundle / name))
             except OSError as error:
-                raise BundleError(f"cannot be read: {error.strerror}", key=f"files.{name}") from error
-            if found != expected:
-                raise BundleError("was altered: its SHA-256 is another", key=f"files.{name}")
+                raise _unreadable(name, error) from error
         return manifest
+
+    def verified(self, bundle: Path, name: str) -> bytes:
+        """The bytes of a file, which are those that this manifest was signed with.
+
+        Whoever uses a file takes it from here, whole and once: another bundle may take the folder's place at any time,
+        and a file that is read again after it was verified would then be that one's.
+
+        Raises:
+            BundleError: it is missing or altered, or of another bundle by now.
+        """
+        try:
+            content = (bundle / name).read_bytes()
+        except OSError as error:
+            raise _unreadable(name, error) from error
+        self._check(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def _check(self, name: str, found: str) -> None:
+        if found != self.files[name]:
+            raise BundleError("was altered: its SHA-256 is another", key=f"files.{name}")
 
     def write(self, bundle: Path) -> None:
         """Write `manifest.json`; whatever is written can be read again, and is then written the same.
@@ -160,11 +201,15 @@ class Manifest:
     def sign(self, bundle: Path) -> "Manifest":
         """Write this manifest with the hashes of the files that lie in the folder, and return it.
 
+        A release record stays as it is: it holds for the manifest that it names, which may be this one still.
+
         Raises:
             BundleError: a file that no bundle has, or a value that `read` would refuse.
         """
-        files = {path.name: file_sha256(path) for path in sorted(bundle.iterdir()) if path.name != MANIFEST_FILE}
-        signed = replace(self, files=files)
+        there = {path.name for path in bundle.iterdir()} - {MANIFEST_FILE, RELEASE_FILE}
+        for name in sorted(there.difference(BUNDLE_FILES)):
+            raise BundleError("is no file of a bundle", key=name)
+        signed = replace(self, files={name: file_sha256(bundle / name) for name in sorted(there)})
         signed.write(bundle)
         return signed
 
@@ -219,6 +264,10 @@ def parse(raw: bytes) -> Manifest:
         data_id=top.text("data_id"),
         training=_training(top.table("training")),
     )
+
+
+def _unreadable(name: str, error: OSError) -> BundleError:
+    return BundleError(f"cannot be read: {error.strerror}", key=f"files.{name}")
 
 
 def _labels(table: Table) -> dict[str, LabelLimits]:

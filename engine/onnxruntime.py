@@ -1,30 +1,40 @@
 """ONNX Runtime on the CPU: the runtime that is always there."""
 
 from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import Features
 from engine.cpu import CpuBackend
-from engine.graphs import open_session, run_session
+from engine.graphs import Session, open_session, run_session
 from engine.tuning import Run, Share
 
 
 class OnnxRuntimeBackend(CpuBackend):
-    """A bundle in two sessions of ONNX Runtime."""
+    """A bundle in ONNX Runtime: a session for each stream of the features graph, and one for the reasoning.
+
+    The runs of one session share its threads, so a stream with threads of its own is a session of its own, with its own
+    copy of the weights. With one thread, that of the caller, there is nothing to share, and one session serves all.
+    """
 
     runtime = "onnxruntime"
 
     def _build(self, share: Share) -> Run:
         graph = self._graph
-        session = open_session(graph.onnx, key=graph.file, threads=share.threads)
+
+        free = SimpleQueue[Session]()
+        for stream in range(share.streams):
+            if stream == 0 or share.threads > 1:
+                session = open_session(graph.onnx, key=graph.file, threads=share.threads)
+            free.put(session)
         pool = ThreadPoolExecutor(share.streams, thread_name_prefix="features")
 
-        def run(pixels: NDArray[np.uint8]) -> Features:
-            runs = pool.map(
-                lambda patches: run_session(session, graph.outputs, {"pixels": patches}), graph.split(pixels)
-            )
-            return graph.join(list(runs), len(pixels))
+        def run_one(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+            mine = free.get()
+            try:
+                return run_session(mine, graph.outputs, {"pixels": patches})
+            finally:
+                free.put(mine)
 
-        return run
+        return lambda pixels: graph.join(list(pool.map(run_one, graph.split(pixels))), len(pixels))

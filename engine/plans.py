@@ -22,7 +22,7 @@ from typing import Protocol
 from engine.errors import BundleError
 from engine.fields import parse_object
 from engine.layers import Layer, heavy_counts, real_precision
-from engine.manifest import FEATURES_FILES, SHA256
+from engine.manifest import FEATURES_FILES, REASONING_FILE, SHA256, Manifest
 
 MAX_RECORD_BYTES = 2**20
 PRECISION = re.compile("|".join({name.removesuffix("-trt") for name in FEATURES_FILES}))
@@ -62,14 +62,19 @@ class PlanRecord:
         plan_sha256: of its bytes.
         real_precision: the narrowest of its convolutions and matrix products.
         layers: how many of these have each precision.
-        guard: guard band by label, how far a score moves with the patch's slot; None until it was measured.
+        guards: guard band by label, how far a score moves with the patch's slot, of each model that was measured on
+            this plan, by `model_sha256`.
     """
 
     key: PlanKey
     plan_sha256: str
     real_precision: str
     layers: dict[str, int] = field(default_factory=dict)
-    guard: dict[str, float] | None = None
+    guards: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    def guard_of(self, manifest: Manifest) -> dict[str, float] | None:
+        """The guard band by label that was measured for a bundle; None before."""
+        return self.guards.get(model_sha256(manifest))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,6 +110,15 @@ class Build(Protocol):
     @property
     def timing_cache(self) -> bytes:
         """What the builder has measured."""
+
+
+def model_sha256(manifest: Manifest) -> str:
+    """What a score depends on besides the plan, which bundles of the same features graph share: reasoning and labels.
+
+    Noise in the features moves scores by as much as the reasoning makes of it.
+    """
+    facts = {"reasoning": manifest.files[REASONING_FILE], "labels": manifest.label_names}
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
 def default_folder() -> Path:
@@ -172,13 +186,15 @@ class PlanCache:
             return replace(plan, unkept=str(error))
         return plan
 
-    def set_guard(self, plan: Plan, guard: Mapping[str, float]) -> PlanRecord:
-        """Write down the guard band by label that was measured on a plan.
+    def set_guard(self, plan: Plan, manifest: Manifest, guard: Mapping[str, float]) -> PlanRecord:
+        """Write down the guard band by label that was measured on a plan with a bundle's reasoning.
 
         Raises:
             OSError: it cannot be written.
         """
-        record = replace(plan.record, guard=dict(guard))
+        found = self.find(plan.record.key)  # another bundle's may have been written since the plan was loaded
+        known = plan.record if found is None else found.record
+        record = replace(known, guards={**known.guards, model_sha256(manifest): dict(guard)})
         if not plan.unkept:
             self._write_record(record)
         return record
@@ -221,7 +237,8 @@ def _parse(raw: bytes) -> PlanRecord:
     key = top.table("key")
     key.expect(PlanKey.__slots__)
     layers = top.table("layers")
-    guard = None if top.values["guard"] is None else top.table("guard")
+    guards = top.table("guards")
+    by_model = {name: guards.table(name) for name in guards.names(pattern=SHA256)}
     return PlanRecord(
         key=PlanKey(
             gpu=key.text("gpu"),
@@ -233,5 +250,8 @@ def _parse(raw: bytes) -> PlanRecord:
         plan_sha256=top.text("plan_sha256", pattern=SHA256),
         real_precision=top.text("real_precision"),
         layers={name: layers.integer(name, low=0, high=2**31) for name in layers.values},
-        guard=None if guard is None else {name: guard.number(name, low=0.0, high=1.0) for name in guard.values},
+        guards={
+            model: {label: guard.number(label, low=0.0, high=1.0) for label in guard.values}
+            for model, guard in by_model.items()
+        },
     )

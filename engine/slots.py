@@ -4,6 +4,7 @@ A compiled plan may take another kernel, or another order of sums, for another r
 identical inputs of one batch differently. The spread becomes the guard band of a plan.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -20,7 +21,8 @@ class Spread:
     """What changed when a patch changed its slot.
 
     Attributes:
-        probability: by label, the largest minus the smallest probability over the slots; the worst of the patches.
+        probability: by label, the largest minus the smallest probability of a patch, its own slot or that of the
+            screen's other patches changed; the worst of the patches.
         same_bits: whether all features of all slots were equal bit for bit.
     """
 
@@ -36,7 +38,11 @@ def slot_patches(golden: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def measure_slots(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:
-    """Fill every slot of a batch with one patch, for each of the patches, and reason over each slot alone.
+    """Fill every slot of a batch with one patch, for each of the patches, and reason over what the slots gave.
+
+    Each patch is a screen by itself, in each slot. And all patches are one screen, on which the reasoning relates them
+    to each other: first each in the first slot, then all in the same other one, then each alone in every other slot
+    that gave other bits. A patch may then move by its neighbours' slots.
 
     Args:
         backend: a loaded bundle.
@@ -48,20 +54,35 @@ def measure_slots(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:
     """
     if not len(pixels):
         raise ValueError("a spread needs at least one patch")
-    spreads, same_bits = [], True
-    for patch in pixels:
-        features = backend.features(np.repeat(patch[None], backend.batch_size, axis=0))
-        probability = [
-            backend.reason(features.label_features[slot : slot + 1], features.stage1[slot : slot + 1])[0]
-            for slot in range(backend.batch_size)
-        ]
-        spreads.append(np.ptp(np.stack(probability), axis=0))
-        same_bits &= all(_rows_equal(getattr(features, field.name)) for field in fields(Features))
-    worst = np.stack(spreads).max(axis=0)
+    patches, slots = range(len(pixels)), range(backend.batch_size)
+    answers = [backend.features(np.repeat(patch[None], len(slots), axis=0)) for patch in pixels]
+
+    def reason(screen: Sequence[tuple[int, int]]) -> NDArray[np.float32]:
+        """Probabilities of a screen that is given by its patches, and for each the slot that it came from."""
+        return backend.reason(
+            np.stack([answers[patch].label_features[slot] for patch, slot in screen]),
+            np.stack([answers[patch].stage1[slot] for patch, slot in screen]),
+        )
+
+    alone = [np.concatenate([reason([(patch, slot)]) for patch in patches]) for slot in slots]
+    screens = [[(patch, slot) for patch in patches] for slot in slots]
+    screens += [
+        [(patch, slot if patch == moved else 0) for patch in patches]
+        for moved in patches
+        for slot in slots
+        if not _same_bits(answers[moved], slot, 0)
+    ]
+    together = [reason(screen) for screen in screens]
+    worst = np.stack([np.ptp(np.stack(found), axis=0) for found in (alone, together)]).max(axis=(0, 1))
     return Spread(
-        probability=dict(zip(backend.manifest.label_names, map(float, worst), strict=True)), same_bits=same_bits
+        probability=dict(zip(backend.manifest.label_names, map(float, worst), strict=True)),
+        same_bits=all(_same_bits(answer, slot, 0) for answer in answers for slot in slots),
     )
 
 
-def _rows_equal(rows: NDArray[np.float32]) -> bool:
-    return all(row.tobytes() == rows[0].tobytes() for row in rows)
+def _same_bits(features: Features, one: int, other: int) -> bool:
+    """Whether two slots gave the same bits."""
+    return all(
+        getattr(features, field.name)[one].tobytes() == getattr(features, field.name)[other].tobytes()
+        for field in fields(Features)
+    )

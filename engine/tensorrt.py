@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import NO_GUARD, Features, check_pixels
+from engine.backend import NO_GUARD, Features, batch_of, check_pixels
 from engine.compiler import VERSION, Compiled, Progress, RefusedPlan, compile_graph
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
 from engine.graphs import Reasoning
-from engine.manifest import Manifest, file_sha256, graph_precision
+from engine.manifest import Manifest, graph_precision
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
 from engine.yardstick import Yardstick
 
@@ -46,6 +46,7 @@ class TensorRTBackend:
         PlanError: TensorRT cannot build the plan, or built one of another precision.
         RuntimeUnavailable: there is no such GPU.
         InferenceError: the GPU's memory does not even hold a batch of one, or the engine fails.
+        ValueError: there is no such precision, or fewer than one patch in a batch is asked for.
     """
 
     runtime = "tensorrt"
@@ -78,7 +79,7 @@ class TensorRTBackend:
         self._closed = False
         self._lost = ""
         self._gpu: Gpu | None = None
-        self._load_largest(self.manifest.batch_size if batch_size is None else batch_size)
+        self._load_largest(batch_of(self.manifest, batch_size))
 
     @property
     def batch_size(self) -> int:
@@ -92,8 +93,8 @@ class TensorRTBackend:
 
     @property
     def guard(self) -> Mapping[str, float]:
-        """See `Backend.guard`; as it was measured on this plan, empty before."""
-        return self._plan.record.guard or NO_GUARD
+        """See `Backend.guard`; as it was measured on this plan for this bundle, empty before."""
+        return self._plan.record.guard_of(self.manifest) or NO_GUARD
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`.
@@ -198,7 +199,7 @@ class TensorRTBackend:
                 raise InferenceError(f"GPU {self.device} fails at the first batch: {error}") from error
             if size < wanted:
                 self.notes.append(f"a batch of {wanted} does not fit into GPU {self.device}'s memory: it is {size}")
-            if self._plan.record.guard is None:
+            if self._plan.record.guard_of(self.manifest) is None:
                 self.notes.append("the plan's guard band has not been measured")
             if self._plan.unkept:
                 self.notes.append(f"the plan could not be kept, the next start builds it again: {self._plan.unkept}")
@@ -211,17 +212,20 @@ class TensorRTBackend:
             tensorrt=VERSION,
             precision=self.precision,
             batch_size=batch_size,
-            graph_sha256=file_sha256(self._graph),
+            graph_sha256=self.manifest.files[self._graph.name],
         )
 
         def build(timing_cache: bytes) -> Compiled:
-            return compile_graph(
+            compiled = compile_graph(
                 self._graph,
                 precision=self.precision,
                 batch_size=batch_size,
                 timing_cache=timing_cache,
                 progress=self._progress,
             )
+            # TensorRT has read the file itself: the plan must not be kept if it was another bundle's by then
+            self.manifest.verified(self._graph.parent, self._graph.name)
+            return compiled
 
         obtain = partial(self._cache.obtain, key, build)
         try:

@@ -30,7 +30,7 @@ Run = Callable[[NDArray[np.uint8]], Features]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Share:
-    """Patches that run side by side, and the threads of each."""
+    """Patches that run side by side, and the threads that work at each of them, which it has for itself."""
 
     streams: int
     threads: int
@@ -121,9 +121,11 @@ def tune(
     deadline = clock() + BUDGET_S
     trials: list[Trial] = []
     expected: Features | None = None
+    run: Run | None = None
     for done, share in enumerate(candidates):
         if trials and clock() >= deadline:
             break
+        run = None  # before the next one is built: two graphs at a time would be twice the memory
         run = build(share)
         features = run(pixels)  # pays for the memory
         expected = expected or features

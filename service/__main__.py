@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from engine import EngineError
+from engine import RELEASE_FILE, EngineError
 from service import acceptance as accept
 from service import control, logs, memory, overlay
 from service import demo as demonstration
@@ -130,7 +130,7 @@ def release(
         for refusal in found.refusals:
             console.print(f"[red]refused[/]: {escape(refusal)}", soft_wrap=True)
         if not found.refusals:
-            console.print(f"[green]released[/]: {escape(str(bundle / gate.RELEASE_FILE))}", soft_wrap=True)
+            console.print(f"[green]released[/]: {escape(str(bundle / RELEASE_FILE))}", soft_wrap=True)
     raise typer.Exit(1 if found.refusals else 0)
 
 
@@ -158,8 +158,7 @@ def acceptance(
         frames=frames,
     )
     console = Console(emoji=False)
-    steps = accept.run(plan, console)
-    out.write_text(accept.report(plan, steps))
+    steps = accept.run(plan, console, out)
     console.print(f"report: {escape(str(out))}", soft_wrap=True)
     raise typer.Exit(1 if any(step.passed is False for step in steps) else 0)
 

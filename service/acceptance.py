@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.markup import escape
 
 from service.client import ClientError, serving
 from service.lines import Lines
@@ -76,25 +78,35 @@ class Plan:
     frames: Path
 
 
-def run(plan: Plan, console: Console) -> list[Step]:
-    """Every step, in order; a table row is shown as each ends."""
+def run(plan: Plan, console: Console, out: Path) -> list[Step]:
+    """Every step, in order; a line is shown as each ends, and `out` holds the report of those that have.
+
+    Raises:
+        OSError: the report cannot be written, which is found before the first step.
+    """
     steps = (_build, _check, _throughput, _equality, _soak, _swap)
     done: list[Step] = []
+    out.write_text(report(plan, done, missing=len(steps)))
     for step in steps:
         with console.status(step.__doc__ or step.__name__):
             try:
                 made = step(plan)
             except (AcceptanceError, ClientError) as error:
                 made = Step(name=step.__name__.strip("_"), passed=False, found=str(error))
+            except (httpx.HTTPError, OSError) as error:
+                made = Step(name=step.__name__.strip("_"), passed=False, found=f"{type(error).__name__}: {error}")
         done.append(made)
+        out.write_text(report(plan, done, missing=len(steps) - len(done)))
         word = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[dim]none[/]"}[made.passed]
-        console.print(f"{word} {made.name}: ", made.found, soft_wrap=True, markup=True)
+        console.print(f"{word} {made.name}: {escape(made.found)}", soft_wrap=True)
     return done
 
 
-def report(plan: Plan, steps: Sequence[Step]) -> str:
-    """The report as Markdown, to be attached to an issue."""
-    verdict = "accepted" if all(step.passed is not False for step in steps) else "not accepted"
+def report(plan: Plan, steps: Sequence[Step], *, missing: int = 0) -> str:
+    """The report as Markdown, to be attached to an issue; `missing` steps have not been run yet."""
+    verdict = "accepted" if not missing else f"{missing} steps missing"
+    if any(step.passed is False for step in steps):
+        verdict = "not accepted"
     words = {True: "pass", False: "**fail**", None: "nothing to do"}
     lines = [
         f"# Acceptance of {plan.bundle.name}: {verdict}",
@@ -177,20 +189,24 @@ def _soak(plan: Plan) -> Step:
 
 def _swap(plan: Plan) -> Step:
     """Swaps under load."""
-    memory: list[int] = []  # at rest: a frame under way is 50 MiB
+    memory: list[dict[str, int]] = []  # at rest: a frame under way is 50 MiB
     with _line(plan) as line:
         for numbers in (range(SETTLED_AFTER), range(SETTLED_AFTER, plan.swaps)):
             with line.under_load():
                 for number in numbers:
                     _activate(line, ("b", "a")[number % 2])
-            memory.append(_resident_bytes(line.served.pid))
+            memory.append(_memory(plan, line.served.pid))
     settled, last = memory
-    grown = last / settled - 1
+    grown = {where: last[where] / settled[where] - 1 for where in settled}
+    told = "".join(
+        f"; memory of the {where} at rest {settled[where] / 2**20:.0f} MiB after {SETTLED_AFTER} swaps and "
+        f"{last[where] / 2**20:.0f} MiB in the end ({share:+.1%})"
+        for where, share in grown.items()
+    )
     return Step(
         name="swaps under load",
-        passed=not line.failures and grown <= MEMORY_GROWTH,
-        found=f"{plan.swaps} swaps, {line.describe()}; memory at rest {settled / 2**20:.0f} MiB after "
-        f"{SETTLED_AFTER} swaps and {last / 2**20:.0f} MiB in the end ({grown:+.1%})",
+        passed=not line.failures and max(grown.values()) <= MEMORY_GROWTH,
+        found=f"{plan.swaps} swaps, {line.describe()}{told}",
         figures={**line.figures(), "memory_bytes": memory},
     )
 
@@ -216,8 +232,12 @@ def _line(plan: Plan) -> Iterator[Lines]:
             "INSPECT_PRECISION": plan.precision,
             "INSPECT_LOG_LEVEL": "warning",
         }
-        with serving(settings, Path(folder) / "server.log") as served:
-            yield Lines(served, frames)
+        log_path = Path(folder) / "server.log"
+        try:
+            with serving(settings, log_path) as served:
+                yield Lines(served, frames)
+        except (ClientError, httpx.HTTPError) as error:  # the log goes with the folder
+            raise AcceptanceError(f"{error}; the log ends: {log_path.read_text(errors='replace')[-500:]}") from error
 
 
 def _verdicts(plan: Plan, settings: dict[str, str]) -> dict[str, tuple[Any, ...]]:
@@ -274,6 +294,23 @@ def _read(path: Path) -> NDArray[np.uint8]:
     if image is None:
         raise AcceptanceError(f"{path} cannot be read")
     return np.asarray(image, np.uint8)
+
+
+def _memory(plan: Plan, pid: int) -> dict[str, int]:
+    """Bytes in use, of the service's process and, where it runs on them, of the GPUs."""
+    if plan.runtime != "tensorrt":
+        return {"process": _resident_bytes(pid)}
+    return {"process": _resident_bytes(pid), "GPUs": _gpu_bytes()}
+
+
+def _gpu_bytes() -> int:
+    """Memory in use on all GPUs of this machine, by whomever: in a container nvidia-smi tells no processes apart."""
+    command = ["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]  # MiB
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    try:
+        return sum(int(line) for line in answer.stdout.splitlines() or [""]) * 2**20
+    except ValueError as error:
+        raise AcceptanceError(f"nvidia-smi tells no memory: {answer.stdout or answer.stderr}") from error
 
 
 def _resident_bytes(pid: int) -> int:

@@ -10,7 +10,8 @@ from prometheus_client import Gauge
 
 from service.errors import ScreenInProgress, TooManyScreens
 
-# by then a screen has been answered, at any takt
+# places come free one by one, each as a screen is answered, which a takt of up to 10 s may well put off for longer:
+# whoever asks again too early is refused again at once, before its body is read
 RETRY_AFTER_S = 1.0
 
 

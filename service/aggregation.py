@@ -121,22 +121,15 @@ def aggregate(seen: Observed, manifest: Manifest, guard: Mapping[str, float] = N
 def decide(
     missing: tuple[str, ...], labels: dict[str, LabelResult], manifest: Manifest, guard: Mapping[str, float]
 ) -> tuple[Outcome, tuple[str, ...]]:
-    """Verdict and reasons: a missing proof, then fail, then review, then pass.
-
-    A guard band widens the review band on both sides: a score that noise could carry over a limit is looked at.
-    """
-    in_fail, in_review = False, False
-    for label, found in labels.items():
-        low, high = manifest.labels[label].review
-        low, high = low - guard.get(label, 0.0), high + guard.get(label, 0.0)
-        in_fail |= found.score >= high
-        in_review |= low <= found.score < high
-    reasons = (*missing, *([FAIL_REASON] if in_fail else []), *([REVIEW_REASON] if in_review else []))
-    if missing:
-        return "review", reasons
-    if in_fail:
-        return "fail", reasons
-    return ("review", reasons) if in_review else ("pass", ())
+    """Verdict and reasons: a missing proof, then fail, then review, then pass; of the scores as the manifest says."""
+    scores = [labels[label].score for label in manifest.labels]
+    found = manifest.outcomes(scores, guard)
+    reasons = (
+        *missing,
+        *([FAIL_REASON] if "fail" in found else []),
+        *([REVIEW_REASON] if "review" in found else []),
+    )
+    return "review" if missing else manifest.outcome(scores, guard), reasons
 
 
 def missing_proofs(proof: Proof, seen: Observed, limits: FrameLimits) -> Iterator[str]:

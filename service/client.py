@@ -26,6 +26,10 @@ class ClientError(Exception):
     """The service could not be started or reached, or refused; the message says which."""
 
 
+class Unreachable(ClientError):
+    """Nothing listens at the service's address any more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Served:
     """A service that is ready: a client of it, and the number of its process."""
@@ -70,6 +74,7 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
     """Post one frame (H, W) as a line controller does, raw; the answer's JSON text.
 
     Raises:
+        Unreachable: no connection.
         ClientError: no answer, or a problem document.
     """
     height, width = frame.shape
@@ -80,6 +85,8 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
             headers={"content-type": "application/octet-stream"},
             content=frame.tobytes(),
         )
+    except httpx.ConnectError as error:
+        raise Unreachable(f"{screen_id}: no connection: {error}") from error
     except httpx.TransportError as error:
         raise ClientError(f"{screen_id}: no answer: {error}") from error
     if not response.is_success:

@@ -112,8 +112,14 @@ class TooManyScreens(QueueFull):
 
 
 class NotReady(ServiceError):
-    """The service is starting, stopping, or has lost what it needs."""
+    """The service is starting, stopping, or has lost what it needs.
 
+    Attributes:
+        retry_after_s: when to ask again; nobody knows how long a start or a repair takes, and who asks too early is
+            refused once more.
+    """
+
+    retry_after_s: ClassVar[float] = 5.0
     status, code, title = 503, "not_ready", "The service is not ready"
 
 

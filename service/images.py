@@ -78,7 +78,7 @@ TIFF_COMPRESSIONS = {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_
 PAINTED = 128
 OTHER_PIXELS = bytes(range(0, 251, 7)) * 4
 
-# what Pillow and the decoders under it raise on files that are cut off, altered or absurd
+# what Pillow and the decoders under it raise on files that are cut off, altered or absurd; a lack of memory is ours
 FOREIGN_ERRORS = (
     OSError,
     ValueError,
@@ -87,7 +87,6 @@ FOREIGN_ERRORS = (
     TypeError,
     LookupError,
     ArithmeticError,
-    MemoryError,
     RuntimeError,
     AttributeError,
     AssertionError,
@@ -104,12 +103,12 @@ TiffImagePlugin.READ_LIBTIFF = True
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Source:
     """What was sent: bytes, and what was said of them.
 
     Attributes:
-        data: the body or the file; not changed while it is used.
+        data: the body or the file; not changed while it is used, and empty once it was dropped.
         media_type: one of `MEDIA_TYPES`.
         size: (height, width) that came with raw bytes; None for files, which carry their own.
     """
@@ -117,6 +116,10 @@ class Source:
     data: bytes | memoryview
     media_type: str
     size: tuple[int, int] | None = None
+
+    def drop(self) -> None:
+        """Let go of the bytes, however many callers still hold the source: a frame is all that is needed of it."""
+        self.data = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -199,12 +202,22 @@ def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
     # some encoders fill the last block of a file with zeros
     if not bytes(source.data[-4096:]).rstrip(b"\x00").endswith(end):
         raise IncompleteImage(f"the {kind} file lacks its end mark")
-    try:
+    with _at_pillow():
         image = Image.open(io.BytesIO(source.data), formats=(kind,))
-    except FOREIGN_ERRORS as error:
-        raise UnreadableImage(f"the {kind} file cannot be read") from error
     with image:
         yield image
+
+
+@contextmanager
+def _at_pillow() -> Iterator[None]:
+    """Around each call of Pillow that reads the file: what it raises there is the sender's fault, elsewhere ours."""
+    try:
+        yield
+    except FOREIGN_ERRORS as error:
+        # Pillow has no type of its own for this; the text has been the same since 2010, and both are refused
+        if "truncated" in str(error):
+            raise IncompleteImage(f"the file ends before its last pixel: {error}") from error
+        raise UnreadableImage(f"the file cannot be read: {error}") from error
 
 
 def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
@@ -216,17 +229,13 @@ def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 
 def _grey(image: ImageFile.ImageFile, data: bytes | memoryview) -> NDArray[np.uint8]:
     """The pixels (H, W) of the opened file `data`."""
-    try:
-        _check(image, len(data))
-        pixels = _values(_load(image))
-        if image.format == "JPEG" and pixels[-1, -1] == PAINTED and _is_painted(data, pixels):
-            raise IncompleteImage("the file has its end mark, but not all of its pixels")
-        return pixels
-    except FOREIGN_ERRORS as error:
-        # Pillow has no type of its own for this; the text has been the same since 2010, and both are refused
-        if "truncated" in str(error):
-            raise IncompleteImage(f"the file ends before its last pixel: {error}") from error
-        raise UnreadableImage(f"the pixels cannot be used: {error}") from error
+    _check(image, len(data))
+    with _at_pillow():
+        plain = _load(image)
+    pixels = _values(plain)
+    if image.format == "JPEG" and pixels[-1, -1] == PAINTED and _is_painted(data, pixels):
+        raise IncompleteImage("the file has its end mark, but not all of its pixels")
+    return pixels
 
 
 def _check(image: ImageFile.ImageFile, length: int) -> None:
@@ -272,13 +281,24 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> None:
         raise UnreadableImage(f"a TIFF file with {compression}: send it uncompressed, or with LZW or deflate")
     if ExifTags.Base.PhotometricInterpretation not in tags:
         raise UnreadableImage("the TIFF file does not say whether 0 is black or white")
-    if set(tags.get(TiffImagePlugin.SAMPLEFORMAT, (1,))) != {1}:
+    if TiffImagePlugin.SAMPLEFORMAT in tags and set(_numbers(tags, TiffImagePlugin.SAMPLEFORMAT)) != {1}:
         raise UnreadableImage("values of the TIFF file are not unsigned integers")
     tiled = TiffImagePlugin.TILEOFFSETS in tags
-    starts = tags[TiffImagePlugin.TILEOFFSETS if tiled else TiffImagePlugin.STRIPOFFSETS]
-    sizes = tags[TiffImagePlugin.TILEBYTECOUNTS if tiled else TiffImagePlugin.STRIPBYTECOUNTS]
+    starts = _numbers(tags, TiffImagePlugin.TILEOFFSETS if tiled else TiffImagePlugin.STRIPOFFSETS)
+    sizes = _numbers(tags, TiffImagePlugin.TILEBYTECOUNTS if tiled else TiffImagePlugin.STRIPBYTECOUNTS)
+    if len(starts) != len(sizes):
+        raise UnreadableImage(f"the TIFF file tells the place of {len(starts)} pieces and the size of {len(sizes)}")
     if any(start + size > length for start, size in zip(starts, sizes, strict=True)):
         raise IncompleteImage("the file ends before its last pixel")
+
+
+def _numbers(tags: TiffImagePlugin.ImageFileDirectory_v2, tag: int) -> tuple[int, ...]:
+    """Values of a tag; the sender chose their type."""
+    with _at_pillow():
+        values = tags[tag]
+    if not isinstance(values, tuple | bytes) or not all(isinstance(value, int) for value in values):
+        raise UnreadableImage(f"values of the TIFF tag {tag} are no whole numbers")
+    return tuple(values)
 
 
 def _load(image: ImageFile.ImageFile) -> Image.Image:
@@ -297,7 +317,10 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
 
 def _values(image: Image.Image) -> NDArray[np.uint8]:
     values: NDArray[Any] = np.asarray(image)
-    return to_grey(values, red_first=True)  # which makes no copy of a colour frame
+    try:
+        return to_grey(values, red_first=True)  # which makes no copy of a colour frame
+    except ValueError as error:  # its word for values that have no grey
+        raise UnreadableImage(f"the pixels cannot be used: {error}") from error
 
 
 def _is_painted(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> bool:
@@ -307,5 +330,9 @@ def _is_painted(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> bool:
     or between two restart markers, it stays unseen.
     """
     head, end, _ = bytes(data).rpartition(END["JPEG"])
-    with Image.open(io.BytesIO(head + OTHER_PIXELS + end), formats=("JPEG",)) as image:
+    with _at_pillow():
+        image = Image.open(io.BytesIO(head + OTHER_PIXELS + end), formats=("JPEG",))
+    with image:
+        with _at_pillow():
+            image.load()
         return not np.array_equal(_values(image), pixels)

@@ -17,7 +17,8 @@ never a verdict.
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -29,7 +30,7 @@ from pydantic import TypeAdapter
 
 from engine import Backend, Window, available_cpus, cover
 from service.aggregation import Observed, aggregate
-from service.errors import Conflict
+from service.errors import Conflict, DeadlineExceeded
 from service.images import Frame, Source, decode
 from service.scheduler import Scheduler
 from service.store import Answered
@@ -116,7 +117,7 @@ class Inspector:
 
         Args:
             screen_id: as the line named it.
-            source: its bytes.
+            source: its bytes; emptied once they are decoded.
             deadline_at: when the answer is no longer of use.
             receive_s: how long the bytes took to arrive, for the record.
 
@@ -129,8 +130,10 @@ class Inspector:
         lap = _Lap(self._clock)
 
         # 2 decode
-        with self._decoding:
+        with self._turn_to_decode(deadline_at):
+            waited_s = lap()
             frame = decode(source, agreed=self._frame_size, patch_px=manifest.patch_px, max_pixels=self._max_pixels)
+        source.drop()
         digest = digest_of(frame.pixels)
         decode_s = lap()
 
@@ -173,7 +176,7 @@ class Inspector:
             timing=Timing(
                 receive_s=receive_s,
                 decode_s=decode_s,
-                queue_s=computed.queue_s,
+                queue_s=waited_s + computed.queue_s,
                 features_s=computed.features_s,
                 reasoning_s=reasoning_s,
                 aggregate_s=aggregate_s,
@@ -195,6 +198,22 @@ class Inspector:
             version=manifest.version,
         )
         return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s)
+
+    @contextmanager
+    def _turn_to_decode(self, deadline_at: float) -> Iterator[None]:
+        """A place among those that decode.
+
+        Raises:
+            DeadlineExceeded: none came free in time, or the time was over before.
+        """
+        if not self._decoding.acquire(timeout=max(0.0, deadline_at - self._clock())):
+            raise DeadlineExceeded("the deadline passed before the image could be decoded")
+        try:
+            if self._clock() >= deadline_at:
+                raise DeadlineExceeded("the deadline passed before the image was decoded")
+            yield
+        finally:
+            self._decoding.release()
 
     def _cover(self, height: int, width: int) -> tuple[Window, ...]:
         manifest = self._backend.manifest

@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.client import ClientError, Served, post_frame
+from service.client import ClientError, Served, Unreachable, post_frame
 
 LINES = 3  # that post at the same time
 
 
 class Lines:
-    """Three lines, and what became of their screens: `durations` in seconds of those answered, `failures` of the rest.
+    """Three lines, and what became of their screens: `durations` in seconds of those answered, and what went wrong.
+
+    `failures` are requests without an answer, answers without a fresh self-test, and answers whose labels or scores are
+    not those that the same frame had before.
 
     Args:
         served: whom they post to.
@@ -31,13 +34,14 @@ class Lines:
         self.elapsed_s = 0.0
         self._frames = frames
         self._numbers = iter(range(2**62))
+        self._labels: dict[int, Any] = {}  # of the first answer, by the frame's index
         self._lock = threading.Lock()
         self._stop = threading.Event()
 
     def load_for(self, seconds: float) -> None:
-        """Post for so long."""
+        """Post for so long, or until the service is gone."""
         with self.under_load():
-            time.sleep(seconds)
+            self._stop.wait(seconds)
 
     @contextmanager
     def under_load(self) -> Iterator[None]:
@@ -74,13 +78,21 @@ class Lines:
         while not self._stop.is_set():
             with self._lock:
                 number = next(self._numbers)
-            frame = self._frames[number % len(self._frames)]
+            index = number % len(self._frames)
             started_at = time.monotonic()
             try:
-                verdict = json.loads(post_frame(self.served.client, f"acceptance-{number}", frame))
+                verdict = json.loads(post_frame(self.served.client, f"acceptance-{number}", self._frames[index]))
+            except Unreachable as error:  # for good: all lines would only fail as fast as they can ask
+                self.failures.append(str(error))
+                self._stop.set()
+                return
             except ClientError as error:
                 self.failures.append(str(error))
                 continue
             self.durations.append(time.monotonic() - started_at)
-            if verdict["proof"]["self_test_age_s"] is None:
-                self.failures.append(f"acceptance-{number}: no self-test")
+            if "self_test_stale" in verdict["reasons"]:
+                self.failures.append(f"acceptance-{number}: no fresh self-test")
+            with self._lock:
+                first = self._labels.setdefault(index, verdict["labels"])
+            if verdict["labels"] != first:
+                self.failures.append(f"acceptance-{number}: {verdict['labels']}, and {first} for the same frame before")

@@ -31,7 +31,9 @@ class Metrics:
         """
         self.registry = CollectorRegistry()
         self.screens = self._counter("screens", "Screens answered with a verdict.", "verdict", VERDICTS)
-        self.errors = self._counter("errors", "Requests answered with a problem document.", "code", codes)
+        self.errors = self._counter(
+            "errors", "Requests answered with a problem document, but for probes.", "code", codes
+        )
         self.defects = self._counter("defects", "Defects reported, merged over patches.", "label", labels)
         self.patches = Counter("inspect_patches", "Patches inferred for a verdict.", registry=self.registry)
         self.screen_duration = Histogram(

@@ -9,13 +9,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import problem, respond
+from service.problems import PROBES, problem, respond
 
 REQUEST_ID_HEADER = "X-Request-ID"
 # what a client may call its request; anything else is replaced, as it is written to logs and headers
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
-# asked every few seconds by machines: logged only when somebody looks for them
-QUIET_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.requests")
 
@@ -52,7 +50,7 @@ class RequestScope:
                 document = problem("internal_error", "see the service's log", instance=scope["path"])
                 await respond(Request(scope), document)(scope, receive, send_with_id)
         finally:
-            level = "debug" if scope["path"] in QUIET_PATHS else "info"
+            level = "debug" if scope["path"] in PROBES else "info"
             getattr(log, level)(
                 "request",
                 method=scope["method"],

@@ -23,6 +23,8 @@ from service.metrics import Metrics
 from service.store import StoreError
 
 MEDIA_TYPE = "application/problem+json"
+# asked every few seconds by machines: what they are answered is neither logged, unless somebody looks, nor counted
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
 
 
 class Kind(NamedTuple):
@@ -90,9 +92,13 @@ def describe(error: ServiceError | InferenceError | StoreError, *, instance: str
 
 
 def respond(request: Request, document: Problem, headers: dict[str, str] | None = None) -> Response:
-    """Answer with the document, count it and name it in the request's log line."""
+    """Answer with the document, count it and name it in the request's log line.
+
+    A probe is not counted: it is no screen that was refused, and an alert on errors would only repeat the self-test's.
+    """
     metrics: Metrics = request.state.running.metrics
-    metrics.errors.labels(document.code).inc()
+    if request.url.path not in PROBES:
+        metrics.errors.labels(document.code).inc()
     structlog.contextvars.bind_contextvars(code=document.code, detail=document.detail)
     return Response(document.model_dump_json(), document.status, headers=headers, media_type=MEDIA_TYPE)
 

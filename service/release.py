@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import track
 
 from engine import (
+    RELEASE_FILE,
     Manifest,
     ParityError,
     Window,
@@ -39,7 +40,6 @@ from service.selftest import SelfTestReport
 from service.settings import Settings
 from service.verdict import Outcome
 
-RELEASE_FILE = "release.json"
 SEALED_FILE = "sealed.json"
 
 
@@ -118,7 +118,8 @@ class Release(_Strict):
     @property
     def refusals(self) -> list[str]:
         """Why the bundle may not be released; empty when it may."""
-        moved = {label: s for label, s in self.slot_spread.items() if s > self.guard.get(label, 0.0)}
+        # what is no number is not within the guard band either
+        moved = {label: s for label, s in self.slot_spread.items() if not s <= self.guard.get(label, 0.0)}
         checks = {
             f"the verdict differs from the module's on {', '.join(self.different)}": bool(self.different),
             f"a score moves with the slot of its patch, beyond the guard band: {moved}": bool(moved),
@@ -142,14 +143,15 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         settings: runtime, threads and frame size of the line.
 
     Raises:
-        ReleaseError: the set is not whole, or not this bundle's.
+        ReleaseError: the set is not whole, or not this bundle's, or another bundle took its place meanwhile.
         EngineError: a bundle must not be served, or not here.
     """
     record = bundle / RELEASE_FILE
     record.unlink(missing_ok=True)  # whatever happens now, what stands there is no longer the last word
+    digest = bundle_sha256(bundle)
     manifest = Manifest.read(bundle)
     sealed = _read_sealed(golden, manifest)
-    bad = _defective(golden)
+    bad = _defective(golden, {Path(name).stem for name in sealed.screens})
     device = _examine_device(bundle, settings)
     different: list[str] = []
     verdicts: dict[str, Outcome] = {}
@@ -162,7 +164,7 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     if active.resolve() != bundle.resolve():
         old = _tally(dict(_verdicts(active, golden, list(sealed.screens), settings)), bad)
     release = Release(
-        manifest_sha256=bundle_sha256(bundle),
+        manifest_sha256=digest,
         sealed_sha256=hashlib.sha256((golden / SEALED_FILE).read_bytes()).hexdigest(),
         released_at=datetime.now(UTC),
         runtime=device.runtime,
@@ -176,6 +178,8 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         active=_describe(active),
         active_tally=old,
     )
+    if bundle_sha256(bundle) != digest:
+        raise ReleaseError(f"{bundle} was replaced while it was in the gate")
     if not release.refusals:
         record.write_text(release.model_dump_json(indent=2) + "\n")
     return release
@@ -264,13 +268,26 @@ def _read_sealed(golden: Path, manifest: Manifest) -> Sealed:
     return sealed
 
 
-def _defective(golden: Path) -> set[str]:
-    """Names, without suffix, of the screens that boxes.csv knows a defect of."""
+def _defective(golden: Path, screens: set[str]) -> set[str]:
+    """Names, without suffix, of those of the screens that boxes.csv knows a defect of.
+
+    Raises:
+        ReleaseError: it cannot be read, names a screen that is not in the set, or leaves the set without a defective
+            or without a clean screen: then no escape, or no overkill, could be seen.
+    """
+    boxes = golden / "boxes.csv"
     try:
-        with (golden / "boxes.csv").open(newline="") as file:
-            return {row["screen"] for row in csv.DictReader(file)}
+        with boxes.open(newline="") as file:
+            bad = {row["screen"] for row in csv.DictReader(file)}
     except (OSError, KeyError) as error:
-        raise ReleaseError(f"{golden / 'boxes.csv'} cannot be read: without it nothing is known of escapes") from error
+        raise ReleaseError(f"{boxes} cannot be read: without it nothing is known of escapes") from error
+    if strangers := bad - screens:
+        raise ReleaseError(f"{boxes} names the screen {min(strangers)!r}, which is not in the sealed set")
+    if not bad:
+        raise ReleaseError(f"{golden} holds no defective screen: no escape could be seen")
+    if bad == screens:
+        raise ReleaseError(f"{golden} holds no clean screen: no overkill could be seen")
+    return bad
 
 
 def _inspect(bundle: Path, golden: Path, names: Sequence[str], settings: Settings) -> Iterator[tuple[str, Inspection]]:

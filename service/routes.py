@@ -110,9 +110,8 @@ async def inspect_screen(
     if (width is None) != (height is None):
         raise InvalidRequest("width and height go together")
     with running.admission.admit(screen_id):
-        body = await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic())
-        source = Source(
-            data=body,
+        source = Source(  # which alone holds the body: it is dropped once it is decoded
+            data=await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()),
             media_type=media_type,
             size=None if width is None or height is None else (height, width),
         )

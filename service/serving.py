@@ -78,13 +78,15 @@ def load_bundle(path: Path, settings: Settings) -> Loaded:
     """Verify a bundle and load it into the settings' runtime.
 
     Raises:
-        EngineError: it must not be served, not here, or not on this line.
+        EngineError: it must not be served, not here, or not on this line, or another one took its place meanwhile.
     """
     digest = bundle_sha256(path)
     backends = load_all(path, settings.runtime, precision=settings.precision, threads=settings.threads)
     try:
         loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)
         _check_line(backends[0].manifest, settings)
+        if bundle_sha256(path) != digest:  # each part is whole by itself, and they may be of two bundles
+            raise BundleError("was replaced while the bundle was loaded", key="manifest.json")
     except BundleError:
         for backend in backends:
             backend.close()

@@ -84,7 +84,8 @@ class Settings(BaseSettings):
     )
     max_pixels: int = Field(100_000_000, ge=1, description="largest frame, checked before it is decoded")
     max_screens_in_flight: int = Field(
-        # each holds its body and its frame: 16 raw frames are 800 MiB
+        # each holds its body until that is decoded, and then its frame: at 5120 x 10240, 16 frames are 800 MiB, and
+        # 16 colour bodies that wait for their turn 2.3 GiB
         16,
         ge=1,
         description="screens received or inspected at the same time; more are refused",

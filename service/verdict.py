@@ -93,7 +93,7 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where the time went; `queue_s` is all the time that the screen waited for its device."""
+    """Where the time went; `queue_s` is all the time that the screen waited: to be decoded, and for its device."""
 
     receive_s: float
     decode_s: float

@@ -28,11 +28,13 @@ TRAINING_LIBRARIES = {
     "torchvision",
 }
 RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda"}
-# files of a runtime of another name: one builds plans, one runs them
+# files of a runtime of another name: one builds plans, one runs them, one holds a bundle's graphs for every CPU
 RUNTIMES_OF = {
     "compiler": {"tensorrt", "tensorrt_rtx"},
     "gpu": {"pycuda", "cuda"},
     "gpu_yardstick": {"pycuda"},
+    "graphs": {"onnxruntime"},
+    "onnxruntime": set[str](),
     "tensorrt": set[str](),
     "quantise": {"onnxruntime"},  # the runtime's own tool, for the export
 }
@@ -89,8 +91,8 @@ def test_torch_is_for_training_and_for_the_export() -> None:
 def test_a_runtime_is_imported_in_its_own_file_alone() -> None:
     for package in PACKAGES:
         for path in sources(package):
-            own = RUNTIMES_OF.get(path.stem, {path.stem}) if path.parent == ROOT / "engine" else set()
-            assert roots(path) & RUNTIMES <= own, name_of(path)
+            own = RUNTIMES_OF.get(path.stem, {path.stem} & RUNTIMES) if path.parent == ROOT / "engine" else set()
+            assert roots(path) & RUNTIMES == own, name_of(path)
 
 
 @pytest.mark.parametrize("package", [*PACKAGES, "tests"])

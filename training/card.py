@@ -5,12 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from engine import Manifest
-from engine.manifest import file_sha256
 from training.config import Config
 from training.evaluation import Report
 from training.network import TwoStageNetwork, parameter_table
@@ -92,7 +90,7 @@ def add_figures(bundle: Path, *, on: str, evaluation: Path, judgement: Path) -> 
     card = bundle / CARD_FILE
     kept = _without(card.read_text(), MEASURED + on)
     card.write_text(kept.rstrip() + "\n\n" + "\n".join([MEASURED + on, "", *section, ""]))
-    replace(manifest, files={**manifest.files, CARD_FILE: file_sha256(card)}).write(bundle)
+    manifest.sign(bundle)
 
 
 def _without(card: str, heading: str) -> str:

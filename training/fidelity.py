@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from engine import Backend, Manifest, check_finite, load
+from engine import NO_GUARD, Backend, Manifest, check_finite, load
 from engine.half import rounded_copy
 from training.datasets import PatchSet
 from training.evaluation import bundle_probability, fitting_patches, report
@@ -139,4 +139,4 @@ def fidelity_table(found: Mapping[str, Fidelity]) -> Table:
 
 def _outcomes(probability: NDArray[np.float32], patches: PatchSet, manifest: Manifest) -> list[str]:
     """What becomes of each screen by its highest scores."""
-    return [manifest.outcome(probability[indices].max(axis=0).tolist()) for indices in patches.by_screen()]
+    return [manifest.outcome(probability[indices].max(axis=0).tolist(), NO_GUARD) for indices in patches.by_screen()]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from service.catalogue import Catalogue
 from service.settings import read_settings
+from tests.bundles import tiny_bundle
 from tests.deploy.dockerfile import DOCKERFILE, GPU_DOCKERFILE, arguments_of, environment
 from tests.deploy.expressions import DEPLOY, ROOT
 
@@ -86,7 +89,36 @@ def test_the_service_takes_its_settings_and_refuses_frames_of_another_size(
     for name, value in {**environment(), **services()["inspect"]["environment"]}.items():
         if name.startswith("INSPECT_"):
             monkeypatch.setenv(name, value)
+    monkeypatch.setenv("INSPECT_BUNDLES", str(ROOT / bundles_of("inspect")))  # as the container sees it
     assert read_settings().frame_size == (10240, 5120)
+
+
+def bundles_of(name: str) -> str:
+    """What is mounted where a service looks for bundles; it may not write there."""
+    service = services()[name]
+    end = f":{service['environment']['INSPECT_BUNDLES']}:ro"
+    (source,) = (mount.removesuffix(end) for mount in service["volumes"] if mount.endswith(end))
+    assert isinstance(source, str)
+    return source
+
+
+@pytest.mark.parametrize("name", ["inspect", "inspect-gpu"])
+def test_a_bundle_gets_in_service_by_the_way_that_the_readme_tells(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    readme = (ROOT / "README.md").read_text()
+    source = bundles_of(name).removeprefix("./")
+    (copied,) = re.findall(rf"^cp -r bundle {source}/(\S+)$", readme, re.MULTILINE)
+    assert f"docker compose exec inspect python -m service activate {copied}\n" in readme
+    assert f"--active {services()[name]['environment']['INSPECT_BUNDLES']}/" in readme
+    # a clone has the folder, which else the root user would come to own, and git keeps no bundle in it
+    assert (ROOT / source / ".gitignore").read_text().splitlines()[1:] == ["*", "!.gitignore"]
+    monkeypatch.setenv("INSPECT_BUNDLES", str(shutil.copytree(ROOT / source, tmp_path / "bundles")))
+    tiny_bundle(tmp_path / "bundles" / copied)
+    settings = read_settings()
+    catalogue = Catalogue(configured=settings.bundle, folder=settings.bundles)
+    assert copied in catalogue.names()
+    assert catalogue.look(copied).reason == ""
 
 
 def test_the_record_survives_the_container() -> None:
@@ -134,7 +166,7 @@ def test_the_gpus_service_starts_only_when_it_is_named_and_takes_the_place_of_th
 
 def test_record_and_plans_of_the_gpus_service_survive_its_container() -> None:
     (volumes,) = arguments_of("VOLUME", GPU_DOCKERFILE)
-    mounted = [mount.partition(":")[2] for mount in services()["inspect-gpu"]["volumes"]]
+    mounted = [mount.partition(":")[2] for mount in services()["inspect-gpu"]["volumes"] if not mount.startswith(".")]
     assert mounted == json.loads(volumes)
 
 

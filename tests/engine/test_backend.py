@@ -269,3 +269,41 @@ def test_a_batch_of_another_size_is_taken(bundle: Path) -> None:
             assert len(backend.features(patches(3)).stage1) == 3
             with pytest.raises(ValueError, match="1 to 3 patches"):
                 backend.features(patches(4))
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+@pytest.mark.parametrize("runtime", ["auto", "fake", "onnxruntime", "openvino"])
+def test_a_batch_of_no_patch_is_refused(bundle: Path, runtime: str, batch_size: int) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("engine.openvino")
+    with pytest.raises(ValueError, match=f"a batch has at least 1 patch, got {batch_size}"):
+        load(bundle, runtime, threads=1, batch_size=batch_size)
+
+
+class Closing:
+    """What a thread finds that looks at it just before another one closes, and again after that."""
+
+    def __init__(self, kept: object) -> None:
+        self._looks = [kept]
+
+    def __get__(self, instance: object, kind: type) -> object:
+        return self._looks.pop() if self._looks else None
+
+    def __set__(self, instance: object, value: object) -> None:
+        raise AssertionError("nothing is set in this test")
+
+
+def test_a_call_that_a_close_overtakes_ends_with_its_answer(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(load(bundle, "onnxruntime", threads=1)) as backend:
+        expected = infer(backend, patches(2))
+        reasoning = vars(backend)["_reasoning"]
+        with monkeypatch.context() as patched:
+            patched.setattr(type(backend), "_features", Closing(vars(backend)["_features"]), raising=False)
+            patched.setattr(type(reasoning), "_session", Closing(vars(reasoning)["_session"]), raising=False)
+            found = infer(backend, patches(2))
+            with pytest.raises(InferenceError, match="closed"):
+                infer(backend, patches(2))
+            with pytest.raises(InferenceError, match="closed"):
+                backend.reason(expected[0].label_features, expected[0].stage1)
+        assert_same(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])

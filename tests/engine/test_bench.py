@@ -69,7 +69,7 @@ def test_the_work_of_the_embedded_network_is_that_of_its_layers() -> None:
     work = count_work(engine.DEFAULT_BUNDLE, Manifest.read(engine.DEFAULT_BUNDLE))
     stem = 256 * 256 * 16 * 8 * 8
     depthwise = 128 * 128 * 16 * 5 * 5
-    assert stem + depthwise < work.multiply_adds < 3e8
+    assert stem + depthwise < work.multiply_adds < 4e8
     assert work.moved_bytes > 4 * (1024 * 1024 + 2 * 16 * 256 * 256)
 
 

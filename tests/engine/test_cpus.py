@@ -25,12 +25,33 @@ def eight_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_quota_bounds_the_affinity(tmp_path: Path, cpu_max: str, count: int) -> None:
     (tmp_path / "cpu.max").write_text(cpu_max)
-    assert available_cpus(tmp_path / "cpu.max") == count
+    assert available_cpus(tmp_path) == count
+
+
+@pytest.mark.usefixtures("eight_cpus")
+@pytest.mark.parametrize(
+    ("quota", "period", "count"),
+    [
+        ("-1\n", "100000\n", 8),  # no limit
+        ("200000\n", "100000\n", 2),
+        ("250000\n", "100000\n", 2),  # rounded down
+        ("50000\n", "100000\n", 1),  # never none
+        ("3200000\n", "100000\n", 8),  # more than there are
+    ],
+)
+def test_a_quota_of_the_first_version_of_control_groups_counts_too(
+    tmp_path: Path, quota: str, period: str, count: int
+) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text(quota)
+    assert available_cpus(tmp_path) == 8  # a quota of an unknown period is none
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text(period)
+    assert available_cpus(tmp_path) == count
 
 
 @pytest.mark.usefixtures("eight_cpus")
 def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
-    assert available_cpus(tmp_path / "cpu.max") == 8
+    assert available_cpus(tmp_path) == 8
 
 
 def test_on_this_machine_there_is_at_least_one() -> None:

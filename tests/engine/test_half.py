@@ -1,5 +1,6 @@
 """Half precision where it is safe, and a CPU that shows what it costs."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto
 
-from engine import BundleError, ParityError, check_finite, load
+from engine import RELEASE_FILE, BundleError, ParityError, check_finite, load
 from engine.half import in_half, rounded_copy
 from engine.manifest import Manifest
 from tests.engine.precisions import PATCHES, network, with_half
@@ -95,6 +96,13 @@ def test_a_part_that_is_not_there_is_refused() -> None:
 def test_a_bundle_without_half_precision_has_no_rounded_copy(bundle: Path) -> None:
     with pytest.raises(BundleError, match="was not exported as fp16"), rounded_copy(bundle):
         pass
+
+
+def test_a_released_bundle_has_a_rounded_copy(precise: Path, tmp_path: Path) -> None:
+    released = shutil.copytree(precise, tmp_path / "bundle")
+    (released / RELEASE_FILE).write_text("{}")
+    with rounded_copy(released) as rounding:
+        check_finite(load(rounding, "onnxruntime", precision="fp16", threads=1))
 
 
 def test_the_copy_goes_and_the_bundle_stays(precise: Path) -> None:

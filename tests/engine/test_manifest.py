@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import BundleError, FrameLimits, LabelLimits, Manifest, fake_manifest
-from engine.manifest import MAX_MANIFEST_BYTES, PRECISION_FILES, REQUIRED_FILES, file_sha256, parse
+from engine.manifest import MAX_MANIFEST_BYTES, PRECISION_FILES, RELEASE_FILE, REQUIRED_FILES, file_sha256, parse
+from tests.bundles import tiny_bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest.json"
 
@@ -282,6 +283,37 @@ def test_what_could_not_be_read_is_not_written(
     assert list(tmp_path.iterdir()) == []
 
 
+# --- what scores make of a screen ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("score", "guard", "outcome"),
+    [
+        (0.29, 0.0, "pass"),
+        (0.3, 0.0, "review"),
+        (0.69, 0.0, "review"),
+        (0.7, 0.0, "fail"),
+        (0.29, 0.05, "review"),  # it might be 0.34
+        (0.7, 0.05, "review"),  # it might be 0.65
+        (0.75, 0.05, "fail"),
+        *[(score, guard, "review") for score in (math.nan, math.inf, -math.inf) for guard in (0.0, 0.05)],
+    ],
+)
+def test_the_outcome_of_a_score(score: float, guard: float, outcome: str) -> None:
+    manifest = fake_manifest(("bubble", "scratch"))  # review from 0.3, fail from 0.7
+    assert manifest.outcomes([0.1, score], {"scratch": guard}) == ("pass", outcome)
+    assert manifest.outcome([0.1, score], {"scratch": guard}) == outcome
+    assert manifest.outcome([0.9, score], {"scratch": guard}) == ("fail" if math.isfinite(score) else "review")
+
+
+@given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.floats(0, 0.1))
+def test_the_gravest_label_decides(scores: list[float], guard: float) -> None:
+    manifest = fake_manifest(("bubble", "pinhole", "scratch"))
+    bands = dict.fromkeys(manifest.labels, guard)
+    found = manifest.outcomes(scores, bands)
+    assert manifest.outcome(scores, bands) == max(found, key=("pass", "review", "fail").index)
+
+
 # --- the files beside it -----------------------------------------------------------------------------
 
 
@@ -333,3 +365,35 @@ def test_a_huge_manifest_is_not_read_whole(copy: Path) -> None:
 def test_a_file_that_is_not_listed_is_left_alone(copy: Path) -> None:
     (copy / "plan.cache").write_bytes(b"x")
     assert Manifest.read(copy).name == "tiny"
+
+
+@pytest.mark.parametrize("name", REQUIRED_FILES)
+def test_a_file_of_another_bundle_is_never_used(copy: Path, tmp_path: Path, name: str) -> None:
+    manifest = Manifest.read(copy)
+    assert manifest.verified(copy, name) == (copy / name).read_bytes()
+    shutil.rmtree(copy)
+    tiny_bundle(tmp_path / "next", version="2", labels=("bubble", "scratch")).rename(copy)  # as an export does
+    if name != "MODEL_CARD.md":  # which is the same
+        with pytest.raises(BundleError, match="altered") as caught:
+            manifest.verified(copy, name)
+        assert caught.value.key == f"files.{name}"
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match="cannot be read"):
+        manifest.verified(copy, name)
+
+
+def test_a_released_bundle_is_signed_again_without_its_record(copy: Path) -> None:
+    (copy / RELEASE_FILE).write_text("{}")
+    manifest = Manifest.read(copy)
+    assert manifest.sign(copy) == manifest
+    assert (copy / RELEASE_FILE).read_text() == "{}"
+    assert Manifest.read(copy).files.keys() == set(REQUIRED_FILES)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "features.onnx.data", "plans"])
+def test_a_file_that_no_bundle_has_is_not_signed_and_named(copy: Path, name: str) -> None:
+    (copy / name).mkdir() if name == "plans" else (copy / name).write_bytes(b"x")
+    with pytest.raises(BundleError, match="is no file of a bundle") as caught:
+        Manifest.read(copy).sign(copy)
+    assert caught.value.key == name
+    assert Manifest.read(copy).name == "tiny"  # what was signed before holds

@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from engine import BundleError, InferenceError, Manifest, infer, load
-from engine.graphs import FOREIGN_ERRORS
+from engine import BundleError, Features, InferenceError, Manifest, infer, load, read_golden
+from engine.graphs import FOREIGN_ERRORS, FeaturesGraph, Reasoning
 from engine.manifest import file_sha256, parse
+from engine.tuning import Share
 from tests.bundles import CELL_PX, LABELS, features_graph, golden_pixels, grey_of, probability_of, tiny_bundle
+from tests.engine.precisions import PATCHES
 
 PATCH_PX = 64
 
@@ -27,6 +30,12 @@ def sign(bundle: Path) -> None:
     manifest = parse((bundle / "manifest.json").read_bytes())
     files = {name: file_sha256(bundle / name) for name in manifest.files}
     replace(manifest, files=files).write(bundle)
+
+
+def replace_by_another(bundle: Path) -> None:
+    """As an export does, at any time."""
+    shutil.rmtree(bundle)
+    tiny_bundle(bundle, labels=("oil", "stain"))
 
 
 def edit(bundle: Path, name: str, change: Callable[[onnx.ModelProto], object]) -> None:
@@ -76,11 +85,75 @@ def test_a_number_of_threads_below_one_is_refused(bundle: Path, threads: int) ->
         load(bundle, "onnxruntime", threads=threads)
 
 
+def os_threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))
+
+
+@pytest.mark.parametrize(
+    "share", [Share(streams=2, threads=1), Share(streams=1, threads=2), Share(streams=3, threads=2)]
+)
+def test_as_many_threads_work_as_the_share_says(bundle: Path, share: Share) -> None:
+    with closing(load(bundle, "onnxruntime", threads=1)) as backend:
+        before = os_threads()
+        run = vars(type(backend))["_build"](backend, share)
+        run(np.zeros((5, 1, PATCH_PX, PATCH_PX), np.uint8))
+        # each stream has its other threads to itself from the start; its own one is begun with the first work for it
+        others = share.streams * (share.threads - 1)
+        assert others < os_threads() - before <= share.total
+
+
+@pytest.mark.parametrize(
+    "share", [Share(streams=1, threads=1), Share(streams=1, threads=3), Share(streams=3, threads=2)]
+)
+def test_every_share_gives_each_patch_its_own_answer(precise: Path, share: Share) -> None:
+    pixels = np.repeat(PATCHES, 3, axis=0)
+    with closing(load(precise, "onnxruntime", threads=1)) as backend:
+        build = vars(type(backend))["_build"]
+        expected = build(backend, Share(streams=1, threads=share.threads))(pixels)
+        run = build(backend, share)
+        for _ in range(5):
+            found = run(pixels)
+            for field in fields(Features):
+                np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
+
+
 def test_an_altered_bundle_is_not_loaded(copy: Path) -> None:
     (copy / "MODEL_CARD.md").write_text("another")
     with pytest.raises(BundleError) as caught:
         load(copy, "onnxruntime")
     assert caught.value.key == "files.MODEL_CARD.md"
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda copy, manifest: FeaturesGraph.read(copy, manifest, precision="fp32", batch_size=5),
+        Reasoning,
+    ],
+)
+def test_a_graph_is_the_one_that_its_manifest_was_signed_with(
+    copy: Path, use: Callable[[Path, Manifest], object]
+) -> None:
+    manifest = Manifest.read(copy)
+    replace_by_another(copy)
+    with pytest.raises(BundleError, match="was altered"):
+        use(copy, manifest)
+
+
+@pytest.mark.parametrize("use", [lambda copy: load(copy, "onnxruntime", threads=1), read_golden])
+def test_a_bundle_that_is_replaced_after_it_was_verified_is_refused(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, use: Callable[[Path], object]
+) -> None:
+    read = Manifest.read
+
+    def then_replace(bundle: Path) -> Manifest:
+        manifest = read(bundle)
+        replace_by_another(bundle)
+        return manifest
+
+    monkeypatch.setattr(Manifest, "read", then_replace)
+    with pytest.raises(BundleError, match="was altered"):
+        use(copy)
 
 
 @pytest.mark.parametrize("name", ["features.onnx", "reasoning.onnx"])

@@ -37,10 +37,10 @@ def backend(request: pytest.FixtureRequest, precise: Path) -> Iterator[Backend]:
     precision, _, rounding = request.param.partition(" ")
     if rounding:
         with rounded_copy(precise) as copy:
-            loaded = load(copy, precision=precision, threads=1)
+            loaded = load(copy, "onnxruntime", precision=precision, threads=1)
     else:
         loaded = load(precise, "onnxruntime", precision=precision, threads=1)
-    assert loaded.precision == precision
+    assert (loaded.runtime, loaded.precision) == ("onnxruntime", precision)
     yield loaded
     loaded.close()
 

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import LabelLimits, Manifest, fake_manifest
 from engine.errors import PlanError
 from engine.layers import Layer
 from engine.plans import PlanCache, PlanKey, default_folder
 
 KEY = PlanKey(gpu="NVIDIA A sm86", tensorrt="tensorrt 10.13.0", precision="fp16", batch_size=5, graph_sha256="a" * 64)
 DATA = bytes(range(256)) * 4
+BUNDLE = fake_manifest(("bubble", "scratch"))
 LAYERS = [Layer("a", "CaskConvolution", "fp16"), Layer("b", "gemm", "fp32"), Layer("c", "gemm", "fp16")]
 
 
@@ -89,9 +91,10 @@ def test_a_record_that_is_not_understood_counts_as_none(
     cache = PlanCache(tmp_path_factory.mktemp("plans"))
     path = cache.obtain(KEY, build).path.with_suffix(".json")
     record = json.loads(path.read_bytes())
-    table = data.draw(st.sampled_from([record, record["key"]]))
+    guard = record["guards"]["d" * 64] = {"bubble": 0.0}
+    table = data.draw(st.sampled_from([record, record["key"], guard]))
     name = data.draw(st.sampled_from(sorted(table)))
-    if data.draw(st.booleans()):
+    if table is not guard and data.draw(st.booleans()):
         del table[name]
     else:
         table[name] = data.draw(st.sampled_from([[], "", "x\n", -1, True, {"a": "b"}, {"a": float("nan")}]))
@@ -115,9 +118,9 @@ def test_a_record_alone_and_a_plan_alone_are_none(tmp_path: Path) -> None:
 def test_a_plan_may_be_built_anew_and_forgotten(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     first = cache.obtain(KEY, build)
-    cache.set_guard(first, {"bubble": 0.001})
+    cache.set_guard(first, BUNDLE, {"bubble": 0.001})
     plan = cache.obtain(KEY, build, anew=True)
-    assert (plan.built, plan.record.guard, plan.unkept) == (True, None, "")  # a guard band is one plan's
+    assert (plan.built, plan.record.guard_of(BUNDLE), plan.unkept) == (True, None, "")  # a guard band is one plan's
     assert cache.find(KEY) == replace(plan, built=False)
     for _ in range(2):
         cache.forget(plan)
@@ -143,7 +146,7 @@ def test_a_write_that_fails_leaves_the_old_plan_and_no_draft(tmp_path: Path, mon
     plan = cache.obtain(replace(KEY, batch_size=2), build)  # the minutes that it took are not lost
     assert (plan.data, plan.built) == (DATA, True)
     assert "No space left" in plan.unkept
-    assert cache.set_guard(plan, {"bubble": 0.001}).guard == {"bubble": 0.001}
+    assert cache.set_guard(plan, BUNDLE, {"bubble": 0.001}).guard_of(BUNDLE) == {"bubble": 0.001}
     assert sorted(tmp_path.iterdir()) == before
     assert cache.find(KEY) is not None
 
@@ -163,11 +166,39 @@ def test_the_timing_cache_is_the_gpus_and_grows_with_each_build(tmp_path: Path) 
 def test_the_guard_band_is_written_to_the_record(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     plan = cache.obtain(KEY, build)
-    assert plan.record.guard is None
-    cache.set_guard(plan, {"bubble": 0.001})
+    assert plan.record.guard_of(BUNDLE) is None
+    written = cache.set_guard(plan, BUNDLE, {"bubble": 0.001})
     found = cache.find(KEY)
     assert found is not None
-    assert found.record == replace(plan.record, guard={"bubble": 0.001})
+    assert found.record == written
+    assert written.guard_of(BUNDLE) == {"bubble": 0.001}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(BUNDLE, files={**BUNDLE.files, "reasoning.onnx": "c" * 64}),
+        fake_manifest(("scratch", "bubble")),
+        fake_manifest(("bubble", "scratch", "tin_ash")),
+    ],
+)
+def test_a_guard_band_is_not_that_of_another_reasoning_or_of_other_labels(tmp_path: Path, other: Manifest) -> None:
+    cache = PlanCache(tmp_path)
+    plan = cache.obtain(KEY, build)  # of both: they have the same features graph
+    cache.set_guard(plan, BUNDLE, {"bubble": 0.001, "scratch": 0.0})
+    shared = cache.obtain(KEY, refuse)
+    assert shared.record.guard_of(other) is None
+    cache.set_guard(plan, other, {"bubble": 0.002, "scratch": 0.003})  # by a process that does not know of the first
+    record = cache.obtain(KEY, refuse).record
+    assert record.guard_of(other) == {"bubble": 0.002, "scratch": 0.003}
+    assert record.guard_of(BUNDLE) == {"bubble": 0.001, "scratch": 0.0}
+
+
+def test_a_guard_band_is_that_of_the_same_model_whatever_its_thresholds(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    record = cache.set_guard(cache.obtain(KEY, build), BUNDLE, {"bubble": 0.001})
+    strict = {label: LabelLimits(threshold=0.1, review=(0.05, 0.2)) for label in BUNDLE.labels}
+    assert record.guard_of(replace(BUNDLE, version="2", labels=strict)) == {"bubble": 0.001}
 
 
 def test_names_of_plans_say_what_they_are() -> None:

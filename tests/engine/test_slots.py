@@ -43,22 +43,75 @@ def test_features_that_differ_without_moving_a_probability_are_told() -> None:
     assert not found.same_bits
 
 
-def test_every_slot_is_reasoned_alone_in_a_full_batch() -> None:
-    seen: list[int] = []
+class Watched(FakeBackend):
+    """Remembers the screens that it reasoned over, each a tuple of the first label's scores."""
 
-    class Watched(FakeBackend):
+    def __init__(self, scores: Callable[[NDArray[np.uint8]], NDArray[np.floating]]) -> None:
+        super().__init__(fake_manifest(LABELS, patch_px=8, batch_size=4), scores)
+        self.seen: list[tuple[float, ...]] = []
+
+    def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        probability = super().reason(label_features, stage1)
+        self.seen.append(tuple(round(score, 3) for score in probability[:, 0].tolist()))
+        return probability
+
+
+class Related(Watched):
+    """As the network's relation term: on a screen of its own a patch's neighbours are nothing, else they move it."""
+
+    def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
+        own = super().reason(label_features, stage1)
+        if len(own) == 1:
+            return np.full_like(own, 0.5)
+        others = (own.sum(axis=0) - own) / (len(own) - 1)
+        return np.asarray(0.5 + 0.5 * (others - own[:, ::-1]), np.float32)
+
+
+def in_slots(pixels: NDArray[np.uint8], by_slot: list[float]) -> NDArray[np.float64]:
+    """0.5, but for the first label of a bright patch, which depends on the slot."""
+    assert len(pixels) == 4
+    assert (pixels == pixels[0]).all()
+    scores = np.full((4, 2), 0.5)
+    if pixels.max() > 100:
+        scores[:, 0] = by_slot
+    return scores
+
+
+def test_each_patch_is_reasoned_alone_and_all_of_them_together_with_their_slots_changed() -> None:
+    watched = Watched(lambda pixels: in_slots(pixels, [0.1, 0.2, 0.1, 0.4]))
+    found = measure_slots(watched, patches(1, 200, 2))
+    alone, together = watched.seen[:12], watched.seen[12:]
+    assert {len(screen) for screen in alone} == {1}
+    assert together == [
+        *[(0.5, score, 0.5) for score in (0.1, 0.2, 0.1, 0.4)],  # all in the same slot
+        *[(0.5, score, 0.5) for score in (0.2, 0.4)],  # the one whose slots differ, where they do
+    ]
+    assert found.probability == {"bubble": pytest.approx(0.3, abs=1e-6), "scratch": 0.0}
+    assert not found.same_bits
+
+
+def test_noise_that_moves_a_patch_of_the_same_screen_is_seen() -> None:
+    related = Related(lambda pixels: in_slots(pixels, [0.2, 0.2, 0.2, 0.8]))
+    found = measure_slots(related, patches(1, 200))
+    # the dark patch's first label by its neighbour, the bright one's second by its own first
+    assert found.probability == {"bubble": pytest.approx(0.3), "scratch": pytest.approx(0.3)}
+
+
+def test_noise_that_adds_up_over_the_patches_of_a_screen_is_seen() -> None:
+    class Summed(Watched):
         def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
-            seen.append(len(stage1))
-            return super().reason(label_features, stage1)
+            own = super().reason(label_features, stage1)
+            return (np.repeat(own.sum(axis=0, keepdims=True), len(own), axis=0) / 10).astype(np.float32)
 
-    def scores(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-        assert len(pixels) == 4
-        assert (pixels == pixels[0]).all()
-        return np.full((4, 2), 0.5)
+    summed = Summed(lambda pixels: in_slots(pixels, [0.2, 0.2, 0.2, 0.8]))
+    found = measure_slots(summed, patches(200, 220, 240))
+    assert found.probability["bubble"] == pytest.approx(3 * 0.06)  # one moves by 0.06
 
-    found = measure_slots(Watched(fake_manifest(LABELS, patch_px=8, batch_size=4), scores), patches(1, 2))
-    assert seen == [1] * 8
-    assert found.same_bits
+
+def test_slots_of_the_same_bits_cost_one_screen_each() -> None:
+    watched = Watched(lambda pixels: np.full((4, 2), 0.5))
+    assert measure_slots(watched, patches(1, 2)).same_bits
+    assert [len(screen) for screen in watched.seen] == [1] * 8 + [2] * 4
 
 
 def test_the_patches_are_the_golden_extreme_ones_and_grain() -> None:

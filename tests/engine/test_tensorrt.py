@@ -29,6 +29,7 @@ from engine import (
 )
 from engine.plans import PlanCache
 from engine.speed import Speed
+from tests.bundles import tiny_bundle
 from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
@@ -230,12 +231,38 @@ def test_a_timing_cache_of_another_gpu_is_left_aside(machine: Machine, bundle: P
     assert machine.built[-1] == (2, b"")
 
 
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_of_no_patch_is_refused(machine: Machine, bundle: Path, batch_size: int) -> None:
+    with pytest.raises(ValueError, match="a batch has at least 1 patch"):
+        backend_of(bundle, batch_size=batch_size)
+
+
+def test_a_plan_of_a_bundle_that_took_the_place_of_this_one_is_not_kept(
+    machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import engine.tensorrt
+    from engine.compiler import compile_graph
+
+    copy, cache = shutil.copytree(bundle, tmp_path / "bundle"), PlanCache(tmp_path / "plans")
+
+    def replaced_before(graph: Path, **options: Any) -> Any:  # noqa: ANN401
+        shutil.rmtree(copy)
+        tiny_bundle(copy, gain=1.0)
+        return compile_graph(graph, **options)
+
+    monkeypatch.setattr(engine.tensorrt, "compile_graph", replaced_before)
+    with pytest.raises(BundleError, match="altered"):
+        backend_of(copy, cache=cache)
+    assert not cache.folder.exists()
+    assert machine.used_bytes == 0
+
+
 def test_the_guard_band_is_the_plans(machine: Machine, bundle: Path, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     backend = backend_of(bundle, cache=cache)
     assert backend.guard == {}
     assert "the plan's guard band has not been measured" in backend.notes
-    cache.set_guard(backend.plan, {"bubble": 0.002})
+    cache.set_guard(backend.plan, backend.manifest, {"bubble": 0.002})
     again = backend_of(bundle, cache=cache)
     assert again.guard == {"bubble": 0.002}
     assert again.notes == []

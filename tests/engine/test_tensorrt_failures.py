@@ -28,6 +28,7 @@ from engine import (
 )
 from engine.errors import OutOfMemory
 from engine.plans import PlanCache
+from tests.bundles import tiny_bundle
 from tests.engine.doubles.cuda import CudaLogicError, CudaMemoryError, Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
 from tests.engine.test_tensorrt import backend_of, expected, joined
@@ -225,6 +226,27 @@ def test_a_device_that_stays_lost_says_so_and_may_be_recovered_later(machine: Ma
     machine.unrecoverable = False
     backend.recover()
     assert_same(backend.features(patches(1)), expected(bundle, patches(1)))
+
+
+def test_a_recovered_device_has_the_plan_of_the_bundle_that_it_was_loaded_with(
+    machine: Machine, bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    backend = backend_of(copy)
+    before = backend.features(patches(2))
+    shutil.rmtree(copy)
+    backend_of(tiny_bundle(copy, gain=1.0)).close()  # its plan lies in the same cache
+    machine.fail["launch"] = ["lose"]
+    with pytest.raises(DeviceLost):
+        backend.features(patches(2))
+    recover(backend)
+    assert_same(backend.features(patches(2)), before)
+    shutil.rmtree(tmp_path / "cache")
+    machine.fail["launch"] = ["lose"]
+    with pytest.raises(DeviceLost):
+        backend.features(patches(2))
+    recover(backend)  # neither the cache nor the graph is needed: the plan is held
+    assert_same(backend.features(patches(2)), before)
 
 
 def test_a_device_recovered_in_the_middle_of_a_screen_fails_that_screen(machine: Machine, bundle: Path) -> None:

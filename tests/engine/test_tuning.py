@@ -1,3 +1,4 @@
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ class Machine:
     def __init__(self, batch_s: dict[str, float], *, other_bits: Sequence[str] = ()) -> None:
         self.now = 0.0
         self.built: list[str] = []
+        self.alive: list[weakref.ref[Run]] = []
         self._batch_s = batch_s
         self._other_bits = other_bits
 
@@ -25,8 +27,8 @@ class Machine:
         return self.now
 
     def build(self, share: Share) -> Run:
+        assert [alive for alive in self.alive if alive() is not None] == []  # one graph at a time
         self.built.append(str(share))
-
         no_map = np.zeros((1, 1, 1, 1), np.float32)
 
         def run(pixels: NDArray[np.uint8]) -> Features:
@@ -36,6 +38,7 @@ class Machine:
                 answer = np.nextafter(answer, np.float32(1e9))
             return Features(label_features=answer[:, None, None], stage1=answer[:, None], activation=no_map)
 
+        self.alive.append(weakref.ref(run))
         return run
 
 

@@ -3,7 +3,7 @@
 import itertools
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import cv2
@@ -199,9 +199,13 @@ def serve_device(device: Device, settings: Settings) -> Iterator[httpx.Client]:
 
 @contextmanager
 def inspecting(
-    device: Device, record: Record | None = None, *, frame_size: tuple[int, int] | None = None
+    device: Device,
+    record: Record | None = None,
+    *,
+    frame_size: tuple[int, int] | None = None,
+    clock: Callable[[], float] | None = None,
 ) -> Iterator[Inspector]:
-    """An inspector on that device, whose clock goes one second further at each look."""
+    """An inspector on that device, whose clock goes one second further at each look unless another is given."""
     backend = device.backend()
     seconds = itertools.count()
     with Scheduler([backend], GOLDEN, max_patches=100, self_test_interval_s=60) as scheduler:
@@ -211,7 +215,7 @@ def inspecting(
             record or Forgetful(),
             frame_size=frame_size,
             max_pixels=10**6,
-            clock=lambda: float(next(seconds)),
+            clock=clock or (lambda: float(next(seconds))),
         )
 
 

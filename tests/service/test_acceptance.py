@@ -1,14 +1,22 @@
 """The acceptance with a tiny bundle on the CPU: every step is really run, with real processes."""
 
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
+from service import acceptance
 from service.__main__ import app
-from service.acceptance import Plan, Step, report
+from service.acceptance import Plan, Step, report, run
+from service.lines import Lines
 from tests.bundles import BACKGROUND, grey_of
 
 
@@ -54,16 +62,106 @@ def test_frames_that_are_not_there_fail_the_steps_that_need_them(bundle: Path, t
     assert "holds no PNG" in written
 
 
-def test_a_report_keeps_its_table_whatever_a_step_says(tmp_path: Path) -> None:
-    plan = Plan(
-        bundle=tmp_path,
-        runtime="tensorrt",
-        precision="fp16",
+def plan_of(bundle: Path, frames: Path, *, runtime: str = "onnxruntime") -> Plan:
+    return Plan(
+        bundle=bundle,
+        runtime=runtime,
+        precision="fp32",
         patches_per_s=156,
         bench_s=1,
         soak_s=1,
         swaps=3,
-        frames=tmp_path,
+        frames=frames,
     )
-    written = report(plan, [Step(name="soak", passed=False, found="a | b\nc")])
+
+
+def only(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Let all other steps pass at once."""
+    for name in {"_build", "_check", "_throughput", "_equality", "_soak", "_swap"} - {*names}:
+        monkeypatch.setattr(
+            acceptance, name, lambda _, name=name: Step(name=name, passed=True, found="[/no] [red]markup")
+        )
+
+
+def test_a_service_that_dies_in_a_step_fails_the_step_and_leaves_a_report(
+    bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    activate = acceptance._activate
+
+    def kill_and_activate(line: Lines, name: str) -> None:
+        os.kill(line.served.pid, signal.SIGKILL)
+        activate(line, name)
+
+    only(monkeypatch, "_swap")
+    monkeypatch.setattr(acceptance, "_activate", kill_and_activate)
+    console = Console(record=True, width=200)
+    steps = run(plan_of(bundle, frames), console, tmp_path / "report.md")
+    assert [step.passed for step in steps] == [True] * 5 + [False]
+    assert "the log ends" in steps[-1].found
+    assert "[/no] [red]markup" in console.export_text()
+    assert (tmp_path / "report.md").read_text().startswith("# Acceptance of tiny: not accepted")
+
+
+def test_each_step_is_in_the_report_before_the_next_begins(
+    bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Plan) -> Step:
+        raise KeyboardInterrupt
+
+    only(monkeypatch)
+    monkeypatch.setattr(acceptance, "_soak", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(plan_of(bundle, frames), Console(), tmp_path / "report.md")
+    written = (tmp_path / "report.md").read_text()
+    assert written.startswith("# Acceptance of tiny: 2 steps missing")
+    assert written.count("| pass |") == 4
+
+
+def test_a_report_that_cannot_be_written_is_found_before_the_first_step(
+    bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only(monkeypatch)
+    console = Console(record=True)
+    with pytest.raises(FileNotFoundError):
+        run(plan_of(bundle, frames), console, tmp_path / "nowhere" / "report.md")
+    assert console.export_text() == ""
+
+
+@pytest.mark.parametrize(
+    ("used", "passed", "found"),
+    [
+        ("1000\n500\n", True, "memory of the GPUs at rest 1500 MiB after 2 swaps and 1500 MiB in the end (+0.0%)"),
+        ("$((1000 * (1 + $(wc -l < asked))))\n", False, "(+50.0%)"),
+        ("[N/A]\n", False, "tells no memory: [N/A]"),
+    ],
+)
+def test_memory_that_stays_on_a_gpu_fails_the_swaps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: str, passed: bool, found: str
+) -> None:
+    """With an nvidia-smi of the test's own, which counts how often it was asked."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(f'#!/bin/sh\ncd {tmp_path}\necho "$@" >> asked\nprintf \'%s\\n\' "{used.strip()}"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    @contextmanager
+    def line(_: Plan) -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(
+            served=SimpleNamespace(pid=os.getpid()),
+            failures=[],
+            under_load=nullcontext,
+            describe=lambda: "",
+            figures=dict,
+        )
+
+    only(monkeypatch, "_swap")
+    monkeypatch.setattr(acceptance, "_line", line)
+    monkeypatch.setattr(acceptance, "_activate", lambda *_: None)
+    (*_, swaps) = run(plan_of(tmp_path, tmp_path, runtime="tensorrt"), Console(), tmp_path / "report.md")
+    assert swaps.passed == passed
+    assert found in swaps.found
+
+
+def test_a_report_keeps_its_table_whatever_a_step_says(tmp_path: Path) -> None:
+    written = report(plan_of(tmp_path, tmp_path), [Step(name="soak", passed=False, found="a | b\nc")])
     assert "| soak | **fail** | a \\| b c |" in written

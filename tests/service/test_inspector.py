@@ -1,4 +1,6 @@
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -9,11 +11,12 @@ from hypothesis import strategies as st
 from engine import InferenceError, cover
 from service.errors import Conflict, DeadlineExceeded, ServiceError
 from service.examples import VERDICTS
-from service.images import RAW, Source
+from service.images import RAW, Source, decode
+from service.images import Frame as DecodedFrame
 from service.inspector import digest_of, from_json, to_json
 from service.problems import problem
 from service.store import Answered, StoreError
-from tests.service.apps import PATCH_PX, SCREENS, SIZE, Device, Frame, encoded, frame, inspecting
+from tests.service.apps import PATCH_PX, SCREENS, SIZE, WAIT_S, Device, Frame, Gate, encoded, frame, inspecting
 
 NEVER = 1e9  # 31 years on any clock
 
@@ -64,8 +67,58 @@ def test_each_stage_has_its_own_time() -> None:
     timing = inspection.verdict.timing
     # one look at the clock before and one after each; what the scheduler measures is on its own clock
     assert (timing.receive_s, timing.decode_s, timing.reasoning_s, timing.aggregate_s) == (0.25, 1, 1, 1)
+    # three looks until it was its turn to be decoded, which is waiting and not decoding
+    assert 3 <= timing.queue_s < 20
     assert inspection.record_s == 1
     assert 0 < timing.features_s < 20
+
+
+class Decoding:
+    """Decodes one at a time, behind a gate, and counts those that came to it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.gate, self.begun = Gate(), 0
+        monkeypatch.setattr("service.inspector.available_cpus", lambda: 1)
+        monkeypatch.setattr("service.inspector.decode", self._decode)
+
+    def _decode(self, source: Source, *, agreed: None, patch_px: int, max_pixels: int) -> DecodedFrame:
+        self.begun += 1
+        self.gate.go_through()
+        return decode(source, agreed=agreed, patch_px=patch_px, max_pixels=max_pixels)
+
+
+def test_a_screen_waits_to_be_decoded_no_longer_than_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoding = Decoding(monkeypatch)
+    decoding.gate.hold()
+    with inspecting(Device(), clock=time.monotonic) as inspector, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(inspector.inspect, "one", png(SCREENS["pass"]), deadline_at=NEVER)
+        decoding.gate.wait_for()
+        begun_at = time.monotonic()
+        try:
+            with pytest.raises(DeadlineExceeded, match="could be decoded"):
+                inspector.inspect("two", png(SCREENS["pass"]), deadline_at=begun_at + 0.1)
+            assert time.monotonic() - begun_at < WAIT_S
+        finally:
+            decoding.gate.open()
+        assert first.result(WAIT_S).verdict is not None
+        with pytest.raises(DeadlineExceeded, match="was decoded"):
+            inspector.inspect("three", png(SCREENS["pass"]), deadline_at=begun_at)
+        assert decoding.begun == 1
+        assert (
+            inspector.inspect("four", png(SCREENS["pass"]), deadline_at=NEVER).verdict is not None
+        )  # none kept a place
+
+
+def test_the_bytes_are_let_go_once_they_are_decoded() -> None:
+    device, source = Device(), png(SCREENS["pass"])
+    device.screen_gate.hold()
+    with inspecting(device) as inspector, ThreadPoolExecutor(1) as pool:
+        inspection = pool.submit(inspector.inspect, "one", source, deadline_at=NEVER)
+        device.screen_gate.wait_for()
+        left = len(source.data)
+        device.screen_gate.open()
+        assert inspection.result(WAIT_S).verdict is not None
+    assert left == 0
 
 
 def test_a_known_screen_is_not_computed_again_and_its_answer_not_written_again() -> None:

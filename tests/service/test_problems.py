@@ -16,7 +16,7 @@ from service.errors import QueueFull, ServiceError, TooManyScreens, concrete_err
 from service.problems import MEDIA_TYPE, codes, describe, problem
 from service.settings import Settings
 from service.store import StoreError
-from tests.service.apps import GOLDEN, Device, serve, serve_device
+from tests.service.apps import GOLDEN, Device, is_problem, serve, serve_device
 
 PRIVATE = "/srv/line4/screens.sqlite: no such column"
 NOT_SERVICE_ERRORS = {"method_not_allowed", "inference_failed", "record_failed", "internal_error"}
@@ -114,9 +114,25 @@ def test_full_queue_says_when_to_come_again(
     assert answer.headers["retry-after"] == header
 
 
+def test_a_service_that_is_not_ready_says_when_to_come_again(client: httpx.Client, app: FastAPI) -> None:
+    app.state.error = errors.NotReady("stopping")
+    answer = client.get("/fail")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
 def test_other_errors_do_not_ask_to_come_again(client: httpx.Client, app: FastAPI) -> None:
-    app.state.error = errors.NotReady("starting")
-    assert "retry-after" not in client.get("/fail").headers
+    for error in every_class():
+        app.state.error = made(error)
+        assert ("retry-after" in client.get("/fail").headers) == (error.status == 503), error
+
+
+def test_probes_are_not_counted_as_screens_that_were_refused(tmp_path: Path) -> None:
+    device = Device()
+    device.golden_score = 0.9
+    with serve_device(device, Settings(state_dir=tmp_path)) as client:
+        assert is_problem(client.get("/readyz"), 503, "not_ready")
+        assert is_problem(client.post("/healthz"), 405, "method_not_allowed")
+        assert {code: number for code, number in errors_counted(client).items() if number} == {}
 
 
 @pytest.mark.parametrize(

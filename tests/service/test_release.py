@@ -2,6 +2,7 @@ import csv
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -9,16 +10,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import Manifest, cover, cut
+from engine import RELEASE_FILE, FakeBackend, Manifest, cover, cut, read_golden
 from service import release as gate
 from service.errors import ReleaseMissing
-from service.release import RELEASE_FILE, SEALED_FILE, ReleaseError, require_release
+from service.release import SEALED_FILE, ReleaseError, require_release
 from service.settings import Settings
 from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
 
 SIZE = 128, 192
 # name, grey of a spot drawn on it (None: clean), whether boxes.csv calls it defective
 SCREENS = (("clean", None, False), ("bubble", grey_of(0), True), ("doubtful", grey_of(1) + 4, True))
+
+
+Module = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
+Spoil = Callable[[NDArray[np.uint8], NDArray[np.float64]], None]
 
 
 def frame(spot: int | None, seed: int) -> NDArray[np.uint8]:
@@ -28,7 +33,7 @@ def frame(spot: int | None, seed: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def write_set(folder: Path, bundle: Path) -> Path:
+def write_set(folder: Path, bundle: Path, module: Module = probability_of) -> Path:
     """A sealed set for the tiny bundle, its probabilities from NumPy: the module of this bundle."""
     manifest = Manifest.read(bundle)
     (folder / "screens").mkdir(parents=True)
@@ -38,7 +43,7 @@ def write_set(folder: Path, bundle: Path) -> Path:
         path = folder / "screens" / f"{name}.png"
         cv2.imwrite(str(path), pixels)
         windows = cover(*SIZE, patch_px=manifest.patch_px)
-        probability = probability_of(cut(pixels, windows, manifest.patch_px), len(manifest.labels))
+        probability = module(cut(pixels, windows, manifest.patch_px), len(manifest.labels))
         sealed[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],
@@ -103,6 +108,69 @@ def test_more_escapes_than_the_active_bundle_are_refused(tmp_path: Path, candida
     assert ["escape" in refusal for refusal in found.refusals] == [True]
 
 
+def test_more_overkill_than_the_active_bundles_is_refused(tmp_path: Path, candidate: Path) -> None:
+    strict = tiny_bundle(tmp_path / "strict", review=(1e-6, 1e-5), threshold=5e-6)
+    golden = write_set(tmp_path / "golden", strict)
+    found = gate.run(strict, golden, active=candidate, settings=settings(tmp_path))
+    assert (found.tally.overkill.count, found.active_tally.overkill.count) == (1, 0)
+    assert ["overkill" in refusal for refusal in found.refusals] == [True]
+    assert not (strict / RELEASE_FILE).exists()
+
+
+def alone(pixels: NDArray[np.uint8], labels: int) -> NDArray[np.float32]:
+    """A module whose patches know nothing of their neighbours, as those of a fake backend; (K, labels)."""
+    return np.concatenate([probability_of(patch[None], labels) for patch in pixels])
+
+
+def on_a_device(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> None:
+    """Let the runtime `fake` be a device that computes `alone`, and gets some patches wrong."""
+
+    def load_fake(bundle: Path, **_: object) -> FakeBackend:
+        golden = read_golden(bundle)
+        known = {patch.tobytes(): row for patch, row in zip(golden.pixels, golden.probability, strict=True)}
+
+        def scores(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+            rows = zip(pixels, alone(pixels, golden.probability.shape[1]), strict=True)
+            found = np.array([known.get(patch.tobytes(), row) for patch, row in rows], np.float64)
+            spoil(pixels, found)
+            return found
+
+        return FakeBackend(Manifest.read(bundle), scores)
+
+    monkeypatch.setattr("engine.fake.load_fake", load_fake)
+
+
+def uneven_by_slot(pixels: NDArray[np.uint8], scores: NDArray[np.float64]) -> None:
+    for slot, patch in enumerate(pixels):
+        if not patch.any():
+            scores[slot] += 0.01 * slot
+
+
+def not_finite_on_white(pixels: NDArray[np.uint8], scores: NDArray[np.float64]) -> None:
+    scores[(pixels == 255).all((1, 2, 3))] = np.nan
+
+
+def sound(pixels: NDArray[np.uint8], scores: NDArray[np.float64]) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("spoil", "refusals"),
+    [(sound, []), (uneven_by_slot, ["slot"]), (not_finite_on_white, ["slot", "finite"])],
+)
+def test_a_device_that_is_uneven_or_not_finite_is_refused_though_every_verdict_is_right(
+    tmp_path: Path, candidate: Path, monkeypatch: pytest.MonkeyPatch, spoil: Spoil, refusals: list[str]
+) -> None:
+    golden = write_set(tmp_path / "golden", candidate, alone)
+    on_a_device(monkeypatch, spoil)
+    fake = Settings(state_dir=tmp_path / "state", runtime="fake")
+    found = gate.run(candidate, golden, active=candidate, settings=fake)
+    assert (found.runtime, found.different) == ("fake", [])
+    assert len(found.refusals) == len(refusals)
+    assert all(word in refusal for word, refusal in zip(refusals, found.refusals, strict=True))
+    assert (candidate / RELEASE_FILE).exists() == (not refusals)
+
+
 def test_a_score_that_moves_with_its_slot_or_is_not_finite_is_refused(
     tmp_path: Path, candidate: Path, golden: Path
 ) -> None:
@@ -119,6 +187,9 @@ def test_a_score_that_moves_with_its_slot_or_is_not_finite_is_refused(
         (lambda g: (g / SEALED_FILE).unlink(), "cannot be read"),
         (lambda g: (g / SEALED_FILE).write_text("{}"), "required"),
         (lambda g: (g / "boxes.csv").unlink(), "escapes"),
+        (lambda g: (g / "boxes.csv").write_text("screen,label\n"), "no defective screen"),
+        (lambda g: (g / "boxes.csv").write_text("screen,label\nclean,a\nbubble,a\ndoubtful,a\n"), "no clean screen"),
+        (lambda g: (g / "boxes.csv").write_text("screen,label\nbubble,a\nlost,a\n"), "names the screen 'lost'"),
         (lambda g: (g / "screens" / "clean.png").unlink(), "lacks the screen"),
         (lambda g: shutil.copy(g / "screens" / "bubble.png", g / "screens" / "clean.png"), "not the file"),
         (lambda g: (g / SEALED_FILE).write_text((g / SEALED_FILE).read_text().replace("1.0.0", "2")), "sealed for"),
@@ -132,6 +203,23 @@ def test_a_set_that_is_not_whole_decides_nothing(
     spoil(golden)
     with pytest.raises(ReleaseError, match=message):
         gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    assert not (candidate / RELEASE_FILE).exists()
+
+
+def test_a_bundle_that_is_replaced_in_the_gate_gets_no_record(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examine = gate._examine_device
+
+    def replaced_after(*arguments: object) -> object:
+        found = examine(*arguments)  # type: ignore[arg-type]
+        shutil.rmtree(candidate)
+        tiny_bundle(candidate, gain=18.0)
+        return found
+
+    monkeypatch.setattr(gate, "_examine_device", replaced_after)
+    with pytest.raises(ReleaseError, match="was replaced"):
+        gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
     assert not (candidate / RELEASE_FILE).exists()
 
 

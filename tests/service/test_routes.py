@@ -1,6 +1,8 @@
+import gc
 import json
 import math
 import socket
+import weakref
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,9 +10,12 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from starlette.requests import Request
 
 from engine import InferenceError
 from service.app import create_app
+from service.bodies import receive
 from service.settings import Settings
 from service.store import Store
 from tests.bundles import grey_of
@@ -302,3 +307,24 @@ def test_the_times_of_an_answer_are_those_of_its_stages(client: httpx.Client) ->
     assert list(timing) == ["receive_s", "decode_s", "queue_s", "features_s", "reasoning_s", "aggregate_s"]
     assert all(0 <= seconds < 20 for seconds in timing.values())
     assert timing["features_s"] > 0
+
+
+def test_a_body_does_not_outlive_its_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bodies: list[weakref.ref[NDArray[np.uint8]]] = []
+
+    async def watched(request: Request, *, limit_bytes: int, timeout_s: float) -> memoryview:
+        body = np.frombuffer(await receive(request, limit_bytes=limit_bytes, timeout_s=timeout_s), np.uint8).copy()
+        bodies.append(weakref.ref(body))
+        return body.data
+
+    monkeypatch.setattr("service.routes.receive", watched)
+    device = Device()
+    device.screen_gate.hold()
+    with serve_device(device, Settings(state_dir=tmp_path)) as client, ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(post, client, "held", frame())
+        device.screen_gate.wait_for()
+        gc.collect()
+        left = [body for body in bodies if body() is not None]
+        device.screen_gate.open()
+        assert answer.result().status_code == 200
+    assert (len(bodies), left) == (1, [])

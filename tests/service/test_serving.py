@@ -1,9 +1,11 @@
 from contextlib import closing
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from engine import BundleError, InferenceError, bundle_sha256
+import service.serving
+from engine import BundleError, FakeBackend, Golden, InferenceError, Manifest, bundle_sha256, read_golden
 from service.inspector import Forgetful
 from service.serving import Serving, load_bundle, naming
 from service.settings import Settings
@@ -29,6 +31,31 @@ def test_a_broken_bundle_is_not_loaded(tmp_path: Path, breaker: object) -> None:
     with pytest.raises(BundleError) as refused:
         load_bundle(tmp_path / name, Settings())
     assert str(refused.value).startswith(reason)
+
+
+def test_a_bundle_that_another_replaces_while_it_is_loaded_is_not_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf(tmp_path)
+    closed = []
+
+    def replaced(bundle: Path, precision: str) -> Golden:
+        (tmp_path / "one").rename(tmp_path / "old")  # as an export does, here between the graphs and the golden patches
+        (tmp_path / "two").rename(tmp_path / "one")
+        return read_golden(bundle, precision)
+
+    class Closed(FakeBackend):
+        def close(self) -> None:
+            closed.append(self)
+
+    def load_all(bundle: Path, *_: object, **__: object) -> list[FakeBackend]:
+        return [Closed(Manifest.read(bundle), lambda pixels: np.zeros((len(pixels), 4)))]
+
+    monkeypatch.setattr(service.serving, "load_all", load_all)
+    monkeypatch.setattr(service.serving, "read_golden", replaced)
+    with pytest.raises(BundleError, match=r"manifest\.json: was replaced while the bundle was loaded"):
+        load_bundle(tmp_path / "one", Settings())
+    assert len(closed) == 1
 
 
 def test_a_bundle_that_computes_something_else_is_found_out_by_its_first_test(tmp_path: Path) -> None:

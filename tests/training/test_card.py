@@ -6,10 +6,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine import Manifest
+from engine import RELEASE_FILE, Manifest
+from tests.bundles import tiny_bundle
 from training.card import add_figures
 from training.evaluation import report
 from training.judging import judge
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """A bundle to write into, released before."""
+    made = tiny_bundle(tmp_path / "bundle")
+    (made / RELEASE_FILE).write_text("{}")
+    return made
 
 
 @pytest.fixture
@@ -27,8 +36,8 @@ def measured(tmp_path: Path) -> tuple[Path, Path]:
     ]
     (tmp_path / "verdicts.json").write_text(json.dumps(answers))
     (tmp_path / "judge.json").write_text(json.dumps(judge(tmp_path / "verdicts.json", source).as_dict()))
-    probability, target = np.array([[0.9], [0.2]], np.float32), np.array([[1], [1]], np.int8)
-    found = report(probability, target, labels=["scratch"], thresholds=[0.5])
+    probability, target = np.array([[0.9, 0.1], [0.2, 0.1]], np.float32), np.array([[1, 0], [1, 0]], np.int8)
+    found = report(probability, target, labels=["scratch", "bubble"], thresholds=[0.5, 0.5])
     (tmp_path / "eval.json").write_text(json.dumps(found.as_dict()))
     return tmp_path / "eval.json", tmp_path / "judge.json"
 
@@ -64,5 +73,5 @@ def test_a_heading_is_one_line(bundle: Path, measured: tuple[Path, Path], on: st
 
 
 def test_other_files_are_refused(bundle: Path, measured: tuple[Path, Path]) -> None:
-    with pytest.raises(ValueError, match="are not of"):
+    with pytest.raises(ValueError, match="are not what"):
         add_figures(bundle, on="two", evaluation=measured[1], judgement=measured[0])

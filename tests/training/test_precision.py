@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from engine.speed import speed_by_turns
 from service.aggregation import decide
 from service.verdict import LabelResult
 from tests.engine.precisions import network, write_bundle
-from tests.service.strategies import ANY_SCORE, SCORES
+from tests.service.strategies import ANY_SCORE
 from tests.service.strategies import manifest as two_labels
 from tests.training.data_form import write_screens
 from training import precision as module
@@ -103,13 +104,13 @@ def test_no_more_is_quantised_than_the_tolerance_allows(
     whole = add_precisions(bundle, ["int8-trt"], proof)["int8-trt"]
     with opened(bundle, "int8-trt") as backend:
         largest = float(np.abs(infer(backend, proof.pixels)[1] - proof.expected).max())
-    monkeypatch.setattr(module, "TOLERANCES", {"int8-trt": largest / 2})
+    monkeypatch.setattr(module, "TOLERANCES", {"int8-trt": 0.9 * largest})
     part = add_precisions(bundle, ["int8-trt"], proof)["int8-trt"]
     assert whole.quantised == (0, 19)
     assert part.quantised is not None
     assert 0 < part.quantised[0] < 19
     with opened(bundle, "int8-trt") as backend:
-        assert np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= largest / 2
+        assert np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= 0.9 * largest
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-trt"])
@@ -179,14 +180,19 @@ def test_flips_are_counted_by_patch_and_by_screen(data: Path) -> None:
     assert (found.patches, found.screens) == (len(patches), len(patches.by_screen()))
 
 
-@given(st.lists(SCORES | ANY_SCORE, min_size=2, max_size=2))
-def test_the_outcome_of_scores_is_the_services(scores: list[float]) -> None:
+@given(
+    st.lists(ANY_SCORE | st.just(math.nan), min_size=2, max_size=2),
+    st.fixed_dictionaries({"bubble": st.floats(0, 0.3)}),
+)
+def test_the_outcome_of_scores_is_the_services(scores: list[float], guard: dict[str, float]) -> None:
     manifest = two_labels()
     labels = {
         label: LabelResult(score=score, count=0, threshold=0.5, present=score >= 0.5)
         for label, score in zip(manifest.labels, scores, strict=True)
     }
-    assert manifest.outcome(scores) == decide((), labels, manifest, {})[0]
+    verdict, reasons = decide((), labels, manifest, guard)
+    assert manifest.outcome(scores, guard) == verdict
+    assert (verdict == "pass") == (reasons == ())
 
 
 def test_a_bundle_of_float32_alone_has_nothing_to_compare(float32: Path, data: Path) -> None:
