@@ -193,9 +193,11 @@ class PlanCache:
             OSError: it cannot be written.
         """
         found = self.find(plan.record.key)  # another bundle's may have been written since the plan was loaded
+        if found is None or found.record.plan_sha256 != plan.record.plan_sha256:
+            found = None  # it could not be kept, or another one lies there now, whose guard band this is not
         known = plan.record if found is None else found.record
         record = replace(known, guards={**known.guards, model_sha256(manifest): dict(guard)})
-        if not plan.unkept:
+        if found is not None:
             self._write_record(record)
         return record
 
