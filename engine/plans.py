@@ -19,14 +19,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from engine.backend import PRECISIONS
 from engine.errors import BundleError
 from engine.fields import parse_object
 from engine.layers import Layer, heavy_counts, real_precision
-from engine.manifest import REASONING_FILE, SHA256, Manifest
+from engine.manifest import FEATURES_FILES, REASONING_FILE, SHA256, Manifest
 
 MAX_RECORD_BYTES = 2**20
-PRECISION = re.compile("|".join(PRECISIONS))
+PRECISION = re.compile("|".join({name.removesuffix("-trt") for name in FEATURES_FILES}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -194,9 +193,11 @@ class PlanCache:
             OSError: it cannot be written.
         """
         found = self.find(plan.record.key)  # another bundle's may have been written since the plan was loaded
+        if found is None or found.record.plan_sha256 != plan.record.plan_sha256:
+            found = None  # it could not be kept, or another one lies there now, whose guard band this is not
         known = plan.record if found is None else found.record
         record = replace(known, guards={**known.guards, model_sha256(manifest): dict(guard)})
-        if not plan.unkept:
+        if found is not None:
             self._write_record(record)
         return record
 

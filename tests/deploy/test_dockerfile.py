@@ -55,6 +55,15 @@ def test_the_gpu_images_are_of_one_release_the_smaller_one_runs() -> None:
     assert run == f"nvidia/cuda:{match[1]}-base-{match[2]}"
 
 
+def test_the_gpu_image_that_runs_has_what_pycuda_links() -> None:
+    """The driver's libcuda comes with the container toolkit; of CUDA's libraries, curand is linked by default."""
+    (image,) = (line.split()[0] for line in arguments_of("FROM", GPU_DOCKERFILE)[1:])
+    match = re.search(r"cuda:(\d+)\.(\d+)", image)
+    assert match is not None
+    installs = [line for line in arguments_of("RUN", GPU_DOCKERFILE) if "apt-get install" in line]
+    assert f"libcurand-{match[1]}-{match[2]}" in installs[-1].split()
+
+
 @both
 def test_copied_sources_exist_and_are_in_the_build_context(path: Path) -> None:
     assert copied(path)

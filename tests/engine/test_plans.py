@@ -127,6 +127,14 @@ def test_a_plan_may_be_built_anew_and_forgotten(tmp_path: Path) -> None:
         assert cache.find(KEY) is None
 
 
+def test_a_guard_band_is_not_written_to_another_plan_that_lies_there(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    mine = cache.obtain(KEY, build)
+    other = cache.obtain(KEY, lambda timing_cache: Built(DATA + b"other", LAYERS, b""), anew=True)
+    assert cache.set_guard(mine, BUNDLE, {"bubble": 0.001}).guard_of(BUNDLE) == {"bubble": 0.001}
+    assert cache.find(KEY) == replace(other, built=False)
+
+
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     with pytest.raises(PlanError):
