@@ -285,7 +285,7 @@ class Models:
         with ExitStack() as unused:
             unused.callback(loaded.close)
             if loaded.digest != (digest or loaded.digest):
-                raise BundleRefused("manifest.json: was exchanged while the bundle was loaded")
+                raise BundleRefused("manifest.json: was replaced while the bundle was loaded")
             backend = loaded.backends[0]
             gate(path, backend.runtime, backend.precision, digest=loaded.digest, active=self.current.digest)
             new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)

@@ -66,7 +66,7 @@ def load_first(
         raise _not_what_it_was(last, str(error)) from error
     if loaded.digest != digest:
         loaded.close()
-        raise _not_what_it_was(last, "manifest.json: was exchanged while the bundle was loaded")
+        raise _not_what_it_was(last, "manifest.json: was replaced while the bundle was loaded")
     return bundle, loaded
 
 

@@ -139,6 +139,10 @@ def export(
     golden: Annotated[
         Path | None, typer.Option(help="Screens in the data form to seal for the release gate.", exists=True)
     ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="A cut folder in the line's shares, not learnt from; may be given again.", exists=True),
+    ] = None,
     precision: Annotated[
         list[Precision] | None, typer.Option(help="Besides fp32; may be given again. int8 is for CPUs.")
     ] = None,
@@ -158,6 +162,7 @@ def export(
         overlap_px=overlap,
         notes=notes.read_text() if notes is not None else "",
         precisions=[one.value for one in precision or ()],
+        calibration=calibrate or (),
     )
     console.print(
         f"{manifest.name} {manifest.version} in {out}: graphs differ from the module by at most "

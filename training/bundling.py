@@ -19,7 +19,7 @@ from training.datasets import PatchSet
 from training.evaluation import Report, report
 from training.fit import network_probability
 from training.folder import data_id, load_run
-from training.network import FeaturesGraph, ReasoningGraph
+from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork
 from training.precision import Made, Proof, add_precisions, calibration_patches
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
@@ -37,6 +37,7 @@ def export_run(
     notes: str = "",
     frame: FrameLimits | None = None,
     precisions: Sequence[str] = (),
+    calibration: Sequence[Path] = (),
 ) -> tuple[Manifest, Difference, dict[str, Made]]:
     """Make a bundle of a finished run.
 
@@ -50,6 +51,8 @@ def export_run(
         frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
             which the darkest of rendered frames have and a frame without light has not.
         precisions: others to make beside float32: fp16, int8, int8-trt.
+        calibration: cut folders whose screens, all of them, decide thresholds and review bands together with the
+            validation part: screens in the shares that the line sees, none of them learnt from.
 
     Returns:
         The manifest, the difference between float32 graphs and module, and the other precisions.
@@ -59,11 +62,11 @@ def export_run(
         ParityError: the exported graphs do not give the module's probabilities, or another precision does not hold;
             nothing is written then.
     """
-    network, config, labels = load_run(run)
+    network, config, _ = load_run(run)
     fabric = Fabric(accelerator="cpu")
     validation = PatchSet(config.data.folders, "validation")
     probability = network_probability(network, validation, fabric)
-    limits = calibrate(probability, validation.labels, validation.screens, labels=labels)
+    limits = _limits(network, fabric, validation, probability, _unlearnt(calibration, config))
     measured = {"validation": _report(probability, validation, limits)}
     judged, reference = validation, probability
     if _has_test_part(config):
@@ -82,7 +85,7 @@ def export_run(
         frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=2),
         files={},
         parity_tolerance={"fp32": FP32_TOLERANCE},
-        data_id=data_id(config.all_folders),
+        data_id=data_id([*config.all_folders, *calibration]),
         training=_facts(config, measured),
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
@@ -113,6 +116,33 @@ def export_run(
         finish=finish if precisions else None,
     )
     return Manifest.read(out), difference, made
+
+
+def _unlearnt(folders: Sequence[Path], config: Config) -> list[Path]:
+    learnt = {folder.resolve() for folder in config.all_folders}
+    for folder in folders:
+        if folder.resolve() in learnt:
+            raise ValueError(f"{folder} was learnt from: its scores say nothing of screens to come")
+    return list(folders)
+
+
+def _limits(
+    network: TwoStageNetwork,
+    fabric: Fabric,
+    validation: PatchSet,
+    probability: NDArray[np.float32],
+    folders: list[Path],
+) -> dict[str, LabelLimits]:
+    """Limits from the validation part, whose probabilities are known, and all screens of further folders."""
+    target, screens = validation.labels, validation.screens
+    if folders:
+        more = PatchSet(folders, None)
+        if (more.label_names, more.patch_px) != (validation.label_names, validation.patch_px):
+            raise ValueError(f"{folders[0]} differs from the run's data in labels or patch size")
+        probability = np.concatenate([probability, network_probability(network, more, fabric)])
+        target = np.concatenate([target, more.labels])
+        screens = np.concatenate([screens, more.screens + screens.max() + 1])
+    return calibrate(probability, target, screens, labels=validation.label_names)
 
 
 def parity_patches(probability: NDArray[np.float32], target: NDArray[np.int8]) -> NDArray[np.int64]:

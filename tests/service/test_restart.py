@@ -215,7 +215,7 @@ def test_what_is_exchanged_while_it_is_loaded_does_not_start(line: Line, monkeyp
         return load_bundle(line.folder / "two", settings)
 
     monkeypatch.setattr("service.restart.load_bundle", exchanged)
-    with pytest.raises(BundleError, match="was exchanged while"):
+    with pytest.raises(BundleError, match="was replaced while"):
         create_app(line.settings(line.folder / "one"))
 
 

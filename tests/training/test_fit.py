@@ -175,6 +175,21 @@ def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: P
     backend.close()
 
 
+def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path, tmp_path: Path) -> None:
+    few = toml.parent / "few"
+    source = write_screens(toml.parent / "line", screens=30, seed=9)
+    boxes = (source / "boxes.csv").read_text().splitlines()
+    (source / "boxes.csv").write_text("\n".join([boxes[0], *boxes[1:3], ""]))  # the others are taken for clean
+    cut(source, few, patch_px=128, labels=("dot", "line"))
+    usual, _, _ = export_run(run.run, tmp_path / "usual", version="1")
+    line, _, _ = export_run(run.run, tmp_path / "line", version="1", calibration=[few])
+    assert all(line.labels[name].review[1] >= usual.labels[name].review[1] for name in ("dot", "line"))
+    assert line.labels != usual.labels
+    assert line.data_id != usual.data_id
+    with pytest.raises(ValueError, match="was learnt from"):
+        export_run(run.run, tmp_path / "learnt", version="1", calibration=run.data.folders)
+
+
 def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no finished run"):
         export_run(tmp_path, tmp_path / "bundle", version="1")
