@@ -15,7 +15,7 @@ from service.serving import Loaded, load_bundle
 from service.settings import Settings
 from service.store import RECORD_FILE, Store, StoreError
 from tests.bundles import tiny_bundle
-from tests.service.apps import GOLDEN, Device, serve
+from tests.service.apps import GOLDEN, Device, is_problem, serve
 from tests.service.shelves import BREAKERS, shelf, wrong_golden
 
 
@@ -180,6 +180,9 @@ def test_a_name_that_the_configured_bundle_gets_leaves_the_way_back(line: Line) 
     """INSPECT_BUNDLES is set after the first start: what was `@configured` has a name now."""
     with serve(create_app(Settings(bundle=line.folder / "one", state_dir=line.state_dir))):
         pass
+    with serve(create_app(line.settings(line.folder / "one"))) as client:
+        # not to `@configured`, which is itself
+        assert is_problem(client.put("/v1/models/active", json={"rollback": True}), 404, "bundle_unknown")
     assert line.run(line.folder / "one", TWO, {"rollback": True}) == ("one", None)
     assert line.run(line.folder / "one") == ("one", "two")
 

@@ -7,6 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 
 from engine import Backend, BundleError, InferenceError, load_all, read_golden
@@ -182,6 +183,7 @@ def test_a_device_that_hangs_in_its_first_self_test_wedges_neither_swaps_nor_the
         finally_.callback(device.golden_gate.open)
         with pytest.raises(BundleRefused, match="self-test: has not run yet"):
             line.models.activate("two")
+        assert not _closed(line.loaded[0])  # nobody has waited for it
         line.device = None
         assert line.models.activate("two").outcome == "activated"
     (hung, _) = line.loaded
@@ -190,7 +192,7 @@ def test_a_device_that_hangs_in_its_first_self_test_wedges_neither_swaps_nor_the
 
 def _closed(loaded: Loaded) -> bool:
     try:
-        loaded.backends[0].features(loaded.golden.pixels)
+        loaded.backends[0].features(np.zeros_like(loaded.golden.pixels))
     except InferenceError:
         return True
     return False
