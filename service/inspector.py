@@ -17,7 +17,7 @@ never a verdict.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,7 +28,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from engine import Backend, Window, available_cpus, cover
+from engine import NO_GUARD, Backend, Window, available_cpus, cover
 from service.aggregation import Observed, aggregate
 from service.errors import Conflict, DeadlineExceeded
 from service.images import Frame, Source, decode
@@ -70,19 +70,22 @@ class Inspection:
         frame: what was inspected.
         verdict: what the text says; None where the answer had been given before.
         record_s: time to record it.
+        guard: guard band by label that it was judged with; empty where nothing was judged now.
     """
 
     answer: str
     frame: Frame
     verdict: Verdict | None
     record_s: float
+    guard: Mapping[str, float]
 
 
 class Inspector:
     """Inspects screens with one bundle.
 
     Args:
-        backend: reasons over a screen; any device's will do, they are of the same bundle.
+        backend: reasons over a screen: any device's will do, as it does so in float32 on the CPU for all of them. The
+            guard band is not one for all: it comes with the features, from the device that computed them.
         scheduler: computes features.
         record: of what was answered.
         frame_size: (height, width) agreed for the line; None leaves it to the sender.
@@ -162,7 +165,7 @@ class Inspector:
             activation=features.activation,
             self_test=computed.self_test,
         )
-        judgement = aggregate(seen, manifest, self._backend.guard)
+        judgement = aggregate(seen, manifest, computed.guard)
         aggregate_s = lap()
 
         verdict = Verdict(
@@ -197,7 +200,7 @@ class Inspector:
             model=manifest.name,
             version=manifest.version,
         )
-        return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s)
+        return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s, guard=computed.guard)
 
     @contextmanager
     def _turn_to_decode(self, deadline_at: float) -> Iterator[None]:
@@ -252,7 +255,7 @@ def _again(before: Answered, digest: str, frame: Frame) -> Inspection:
     """
     if before.digest != digest:
         raise Conflict(f"screen {before.screen_id} was answered before, for other pixels")
-    return Inspection(answer=before.answer, frame=frame, verdict=None, record_s=0.0)
+    return Inspection(answer=before.answer, frame=frame, verdict=None, record_s=0.0, guard=NO_GUARD)
 
 
 class _Lap:

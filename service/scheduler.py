@@ -11,7 +11,7 @@ besides the last resort around a request, that catches every exception.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -39,12 +39,14 @@ class Computed:
 
     Attributes:
         features: of all K windows.
+        guard: guard band by label of the device that computed them: the scores are to be judged with it and no other.
         self_test: of the device that computed them, as it was known at the end.
         queue_s: time in which the screen waited.
         features_s: time in which the device worked on it.
     """
 
     features: Features
+    guard: Mapping[str, float]
     self_test: SelfTestReport
     queue_s: float
     features_s: float
@@ -301,6 +303,7 @@ class _Device:
                 stage1=np.concatenate([batch.stage1 for batch in batches]),
                 activation=np.concatenate([batch.activation for batch in batches]),
             ),
+            guard=self._backend.guard,
             self_test=self.self_test.report(),
             queue_s=max(0.0, self._clock() - job.queued_at - features_s),
             features_s=features_s,

@@ -3,7 +3,7 @@
 import itertools
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import cv2
@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
-from engine import FakeBackend, Golden, fake_manifest
+from engine import NO_GUARD, FakeBackend, Golden, fake_manifest
 from service.app import create_app
 from service.inspector import Forgetful, Inspector, Record
 from service.scheduler import Scheduler
@@ -181,8 +181,8 @@ class Device:
             raise self.failure
         return np.tile(self.scores, (len(pixels), 1))
 
-    def backend(self) -> FakeBackend:
-        return FakeBackend(fake_manifest(patch_px=PATCH_PX), self)
+    def backend(self, *, guard: Mapping[str, float] = NO_GUARD) -> FakeBackend:
+        return FakeBackend(fake_manifest(patch_px=PATCH_PX), self, guard=guard)
 
 
 GOLDEN = Golden(

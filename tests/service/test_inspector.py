@@ -13,10 +13,23 @@ from service.errors import Conflict, DeadlineExceeded, ServiceError
 from service.examples import VERDICTS
 from service.images import RAW, Source, decode
 from service.images import Frame as DecodedFrame
-from service.inspector import digest_of, from_json, to_json
+from service.inspector import Forgetful, Inspector, digest_of, from_json, to_json
 from service.problems import problem
+from service.scheduler import Scheduler
 from service.store import Answered, StoreError
-from tests.service.apps import PATCH_PX, SCREENS, SIZE, WAIT_S, Device, Frame, Gate, encoded, frame, inspecting
+from tests.service.apps import (
+    GOLDEN,
+    PATCH_PX,
+    SCREENS,
+    SIZE,
+    WAIT_S,
+    Device,
+    Frame,
+    Gate,
+    encoded,
+    frame,
+    inspecting,
+)
 
 NEVER = 1e9  # 31 years on any clock
 
@@ -179,6 +192,37 @@ def test_the_expected_windows_are_those_of_the_agreed_size() -> None:
     assert inspection.verdict is not None
     assert inspection.verdict.proof.frame_size_from == "setting"
     assert inspection.verdict.proof.windows_expected == len(cover(*SIZE, patch_px=PATCH_PX))
+
+
+@pytest.mark.parametrize("first", ["exact", "rough"])
+def test_a_screen_is_judged_with_the_guard_band_of_the_device_that_computed_it(first: str) -> None:
+    devices = {"exact": Device(), "rough": Device()}
+    guards = {"exact": 0.0, "rough": 0.02}
+    low = 0.3
+    devices["exact"].scores = (low - 0.010, 0.1, 0.1, 0.1)
+    devices["rough"].scores = (low - 0.011, 0.1, 0.1, 0.1)  # by which they are told apart
+    names = sorted(devices, key=lambda name: name != first)
+    backends = [devices[name].backend(guard={"bubble": guards[name]}) for name in names]
+    for device in devices.values():
+        device.screen_gate.hold()  # so that neither takes both screens
+    with (
+        Scheduler(backends, GOLDEN, max_patches=100, self_test_interval_s=60) as scheduler,
+        ThreadPoolExecutor(2) as pool,
+    ):
+        inspector = Inspector(backends[0], scheduler, Forgetful(), frame_size=None, max_pixels=10**6)
+        within = time.monotonic() + WAIT_S
+        answers = [pool.submit(inspector.inspect, name, png(SCREENS["pass"]), deadline_at=within) for name in "ab"]
+        for device in devices.values():
+            device.screen_gate.wait_for()
+        for device in devices.values():
+            device.screen_gate.open()
+        inspections = [answer.result() for answer in answers]
+    found = {}
+    for inspection in inspections:
+        assert inspection.verdict is not None
+        score = round(inspection.verdict.labels["bubble"].score, 3)
+        found[score] = (inspection.verdict.verdict, inspection.guard["bubble"])
+    assert found == {0.290: ("pass", 0.0), 0.289: ("review", 0.02)}
 
 
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
