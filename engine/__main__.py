@@ -20,7 +20,7 @@ from engine.errors import BundleError, EngineError, PlanError
 from engine.golden import made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
-from engine.slots import measure_slots, slot_patches
+from engine.slots import measure_slots
 from engine.speed import FASTER_BY, Speed, speed_by_turns
 
 SPEED_TEST_S = 2.0
@@ -73,16 +73,13 @@ def build(
     One in int8 is refused where it is no faster than one in fp16.
     """
     console = Console(stderr=as_json, **PLAIN)
-    with _told():
-        with closing(_planned(bundle, precision, device, batch, console)) as backend:
-            if backend.plan.unkept:  # which is what it was built for
-                raise PlanError(f"the plan cannot be kept: {backend.plan.unkept}")
-            golden = read_golden(bundle, made_as(backend))
-            difference = self_test(backend, golden)
-            guard = measure_slots(backend, slot_patches(golden.pixels)).probability
-            speed = _faster_than_half(backend, bundle, console) if backend.precision == "int8" else None
-        record = PlanCache(default_folder()).set_guard(backend.plan, backend.manifest, guard)
-    notes = [note for note in backend.notes if "guard band" not in note]  # which has been measured by now
+    with _told(), closing(_planned(bundle, precision, device, batch, console)) as backend:
+        if backend.plan.unkept:  # which is what it was built for
+            raise PlanError(f"the plan cannot be kept: {backend.plan.unkept}")
+        golden = read_golden(bundle, made_as(backend))
+        difference = self_test(backend, golden)
+        speed = _faster_than_half(backend, bundle, console) if backend.precision == "int8" else None
+    record, guard = backend.plan.record, dict(backend.guard)  # measured by the first load
     found = {
         "plan": str(backend.plan.path),
         "built": backend.plan.built,
@@ -95,7 +92,7 @@ def build(
         "tolerance": golden.tolerance,
         "guard": guard,
         "speed": None if speed is None else {"fp16": speed.reference, "int8": speed.other},
-        "notes": notes,
+        "notes": backend.notes,
     }
     if as_json:
         print(json.dumps(found, indent=2))
@@ -108,7 +105,7 @@ def build(
     console.print(f"guard band, from the same patch in every slot: {max(guard.values()):.1e}")
     if speed is not None:
         console.print(f"int8 does {speed.other:.0f} patches/s here, fp16 {speed.reference:.0f}")
-    for note in notes:
+    for note in backend.notes:
         console.print(note, style="yellow")
 
 

@@ -72,6 +72,10 @@ class PlanRecord:
     layers: dict[str, int] = field(default_factory=dict)
     guards: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    def with_guard(self, manifest: Manifest, guard: Mapping[str, float]) -> "PlanRecord":
+        """This record with the guard band by label that was measured with a bundle's reasoning."""
+        return replace(self, guards={**self.guards, model_sha256(manifest): dict(guard)})
+
     def guard_of(self, manifest: Manifest) -> dict[str, float] | None:
         """The guard band by label that was measured for a bundle; None before."""
         return self.guards.get(model_sha256(manifest))
@@ -196,7 +200,7 @@ class PlanCache:
         if found is None or found.record.plan_sha256 != plan.record.plan_sha256:
             found = None  # it could not be kept, or another one lies there now, whose guard band this is not
         known = plan.record if found is None else found.record
-        record = replace(known, guards={**known.guards, model_sha256(manifest): dict(guard)})
+        record = known.with_guard(manifest, guard)
         if found is not None:
             self._write_record(record)
         return record

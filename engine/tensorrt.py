@@ -7,9 +7,11 @@ caller, who cuts it only then, and uploads it while the one before computes.
 promises a remedy only to a new process; `recover` tries a new context, and says so if that fails as well.
 """
 
+import math
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +21,12 @@ from numpy.typing import NDArray
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
 from engine.compiler import VERSION, Compiled, Progress, RefusedPlan, compile_graph
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
+from engine.golden import made_as, read_golden
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
 from engine.graphs import Reasoning
 from engine.manifest import Manifest, graph_precision
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
+from engine.slots import measure_slots, slot_patches
 from engine.yardstick import Yardstick
 
 
@@ -79,7 +83,14 @@ class TensorRTBackend:
         self._closed = False
         self._lost = ""
         self._gpu: Gpu | None = None
+        self._plan: Plan
         self._load_largest(batch_of(self.manifest, batch_size))
+        if self._plan.record.guard_of(self.manifest) is None:
+            try:
+                self._measure_guard(bundle)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def batch_size(self) -> int:
@@ -93,7 +104,7 @@ class TensorRTBackend:
 
     @property
     def guard(self) -> Mapping[str, float]:
-        """See `Backend.guard`; as it was measured on this plan for this bundle, empty before."""
+        """See `Backend.guard`; measured on this plan for this bundle by whoever loads them first."""
         return self._plan.record.guard_of(self.manifest) or NO_GUARD
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
@@ -199,12 +210,21 @@ class TensorRTBackend:
                 raise InferenceError(f"GPU {self.device} fails at the first batch: {error}") from error
             if size < wanted:
                 self.notes.append(f"a batch of {wanted} does not fit into GPU {self.device}'s memory: it is {size}")
-            if self._plan.record.guard_of(self.manifest) is None:
-                self.notes.append("the plan's guard band has not been measured")
             if self._plan.unkept:
                 self.notes.append(f"the plan could not be kept, the next start builds it again: {self._plan.unkept}")
             return
         raise InferenceError(f"the memory of GPU {self.device} does not even hold a batch of one patch: {full}")
+
+    def _measure_guard(self, bundle: Path) -> None:
+        """Measure how far a score moves with its slot in the batch, and write it into the plan's record."""
+        guard = measure_slots(self, slot_patches(read_golden(bundle, made_as(self)).pixels)).probability
+        if not all(math.isfinite(spread) for spread in guard.values()):
+            raise PlanError("the plan gives probabilities that are no numbers on golden or extreme patches")
+        self._plan = replace(self._plan, record=self._plan.record.with_guard(self.manifest, guard))
+        try:
+            self._cache.set_guard(self._plan, self.manifest, guard)
+        except OSError as error:
+            self.notes.append(f"the guard band could not be kept, the next start measures it again: {error}")
 
     def _load(self, batch_size: int) -> None:
         key = PlanKey(

@@ -28,6 +28,7 @@ from engine import (
     stream,
 )
 from engine.plans import PlanCache
+from engine.slots import Spread
 from engine.speed import Speed
 from tests.bundles import tiny_bundle
 from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
@@ -260,12 +261,27 @@ def test_a_plan_of_a_bundle_that_took_the_place_of_this_one_is_not_kept(
 def test_the_guard_band_is_the_plans(machine: Machine, bundle: Path, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     backend = backend_of(bundle, cache=cache)
-    assert backend.guard == {}
-    assert "the plan's guard band has not been measured" in backend.notes
-    cache.set_guard(backend.plan, backend.manifest, {"bubble": 0.002})
+    assert set(backend.guard) == set(backend.manifest.label_names)  # measured by the first that loads it
+    found = cache.find(backend.plan.record.key)
+    assert found is not None
+    assert found.record.guard_of(backend.manifest) == backend.guard
+    cache.set_guard(backend.plan, backend.manifest, {"bubble": 0.002})  # and from then on it is the record's
     again = backend_of(bundle, cache=cache)
     assert again.guard == {"bubble": 0.002}
     assert again.notes == []
+
+
+def test_a_plan_whose_spread_is_no_number_is_refused(
+    machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guard band that is no number would turn every comparison of a verdict into a no."""
+    import engine.tensorrt
+
+    spread = Spread(probability={"bubble": float("nan")}, same_bits=False)
+    monkeypatch.setattr(engine.tensorrt, "measure_slots", lambda *_: spread)
+    with pytest.raises(PlanError, match="no numbers"):
+        backend_of(bundle)
+    assert machine.used_bytes == 0
 
 
 def test_the_command_builds_verifies_and_says_what_it_is(
