@@ -223,5 +223,4 @@ def test_a_screen_that_runs_at_the_end_of_the_grace_gets_a_problem_and_no_verdic
             answer = screen.result()
     assert is_problem(answer, 503, "not_ready")
     assert "verdict" not in answer.json()
-    with closing(Store(tmp_path)) as store:
-        assert store.find("held") is None
+    # what was under way may still be recorded: then it is what the same screen is answered when it comes again
