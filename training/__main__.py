@@ -63,6 +63,7 @@ def cut(
     rule: Annotated[str, typer.Option(help="known: partly visible is unknown; paper: such patches go.")] = "known",
     test_fold: Annotated[int | None, typer.Option(help="Fold of folds.csv to test on.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label, in order; default: those in boxes.csv.")] = None,
+    first: Annotated[int | None, typer.Option(help="Cut only so many screens, by their names.")] = None,
 ) -> None:
     """Cut screens into labelled patches, split by screen (no torch needed)."""
     from training import cutting
@@ -77,6 +78,7 @@ def cut(
         rule="paper" if rule == "paper" else "known",
         test_fold=test_fold,
         labels=label or (),
+        first=first,
     )
     table = Table("part", "patches", *summary.labels["train"])
     for part, count in summary.patches.items():

@@ -7,6 +7,7 @@ Reads the data form (`screens/`, `boxes.csv`, `masks/`, `splits.csv` or `folds.c
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -105,6 +106,7 @@ def cut(
     rule: Rule = "known",
     test_fold: int | None = None,
     labels: Sequence[str] = (),
+    first: int | None = None,
 ) -> CutSummary:
     """Cut every screen of a data folder into equal patches and label them.
 
@@ -116,6 +118,7 @@ def cut(
         rule: "known" marks too small a part of a defect as unknown; "paper" drops such patches.
         test_fold: where the folder has folds.csv, the fold to test on.
         labels: the labels in order; empty: those that boxes.csv names, sorted.
+        first: cut only so many screens, by their names; the parts and labels are those of the whole folder.
 
     Raises:
         ValueError: the folder is not in the data form, a size does not fit, `out` is not empty, or boxes.csv names
@@ -126,6 +129,8 @@ def cut(
         raise ValueError(f"--patch must be a positive multiple of {CELL_PX}, not {patch_px}")
     if not 0 < stride_px <= patch_px:
         raise ValueError(f"--stride must lie in 1..{patch_px}, not {stride_px}")
+    if first is not None and first < 1:
+        raise ValueError(f"--first must be at least 1, not {first}")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty")
     screens = screen_files(source)
@@ -133,6 +138,7 @@ def cut(
     defects = read_defects(source)
     _refuse_strangers(source / "boxes.csv", defects, screens)
     labels = _choose_labels(defects, labels)
+    screens = dict(itertools.islice(screens.items(), first))
     (out / "images").mkdir(parents=True)
 
     def cut_screen(name: str) -> _Patches:
@@ -142,7 +148,7 @@ def cut(
 
     with ThreadPoolExecutor() as pool:
         done = list(track(pool.map(cut_screen, screens), total=len(screens), description="cut"))
-    _write_tables(out, dict(zip(screens, done, strict=True)), labels, parts)
+    _write_tables(out, dict(zip(screens, done, strict=True)), labels, {name: parts[name] for name in screens})
     summary = _summarise(dict(zip(screens, done, strict=True)), labels, parts)
     facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule}
     (out / "cut.json").write_text(json.dumps({**facts, **asdict(summary)}, indent=2) + "\n")

@@ -253,3 +253,15 @@ def test_labels_can_be_given(tmp_path: Path) -> None:
     assert list(read_table(tmp_path / "cut" / "labels.csv")[0])[1:] == ["line", "crack", "dot"]
     with pytest.raises(ValueError, match="'line'"):
         cut(source, tmp_path / "other", patch_px=PATCH, labels=("dot",))
+
+
+def test_the_first_screens_alone_are_cut_as_they_are_among_all(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=10)
+    cut(source, tmp_path / "all", patch_px=PATCH)
+    cut(source, tmp_path / "few", patch_px=PATCH, first=3)
+    for table in ("labels.csv", "windows.csv", "splits.csv"):
+        whole, few = read_table(tmp_path / "all" / table), read_table(tmp_path / "few" / table)
+        assert few == [row for row in whole if next(iter(row.values()))[:4] in ("t000", "t001", "t002")]
+        assert few
+    with pytest.raises(ValueError, match="--first"):
+        cut(source, tmp_path / "none", patch_px=PATCH, first=0)
