@@ -19,7 +19,7 @@ from engine.errors import DeviceLost, RuntimeUnavailable
 from engine.manifest import Manifest
 
 NO_GUARD: Mapping[str, float] = MappingProxyType({})
-PRECISIONS = ("fp32", "fp16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 BEST_FIRST = ("tensorrt", "openvino", "onnxruntime")
 # what loads a bundle, by the runtime, which is also the name of its file
 LOADERS = {
@@ -63,7 +63,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of the features graph: fp32, fp16, int8 (int8-trt where a CPU measures it). The reasoning is always fp32."""
+        """Of the features graph: fp32, fp16, bf16, int8 (int8-trt where a CPU measures it). The reasoning is always fp32."""
 
     @property
     def batch_size(self) -> int:
@@ -167,7 +167,8 @@ def load(
         bundle: folder of the bundle.
         runtime: `tensorrt`, `openvino` or `onnxruntime`; `auto` for the first of them that is usable here; or `fake`,
             which answers without a network and is never taken unasked.
-        precision: fp32, fp16 or int8 of the features graph; by default fp32, on a GPU its backend's choice.
+        precision: fp32, fp16, bf16 or int8 of the features graph; by default the runtime's choice: fp16 on a GPU and
+            bf16 on a CPU that has it, where the bundle was made for them, else fp32.
         threads: CPU threads of the features graph; by default the runtime measures how many serve best.
         batch_size: patches of a batch; by default the manifest's.
 
@@ -200,9 +201,7 @@ def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | N
     if runtime == "tensorrt":  # which knows best what it can do, and has no threads
         backend = make(bundle, precision=precision, batch_size=batch_size)
     else:
-        backend = make(
-            bundle, precision="fp32" if precision is None else precision, threads=threads, batch_size=batch_size
-        )
+        backend = make(bundle, precision=precision, threads=threads, batch_size=batch_size)
     return backend
 
 

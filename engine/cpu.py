@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
-from engine.errors import InferenceError
+from engine.errors import InferenceError, RuntimeUnavailable
 from engine.graphs import FeaturesGraph, Reasoning
 from engine.manifest import Manifest
 from engine.tuning import Run, Share, tune
@@ -19,14 +19,15 @@ class CpuBackend(ABC):
 
     Args:
         bundle: folder of the bundle.
-        precision: which of the bundle's features graphs runs: fp32, fp16, int8, or, to measure it, int8-trt. In fp16 a
-            CPU has half-precision weights and computes in float32: no faster, and not rounded as on a GPU
-            (`engine.half.rounded_copy` is).
+        precision: which of the bundle's features graphs runs: fp32, fp16, bf16, int8, or, to measure it, int8-trt; by
+            default the runtime's choice. In fp16 a CPU has half-precision weights and computes in float32: no faster,
+            and not rounded as on a GPU (`engine.half.rounded_copy` is).
         threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
         batch_size: patches of a batch; by default the manifest's.
 
     Raises:
         BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
+        RuntimeUnavailable: the runtime, or this CPU, does not compute in that precision.
         ValueError: fewer than one thread, or than one patch in a batch.
     """
 
@@ -34,16 +35,27 @@ class CpuBackend(ABC):
     guard = NO_GUARD
 
     def __init__(
-        self, bundle: Path, *, precision: str = "fp32", threads: int | None = None, batch_size: int | None = None
+        self, bundle: Path, *, precision: str | None = None, threads: int | None = None, batch_size: int | None = None
     ) -> None:
         self.manifest = Manifest.read(bundle)
-        self.precision = precision
+        self.precision = self._best_precision() if precision is None else precision
+        if self.precision == "bf16" and not self._rounds():
+            raise RuntimeUnavailable(f"{self.runtime} does not compute in bfloat16 here")
         self.batch_size = batch_of(self.manifest, batch_size)
         # read by ONNX Runtime, which takes no weights from files beside the graph, whatever runs it afterwards
-        self._graph = FeaturesGraph.read(bundle, self.manifest, precision=precision, batch_size=self.batch_size)
+        self._graph = FeaturesGraph.read(bundle, self.manifest, precision=self.precision, batch_size=self.batch_size)
         self.tuned = tune(self._build, bundle, threads=threads, patches=self.batch_size // self._graph.rows)
         self._features: Run | None = self._build(self.tuned.share)
         self._reasoning = Reasoning(bundle, self.manifest)
+
+    @classmethod
+    def _rounds(cls) -> bool:
+        """Whether the runtime computes in bfloat16 on this CPU."""
+        return False
+
+    def _best_precision(self) -> str:
+        """bfloat16 where the bundle was made for it, as it is only made where it is faster; else float32."""
+        return "bf16" if "bf16" in self.manifest.precisions and self._rounds() else "fp32"
 
     @abstractmethod
     def _build(self, share: Share) -> Run:

@@ -75,7 +75,7 @@ class FakeBackend:
 
 
 def load_fake(
-    bundle: Path, *, precision: str = "fp32", threads: int | None = None, batch_size: int | None = None
+    bundle: Path, *, precision: str | None = None, threads: int | None = None, batch_size: int | None = None
 ) -> FakeBackend:
     """A bundle's manifest and golden answers, without its network: for tests of load, not of screens.
 
@@ -85,7 +85,7 @@ def load_fake(
 
     Args:
         bundle: folder of the bundle.
-        precision: fp32; there is no other.
+        precision: fp32 or None; there is no other.
         threads: of no effect.
         batch_size: patches of a batch; by default the manifest's.
 
@@ -94,7 +94,7 @@ def load_fake(
         RuntimeUnavailable: another precision.
         ValueError: fewer than one patch in a batch.
     """
-    if precision != "fp32":
+    if precision not in (None, "fp32"):
         raise RuntimeUnavailable(f"fake runs nothing, and so not in {precision}")
     manifest, golden = Manifest.read(bundle), read_golden(bundle)
     known = {_checksum(patch): index for index, patch in enumerate(golden.pixels)}

@@ -56,7 +56,7 @@ def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
 
     Args:
         bundle: folder of the bundle.
-        precision: of that graph: fp32, fp16, int8 (for CPUs) or int8-trt (for TensorRT).
+        precision: of that graph: fp32, fp16, bf16, int8 (for CPUs) or int8-trt (for TensorRT).
 
     Raises:
         BundleError: the bundle is not whole, has no such precision, or its golden patches do not fit its manifest.

@@ -20,7 +20,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from engine.backend import Features, check_screen
 from engine.errors import BundleError, InferenceError
-from engine.manifest import REASONING_FILE, Manifest
+from engine.manifest import BFLOAT_LAYERS, REASONING_FILE, Manifest
 
 Session: TypeAlias = onnxruntime.InferenceSession
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
@@ -106,6 +106,7 @@ class FeaturesGraph:
         rows: patches of one run: 1, or the batch size where the graph takes no other number.
         labels: C.
         outputs: names, in the order of `Features`; a network without a map has no `activation`.
+        rounding: names of the layers that may round to bfloat16.
     """
 
     file: str
@@ -113,6 +114,7 @@ class FeaturesGraph:
     rows: int
     labels: int
     outputs: tuple[str, ...]
+    rounding: frozenset[str]
 
     @classmethod
     def read(cls, bundle: Path, manifest: Manifest, *, precision: str, batch_size: int) -> "FeaturesGraph":
@@ -132,6 +134,7 @@ class FeaturesGraph:
             rows=batch_size if isinstance(session.get_inputs()[0].shape[0], int) else 1,
             labels=len(manifest.labels),
             outputs=("label_features", "stage1", "activation")[: 2 + has_activation],
+            rounding=frozenset(session.get_modelmeta().custom_metadata_map.get(BFLOAT_LAYERS, "").split("\n")) - {""},
         )
 
     def split(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:

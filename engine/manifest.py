@@ -24,10 +24,12 @@ REQUIRED_FILES = ("features.onnx", REASONING_FILE, "golden.npz", "MODEL_CARD.md"
 # the features graph again, in another precision that was made at export
 PRECISION_FILES = {
     "features.fp16.onnx": "fp16",
+    "features.bf16.onnx": "bf16",
     "features.int8.onnx": "int8",
     "features.int8-trt.onnx": "int8-trt",
 }
 BUNDLE_FILES = (*REQUIRED_FILES, *PRECISION_FILES)
+BFLOAT_LAYERS = "bfloat16"  # in the metadata of that graph: the names of the layers that may round, one a line
 # of the release gate: it lies in the bundle, says of which manifest it is, and is not signed itself
 RELEASE_FILE = "release.json"
 FEATURES_FILES = {"fp32": "features.onnx", **{precision: name for name, precision in PRECISION_FILES.items()}}
@@ -111,7 +113,7 @@ class Manifest:
         return tuple(precision for precision, name in FEATURES_FILES.items() if name in self.files)
 
     def features_file(self, precision: str) -> str:
-        """Name of the features graph of a precision: fp32, fp16, int8 (for CPUs) or int8-trt (for TensorRT).
+        """Name of the features graph of a precision: fp32, fp16, bf16, int8 (for CPUs) or int8-trt (for TensorRT).
 
         Raises:
             BundleError: it was not made when the bundle was exported.

@@ -1,12 +1,16 @@
 """OpenVINO on the CPU, an extra: the features graph by it, the reasoning by ONNX Runtime as everywhere.
 
 The only file that imports openvino; its exceptions stop here. Left alone it computes in bfloat16 wherever the CPU can,
-which moves scores by more than the tolerance of float32: here all arithmetic outside of quantised layers is float32.
+which moves scores by more than any tolerance: here all arithmetic outside of quantised layers is float32, but in a graph
+that was made for bfloat16 that of the layers which may round.
 """
 
 import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
+from xml.etree import ElementTree
 
 # Importing OpenVINO reports to Google Analytics that it was imported, unasked. Where this package cannot be imported it
 # takes a stub of its own; a line makes no call to the outside.
@@ -44,14 +48,21 @@ class OpenVinoBackend(CpuBackend):
 
     runtime = "openvino"
 
+    @classmethod
+    def _rounds(cls) -> bool:
+        return "BF16" in CORE.get_property("CPU", properties.device.capabilities)
+
     def _build(self, share: Share) -> "_Requests":
-        return _Requests(self._read_model(), self._graph, share, patches=self.batch_size)
+        kind = openvino.Type.bf16 if self.precision == "bf16" else openvino.Type.f32
+        return _Requests(self._read_model(), self._graph, share, patches=self.batch_size, kind=kind)
 
     def _read_model(self) -> openvino.Model:
         """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
         try:
             model = CORE.read_model(self._graph.onnx)
             model.reshape([self._graph.rows, 1, self.manifest.patch_px, self.manifest.patch_px])
+            if self.precision == "bf16":
+                model = _held_in_float32(model, but=self._graph.rounding)
         except FOREIGN_ERRORS as error:
             raise BundleError(f"openvino refuses the graph: {error}", key=self._graph.file) from error
         return model
@@ -67,9 +78,11 @@ class _Requests:
 
     _first_answer = Lock()
 
-    def __init__(self, model: openvino.Model, graph: FeaturesGraph, share: Share, *, patches: int) -> None:
+    def __init__(
+        self, model: openvino.Model, graph: FeaturesGraph, share: Share, *, patches: int, kind: openvino.Type
+    ) -> None:
         settings = {
-            properties.hint.inference_precision: openvino.Type.f32,
+            properties.hint.inference_precision: kind,
             properties.inference_num_threads: share.total,
             properties.num_streams: share.streams,
             # two services that pin their threads pin them to the same CPUs
@@ -99,3 +112,24 @@ class _Requests:
 
     def _new_requests(self, count: int) -> list[openvino.InferRequest]:
         return [self._compiled.create_infer_request() for _ in range(count)]
+
+
+def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> openvino.Model:
+    """The model with a mark on every layer that must not round, which are all but those that are named.
+
+    The hint of a precision is for a whole model. What OpenVINO holds to float32 all the same is marked `precise`, and as
+    its Python interface cannot set the mark, it is written into the model's form as a file.
+    """
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "graph.xml"
+        openvino.save_model(model, file, compress_to_fp16=False)
+        tree = ElementTree.parse(file)  # noqa: S314 - OpenVINO has just written it
+        for layer in tree.iter("layer"):
+            # a convolution and its bias are two layers: `name/WithoutBiases` and `name`
+            if layer.get("type") in ("Parameter", "Const", "Result") or layer.get("name", "").split("/")[0] in but:
+                continue
+            marks = layer.find("rt_info")
+            marks = ElementTree.SubElement(layer, "rt_info") if marks is None else marks
+            ElementTree.SubElement(marks, "attribute", name="precise", version="0")
+        weights = np.fromfile(file.with_suffix(".bin"), np.uint8)
+        return CORE.read_model(ElementTree.tostring(tree.getroot()), openvino.Tensor(weights))

@@ -65,11 +65,7 @@ def quantise(bundle: Path, precision: str, *, pixels: NDArray[np.uint8], part: s
     """
     model = onnx.load(bundle / FEATURES_FILES["fp32"])
     tensorrt = precision == "int8-trt"
-    inside = _of_part(model, part)
-    starts = [index for index, node in enumerate(inside) if node.op_type == "Conv"]
-    if not 0 <= keep < len(starts):
-        raise ValueError(f"{part} has {len(starts)} convolutions, so {keep} of them cannot be kept in float32")
-    chosen = {node.name for node in inside[starts[keep] :]}
+    chosen = {node.name for node in of_part(model, part, keep=keep)}
     add_pre_process_metadata(model)  # the exporter has folded and inferred what the library would
     quantize_static(
         model,
@@ -91,8 +87,21 @@ def quantise(bundle: Path, precision: str, *, pixels: NDArray[np.uint8], part: s
         onnx.save(quantised, bundle / FEATURES_FILES[precision])
 
 
+def of_part(model: onnx.ModelProto, part: str, *, keep: int) -> list[onnx.NodeProto]:
+    """Nodes of a part behind its first `keep` convolutions, to its end, in the order of the graph, that of computing.
+
+    Raises:
+        ValueError: it has no convolution behind them.
+    """
+    inside = _of_part(model, part)
+    starts = [index for index, node in enumerate(inside) if node.op_type == "Conv"]
+    if not 0 <= keep < len(starts):
+        raise ValueError(f"{part} has {len(starts)} convolutions, so {keep} of them cannot be kept in float32")
+    return inside[starts[keep] :]
+
+
 def _of_part(model: onnx.ModelProto, part: str) -> list[onnx.NodeProto]:
-    """Nodes from the part's first convolution to its end, in the order of the graph, which is that of computing."""
+    """Nodes from the part's first convolution to its end."""
     nodes = list(model.graph.node)
     own = [index for index, node in enumerate(nodes) if node.op_type == "Conv" and node.input[1].startswith(f"{part}.")]
     if not own:

@@ -67,9 +67,10 @@ class Settings(BaseSettings):
         description="what executes the features graph: tensorrt, openvino or onnxruntime; auto takes the first that is "
         "usable; fake runs no network, for load tests",
     )
-    precision: Literal["fp32", "fp16", "int8"] | None = Field(
+    precision: Literal["fp32", "fp16", "bf16", "int8"] | None = Field(
         None,
-        description="of the features graph: fp32, fp16 or int8; a GPU takes fp16 where it was exported, a CPU fp32",
+        description="of the features graph: fp32, fp16, bf16 or int8; a GPU takes fp16 where it was exported, OpenVINO "
+        "bf16 where it was and the CPU has it, else fp32",
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the runtime; it decides when unset")
     state_dir: Path = Field(default_factory=default_state_dir, description="folder of the record of verdicts")

@@ -21,6 +21,7 @@ class Precision(StrEnum):
     """Of the features graph, besides fp32."""
 
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
     INT8_TRT = "int8-trt"
 

@@ -77,15 +77,21 @@ def compare(
     )
 
 
+def runtime_of(precision: str) -> str:
+    """The runtime for CPUs that computes in a precision, or shows what it gives elsewhere."""
+    return "openvino" if precision == "bf16" else "onnxruntime"
+
+
 @contextmanager
 def opened(bundle: Path, precision: str) -> Iterator[Backend]:
     """A backend of one precision, on this CPU, that answers as where it will run: fp16 rounds as a GPU does.
 
     Raises:
         BundleError: the bundle is not whole, or has no such precision.
+        RuntimeUnavailable: it is bf16, and there is no OpenVINO, or the CPU does not compute in it.
     """
     with rounded_copy(bundle) if precision == "fp16" else nullcontext(bundle) as folder:
-        backend = load(folder, "onnxruntime", precision=precision)
+        backend = load(folder, runtime_of(precision), precision=precision)
         try:
             yield backend
         finally:

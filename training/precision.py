@@ -1,8 +1,8 @@
-"""The other precisions of a bundle, made at export, each only if it holds: fp16, int8 for CPUs, int8 for TensorRT.
+"""The other precisions of a bundle, made at export, each only if it holds: fp16, bf16, int8 for CPUs and for TensorRT.
 
 Each is refused if it differs from float32 by more than its tolerance on the telling patches, or gives something on
-extreme patches that is not finite; an int8 also if it loses F on the part that nothing was chosen on, and the CPU's if
-it is not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no faster.
+extreme patches that is not finite; all but fp16 also if they lose F on the part that nothing was chosen on, and those
+for CPUs if they are not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no faster.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import Backend, Manifest, ParityError, check_finite, check_parity, load, read_golden, self_test
+from engine.bfloat import write_bfloat
 from engine.half import write_half
 from engine.quantise import convolutions, quantise
 from engine.speed import FASTER_BY, Speed, speed_by_turns
 from training.datasets import PatchSet
 from training.evaluation import bundle_probability
-from training.fidelity import Fidelity, compare, opened
+from training.fidelity import Fidelity, compare, opened, runtime_of
 from training.network import FeaturesGraph
 
 # largest difference of a probability on the telling patches: what a review band reaches at least above the threshold,
 # so that no score crosses from below the threshold to above the band
-TOLERANCES = {"fp16": 0.05, "int8": 0.05, "int8-trt": 0.05}
+TOLERANCES = {"fp16": 0.05, "bf16": 0.05, "int8": 0.05, "int8-trt": 0.05}
 F_LOSS = 0.003  # of macro F, 0.3 points
 CALIBRATION_PATCHES = 64
 
@@ -58,12 +59,12 @@ class Proof:
 class Made(NamedTuple):
     """A precision that holds.
 
-    `quantised`: how many of the trunk's convolutions stay in float32 for int8, and how many there are. `speed` is
-    known of what runs on this CPU.
+    `kept`: how many of the trunk's convolutions stay in float32, and how many there are; None for fp16, where none
+    does. `speed` is known of what runs on this CPU.
     """
 
     fidelity: Fidelity
-    quantised: tuple[int, int] | None
+    kept: tuple[int, int] | None
     speed: Speed | None
 
 
@@ -72,11 +73,12 @@ def add_precisions(bundle: Path, precisions: Sequence[str], proof: Proof) -> dic
 
     Args:
         bundle: a whole float32 bundle.
-        precisions: of fp16, int8 and int8-trt.
+        precisions: of fp16, bf16, int8 and int8-trt.
         proof: what they are made from and held against.
 
     Raises:
         ParityError: one of them does not hold; the bundle is then not to be used.
+        RuntimeUnavailable: bf16 cannot be tried here: it takes OpenVINO and a CPU that has it.
     """
     made = {}
     with TemporaryDirectory() as scratch:
@@ -87,10 +89,10 @@ def add_precisions(bundle: Path, precisions: Sequence[str], proof: Proof) -> dic
             if precision == "fp16":
                 write_half(bundle, proof.features, part=proof.features.TRUNK, patch_px=manifest.patch_px)
                 manifest.sign(bundle)
-                quantised = None
+                kept = None
             else:
-                quantised = _quantise_what_holds(bundle, manifest, precision, proof, ranges=Path(scratch) / "ranges")
-            made[precision] = _proven(bundle, precision, proof, quantised)
+                kept = _narrow_what_holds(bundle, manifest, precision, proof, ranges=Path(scratch) / "ranges")
+            made[precision] = _proven(bundle, precision, proof, kept)
     manifest = Manifest.read(bundle)
     facts = {name: value for precision, one in made.items() for name, value in _facts(precision, one).items()}
     with (bundle / "MODEL_CARD.md").open("a") as card:
@@ -110,10 +112,10 @@ def calibration_patches(patches: PatchSet, *, seed: int) -> NDArray[np.uint8]:
     return np.stack([patches.patch(int(index)) for index in chosen])[:, None]
 
 
-def _quantise_what_holds(
+def _narrow_what_holds(
     bundle: Path, manifest: Manifest, precision: str, proof: Proof, *, ranges: Path
 ) -> tuple[int, int]:
-    """Quantise as much of the trunk as the tolerance allows; how many convolutions stay in float32, and of how many.
+    """Narrow as much of the trunk as the tolerance allows; how many convolutions stay in float32, and of how many.
 
     Found by halving: keeping one more is taken to lose no more, and what is taken in the end was measured itself.
     """
@@ -121,7 +123,10 @@ def _quantise_what_holds(
     count = convolutions(bundle, part)
 
     def write(keep: int) -> None:
-        quantise(bundle, precision, pixels=proof.calibration, part=part, keep=keep, ranges=ranges)
+        if precision == "bf16":
+            write_bfloat(bundle, part=part, keep=keep)
+        else:
+            quantise(bundle, precision, pixels=proof.calibration, part=part, keep=keep, ranges=ranges)
         manifest.sign(bundle)
 
     def holds(keep: int) -> bool:
@@ -138,7 +143,7 @@ def _quantise_what_holds(
     return keep, count
 
 
-def _proven(bundle: Path, precision: str, proof: Proof, quantised: tuple[int, int] | None) -> Made:
+def _proven(bundle: Path, precision: str, proof: Proof, kept: tuple[int, int] | None) -> Made:
     """Hold a precision against float32.
 
     Raises:
@@ -150,19 +155,19 @@ def _proven(bundle: Path, precision: str, proof: Proof, quantised: tuple[int, in
         check_parity(backend, proof.pixels, proof.expected, tolerance=TOLERANCES[precision])
         probability = bundle_probability(backend, proof.patches, group="screen")
     found = compare(probability, proof.reference, proof.patches, manifest)
-    if quantised is not None and found.f_loss > F_LOSS:
+    if kept is not None and found.f_loss > F_LOSS:
         raise ParityError(
             f"{precision} is refused: its macro F is {found.f_measure:.4f}, that of fp32 {found.f_measure_fp32:.4f} "
             f"on {found.patches} patches; {100 * F_LOSS:g} points may be lost"
         )
-    with closing(load(bundle, "onnxruntime", precision=precision)) as served:
+    with closing(load(bundle, runtime_of(precision), precision=precision)) as served:
         self_test(served, read_golden(bundle, precision))
-        speed = _faster(bundle, served) if precision == "int8" else None
-    return Made(found, quantised, speed)
+        speed = _faster(bundle, served) if precision in ("bf16", "int8") else None
+    return Made(found, kept, speed)
 
 
 def _faster(bundle: Path, served: Backend) -> Speed:
-    with closing(load(bundle, "onnxruntime")) as fp32:
+    with closing(load(bundle, served.runtime, precision="fp32")) as fp32:
         speed = speed_by_turns(fp32, served)
     if not speed.faster:
         raise ParityError(
@@ -180,8 +185,8 @@ def _facts(precision: str, made: Made) -> dict[str, float | str]:
         f"{precision}_largest_difference": round(found.largest, 5),
         f"{precision}_flipped_verdicts": float(sum(found.flipped_verdicts.values())),
     }
-    if made.quantised is not None:
-        facts[f"{precision}_float_convolutions"] = "{} of {}".format(*made.quantised)
+    if made.kept is not None:
+        facts[f"{precision}_float_convolutions"] = "{} of {}".format(*made.kept)
     facts[f"{precision}_speed"] = _speed_text(made.speed)
     return facts
 
@@ -204,7 +209,7 @@ def _section(made: Mapping[str, Made], manifest: Manifest) -> str:
     ]
     for precision, one in made.items():
         r = one.fidelity
-        kept = "-" if one.quantised is None else "{} of {}".format(*one.quantised)
+        kept = "-" if one.kept is None else "{} of {}".format(*one.kept)
         lines.append(
             f"| {precision} | {manifest.parity_tolerance[precision]:g} | {r.largest:.4f} | {r.mean:.6f} "
             f"| {sum(r.flipped_verdicts.values())} of {r.screens} | {r.f_measure:.4f} ({r.f_measure_fp32:.4f}) "
