@@ -207,7 +207,12 @@ def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | N
 
 
 def load_all(
-    bundle: Path, runtime: str = "auto", *, precision: str | None = None, threads: int | None = None
+    bundle: Path,
+    runtime: str = "auto",
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
 ) -> list[Backend]:
     """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
 
@@ -216,7 +221,7 @@ def load_all(
 
     Args and errors are those of `load`; where one device fails, those loaded before it are closed.
     """
-    first = load(bundle, runtime, precision=precision, threads=threads)
+    first = load(bundle, runtime, precision=precision, threads=threads, batch_size=batch_size)
     if first.runtime != "tensorrt":
         return [first]
     from engine.gpu import devices

@@ -142,7 +142,7 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         bundle: to be released.
         golden: the sealed set: a folder in the data form, with `sealed.json` of this bundle.
         active: the bundle that it is to replace.
-        settings: runtime, threads and frame size of the line.
+        settings: runtime, precision, batch, threads and frame size of the line.
 
     Raises:
         ReleaseError: the set is not whole, or not this bundle's, or another bundle took its place meanwhile.
@@ -248,7 +248,13 @@ class _Device(NamedTuple):
 
 
 def _examine_device(bundle: Path, settings: Settings) -> _Device:
-    backend = load(bundle, settings.runtime, precision=settings.precision, threads=settings.threads)
+    backend = load(
+        bundle,
+        settings.runtime,
+        precision=settings.precision,
+        threads=settings.threads,
+        batch_size=settings.batch,
+    )
     try:
         try:
             check_finite(backend)

@@ -81,7 +81,13 @@ def load_bundle(path: Path, settings: Settings) -> Loaded:
         EngineError: it must not be served, not here, or not on this line, or another one took its place meanwhile.
     """
     digest = bundle_sha256(path)
-    backends = load_all(path, settings.runtime, precision=settings.precision, threads=settings.threads)
+    backends = load_all(
+        path,
+        settings.runtime,
+        precision=settings.precision,
+        threads=settings.threads,
+        batch_size=settings.batch,
+    )
     try:
         loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)
         _check_line(backends[0].manifest, settings)

@@ -24,6 +24,14 @@ def test_a_bundle_in_service_is_named_tested_and_closed(bundle: Path) -> None:
         loaded.backends[0].features(loaded.golden.pixels)
 
 
+@pytest.mark.parametrize("runtime", ["onnxruntime", "fake"])
+def test_a_bundle_runs_in_batches_of_the_setting(bundle: Path, runtime: str) -> None:
+    for batch, patches in ((None, 5), (3, 3)):
+        loaded = load_bundle(bundle, Settings(runtime=runtime, batch=batch))
+        assert [backend.batch_size for backend in loaded.backends] == [patches]
+        loaded.close()
+
+
 @pytest.mark.parametrize("breaker", [breaker for breaker in BREAKERS if breaker is not wrong_golden])
 def test_a_broken_bundle_is_not_loaded(tmp_path: Path, breaker: object) -> None:
     assert callable(breaker)
