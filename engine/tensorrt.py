@@ -40,6 +40,7 @@ class TensorRTBackend:
         batch_size: patches in a batch; by default the manifest's.
         cache: of plans; by default the user's.
         progress: told how far a build is, where one is needed.
+        prebuilt: build no plan, and take no smaller batch: what is not there, or does not fit, is an error.
 
     Attributes:
         device: number of the GPU.
@@ -47,9 +48,10 @@ class TensorRTBackend:
 
     Raises:
         BundleError: the bundle must not be served, or has no graph in that precision.
-        PlanError: TensorRT cannot build the plan, or built one of another precision.
+        PlanError: TensorRT cannot build the plan, or built one of another precision; or it had to be there and is not.
         RuntimeUnavailable: there is no such GPU.
-        InferenceError: the GPU's memory does not even hold a batch of one, or the engine fails.
+        InferenceError: the GPU's memory does not even hold a batch of one, or not the one that must fit; or the engine
+            fails.
         ValueError: there is no such precision, or fewer than one patch in a batch is asked for.
     """
 
@@ -64,6 +66,7 @@ class TensorRTBackend:
         batch_size: int | None = None,
         cache: PlanCache | None = None,
         progress: Progress | None = None,
+        prebuilt: bool = False,
     ) -> None:
         usable = devices()
         self.device = usable[0] if device is None else device
@@ -79,6 +82,7 @@ class TensorRTBackend:
         self._graph = bundle / self.manifest.features_file(graph_precision(self.runtime, self.precision))
         self._cache = cache or PlanCache(default_folder())
         self._progress = progress
+        self._prebuilt = prebuilt
         self._reasoning = Reasoning(bundle, self.manifest)
         self._closed = False
         self._lost = ""
@@ -198,9 +202,12 @@ class TensorRTBackend:
         self._reasoning.close()
 
     def _load_largest(self, wanted: int) -> None:
-        """Load with the largest divisor of `wanted` for which there is memory: a screen's rows stay whole batches."""
-        full = ""
-        for size in (size for size in range(wanted, 0, -1) if wanted % size == 0):
+        """Load with the largest divisor of `wanted` for which there is memory: a screen's rows stay whole batches.
+
+        Where the plan must be there, `wanted` alone is tried.
+        """
+        full, least = "", wanted if self._prebuilt else 1
+        for size in (size for size in range(wanted, least - 1, -1) if wanted % size == 0):
             try:
                 self._load(size)
             except OutOfMemory as error:
@@ -213,6 +220,10 @@ class TensorRTBackend:
             if self._plan.unkept:
                 self.notes.append(f"the plan could not be kept, the next start builds it again: {self._plan.unkept}")
             return
+        if self._prebuilt:
+            raise InferenceError(
+                f"the memory of GPU {self.device} does not hold a batch of {wanted} beside what runs there: {full}"
+            )
         raise InferenceError(f"the memory of GPU {self.device} does not even hold a batch of one patch: {full}")
 
     def _measure_guard(self, bundle: Path) -> None:
@@ -236,6 +247,9 @@ class TensorRTBackend:
         )
 
         def build(timing_cache: bytes) -> Compiled:
+            if self._prebuilt:
+                options = f"--batch {batch_size} --precision {self.precision} --device {self.device}"
+                raise PlanError(f"there is no plan, build it first: `python -m engine build BUNDLE {options}`")
             compiled = compile_graph(
                 self._graph,
                 precision=self.precision,

@@ -175,7 +175,7 @@ class Models:
 
         Raises:
             BundleUnknown: no bundle has this name.
-            BundleRefused: it is broken, does not fit the line, or fails its self-test.
+            BundleRefused: it is broken, does not fit the line, lacks its plan, or fails its self-test.
             SwapInProgress: another call is under way.
             VersionTaken: another was in service under its name and version.
             ServiceError: it was not released, or the service is stopping.
@@ -281,7 +281,8 @@ class Models:
             ServiceError: it was not released.
         """
         with _refusing():
-            loaded = load_bundle(path, self._settings)
+            # to build a plan takes minutes of the GPU that inspects, and a smaller batch was not released
+            loaded = load_bundle(path, self._settings, prebuilt=True)
         with ExitStack() as unused:
             unused.callback(loaded.close)
             if loaded.digest != (digest or loaded.digest):

@@ -74,8 +74,13 @@ class Serving:
         self.scheduler.close()
 
 
-def load_bundle(path: Path, settings: Settings) -> Loaded:
+def load_bundle(path: Path, settings: Settings, *, prebuilt: bool = False) -> Loaded:
     """Verify a bundle and load it into the settings' runtime.
+
+    Args:
+        path: its folder.
+        settings: of the line.
+        prebuilt: whether its plan must be there and its batch fit, see `engine.load`.
 
     Raises:
         EngineError: it must not be served, not here, or not on this line, or another one took its place meanwhile.
@@ -87,6 +92,7 @@ def load_bundle(path: Path, settings: Settings) -> Loaded:
         precision=settings.precision,
         threads=settings.threads,
         batch_size=settings.batch,
+        prebuilt=prebuilt,
     )
     try:
         loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)

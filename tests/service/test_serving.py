@@ -27,7 +27,7 @@ def test_a_bundle_in_service_is_named_tested_and_closed(bundle: Path) -> None:
 @pytest.mark.parametrize("runtime", ["onnxruntime", "fake"])
 def test_a_bundle_runs_in_batches_of_the_setting(bundle: Path, runtime: str) -> None:
     for batch, patches in ((None, 5), (3, 3)):
-        loaded = load_bundle(bundle, Settings(runtime=runtime, batch=batch))
+        loaded = load_bundle(bundle, Settings(runtime=runtime, batch=batch), prebuilt=True)  # which needs no plan
         assert [backend.batch_size for backend in loaded.backends] == [patches]
         loaded.close()
 
