@@ -24,7 +24,7 @@ from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, Ru
 from engine.golden import made_as, read_golden
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
 from engine.graphs import Reasoning
-from engine.manifest import Manifest, graph_precision
+from engine.manifest import Manifest, default_precision, graph_precision
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
 from engine.slots import measure_slots, slot_patches
 from engine.yardstick import Yardstick
@@ -75,7 +75,7 @@ class TensorRTBackend:
         self.manifest = Manifest.read(bundle)
         self.notes: list[str] = []
         if precision is None:
-            precision = "fp16" if "fp16" in self.manifest.precisions else "fp32"
+            precision = default_precision(self.manifest, self.runtime)
             if precision == "fp32":
                 self.notes.append("the bundle has no graph in fp16, so it runs in fp32: export it again")
         self.precision = precision.removesuffix("-trt")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, made_as, read_golden
+from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, made_as, read_golden, runs_as
 from service.inspector import Inspector, Record
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -54,7 +54,7 @@ class Serving:
         self.bundle = bundle
         self.digest = loaded.digest
         self.manifest = backend.manifest
-        self.runtime = backend.runtime
+        self.runs_as = runs_as(loaded.backends)
         self.scheduler = Scheduler(
             loaded.backends,
             loaded.golden,

@@ -15,7 +15,8 @@ from tests.service.shelves import BREAKERS, broken, shelf, wrong_golden
 def test_a_bundle_in_service_is_named_tested_and_closed(bundle: Path) -> None:
     loaded = load_bundle(bundle, Settings(bundle=bundle, runtime="onnxruntime"))
     with closing(Serving(loaded, bundle="one", record=Forgetful(), settings=Settings())) as serving:
-        assert (serving.bundle, serving.digest, serving.runtime) == ("one", bundle_sha256(bundle), "onnxruntime")
+        assert (serving.bundle, serving.digest) == ("one", bundle_sha256(bundle))
+        assert str(serving.runs_as) == "onnxruntime fp32 in batches of 5"
         assert serving.manifest.name == "tiny"
         report = serving.scheduler.tested()
         assert report.ok
