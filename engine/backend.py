@@ -146,7 +146,7 @@ def recover(backend: Backend) -> None:
     """Make a lost device usable again.
 
     Raises:
-        DeviceLost: it stays lost.
+        DeviceLost: it stays lost, at least to this process.
     """
     if not isinstance(backend, Recoverable):
         raise DeviceLost(f"{backend.runtime} cannot recover a device")

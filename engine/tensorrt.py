@@ -3,8 +3,9 @@
 `features` is one batch, start to end. `features_many` keeps two batches under way: it takes the next one from its
 caller, who cuts it only then, and uploads it while the one before computes.
 
-**A lost device.** Some errors spoil a CUDA context for good: every later call fails with `DeviceLost`. CUDA's manual
-promises a remedy only to a new process; `recover` tries a new context, and says so if that fails as well.
+**A lost device.** Some errors spoil a CUDA context for good: every later call fails with `DeviceLost`. `recover` tries
+a new context, and says so if that fails as well. CUDA's manual promises a remedy only to a new process, and on an H100
+it was so: after an illegal memory access a new context of the same process failed at its first call.
 """
 
 import math
@@ -181,7 +182,7 @@ class TensorRTBackend:
         The plan is the one that was loaded, which is held in memory: another one, built anew, could score otherwise.
 
         Raises:
-            DeviceLost: it stays lost; a new process may help.
+            DeviceLost: it stays lost; only a new process helps, as after an illegal memory access.
             InferenceError: the backend is closed.
         """
         if self._closed:

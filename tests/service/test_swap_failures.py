@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from engine import Backend, BundleError, InferenceError, PlanError, load_all, read_golden
+from engine import Backend, BundleError, DeviceLost, InferenceError, PlanError, load_all, read_golden
 from service.app import create_app
 from service.catalogue import Catalogue
 from service.errors import BundleRefused, NotReady
@@ -207,6 +207,20 @@ def test_a_device_that_hangs_in_its_first_self_test_wedges_neither_swaps_nor_the
         assert line.models.activate("two").outcome == "activated"
     (hung, _) = line.loaded
     until(lambda: _closed(hung))  # by its own thread, should it ever go on
+
+
+def test_a_device_that_is_lost_in_the_first_self_test_is_the_refusal_of_the_new_bundle_alone(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose() -> None:
+        raise DeviceLost("an illegal memory access was encountered")
+
+    line.device = Device()
+    monkeypatch.setattr(line.device.golden_gate, "go_through", lose)
+    with pytest.raises(BundleRefused, match="self-test: fake cannot recover a device"):
+        line.models.activate("two")
+    assert line.nothing_has_changed()
+    assert not line.models.report().gone  # should the device be lost to this one too, its own self-test finds out
 
 
 def _closed(loaded: Loaded) -> bool:
