@@ -22,6 +22,7 @@ from engine.golden import Golden, made_as, read_golden, self_test
 from engine.manifest import RELEASE_FILE, FrameLimits, LabelLimits, Manifest, bundle_sha256
 from engine.parity import Difference, check_finite, check_parity, extreme_patches
 from engine.pixels import to_grey
+from engine.running import RunsAs, runs_as, would_run_as
 from engine.slots import Spread, measure_slots, slot_patches
 from engine.windows import Window, cover, cut
 
@@ -45,6 +46,7 @@ __all__ = [
     "Manifest",
     "ParityError",
     "PlanError",
+    "RunsAs",
     "RuntimeUnavailable",
     "Spread",
     "Window",
@@ -63,8 +65,10 @@ __all__ = [
     "measure_slots",
     "read_golden",
     "recover",
+    "runs_as",
     "self_test",
     "slot_patches",
     "stream",
     "to_grey",
+    "would_run_as",
 ]

@@ -27,6 +27,7 @@ SPEED_TEST_S = 2.0
 BATCHES_IN_ROW = 10
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
 
+Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -42,11 +43,12 @@ def check(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
     runtime: Annotated[str, typer.Option(help="auto, tensorrt, openvino, onnxruntime or fake.")] = "auto",
     precision: Annotated[str | None, typer.Option(help="Of the features graph; else the runtime's own choice.")] = None,
+    batch: Batch = None,
     as_json: Json = False,
 ) -> None:
     """Verify a bundle's hashes, graphs and golden patches, and say what it is."""
     try:
-        report = examine(bundle, runtime, precision)
+        report = examine(bundle, runtime, precision, batch)
     except EngineError as error:
         if as_json:
             key = error.key if isinstance(error, BundleError) else None
@@ -64,7 +66,7 @@ def check(
 def build(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
     precision: Annotated[str | None, typer.Option(help="fp16, fp32 or int8; else fp16 where it was exported.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")] = None,
+    batch: Batch = None,
     device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -158,7 +160,7 @@ def bench(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
     runtime: Annotated[list[str] | None, typer.Option(help="May be given again; default: all installed.")] = None,
     precision: Annotated[list[str] | None, typer.Option(help="May be given again; default: all there are.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Patches of a batch; default: the bundle's.", min=1)] = None,
+    batch: Batch = None,
     seconds: Annotated[float, typer.Option(help="Measured time for each row, on average.", min=0)] = 10.0,
     as_json: Json = False,
 ) -> None:
@@ -221,7 +223,9 @@ def _told() -> Iterator[None]:
         raise typer.Exit(1) from error
 
 
-def examine(bundle: Path, runtime: str = "auto", precision: str | None = None) -> dict[str, Any]:
+def examine(
+    bundle: Path, runtime: str = "auto", precision: str | None = None, batch: int | None = None
+) -> dict[str, Any]:
     """Load a bundle, run its self-test, compare the slots of its batch and time it.
 
     Returns:
@@ -230,7 +234,7 @@ def examine(bundle: Path, runtime: str = "auto", precision: str | None = None) -
     Raises:
         EngineError: the bundle must not be served, or cannot be run here.
     """
-    backend = load(bundle, runtime, precision=precision)
+    backend = load(bundle, runtime, precision=precision, batch_size=batch)
     try:
         golden = read_golden(bundle, made_as(backend))
         difference = self_test(backend, golden)
@@ -248,6 +252,7 @@ def examine(bundle: Path, runtime: str = "auto", precision: str | None = None) -
     measured = {
         "runtime": backend.runtime,
         "precision": backend.precision,
+        "batch_size": backend.batch_size,
         "threads": None if tuned is None else str(tuned.share),
         "golden": tested,
         "slots": asdict(slots),

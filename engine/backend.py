@@ -146,7 +146,7 @@ def recover(backend: Backend) -> None:
     """Make a lost device usable again.
 
     Raises:
-        DeviceLost: it stays lost.
+        DeviceLost: it stays lost, at least to this process.
     """
     if not isinstance(backend, Recoverable):
         raise DeviceLost(f"{backend.runtime} cannot recover a device")
@@ -160,6 +160,7 @@ def load(
     precision: str | None = None,
     threads: int | None = None,
     batch_size: int | None = None,
+    prebuilt: bool = False,
 ) -> Backend:
     """Read a bundle, verify it and load it into a runtime.
 
@@ -171,13 +172,17 @@ def load(
             bf16 on a CPU that has it, where the bundle was made for them, else fp32.
         threads: CPU threads of the features graph; by default the runtime measures how many serve best.
         batch_size: patches of a batch; by default the manifest's.
+        prebuilt: on a GPU, build no plan where there is none, and take no smaller batch where memory is short: either
+            is an error, as it must be beside a bundle in service.
 
     Raises:
         BundleError: the bundle must not be served, or has no such precision.
         RuntimeUnavailable: no such runtime, or not here.
+        PlanError: there is no plan, and none can or may be built.
+        InferenceError: the device fails, or lacks the memory.
         ValueError: fewer than one thread, or than one patch in a batch.
     """
-    load_one = partial(_load, bundle, precision=precision, threads=threads, batch_size=batch_size)
+    load_one = partial(_load, bundle, precision=precision, threads=threads, batch_size=batch_size, prebuilt=prebuilt)
     if runtime != "auto":
         return load_one(runtime)
     reasons = []
@@ -189,7 +194,15 @@ def load(
     raise RuntimeUnavailable("; ".join(reasons))
 
 
-def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | None, batch_size: int | None) -> Backend:
+def _load(
+    bundle: Path,
+    runtime: str,
+    *,
+    precision: str | None,
+    threads: int | None,
+    batch_size: int | None,
+    prebuilt: bool,
+) -> Backend:
     """One runtime, whose file is imported only now."""
     if runtime not in LOADERS:
         raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are {', '.join(['auto', *LOADERS])}")
@@ -199,14 +212,20 @@ def _load(bundle: Path, runtime: str, *, precision: str | None, threads: int | N
         raise RuntimeUnavailable(f"{runtime} cannot be imported: {error}") from error
     backend: Backend
     if runtime == "tensorrt":  # which knows best what it can do, and has no threads
-        backend = make(bundle, precision=precision, batch_size=batch_size)
+        backend = make(bundle, precision=precision, batch_size=batch_size, prebuilt=prebuilt)
     else:
         backend = make(bundle, precision=precision, threads=threads, batch_size=batch_size)
     return backend
 
 
 def load_all(
-    bundle: Path, runtime: str = "auto", *, precision: str | None = None, threads: int | None = None
+    bundle: Path,
+    runtime: str = "auto",
+    *,
+    precision: str | None = None,
+    threads: int | None = None,
+    batch_size: int | None = None,
+    prebuilt: bool = False,
 ) -> list[Backend]:
     """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
 
@@ -215,7 +234,7 @@ def load_all(
 
     Args and errors are those of `load`; where one device fails, those loaded before it are closed.
     """
-    first = load(bundle, runtime, precision=precision, threads=threads)
+    first = load(bundle, runtime, precision=precision, threads=threads, batch_size=batch_size, prebuilt=prebuilt)
     if first.runtime != "tensorrt":
         return [first]
     from engine.gpu import devices
@@ -231,7 +250,7 @@ def load_all(
                 for odd in loaded[index : index + 1]:
                     odd.close()
                 loaded[index : index + 1] = [
-                    TensorRTBackend(bundle, device=device, precision=precision, batch_size=size)
+                    TensorRTBackend(bundle, device=device, precision=precision, batch_size=size, prebuilt=prebuilt)
                 ]
     except BaseException:
         for backend in loaded:

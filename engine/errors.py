@@ -4,7 +4,7 @@
     +-- BundleError          a bundle that is incomplete, altered or contradicts itself
     +-- RuntimeUnavailable   the runtime asked for is not installed or has no device
     +-- ParityError          an exported graph differs from the network it was made from
-    +-- PlanError            TensorRT cannot build a plan, or built one of another precision than asked for
+    +-- PlanError            TensorRT cannot or may not build a plan, or built one of another precision than asked for
     +-- InferenceError       the runtime failed on a batch, or answered something impossible
         +-- DeviceLost       the device fails at everything from now on, until it is recovered
         +-- OutOfMemory      the device's memory is full; less work, or the same later, may fit
@@ -44,7 +44,7 @@ class InferenceError(EngineError):
 
 
 class PlanError(EngineError):
-    """TensorRT cannot build a plan of the graph, or what it built is not what was asked for."""
+    """TensorRT cannot or may not build a plan of the graph, or what it built is not what was asked for."""
 
 
 class DeviceLost(InferenceError):

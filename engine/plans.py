@@ -223,6 +223,7 @@ def _write(path: Path, data: bytes) -> None:
     descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(descriptor, 0o644)  # the release gate runs as the bundle's owner, and takes the service's plan
             file.write(data)
         Path(draft).replace(path)
     except BaseException:

@@ -3,8 +3,9 @@
 `features` is one batch, start to end. `features_many` keeps two batches under way: it takes the next one from its
 caller, who cuts it only then, and uploads it while the one before computes.
 
-**A lost device.** Some errors spoil a CUDA context for good: every later call fails with `DeviceLost`. CUDA's manual
-promises a remedy only to a new process; `recover` tries a new context, and says so if that fails as well.
+**A lost device.** Some errors spoil a CUDA context for good: every later call fails with `DeviceLost`. `recover` tries
+a new context, and says so if that fails as well. CUDA's manual promises a remedy only to a new process, and on an H100
+it was so: after an illegal memory access a new context of the same process failed at its first call.
 """
 
 import math
@@ -24,7 +25,7 @@ from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, Ru
 from engine.golden import made_as, read_golden
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
 from engine.graphs import Reasoning
-from engine.manifest import Manifest, graph_precision
+from engine.manifest import Manifest, default_precision, graph_precision
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
 from engine.slots import measure_slots, slot_patches
 from engine.yardstick import Yardstick
@@ -40,6 +41,7 @@ class TensorRTBackend:
         batch_size: patches in a batch; by default the manifest's.
         cache: of plans; by default the user's.
         progress: told how far a build is, where one is needed.
+        prebuilt: build no plan, and take no smaller batch: what is not there, or does not fit, is an error.
 
     Attributes:
         device: number of the GPU.
@@ -47,9 +49,10 @@ class TensorRTBackend:
 
     Raises:
         BundleError: the bundle must not be served, or has no graph in that precision.
-        PlanError: TensorRT cannot build the plan, or built one of another precision.
+        PlanError: TensorRT cannot build the plan, or built one of another precision; or it had to be there and is not.
         RuntimeUnavailable: there is no such GPU.
-        InferenceError: the GPU's memory does not even hold a batch of one, or the engine fails.
+        InferenceError: the GPU's memory does not even hold a batch of one, or not the one that must fit; or the engine
+            fails.
         ValueError: there is no such precision, or fewer than one patch in a batch is asked for.
     """
 
@@ -64,6 +67,7 @@ class TensorRTBackend:
         batch_size: int | None = None,
         cache: PlanCache | None = None,
         progress: Progress | None = None,
+        prebuilt: bool = False,
     ) -> None:
         usable = devices()
         self.device = usable[0] if device is None else device
@@ -72,13 +76,14 @@ class TensorRTBackend:
         self.manifest = Manifest.read(bundle)
         self.notes: list[str] = []
         if precision is None:
-            precision = "fp16" if "fp16" in self.manifest.precisions else "fp32"
+            precision = default_precision(self.manifest, self.runtime)
             if precision == "fp32":
                 self.notes.append("the bundle has no graph in fp16, so it runs in fp32: export it again")
         self.precision = precision.removesuffix("-trt")
         self._graph = bundle / self.manifest.features_file(graph_precision(self.runtime, self.precision))
         self._cache = cache or PlanCache(default_folder())
         self._progress = progress
+        self._prebuilt = prebuilt
         self._reasoning = Reasoning(bundle, self.manifest)
         self._closed = False
         self._lost = ""
@@ -177,7 +182,7 @@ class TensorRTBackend:
         The plan is the one that was loaded, which is held in memory: another one, built anew, could score otherwise.
 
         Raises:
-            DeviceLost: it stays lost; a new process may help.
+            DeviceLost: it stays lost; only a new process helps, as after an illegal memory access.
             InferenceError: the backend is closed.
         """
         if self._closed:
@@ -198,9 +203,12 @@ class TensorRTBackend:
         self._reasoning.close()
 
     def _load_largest(self, wanted: int) -> None:
-        """Load with the largest divisor of `wanted` for which there is memory: a screen's rows stay whole batches."""
-        full = ""
-        for size in (size for size in range(wanted, 0, -1) if wanted % size == 0):
+        """Load with the largest divisor of `wanted` for which there is memory: a screen's rows stay whole batches.
+
+        Where the plan must be there, `wanted` alone is tried.
+        """
+        full, least = "", wanted if self._prebuilt else 1
+        for size in (size for size in range(wanted, least - 1, -1) if wanted % size == 0):
             try:
                 self._load(size)
             except OutOfMemory as error:
@@ -213,6 +221,10 @@ class TensorRTBackend:
             if self._plan.unkept:
                 self.notes.append(f"the plan could not be kept, the next start builds it again: {self._plan.unkept}")
             return
+        if self._prebuilt:
+            raise InferenceError(
+                f"the memory of GPU {self.device} does not hold a batch of {wanted} beside what runs there: {full}"
+            )
         raise InferenceError(f"the memory of GPU {self.device} does not even hold a batch of one patch: {full}")
 
     def _measure_guard(self, bundle: Path) -> None:
@@ -236,6 +248,9 @@ class TensorRTBackend:
         )
 
         def build(timing_cache: bytes) -> Compiled:
+            if self._prebuilt:
+                options = f"--batch {batch_size} --precision {self.precision} --device {self.device}"
+                raise PlanError(f"there is no plan, build it first: `python -m engine build BUNDLE {options}`")
             compiled = compile_graph(
                 self._graph,
                 precision=self.precision,

@@ -1,8 +1,10 @@
 """`python -m service`: serve; `inspect` files; `release` a bundle; `demo` renders, serves, posts and shows."""
 
 import json
+import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,7 +29,7 @@ from service.inspector import from_json
 from service.problems import Problem
 from service.release import ReleaseError
 from service.restart import in_service
-from service.settings import SettingsError, parse_frame_size, read_settings
+from service.settings import Settings, SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
 from service.tables import describe_labels, describe_verdict, table
 
@@ -35,6 +37,9 @@ from service.tables import describe_labels, describe_verdict, table
 GRACE_S = 35
 # longer than any takt: a line controller keeps its connection from one screen to the next
 KEEP_ALIVE_S = 75
+
+# how a service ends that has lost a device for good: whatever supervises it starts a new process, which has it again
+DEVICE_GONE = os.EX_TEMPFAIL
 
 # what ends a command with one line: the user can do something about it
 MENDABLE = (SettingsError, EngineError, StoreError, ServiceError, ClientError, DemoError, ReleaseError, OSError)
@@ -60,15 +65,7 @@ def main(
     memory.share_one_heap()
     # whoever stops the service has asked for it: uvicorn ends by the signal that stopped it, which would be a failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    uvicorn.run(
-        create_app(settings, configured=configured, require_release=gate.require_release),
-        host=settings.host,
-        port=settings.port,
-        log_config=None,  # uvicorn's lines take the form of ours
-        access_log=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=GRACE_S,
-    )
+    raise typer.Exit(_serve(settings, configured=configured))
 
 
 @app.command()
@@ -143,6 +140,7 @@ def acceptance(
     frames: Annotated[Path, typer.Option(help="Folder of screens, as `training render` writes it.")],
     runtime: Annotated[str, typer.Option(help="Runtime that it is to run in.")] = "tensorrt",
     precision: Annotated[str, typer.Option(help="Of the features graph: fp16, fp32 or int8.")] = "fp16",
+    batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")] = None,
     patches_per_s: Annotated[float, typer.Option(help="The least rate of the features graph.", min=0)] = 156,
     bench_s: Annotated[float, typer.Option(help="Seconds of the throughput test.", min=0.1)] = 30,
     soak_s: Annotated[float, typer.Option(help="Seconds under full load.", min=0.1)] = 600,
@@ -154,6 +152,7 @@ def acceptance(
         bundle=bundle,
         runtime=runtime,
         precision=precision,
+        batch=batch,
         patches_per_s=patches_per_s,
         bench_s=bench_s,
         soak_s=soak_s,
@@ -209,6 +208,31 @@ def run() -> None:
     except MENDABLE as error:
         errors.print(str(error), style="red", soft_wrap=True)
         sys.exit(2)
+
+
+def _serve(settings: Settings, *, configured: bool) -> int:
+    """Serve until a signal, which ends the process by itself, or until a device is gone; the exit status."""
+    status = 0
+
+    def end() -> None:  # as a signal does: screens under way are answered
+        nonlocal status
+        status, server.should_exit = DEVICE_GONE, True
+
+    app = create_app(settings, configured=configured, require_release=gate.require_release, on_gone=end)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host=settings.host,
+            port=settings.port,
+            log_config=None,  # uvicorn's lines take the form of ours
+            access_log=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=GRACE_S,
+        )
+    )
+    with suppress(KeyboardInterrupt):
+        server.run()
+    return status if server.started else 1
 
 
 def _size(text: str) -> tuple[int, int]:

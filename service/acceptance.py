@@ -61,6 +61,7 @@ class Plan:
         bundle: to be accepted.
         runtime: that it is to run in.
         precision: of the features graph.
+        batch: patches in a batch; None: the manifest's.
         patches_per_s: the least rate of the features graph.
         bench_s: time of the throughput test.
         soak_s: time under full load.
@@ -71,6 +72,7 @@ class Plan:
     bundle: Path
     runtime: str
     precision: str
+    batch: int | None
     patches_per_s: float
     bench_s: float
     soak_s: float
@@ -112,7 +114,8 @@ def report(plan: Plan, steps: Sequence[Step], *, missing: int = 0) -> str:
         f"# Acceptance of {plan.bundle.name}: {verdict}",
         "",
         f"{time.strftime('%Y-%m-%d %H:%M UTC', time.gmtime())}, {platform.platform()}, Python "
-        f"{platform.python_version()}, {os.cpu_count()} CPUs, runtime `{plan.runtime}` in {plan.precision}.",
+        f"{platform.python_version()}, {os.cpu_count()} CPUs, runtime `{plan.runtime}` in {plan.precision}, batches of "
+        f"{plan.batch or 'the size of its manifest'}.",
         "",
         "| step | result | found |",
         "| --- | --- | --- |",
@@ -130,7 +133,7 @@ def _build(plan: Plan) -> Step:
     """Building the plan."""
     if plan.runtime != "tensorrt":
         return Step(name="build", passed=None, found=f"{plan.runtime} builds no plan")
-    answer = _engine("build", str(plan.bundle), "--precision", plan.precision, "--json")
+    answer = _engine("build", str(plan.bundle), *_graph(plan), "--json")
     guard = max(answer["guard"].values())
     found = f"really {answer['real_precision']} on {answer['gpu']}, guard band {guard:.1e}"
     return Step(name="build", passed=True, found=found, figures=answer)
@@ -164,8 +167,8 @@ def _throughput(plan: Plan) -> Step:
 
 def _equality(plan: Plan) -> Step:
     """Verdicts of the runtime beside those of the CPU in float32."""
-    mine = _verdicts(plan, {"INSPECT_RUNTIME": plan.runtime, "INSPECT_PRECISION": plan.precision})
-    reference = _verdicts(plan, {"INSPECT_RUNTIME": "onnxruntime", "INSPECT_PRECISION": "fp32"})
+    mine = _verdicts(plan, _settings(plan))
+    reference = _verdicts(plan, {**_settings(plan), "INSPECT_RUNTIME": "onnxruntime", "INSPECT_PRECISION": "fp32"})
     different = [name for name, verdict in mine.items() if verdict != reference[name]]
     return Step(
         name="verdicts equal those of the CPU",
@@ -228,9 +231,8 @@ def _line(plan: Plan) -> Iterator[Lines]:
         settings = {
             "INSPECT_BUNDLE": str(bundles / "a"),
             "INSPECT_BUNDLES": str(bundles),
-            "INSPECT_RUNTIME": plan.runtime,
-            "INSPECT_PRECISION": plan.precision,
             "INSPECT_LOG_LEVEL": "warning",
+            **_settings(plan),
         }
         log_path = Path(folder) / "server.log"
         try:
@@ -255,7 +257,19 @@ def _verdicts(plan: Plan, settings: dict[str, str]) -> dict[str, tuple[Any, ...]
 
 
 def _as_run(plan: Plan) -> list[str]:
-    return ["--runtime", plan.runtime, "--precision", plan.precision]
+    return ["--runtime", plan.runtime, *_graph(plan)]
+
+
+def _graph(plan: Plan) -> list[str]:
+    """The features graph as `engine` is to run it."""
+    batch = [] if plan.batch is None else ["--batch", str(plan.batch)]
+    return ["--precision", plan.precision, *batch]
+
+
+def _settings(plan: Plan) -> dict[str, str]:
+    """The same for `service`; an empty one counts as unset, whatever this process has."""
+    batch = "" if plan.batch is None else str(plan.batch)
+    return {"INSPECT_RUNTIME": plan.runtime, "INSPECT_PRECISION": plan.precision, "INSPECT_BATCH": batch}
 
 
 def _engine(*words: str) -> Any:  # noqa: ANN401 - JSON

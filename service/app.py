@@ -1,11 +1,12 @@
 """The composition root: settings in, FastAPI app out. Every part is made here and handed to whoever needs it."""
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from importlib.metadata import version
 from typing import TypedDict
 
+import anyio
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -24,6 +25,7 @@ from service.state import Running
 from service.store import Store
 
 DISTRIBUTION = "screen-inspection"
+WATCH_S = 1.0  # between two looks at the devices
 
 
 class State(TypedDict):
@@ -39,6 +41,7 @@ def create_app(
     golden: Golden | None = None,
     configured: bool = False,
     require_release: ReleaseGate = no_gate,
+    on_gone: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The service, ready to be served once its lifespan has begun.
 
@@ -49,6 +52,7 @@ def create_app(
         golden: patches of the self-test of these backends; by default those of the settings' bundle.
         configured: whether to begin with the settings' bundle, whatever was in service last.
         require_release: what a bundle must have to be put in service; see `service.models.Models`.
+        on_gone: called once a device of the bundle in service is lost for good: only a new process has it again.
 
     Raises:
         EngineError: the bundle must not be served, or not here.
@@ -86,7 +90,10 @@ def create_app(
                 require_release=require_release,
             )
             with closing(models):
-                yield {"running": _run(settings, models, store, metrics)}
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(_watch, models, on_gone)
+                    yield {"running": _run(settings, models, store, metrics)}
+                    tasks.cancel_scope.cancel()
 
     # a FastAPI whose /docs takes its scripts from this process: a line has no way out to the Internet
     app = FastAPIOffline(
@@ -115,6 +122,12 @@ def _run(settings: Settings, models: Models, store: Store, metrics: Metrics) -> 
         admission=Admission(settings.max_screens_in_flight, metrics.screens_in_flight),
         threads=CapacityLimiter(settings.max_screens_in_flight),
     )
+
+
+async def _watch(models: Models, on_gone: Callable[[], None]) -> None:
+    while not models.report().gone:  # noqa: ASYNC110 - a device's thread knows nothing of this loop
+        await anyio.sleep(WATCH_S)
+    on_gone()
 
 
 def _age_s(age_s: float | None) -> float:

@@ -161,7 +161,7 @@ class BundleUnknown(ServiceError):
 
 
 class BundleRefused(ServiceError):
-    """A bundle that is broken, does not fit the line, or fails its self-test."""
+    """A bundle that is broken, does not fit the line or the device's memory, lacks its plan, or fails its test."""
 
     status, code, title = 422, "bundle_refused", "The bundle must not be served"
 

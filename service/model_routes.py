@@ -53,13 +53,14 @@ BODY = {
 MODELS_EXAMPLE = {
     "folder": "/srv/bundles",
     "models": [
-        {"bundle": "screens-1", "name": "screens", "version": "1", "state": "previous", "reason": ""},
-        {"bundle": "screens-2", "name": "screens", "version": "2", "state": "active", "reason": ""},
+        {"bundle": "screens-1", "name": "screens", "version": "1", "state": "previous", "released": True, "reason": ""},
+        {"bundle": "screens-2", "name": "screens", "version": "2", "state": "active", "released": True, "reason": ""},
         {
             "bundle": "screens-3",
             "name": "",
             "version": "",
             "state": "broken",
+            "released": False,
             "reason": "files.features.onnx: was altered: its SHA-256 is another",
         },
     ],
@@ -97,7 +98,11 @@ def _example(value: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
     summary="Which bundles there are, and which is in service",
 )
 def list_models(running: CurrentRunning) -> ModelList:
-    """Each bundle that is or was in service or can be put there, verified as it lies on the disk now."""
+    """Each bundle that is or was in service or can be put there, verified as it lies on the disk now.
+
+    `released` says whether it has passed the release gate as it runs here, or would: in this runtime, precision and
+    batch, and on a GPU on this one and by this TensorRT.
+    """
     return running.models.list()
 
 

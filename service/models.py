@@ -21,12 +21,13 @@ from typing import Literal, Protocol
 
 import structlog
 
-from engine import EngineError, Manifest
+from engine import EngineError, Manifest, RunsAs, runs_as, would_run_as
 from service.active import Active
 from service.catalogue import CONFIGURED, Catalogue, Look
 from service.errors import BundleRefused, BundleUnknown, SwapInProgress
 from service.memory import give_back
 from service.metrics import Metrics
+from service.release import is_released
 from service.restart import activation, digest_of, refuse_second_of_a_version
 from service.selftest import FRESH_S, SelfTestReport
 from service.serving import Serving, load_bundle
@@ -44,19 +45,18 @@ log: structlog.stdlib.BoundLogger = structlog.get_logger("service.models")
 class ReleaseGate(Protocol):
     """What a bundle must pass to be put in service; `service.release.require_release` is the real one."""
 
-    def __call__(self, bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
+    def __call__(self, bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
         """Raise a `ServiceError` where the bundle that was loaded from this folder must not be put in service yet.
 
         Args:
             bundle: its folder.
-            runtime: in which it will run.
-            precision: of its features graph.
+            runs: as what it was loaded, and will run.
             digest: of its manifest, as it was loaded.
             active: digest of the bundle that it is to replace.
         """
 
 
-def no_gate(_bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
+def no_gate(_bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
     """Require no release."""
 
 
@@ -69,6 +69,7 @@ class ListedModel:
         name: of its model; empty where it is broken.
         version: of its model.
         state: `previous` is the one that a rollback goes to.
+        released: whether it has passed the release gate as it runs here, or would run.
         reason: what is wrong with it on the disk; empty when nothing is.
     """
 
@@ -76,6 +77,7 @@ class ListedModel:
     name: str
     version: str
     state: State
+    released: bool
     reason: str
 
 
@@ -175,7 +177,7 @@ class Models:
 
         Raises:
             BundleUnknown: no bundle has this name.
-            BundleRefused: it is broken, does not fit the line, or fails its self-test.
+            BundleRefused: it is broken, does not fit the line, lacks its plan, or fails its self-test.
             SwapInProgress: another call is under way.
             VersionTaken: another was in service under its name and version.
             ServiceError: it was not released, or the service is stopping.
@@ -216,7 +218,7 @@ class Models:
         return ModelList(
             folder=None if folder is None else str(folder),
             models=tuple(
-                _listed(name, self._catalogue.look(name), active, before)
+                self._listed(name, self._catalogue.look(name), active, before)
                 for name in sorted({*self._catalogue.names(), *known})
             ),
         )
@@ -281,13 +283,13 @@ class Models:
             ServiceError: it was not released.
         """
         with _refusing():
-            loaded = load_bundle(path, self._settings)
+            # to build a plan takes minutes of the GPU that inspects, and a smaller batch was not released
+            loaded = load_bundle(path, self._settings, prebuilt=True)
         with ExitStack() as unused:
             unused.callback(loaded.close)
             if loaded.digest != (digest or loaded.digest):
                 raise BundleRefused("manifest.json: was replaced while the bundle was loaded")
-            backend = loaded.backends[0]
-            gate(path, backend.runtime, backend.precision, digest=loaded.digest, active=self.current.digest)
+            gate(path, runs_as(loaded.backends), digest=loaded.digest, active=self.current.digest)
             new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)
             unused.pop_all()
         undo.callback(new.close)
@@ -304,9 +306,40 @@ class Models:
 
     def _show(self, event: str) -> None:
         """Name the bundle in service, for machines and in the log."""
-        manifest = self.current.manifest
-        self._metrics.show_model(manifest.name, manifest.version, self.current.runtime, labels=manifest.label_names)
-        log.info(event, bundle=self.current.bundle, model=manifest.name, version=manifest.version)
+        serving, manifest = self.current, self.current.manifest
+        self._metrics.show_model(manifest.name, manifest.version, serving.runs_as.runtime, labels=manifest.label_names)
+        log.info(event, bundle=serving.bundle, model=manifest.name, version=manifest.version)
+        if not self._released(serving.bundle, serving.runs_as, serving.digest):
+            log.warning("not released as it runs here", bundle=serving.bundle, runs_as=str(serving.runs_as))
+
+    def _released(self, bundle: str, runs: RunsAs, digest: str) -> bool:
+        """Whether a bundle's record of release is of this digest, and of how it runs."""
+        try:
+            return is_released(self._catalogue.path(bundle), runs, digest=digest)
+        except BundleUnknown:  # its folder is gone, or cannot be named
+            return False
+
+    def _listed(self, bundle: str, look: Look, active: Serving, before: Activation | None) -> ListedModel:
+        """A bundle of the list: what it is, and what is wrong with it on the disk."""
+        named: Manifest | Activation | None = look.manifest
+        state: State = "broken" if named is None else "available"
+        digest, runs = look.digest, active.runs_as
+        if look.manifest is not None:
+            asked = self._settings
+            runs = would_run_as(look.manifest, runs, precision=asked.precision, batch_size=asked.batch)
+        if bundle == active.bundle:
+            named, state, digest, runs = active.manifest, "active", active.digest, active.runs_as
+        elif before is not None and bundle == before.bundle:
+            named, state, digest = before, "previous", before.digest
+        changed = "" if look.digest == digest else "another bundle lies there by now"
+        return ListedModel(
+            bundle=bundle,
+            name="" if named is None else named.name,
+            version="" if named is None else named.version,
+            state=state,
+            released=self._released(bundle, runs, digest),
+            reason=look.reason or changed,
+        )
 
 
 @contextmanager
@@ -326,22 +359,3 @@ def _refusing() -> Iterator[None]:
 
 def _named(bundle: str, model: Manifest | Activation) -> NamedModel:
     return NamedModel(bundle=bundle, name=model.name, version=model.version)
-
-
-def _listed(bundle: str, look: Look, active: Serving, before: Activation | None) -> ListedModel:
-    """A bundle of the list: what it is, and what is wrong with it on the disk."""
-    named: Manifest | Activation | None = look.manifest
-    state: State = "broken" if named is None else "available"
-    digest = look.digest
-    if bundle == active.bundle:
-        named, state, digest = active.manifest, "active", active.digest
-    elif before is not None and bundle == before.bundle:
-        named, state, digest = before, "previous", before.digest
-    changed = "" if look.digest == digest else "another bundle lies there by now"
-    return ListedModel(
-        bundle=bundle,
-        name="" if named is None else named.name,
-        version="" if named is None else named.version,
-        state=state,
-        reason=look.reason or changed,
-    )

@@ -8,6 +8,7 @@ that follow from the training module's own probabilities, which the export wrote
 import csv
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -21,14 +22,13 @@ from engine import (
     RELEASE_FILE,
     Manifest,
     ParityError,
+    RunsAs,
     Window,
     bundle_sha256,
     check_finite,
     cover,
-    load,
-    made_as,
     measure_slots,
-    read_golden,
+    runs_as,
     slot_patches,
 )
 from service.aggregation import Observed, aggregate
@@ -37,6 +37,7 @@ from service.files import inspect_files, inspector
 from service.inspector import Inspection
 from service.problems import Problem
 from service.selftest import SelfTestReport
+from service.serving import load_bundle
 from service.settings import Settings
 from service.verdict import Outcome
 
@@ -89,8 +90,7 @@ class Release(_Strict):
         manifest_sha256: of the bundle's manifest, which holds the hashes of all else.
         sealed_sha256: of the sealed set's file, which holds the hashes of the screens.
         released_at: when.
-        runtime: what executed the features graph.
-        precision: of that graph.
+        runs_as: runtime, precision and batch that it ran in, and by which TensorRT on which GPU where it was one.
         screens: how many were inspected.
         different: those whose verdict is not the one that follows from the module's probabilities.
         slot_spread: by label, how far the same patch's score moves with its slot in the batch.
@@ -105,8 +105,7 @@ class Release(_Strict):
     manifest_sha256: str
     sealed_sha256: str
     released_at: datetime
-    runtime: str
-    precision: str
+    runs_as: RunsAs
     screens: int
     different: list[str]
     slot_spread: dict[str, float]
@@ -142,7 +141,7 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         bundle: to be released.
         golden: the sealed set: a folder in the data form, with `sealed.json` of this bundle.
         active: the bundle that it is to replace.
-        settings: runtime, threads and frame size of the line.
+        settings: runtime, precision, batch, threads and frame size of the line.
 
     Raises:
         ReleaseError: the set is not whole, or not this bundle's, or another bundle took its place meanwhile.
@@ -155,13 +154,13 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     active_sha256 = bundle_sha256(active)
     sealed = _read_sealed(golden, manifest)
     bad = _defective(golden, {Path(name).stem for name in sealed.screens})
-    device = _examine_device(bundle, settings)
+    devices = _examine_devices(bundle, settings)
     different: list[str] = []
     verdicts: dict[str, Outcome] = {}
     for name, inspection in _inspect(bundle, golden, list(sealed.screens), settings):
         assert inspection.verdict is not None
         verdicts[name] = inspection.verdict.verdict
-        if not _as_the_module_says(inspection, sealed.screens[name], manifest, device.guard):
+        if not _as_the_module_says(inspection, sealed.screens[name], manifest, devices.guard):
             different.append(name)
     tally = old = _tally(verdicts, bad)
     if active.resolve() != bundle.resolve():
@@ -170,13 +169,12 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         manifest_sha256=digest,
         sealed_sha256=hashlib.sha256((golden / SEALED_FILE).read_bytes()).hexdigest(),
         released_at=datetime.now(UTC),
-        runtime=device.runtime,
-        precision=device.precision,
+        runs_as=devices.runs_as,
         screens=len(verdicts),
         different=different,
-        slot_spread=device.slot_spread,
-        guard=device.guard,
-        finite=device.finite,
+        slot_spread=devices.slot_spread,
+        guard=devices.guard,
+        finite=devices.finite,
         tally=tally,
         active=_describe(active),
         active_sha256=active_sha256,
@@ -189,37 +187,53 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     return release
 
 
-def require_release(bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
+def require_release(bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
     """Refuse a bundle that has not passed the gate as it will run, against the bundle that it is to replace.
 
     Args:
         bundle: its folder, where its record lies.
-        runtime: in which it will run.
-        precision: of its features graph.
+        runs: as what it was loaded.
         digest: of its manifest, as it was loaded.
         active: digest of the bundle in service.
 
     Raises:
-        ReleaseMissing: it has no record, or one of other files, of another runtime or precision, or against another.
+        ReleaseMissing: it has no record, or one of other files, of another way to run, or against another bundle.
+    """
+    release = _released_as(bundle, runs, digest)
+    if release.active_sha256 != active:
+        raise ReleaseMissing(
+            f"the bundle was held against {release.active}, which is not in service now: release it against what is"
+        )
+
+
+def is_released(bundle: Path, /, runs: RunsAs, *, digest: str) -> bool:
+    """Whether a bundle has passed the gate as it runs, against whatever it was; see `require_release`."""
+    try:
+        _released_as(bundle, runs, digest)
+    except ReleaseMissing:
+        return False
+    return True
+
+
+def _released_as(bundle: Path, runs: RunsAs, digest: str) -> Release:
+    """The record of a bundle that has passed the gate as it runs.
+
+    Raises:
+        ReleaseMissing: it has none.
     """
     try:
         release = Release.model_validate_json((bundle / RELEASE_FILE).read_bytes())
     except OSError as error:
         raise ReleaseMissing("the bundle has not passed the release gate: `python -m service release`") from error
-    except ValidationError as error:
-        raise ReleaseMissing(f"{RELEASE_FILE} cannot be read") from error
+    except ValidationError as error:  # of another form, as before a record named batch and GPU
+        raise ReleaseMissing(f"{RELEASE_FILE} cannot be read: release the bundle again") from error
     if release.manifest_sha256 != digest:
         raise ReleaseMissing("the release record is of another version of this bundle")
-    if release.active_sha256 != active:
-        raise ReleaseMissing(
-            f"the bundle was held against {release.active}, which is not in service now: release it against what is"
-        )
-    if (release.runtime, release.precision) != (runtime, precision):
-        raise ReleaseMissing(
-            f"the bundle was released for {release.runtime} {release.precision}, and is to run in {runtime} {precision}"
-        )
+    if release.runs_as != runs:
+        raise ReleaseMissing(f"the bundle was released for {release.runs_as}, and is to run as {runs}")
     if release.refusals:
         raise ReleaseMissing(f"the release record is a refusal: {release.refusals[0]}")
+    return release
 
 
 def rows(found: Release) -> Iterator[tuple[str, str]]:
@@ -229,7 +243,7 @@ def rows(found: Release) -> Iterator[tuple[str, str]]:
         new, old = getattr(found.tally, name), getattr(found.active_tally, name)
         return f"{new.count} of {new.of} ({found.active}: {old.count})"
 
-    yield "runs as", f"{found.runtime} {found.precision}"
+    yield "runs as", str(found.runs_as)
     yield "verdicts as the module's", f"{found.screens - len(found.different)} of {found.screens}"
     yield "scores by slot", f"differ by at most {max(found.slot_spread.values(), default=0.0):.1e}"
     yield "extreme patches", "finite" if found.finite else "not finite"
@@ -237,28 +251,33 @@ def rows(found: Release) -> Iterator[tuple[str, str]]:
     yield "overkill", share("overkill")
 
 
-class _Device(NamedTuple):
-    """What was found on the backend itself."""
+class _Devices(NamedTuple):
+    """What was found on the devices themselves."""
 
-    runtime: str
-    precision: str
+    runs_as: RunsAs
     guard: dict[str, float]
     slot_spread: dict[str, float]
     finite: bool
 
 
-def _examine_device(bundle: Path, settings: Settings) -> _Device:
-    backend = load(bundle, settings.runtime, precision=settings.precision, threads=settings.threads)
-    try:
+def _examine_devices(bundle: Path, settings: Settings) -> _Devices:
+    """What is worst on any of the devices."""
+    with closing(load_bundle(bundle, settings)) as loaded:
         try:
-            check_finite(backend)
+            for backend in loaded.backends:
+                check_finite(backend)
             finite = True
         except ParityError:  # a finding, which the record tells
             finite = False
-        spread = measure_slots(backend, slot_patches(read_golden(bundle, made_as(backend)).pixels)).probability
-        return _Device(backend.runtime, backend.precision, dict(backend.guard), spread, finite)
-    finally:
-        backend.close()
+        patches = slot_patches(loaded.golden.pixels)
+        spreads = [measure_slots(backend, patches).probability for backend in loaded.backends]
+        guards = [backend.guard for backend in loaded.backends]
+        return _Devices(
+            runs_as=runs_as(loaded.backends),
+            guard={label: min(guard[label] for guard in guards) for label in guards[0]},
+            slot_spread={label: float(np.max([spread[label] for spread in spreads])) for label in spreads[0]},
+            finite=finite,
+        )
 
 
 def _read_sealed(golden: Path, manifest: Manifest) -> Sealed:

@@ -116,7 +116,7 @@ class Scheduler:
     def report(self) -> SelfTestReport:
         """The self-test of the device that is worst off: one stale device makes the service stale."""
         reports = [device.self_test.report() for device in self._devices]
-        return max(reports, key=lambda r: (not r.ok, float("inf") if r.age_s is None else r.age_s))
+        return max(reports, key=lambda r: (r.gone, not r.ok, float("inf") if r.age_s is None else r.age_s))
 
     def tested(self, within_s: float = FRESH_S) -> SelfTestReport:
         """The report, once every device has run its first self-test: it is warm then, and proven or not.

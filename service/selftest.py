@@ -27,12 +27,14 @@ class SelfTestReport:
         age_s: time since a run last did; None when none ever did.
         difference: largest difference of a probability in that run; None when none ever did.
         detail: why the last run failed, for people; empty while `ok`.
+        gone: the device is lost, and recovering it has failed: this process will not have it again.
     """
 
     ok: bool
     age_s: float | None
     difference: float | None
     detail: str
+    gone: bool = False
 
     @property
     def fresh(self) -> bool:
@@ -58,16 +60,17 @@ class SelfTest:
         self._due_at = -math.inf
         # one tuple, so that a reader never sees half of a run: (ok, passed at, difference, detail)
         self._last: tuple[bool, float | None, float | None, str] = (False, None, None, "has not run yet")
+        self._gone = False
         self._has_run = threading.Event()
 
     def due_in_s(self) -> float:
-        """Time until the next run; 0 when it is due."""
-        return max(0.0, self._due_at - self._clock())
+        """Time until the next run; 0 when it is due, and as good as endless where none comes any more."""
+        return min(max(0.0, self._due_at - self._clock()), threading.TIMEOUT_MAX)
 
     def lost(self, error: DeviceLost) -> None:
         """Take note that the device failed at a screen and will fail at the next: it is tested, and recovered, at once.
 
-        Where that did not help before, it waits for the next run: else every screen would try again.
+        Where that did not help before, it is left: else every screen would try again.
         """
         log.error("device lost", detail=str(error))
         ok, passed_at, difference, _ = self._last
@@ -78,11 +81,16 @@ class SelfTest:
     def run(self, backend: Backend) -> None:
         """Run the golden patches and remember what came out; a failure is logged and reported, not raised.
 
-        A lost device is recovered first, where that is possible; where not, every run tries it again.
+        A lost device is recovered first. Where that fails this was the last run: CUDA would refuse this process another
+        context as it has refused the first, and a new process has the device again before the next run were due.
         """
         _, passed_at, difference, _ = self._last
         try:
             difference = self._test(backend)
+        except DeviceLost as error:
+            log.critical("device lost for good", detail=str(error))
+            self._last = (False, passed_at, difference, str(error))
+            self._gone = True
         except InferenceError as error:
             log.error("self-test failed", detail=str(error))
             self._last = (False, passed_at, difference, str(error))
@@ -92,7 +100,7 @@ class SelfTest:
             self._last = (False, passed_at, difference, "failed in a way that nobody expected")
         else:
             self._last = (True, self._clock(), difference, "")
-        self._due_at = self._clock() + self._interval_s
+        self._due_at = math.inf if self._gone else self._clock() + self._interval_s
         self._has_run.set()
 
     def wait_for_first_run(self, within_s: float) -> None:
@@ -112,4 +120,4 @@ class SelfTest:
         """The device as it is known now."""
         ok, passed_at, difference, detail = self._last
         age_s = None if passed_at is None else max(0.0, self._clock() - passed_at)
-        return SelfTestReport(ok=ok, age_s=age_s, difference=difference, detail=detail)
+        return SelfTestReport(ok=ok, age_s=age_s, difference=difference, detail=detail, gone=self._gone)

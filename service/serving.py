@@ -11,7 +11,7 @@ from pathlib import Path
 
 import structlog
 
-from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, made_as, read_golden
+from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, made_as, read_golden, runs_as
 from service.inspector import Inspector, Record
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -54,7 +54,7 @@ class Serving:
         self.bundle = bundle
         self.digest = loaded.digest
         self.manifest = backend.manifest
-        self.runtime = backend.runtime
+        self.runs_as = runs_as(loaded.backends)
         self.scheduler = Scheduler(
             loaded.backends,
             loaded.golden,
@@ -74,14 +74,26 @@ class Serving:
         self.scheduler.close()
 
 
-def load_bundle(path: Path, settings: Settings) -> Loaded:
+def load_bundle(path: Path, settings: Settings, *, prebuilt: bool = False) -> Loaded:
     """Verify a bundle and load it into the settings' runtime.
+
+    Args:
+        path: its folder.
+        settings: of the line.
+        prebuilt: whether its plan must be there and its batch fit, see `engine.load`.
 
     Raises:
         EngineError: it must not be served, not here, or not on this line, or another one took its place meanwhile.
     """
     digest = bundle_sha256(path)
-    backends = load_all(path, settings.runtime, precision=settings.precision, threads=settings.threads)
+    backends = load_all(
+        path,
+        settings.runtime,
+        precision=settings.precision,
+        threads=settings.threads,
+        batch_size=settings.batch,
+        prebuilt=prebuilt,
+    )
     try:
         loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)
         _check_line(backends[0].manifest, settings)

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
         description="of the features graph: fp32, fp16, bf16 or int8; a GPU takes fp16 where it was exported, OpenVINO "
         "bf16 where it was and the CPU has it, else fp32",
     )
+    batch: int | None = Field(
+        None, ge=1, le=1024, description="patches in a batch; the bundle's manifest decides when unset"
+    )
     threads: int | None = Field(None, ge=1, description="CPU threads of the runtime; it decides when unset")
     state_dir: Path = Field(default_factory=default_state_dir, description="folder of the record of verdicts")
     frame_size: Annotated[tuple[int, int] | None, NoDecode, BeforeValidator(_frame_size)] = Field(

@@ -262,13 +262,14 @@ class TwoStageNetwork(nn.Module):
 
 
 def preprocess(pixel_NGPP: Tensor, *, light: Light = "linear") -> Tensor:
-    """Grey [0, 255] to about [-1, 1]. A fixed scale: content never decides it, so a dark frame stays dark.
+    """Grey [0, 255] to about [-1, 1], or its root in [0, 16]. A fixed scale: a dark frame stays dark.
 
     `root` makes shot noise, whose variance grows with the light, about the same at every grey level (the Anscombe
-    transform without its constant), so that five grey levels count for more on a dark panel than on a bright one.
+    transform without its constant), so that five grey levels count for more on a dark panel than on a bright one. It
+    is not shifted nor scaled: the normalisation behind the stem does that, and costs nothing in a finished graph.
     """
     if light == "root":
-        return pixel_NGPP.float().sqrt() / 8.0 - 1.0
+        return pixel_NGPP.float().sqrt()
     return (pixel_NGPP.float() - 128.0) / 128.0
 
 

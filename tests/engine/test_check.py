@@ -39,6 +39,12 @@ def test_json_says_what_the_bundle_is(bundle: Path) -> None:
     assert report["patches_per_s"] > 0
 
 
+def test_the_batch_can_be_another_than_the_manifests(bundle: Path) -> None:
+    for more, patches in (([], 5), (["--batch", "3"], 3)):
+        answer = CliRunner().invoke(command.app, ["check", str(bundle), "--runtime", "onnxruntime", "--json", *more])
+        assert json.loads(answer.stdout)["batch_size"] == patches
+
+
 def test_the_table_names_labels_files_and_figures(bundle: Path) -> None:
     answer = CliRunner().invoke(command.app, ["check", str(bundle)])
     assert answer.exit_code == 0, answer.output

@@ -104,6 +104,11 @@ def test_a_record_that_is_not_understood_counts_as_none(
     assert cache.find(KEY) is None
 
 
+def test_another_user_reads_a_plan_and_does_not_write_it(tmp_path: Path) -> None:
+    path = PlanCache(tmp_path).obtain(KEY, build).path
+    assert {file.stat().st_mode & 0o777 for file in (path, path.with_suffix(".json"))} == {0o644}
+
+
 def test_a_record_alone_and_a_plan_alone_are_none(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     path = cache.obtain(KEY, build).path

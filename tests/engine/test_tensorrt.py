@@ -3,6 +3,7 @@ does when memory or device fail, what it gives back. Nothing here says anything 
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -221,6 +222,26 @@ def test_a_plan_is_found_again_and_its_timing_cache_is_reused(machine: Machine, 
     assert again.plan.data == first.plan.data
     backend_of(bundle, cache=cache, batch_size=2)
     assert machine.built == [(5, b""), (2, b"timed ")]
+
+
+def test_what_must_be_prebuilt_is_built_by_the_command_that_the_refusal_names_and_by_nothing_else(
+    machine: Machine, half_bundle: Path
+) -> None:
+    machine.gpus, machine.datatype = 2, "FP16"
+    for device in range(machine.gpus):  # which differ here
+        with pytest.raises(PlanError) as refused:
+            load_all(half_bundle, batch_size=2, prebuilt=True)
+        assert len(machine.built) == device
+        assert machine.used_bytes == 0
+        (words,) = re.findall("`python -m engine (.*)`", str(refused.value))
+        assert words == f"build BUNDLE --batch 2 --precision fp16 --device {device}"
+        answer = CliRunner().invoke(command.app, words.replace("BUNDLE", str(half_bundle)).split())
+        assert answer.exit_code == 0, answer.output
+    backends = load_all(half_bundle, batch_size=2, prebuilt=True)
+    assert [backend.batch_size for backend in backends] == [2, 2]
+    assert [batch for batch, _ in machine.built] == [2, 2]
+    for backend in backends:
+        backend.close()
 
 
 def test_a_timing_cache_of_another_gpu_is_left_aside(machine: Machine, bundle: Path, tmp_path: Path) -> None:

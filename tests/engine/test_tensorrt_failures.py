@@ -48,6 +48,24 @@ def test_memory_for_less_takes_the_next_smaller_divisor_and_says_so(machine: Mac
     assert machine.used_bytes == 0
 
 
+@pytest.mark.parametrize("spoil", ["memory", "deserialize"])
+def test_what_must_be_prebuilt_is_refused_where_its_plan_cannot_be_loaded_as_it_is(
+    machine: Machine, bundle: Path, spoil: str
+) -> None:
+    backend_of(bundle, batch_size=4).close()
+    if spoil == "memory":
+        machine.memory_bytes = 20000  # for less, of which there is no plan
+        expected_error: type[Exception] = InferenceError
+        message = "memory of GPU 0 does not hold a batch of 4 beside what runs there: "
+    else:
+        machine.fail["deserialize"] = ["the plan was made by another TensorRT"]
+        expected_error, message = PlanError, "build it first: `python -m engine build BUNDLE --batch 4 "
+    with pytest.raises(expected_error, match=message):
+        backend_of(bundle, batch_size=4, prebuilt=True)
+    assert [batch for batch, _ in machine.built] == [4]
+    assert machine.used_bytes == 0
+
+
 # how TensorRT says that memory is short: by a message; the call itself answers None or False
 FULL = "Error Code 2: OutOfMemory (Requested size was 123456 bytes.)"
 

@@ -3,12 +3,15 @@
 import json
 import shutil
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine import RELEASE_FILE, RunsAs, bundle_sha256
 from engine.manifest import file_sha256
+from service.release import Count, Release, Tally
 from tests.bundles import GAIN, tiny_bundle
 
 GAINS = {"1": GAIN, "2": 0.6 * GAIN}  # by version: every score differs
@@ -25,6 +28,28 @@ def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) ->
     manifest = json.loads((bundle / "manifest.json").read_text())
     change(manifest)
     (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def released(bundle: Path, runs: RunsAs, *, active: Path) -> None:
+    """Leave the record of a release, as the gate does."""
+    none = Count(count=0, of=1)
+    tally = Tally(escape=none, overkill=none)
+    record = Release(
+        manifest_sha256=bundle_sha256(bundle),
+        sealed_sha256="0" * 64,
+        released_at=datetime.now(UTC),
+        runs_as=runs,
+        screens=2,
+        different=[],
+        slot_spread={},
+        guard={},
+        finite=True,
+        tally=tally,
+        active="tiny 1",
+        active_sha256=bundle_sha256(active),
+        active_tally=tally,
+    )
+    (bundle / RELEASE_FILE).write_text(record.model_dump_json())
 
 
 def altered(bundle: Path) -> str:

@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,9 +40,10 @@ def accept(bundle: Path, frames: Path, out: Path, *options: str) -> tuple[int, s
 
 
 def test_a_bundle_that_holds_everything_is_accepted(bundle: Path, frames: Path, tmp_path: Path) -> None:
-    code, output, written = accept(bundle, frames, tmp_path / "report.md")
+    code, output, written = accept(bundle, frames, tmp_path / "report.md", "--batch", "3")
     assert code == 0, output
     assert written.startswith("# Acceptance of tiny: accepted")
+    assert "runtime `onnxruntime` in fp32, batches of 3." in written
     for step in ("build", "parity", "throughput", "verdicts equal those of the CPU", "soak", "swaps under load"):
         assert f"| {step} | {'nothing to do' if step == 'build' else 'pass'} |" in written
     assert "4 swaps" in written
@@ -53,6 +55,18 @@ def test_a_step_that_fails_is_said_and_the_others_run_all_the_same(bundle: Path,
     assert written.startswith("# Acceptance of tiny: not accepted")
     assert "| throughput | **fail** |" in written
     assert "| soak | pass |" in written
+
+
+def test_the_batch_that_is_asked_for_is_that_of_every_step_and_no_other_is(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INSPECT_BATCH", "7")
+    plan = plan_of(bundle, bundle)
+    assert "--batch" not in acceptance._as_run(plan)
+    assert acceptance._settings(plan)["INSPECT_BATCH"] == ""
+    wider = replace(plan, batch=10)
+    assert acceptance._graph(wider) == ["--precision", "fp32", "--batch", "10"]
+    assert acceptance._settings(wider)["INSPECT_BATCH"] == "10"
 
 
 def test_frames_that_are_not_there_fail_the_steps_that_need_them(bundle: Path, tmp_path: Path) -> None:
@@ -67,6 +81,7 @@ def plan_of(bundle: Path, frames: Path, *, runtime: str = "onnxruntime") -> Plan
         bundle=bundle,
         runtime=runtime,
         precision="fp32",
+        batch=None,
         patches_per_s=156,
         bench_s=1,
         soak_s=1,

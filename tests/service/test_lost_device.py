@@ -1,16 +1,21 @@
-"""A device that is lost: no screen is answered from it, the service says so at once, and it comes back by itself."""
+"""A device that is lost: no screen is answered from it, the service says so at once, and it comes back."""
 
+import json
+import sys
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from engine import DeviceLost, FakeBackend, Features, InferenceError
+from service.__main__ import DEVICE_GONE
 from service.settings import Settings
+from tests.deploy.processes import STOP_WITHIN_S, free_port, server
 from tests.service import apps
-from tests.service.devices import BATCH, Device, held_at, line, until
+from tests.service.devices import BATCH, GOLDEN_NUMBER, Device, held_at, line, until
 
 
 class Losable(FakeBackend):
@@ -65,7 +70,7 @@ def test_a_lost_device_is_recovered_before_the_next_screen() -> None:
 def test_a_device_that_stays_lost_is_not_ready_from_the_first_failure_on() -> None:
     clock = Clock()
     backend = Losable(Device(), lost_at=1, mendable=False)
-    with capture_logs(), line(backend, interval_s=60, clock=clock) as here:
+    with capture_logs() as logs, line(backend, interval_s=60, clock=clock) as here:
         until(lambda: here.scheduler.report().ok)
         with pytest.raises(DeviceLost):
             here.compute(1)
@@ -75,11 +80,13 @@ def test_a_device_that_stays_lost_is_not_ready_from_the_first_failure_on() -> No
             with pytest.raises(InferenceError):
                 here.compute(number)
         assert "a new context fails as well" in here.scheduler.report().detail
-        assert backend.recoveries == 1  # not once for every screen
+        assert here.scheduler.report().gone
         backend.mendable = True
-        clock.now_s += 61  # with the next self-test at the latest
-        assert len(here.compute(4).features.stage1) == 1
-        assert here.scheduler.report().ok
+        clock.now_s += 61  # and not with the next self-test either: it is a new process that has the device again
+        with pytest.raises(InferenceError):
+            here.compute(4)
+        assert backend.recoveries == 1
+    assert [entry["event"] for entry in logs if entry["log_level"] == "critical"] == ["device lost for good"]
 
 
 def test_a_device_that_nobody_can_recover_stays_lost() -> None:
@@ -94,7 +101,15 @@ def test_a_device_that_nobody_can_recover_stays_lost() -> None:
         until(lambda: here.scheduler.report().ok)
         with pytest.raises(DeviceLost):
             here.compute(1)
-        until(lambda: "fake cannot recover a device" in here.scheduler.report().detail)
+        until(lambda: here.scheduler.report().gone)
+        assert "fake cannot recover a device" in here.scheduler.report().detail
+
+
+def test_a_device_that_is_lost_again_at_once_is_gone() -> None:
+    backend = Losable(Device(), lost_at=GOLDEN_NUMBER, mendable=True)
+    with capture_logs(), line(backend) as here:
+        until(lambda: here.scheduler.report().gone)
+    assert backend.recoveries == 1
 
 
 def test_one_lost_device_of_two_makes_the_service_not_ready() -> None:
@@ -109,6 +124,7 @@ def test_one_lost_device_of_two_makes_the_service_not_ready() -> None:
             except DeviceLost:
                 break
         assert not here.scheduler.report().ok
+        until(lambda: here.scheduler.report().gone)
 
 
 def test_the_line_reads_it_in_the_answer_and_in_the_readiness(tmp_path: Path) -> None:
@@ -125,3 +141,53 @@ def test_the_line_reads_it_in_the_answer_and_in_the_readiness(tmp_path: Path) ->
         device.golden_gate.open()
         until(lambda: client.get("/readyz").status_code == 200)
         assert apps.post(client, "one", apps.frame()).json()["verdict"] == "pass"
+
+
+# a service on a device that a black screen loses for good
+LOSING_SERVICE = """
+import engine.fake
+from engine import DeviceLost
+from service.__main__ import run
+
+
+def load_losable(bundle, *, load=engine.fake.load_fake, **options):
+    backend = load(bundle, **options)
+    features, lost = backend.features, []
+
+    def losing(pixels):
+        if lost or not pixels.any():
+            lost.append(True)
+            raise DeviceLost("an illegal memory access was encountered")
+        return features(pixels)
+
+    backend.features = losing
+    return backend
+
+
+engine.fake.load_fake = load_losable
+run()
+"""
+
+
+def test_a_process_whose_device_is_gone_ends_by_itself_so_that_a_new_one_is_started(
+    bundle: Path, tmp_path: Path
+) -> None:
+    address, log = f"http://127.0.0.1:{(port := free_port())}", tmp_path / "log"
+    environment = {
+        "INSPECT_PORT": str(port),
+        "INSPECT_BUNDLE": str(bundle),
+        "INSPECT_STATE_DIR": str(tmp_path / "state"),
+        "INSPECT_RUNTIME": "fake",
+    }
+    command = [sys.executable, "-c", LOSING_SERVICE]
+    with (
+        server(command, ready_url=f"{address}/readyz", log=log, environment=environment) as process,
+        httpx.Client(base_url=address, trust_env=False) as client,
+    ):
+        assert apps.post(client, "one", apps.frame()).status_code == 200
+        answer = apps.post(client, "two", np.zeros(apps.SIZE, np.uint8))
+        assert apps.is_problem(answer, 500, "inference_failed")
+        assert process.wait(STOP_WITHIN_S) == DEVICE_GONE == 75
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["event"] for line in lines if line["level"] == "critical"] == ["device lost for good"]
+    assert any(line["event"].startswith("Finished server process") for line in lines)  # and not by a crash

@@ -13,19 +13,20 @@ from typing import Any
 import httpx
 import pytest
 
-from engine import InferenceError, bundle_sha256
+from engine import InferenceError, RunsAs, bundle_sha256
 from service.app import create_app
 from service.catalogue import Catalogue
 from service.errors import ReleaseMissing
 from service.metrics import Metrics
 from service.models import Models, no_gate
+from service.release import require_release
 from service.serving import Serving, load_bundle
 from service.settings import Settings
 from service.store import Store
 from tests.bundles import LABELS, tiny_bundle
 from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, count, is_problem, logged, post, serve
 from tests.service.devices import until
-from tests.service.shelves import BREAKERS, broken, shelf
+from tests.service.shelves import BREAKERS, altered, broken, released, shelf
 from tests.service.test_routes_reading import change_record
 
 
@@ -88,8 +89,8 @@ def test_another_bundle_takes_over_and_everything_names_it(client: httpx.Client,
     assert client.get("/v1/models").json() == {
         "folder": str(folder),
         "models": [
-            {"bundle": "one", "name": "tiny", "version": "1", "state": "previous", "reason": ""},
-            {"bundle": "two", "name": "tiny", "version": "2", "state": "active", "reason": ""},
+            {"bundle": "one", "name": "tiny", "version": "1", "state": "previous", "released": False, "reason": ""},
+            {"bundle": "two", "name": "tiny", "version": "2", "state": "active", "released": False, "reason": ""},
         ],
     }
     assert count(client, "inspect_model_info", name="tiny", version="2", runtime="onnxruntime") == 1
@@ -148,7 +149,7 @@ def test_the_same_name_with_other_content_is_another_bundle(client: httpx.Client
     tiny_bundle(folder / "two", version="3", gain=15.0)
     (two,) = (model for model in client.get("/v1/models").json()["models"] if model["bundle"] == "two")
     assert two == {
-        **{"bundle": "two", "name": "tiny", "version": "2", "state": "active"},
+        **{"bundle": "two", "name": "tiny", "version": "2", "state": "active", "released": False},
         "reason": "another bundle lies there by now",
     }
     assert activate(client, "two").json()["active"]["version"] == "3"
@@ -220,13 +221,13 @@ def test_a_screen_that_was_answered_keeps_its_answer(client: httpx.Client) -> No
 def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) -> None:
     asked: list[Path] = []
 
-    def require_release(bundle: Path, /, runtime: str, precision: str, *, digest: str, active: str) -> None:
-        assert (runtime, precision) == ("onnxruntime", "fp32")
+    def refuse(bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
+        assert str(runs) == "onnxruntime fp32 in batches of 5"
         assert (digest, active) == (bundle_sha256(folder / "two"), bundle_sha256(folder / "one"))
         asked.append(bundle)
         raise ReleaseMissing("no release.json")
 
-    with serve(create_app(settings_of(folder), require_release=require_release)) as client:
+    with serve(create_app(settings_of(folder), require_release=refuse)) as client:
         assert is_problem(activate(client, "two"), 409, "release_missing")
         assert asked == [folder / "two"]
         assert states(client)["one"] == "active"
@@ -234,6 +235,43 @@ def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) 
         # the way back is never barred
         assert roll_back(client).json()["active"]["bundle"] == "one"
         assert len(asked) == 1
+
+
+ON_THIS_CPU = RunsAs(runtime="onnxruntime", precision="fp32", batch_size=5, gpu="", tensorrt="")
+
+
+def releases(client: httpx.Client) -> dict[str, bool]:
+    return {model["bundle"]: model["released"] for model in client.get("/v1/models").json()["models"]}
+
+
+def test_it_is_told_of_each_bundle_whether_it_is_released_as_it_runs_or_would_run(folder: Path) -> None:
+    released(folder / "two", ON_THIS_CPU, active=folder / "one")
+    altered(shutil.copytree(folder / "two", folder / "broken"))
+    settings = settings_of(folder)
+    with logged() as lines:
+        with serve(create_app(settings, require_release=require_release)) as client:
+            assert releases(client) == {"broken": False, "one": False, "two": True}
+            assert activate(client, "two").status_code == 200
+            assert releases(client) == {"broken": False, "one": False, "two": True}
+        with serve(create_app(settings, require_release=require_release)):
+            pass
+    warned = [line["bundle"] for line in lines if line["event"] == "not released as it runs here"]
+    assert warned == ["one"]  # and not `two`, neither at the swap nor at the start with it
+
+
+def test_a_release_for_another_batch_is_none(folder: Path) -> None:
+    released(folder / "two", ON_THIS_CPU, active=folder / "one")
+    settings = settings_of(folder).model_copy(update={"batch": 3})
+    with serve(create_app(settings, require_release=require_release)) as client:
+        assert not releases(client)["two"]
+        refused = activate(client, "two")
+        assert is_problem(refused, 409, "release_missing")
+        assert refused.json()["detail"].endswith("and is to run as onnxruntime fp32 in batches of 3")
+        with logged() as lines:
+            activate(client, "two", without_release=True)
+        assert [line["runs_as"] for line in lines if line["log_level"] == "warning"] == [
+            "onnxruntime fp32 in batches of 3"
+        ]
 
 
 class Held:

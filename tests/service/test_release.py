@@ -3,6 +3,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from engine import RELEASE_FILE, FakeBackend, Manifest, bundle_sha256, cover, cut, read_golden
+from engine import RELEASE_FILE, FakeBackend, Manifest, RunsAs, bundle_sha256, cover, cut, read_golden
 from service import release as gate
 from service.__main__ import app
 from service.errors import ReleaseMissing
@@ -21,6 +22,7 @@ from service.store import Activation, Store
 from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
 
 SIZE = 128, 192
+ON_THIS_CPU = RunsAs(runtime="onnxruntime", precision="fp32", batch_size=5, gpu="", tensorrt="")
 # name, grey of a spot drawn on it (None: clean), whether boxes.csv calls it defective
 SCREENS = (("clean", None, False), ("bubble", grey_of(0), True), ("doubtful", grey_of(1) + 4, True))
 
@@ -75,10 +77,9 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(state_dir=tmp_path / "state", runtime="onnxruntime")
 
 
-def require(candidate: Path, *, runtime: str, precision: str, active: Path | None = None) -> None:
+def require(candidate: Path, runs: RunsAs = ON_THIS_CPU, *, active: Path | None = None) -> None:
     """Where `active`, by default the candidate itself, is in service."""
-    active = active or candidate
-    require_release(candidate, runtime, precision, digest=bundle_sha256(candidate), active=bundle_sha256(active))
+    require_release(candidate, runs, digest=bundle_sha256(candidate), active=bundle_sha256(active or candidate))
 
 
 def reseal(golden: Path, name: str, **changes: object) -> None:
@@ -96,7 +97,7 @@ def test_what_agrees_with_its_module_is_released(tmp_path: Path, candidate: Path
     assert found.finite
     assert set(found.slot_spread.values()) == {0.0}
     assert gate.Release.model_validate_json((candidate / RELEASE_FILE).read_bytes()) == found
-    require(candidate, runtime="onnxruntime", precision="fp32", active=bundle)
+    require(candidate, active=bundle)
 
 
 def test_what_was_held_against_another_bundle_than_the_one_in_service_is_refused(
@@ -106,7 +107,7 @@ def test_what_was_held_against_another_bundle_than_the_one_in_service_is_refused
     assert found.active_sha256 == bundle_sha256(bundle)
     in_service = tiny_bundle(tmp_path / "in-service", version="7")
     with pytest.raises(ReleaseMissing, match=r"held against .*, which is not in service now"):
-        require(candidate, runtime="onnxruntime", precision="fp32", active=in_service)
+        require(candidate, active=in_service)
 
 
 def test_a_record_holds_for_what_was_loaded_whatever_lies_there_by_now(
@@ -115,7 +116,7 @@ def test_a_record_holds_for_what_was_loaded_whatever_lies_there_by_now(
     gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
     loaded = bundle_sha256(tiny_bundle(tmp_path / "loaded", version="7"))
     with pytest.raises(ReleaseMissing, match="another version"):
-        require_release(candidate, "onnxruntime", "fp32", digest=loaded, active=bundle_sha256(bundle))
+        require_release(candidate, ON_THIS_CPU, digest=loaded, active=bundle_sha256(bundle))
 
 
 def test_the_gate_holds_a_bundle_against_the_one_that_the_record_says_is_in_service(
@@ -140,7 +141,12 @@ def test_the_gate_holds_a_bundle_against_the_one_that_the_record_says_is_in_serv
     answer = CliRunner().invoke(app, ["release", str(candidate), "--golden", str(golden), "--json"])
     record = json.loads(answer.stdout)
     assert (record["active"], record["active_sha256"]) == ("tiny 2", bundle_sha256(swapped))
-    require(candidate, runtime="onnxruntime", precision="fp32", active=swapped)
+    require(candidate, active=swapped)
+
+
+def test_the_gate_runs_a_bundle_in_the_batch_of_the_line(tmp_path: Path, candidate: Path, golden: Path) -> None:
+    line = settings(tmp_path).model_copy(update={"batch": 3})
+    assert gate.run(candidate, golden, active=candidate, settings=line).runs_as == replace(ON_THIS_CPU, batch_size=3)
 
 
 def test_another_verdict_than_the_modules_is_refused_and_named(tmp_path: Path, candidate: Path, golden: Path) -> None:
@@ -218,7 +224,7 @@ def test_a_device_that_is_uneven_or_not_finite_is_refused_though_every_verdict_i
     on_a_device(monkeypatch, spoil)
     fake = Settings(state_dir=tmp_path / "state", runtime="fake")
     found = gate.run(candidate, golden, active=candidate, settings=fake)
-    assert (found.runtime, found.different) == ("fake", [])
+    assert (found.runs_as.runtime, found.different) == ("fake", [])
     assert len(found.refusals) == len(refusals)
     assert all(word in refusal for word, refusal in zip(refusals, found.refusals, strict=True))
     assert (candidate / RELEASE_FILE).exists() == (not refusals)
@@ -262,15 +268,15 @@ def test_a_set_that_is_not_whole_decides_nothing(
 def test_a_bundle_that_is_replaced_in_the_gate_gets_no_record(
     tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examine = gate._examine_device
+    examine = gate._examine_devices
 
-    def replaced_after(*arguments: object) -> object:
-        found = examine(*arguments)  # type: ignore[arg-type]
+    def replaced_after(bundle: Path, settings: Settings) -> object:
+        found = examine(bundle, settings)
         shutil.rmtree(candidate)
         tiny_bundle(candidate, gain=18.0)
         return found
 
-    monkeypatch.setattr(gate, "_examine_device", replaced_after)
+    monkeypatch.setattr(gate, "_examine_devices", replaced_after)
     with pytest.raises(ReleaseError, match="was replaced"):
         gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
     assert not (candidate / RELEASE_FILE).exists()
@@ -280,21 +286,29 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
     tmp_path: Path, candidate: Path, golden: Path
 ) -> None:
     with pytest.raises(ReleaseMissing, match="has not passed"):
-        require(candidate, runtime="onnxruntime", precision="fp32")
+        require(candidate)
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
-    with pytest.raises(ReleaseMissing, match="is to run in openvino fp32"):
-        require(candidate, runtime="openvino", precision="fp32")
-    with pytest.raises(ReleaseMissing, match="onnxruntime int8"):
-        require(candidate, runtime="onnxruntime", precision="int8")
+    assert found.runs_as == ON_THIS_CPU
+    for runs, told in (
+        (replace(ON_THIS_CPU, runtime="openvino"), "openvino fp32 in batches of 5"),
+        (replace(ON_THIS_CPU, precision="int8"), "onnxruntime int8 in batches of 5"),
+        (replace(ON_THIS_CPU, batch_size=10), "onnxruntime fp32 in batches of 10"),
+        (replace(ON_THIS_CPU, gpu="H100 sm90", tensorrt="tensorrt 10.13.0"), "5 on H100 sm90 by tensorrt 10.13.0"),
+    ):
+        with pytest.raises(ReleaseMissing, match=f"released for onnxruntime fp32 in batches of 5, and .* {told}$"):
+            require(candidate, runs)
     (candidate / RELEASE_FILE).write_text(found.model_copy(update={"finite": False}).model_dump_json())
     with pytest.raises(ReleaseMissing, match="refusal"):
-        require(candidate, runtime="onnxruntime", precision="fp32")
-    (candidate / RELEASE_FILE).write_text("{}")
-    with pytest.raises(ReleaseMissing, match="cannot be read"):
-        require(candidate, runtime="onnxruntime", precision="fp32")
+        require(candidate)
+    older = found.model_dump(mode="json")
+    del older["runs_as"]["batch_size"]
+    for unread in ({}, older):
+        (candidate / RELEASE_FILE).write_text(json.dumps(unread))
+        with pytest.raises(ReleaseMissing, match="cannot be read: release the bundle again"):
+            require(candidate)
     (candidate / RELEASE_FILE).write_text(found.model_dump_json())
     Manifest.read(candidate)
     manifest = json.loads((candidate / "manifest.json").read_text())
     (candidate / "manifest.json").write_text(json.dumps({**manifest, "version": "2"}))
     with pytest.raises(ReleaseMissing, match="another version"):
-        require(candidate, runtime="onnxruntime", precision="fp32")
+        require(candidate)

@@ -15,13 +15,22 @@ from tests.service.shelves import BREAKERS, broken, shelf, wrong_golden
 def test_a_bundle_in_service_is_named_tested_and_closed(bundle: Path) -> None:
     loaded = load_bundle(bundle, Settings(bundle=bundle, runtime="onnxruntime"))
     with closing(Serving(loaded, bundle="one", record=Forgetful(), settings=Settings())) as serving:
-        assert (serving.bundle, serving.digest, serving.runtime) == ("one", bundle_sha256(bundle), "onnxruntime")
+        assert (serving.bundle, serving.digest) == ("one", bundle_sha256(bundle))
+        assert str(serving.runs_as) == "onnxruntime fp32 in batches of 5"
         assert serving.manifest.name == "tiny"
         report = serving.scheduler.tested()
         assert report.ok
         assert report.fresh
     with pytest.raises(InferenceError, match="closed"):
         loaded.backends[0].features(loaded.golden.pixels)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "fake"])
+def test_a_bundle_runs_in_batches_of_the_setting(bundle: Path, runtime: str) -> None:
+    for batch, patches in ((None, 5), (3, 3)):
+        loaded = load_bundle(bundle, Settings(runtime=runtime, batch=batch), prebuilt=True)  # which needs no plan
+        assert [backend.batch_size for backend in loaded.backends] == [patches]
+        loaded.close()
 
 
 @pytest.mark.parametrize("breaker", [breaker for breaker in BREAKERS if breaker is not wrong_golden])

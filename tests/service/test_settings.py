@@ -98,6 +98,7 @@ def test_unknown_key_of_the_file_is_refused(monkeypatch: pytest.MonkeyPatch, tmp
         ("INSPECT_LOG_LEVEL", "loud"),
         ("INSPECT_BUNDLES", "/nowhere"),  # a misspelt folder would be an empty one
         ("INSPECT_MAX_BODY_BYTES", "0"),
+        ("INSPECT_BATCH", "0"),
     ],
 )
 def test_value_out_of_range_is_refused_by_name(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from engine import Backend, BundleError, InferenceError, load_all, read_golden
+from engine import Backend, BundleError, DeviceLost, InferenceError, PlanError, load_all, read_golden
 from service.app import create_app
 from service.catalogue import Catalogue
 from service.errors import BundleRefused, NotReady
@@ -58,7 +58,8 @@ class Line:
     def meanwhile(self) -> None:
         """What happens between the loading of `two` and its self-test."""
 
-    def load(self, path: Path, settings: Settings) -> Loaded:
+    def load(self, path: Path, settings: Settings, *, prebuilt: bool) -> Loaded:
+        assert prebuilt
         loaded = load_bundle(path, settings)
         if self.device is not None:
             loaded.close()
@@ -132,7 +133,7 @@ def test_whatever_goes_wrong_at_the_gate_what_was_loaded_is_closed(
 
 
 def test_a_bundle_that_cannot_be_read_is_refused_without_its_place(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(path: Path, _: Settings) -> Loaded:
+    def unreadable(path: Path, _: Settings, **__: bool) -> Loaded:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("service.models.load_bundle", unreadable)
@@ -140,6 +141,24 @@ def test_a_bundle_that_cannot_be_read_is_refused_without_its_place(line: Line, m
         line.models.activate("two")
     assert refused.value.detail == "cannot be read: Permission denied"
     assert line.nothing_has_changed()
+
+
+@pytest.mark.parametrize("rollback", [False, True])
+def test_a_swap_neither_builds_a_plan_nor_makes_do_with_less_memory(
+    line: Line, monkeypatch: pytest.MonkeyPatch, rollback: bool
+) -> None:
+    line.models.activate("two")
+    line.models.activate("one")
+
+    def refuse(*_: object, prebuilt: bool, **__: object) -> list[Backend]:
+        assert prebuilt
+        raise PlanError("there is no plan, build it first: `python -m engine build BUNDLE`")
+
+    monkeypatch.setattr("service.serving.load_all", refuse)
+    monkeypatch.setattr("service.models.load_bundle", load_bundle)
+    with pytest.raises(BundleRefused, match="build it first: `python -m engine build BUNDLE`"):
+        line.models.roll_back() if rollback else line.models.activate("two")
+    assert line.models.current.bundle == "one"
 
 
 def test_a_bundle_that_is_exchanged_while_it_is_loaded_is_refused(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +185,7 @@ def test_a_rollback_takes_what_was_in_service_and_not_what_comes_in_its_place(
     line.models.activate("one")
     other = tiny_bundle(line.folder.parent / "other", version="9", gain=15.0)
     # exchanged between the look at the folder and the loading of it
-    monkeypatch.setattr("service.models.load_bundle", lambda _, settings: line.load(other, settings))
+    monkeypatch.setattr("service.models.load_bundle", lambda _, settings, **more: line.load(other, settings, **more))
     with pytest.raises(BundleRefused, match="was replaced while"):
         line.models.roll_back()
     assert line.models.current.bundle == "one"
@@ -188,6 +207,20 @@ def test_a_device_that_hangs_in_its_first_self_test_wedges_neither_swaps_nor_the
         assert line.models.activate("two").outcome == "activated"
     (hung, _) = line.loaded
     until(lambda: _closed(hung))  # by its own thread, should it ever go on
+
+
+def test_a_device_that_is_lost_in_the_first_self_test_is_the_refusal_of_the_new_bundle_alone(
+    line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose() -> None:
+        raise DeviceLost("an illegal memory access was encountered")
+
+    line.device = Device()
+    monkeypatch.setattr(line.device.golden_gate, "go_through", lose)
+    with pytest.raises(BundleRefused, match="self-test: fake cannot recover a device"):
+        line.models.activate("two")
+    assert line.nothing_has_changed()
+    assert not line.models.report().gone  # should the device be lost to this one too, its own self-test finds out
 
 
 def _closed(loaded: Loaded) -> bool:
