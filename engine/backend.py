@@ -63,7 +63,7 @@ class Backend(Protocol):
 
     @property
     def precision(self) -> str:
-        """Of the features graph: fp32, fp16, bf16, int8 (int8-trt where a CPU measures it). The reasoning is always fp32."""
+        """Of the features graph: fp32, fp16, bf16, int8 (int8-trt where a CPU measures it). The reasoning is fp32."""
 
     @property
     def batch_size(self) -> int:

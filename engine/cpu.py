@@ -11,6 +11,7 @@ from engine.backend import NO_GUARD, Features, batch_of, check_pixels
 from engine.errors import InferenceError, RuntimeUnavailable
 from engine.graphs import FeaturesGraph, Reasoning
 from engine.manifest import Manifest
+from engine.running import default_precision
 from engine.tuning import Run, Share, tune
 
 
@@ -38,8 +39,8 @@ class CpuBackend(ABC):
         self, bundle: Path, *, precision: str | None = None, threads: int | None = None, batch_size: int | None = None
     ) -> None:
         self.manifest = Manifest.read(bundle)
-        self.precision = self._best_precision() if precision is None else precision
-        if self.precision == "bf16" and not self._rounds():
+        self.precision = precision or default_precision(self.manifest, self.runtime)
+        if self.precision == "bf16" and not self.rounds():
             raise RuntimeUnavailable(f"{self.runtime} does not compute in bfloat16 here")
         self.batch_size = batch_of(self.manifest, batch_size)
         # read by ONNX Runtime, which takes no weights from files beside the graph, whatever runs it afterwards
@@ -49,13 +50,9 @@ class CpuBackend(ABC):
         self._reasoning = Reasoning(bundle, self.manifest)
 
     @classmethod
-    def _rounds(cls) -> bool:
+    def rounds(cls) -> bool:
         """Whether the runtime computes in bfloat16 on this CPU."""
         return False
-
-    def _best_precision(self) -> str:
-        """bfloat16 where the bundle was made for it, as it is only made where it is faster; else float32."""
-        return "bf16" if "bf16" in self.manifest.precisions and self._rounds() else "fp32"
 
     @abstractmethod
     def _build(self, share: Share) -> Run:

@@ -221,11 +221,6 @@ def graph_precision(runtime: str, precision: str) -> str:
     return "int8-trt" if (runtime, precision) == ("tensorrt", "int8") else precision
 
 
-def default_precision(manifest: Manifest, runtime: str) -> str:
-    """The precision in which a bundle runs where none is asked for: on a GPU fp16, if it was exported."""
-    return "fp16" if runtime == "tensorrt" and "fp16" in manifest.precisions else "fp32"
-
-
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file in lower-case hexadecimal, without holding it in memory."""
     with path.open("rb") as file:

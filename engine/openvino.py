@@ -1,8 +1,8 @@
 """OpenVINO on the CPU, an extra: the features graph by it, the reasoning by ONNX Runtime as everywhere.
 
 The only file that imports openvino; its exceptions stop here. Left alone it computes in bfloat16 wherever the CPU can,
-which moves scores by more than any tolerance: here all arithmetic outside of quantised layers is float32, but in a graph
-that was made for bfloat16 that of the layers which may round.
+which moves scores by more than any tolerance: here all arithmetic outside of quantised layers is float32, but for the
+layers which may round, in a graph that was made for bfloat16.
 """
 
 import sys
@@ -49,7 +49,8 @@ class OpenVinoBackend(CpuBackend):
     runtime = "openvino"
 
     @classmethod
-    def _rounds(cls) -> bool:
+    def rounds(cls) -> bool:
+        """See `CpuBackend.rounds`."""
         return "BF16" in CORE.get_property("CPU", properties.device.capabilities)
 
     def _build(self, share: Share) -> "_Requests":
@@ -117,8 +118,8 @@ class _Requests:
 def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> openvino.Model:
     """The model with a mark on every layer that must not round, which are all but those that are named.
 
-    The hint of a precision is for a whole model. What OpenVINO holds to float32 all the same is marked `precise`, and as
-    its Python interface cannot set the mark, it is written into the model's form as a file.
+    The hint of a precision is for a whole model. What OpenVINO holds to float32 all the same is marked `precise`; its
+    Python interface cannot set the mark, so it is written into the model's form as a file.
     """
     with TemporaryDirectory() as folder:
         file = Path(folder) / "graph.xml"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from engine.backend import Backend, batch_of
-from engine.manifest import Manifest, default_precision
+from engine.manifest import Manifest
 from engine.plans import Plan
 
 
@@ -67,3 +67,17 @@ def would_run_as(manifest: Manifest, beside: RunsAs, *, precision: str | None, b
         precision=precision or default_precision(manifest, beside.runtime),
         batch_size=batch_of(manifest, batch_size),
     )
+
+
+def default_precision(manifest: Manifest, runtime: str) -> str:
+    """The precision in which a bundle runs where none is asked for: the one it was made in for that runtime, else fp32.
+
+    On a GPU that is fp16, in OpenVINO bf16 where the CPU computes in it: for a CPU only what is faster is ever made.
+    """
+    if runtime == "tensorrt" and "fp16" in manifest.precisions:
+        return "fp16"
+    if runtime == "openvino" and "bf16" in manifest.precisions:
+        from engine.openvino import OpenVinoBackend  # loads a runtime, which `engine` does not
+
+        return "bf16" if OpenVinoBackend.rounds() else "fp32"
+    return "fp32"

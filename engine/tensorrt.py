@@ -25,8 +25,9 @@ from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, Ru
 from engine.golden import made_as, read_golden
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
 from engine.graphs import Reasoning
-from engine.manifest import Manifest, default_precision, graph_precision
+from engine.manifest import Manifest, graph_precision
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
+from engine.running import default_precision
 from engine.slots import measure_slots, slot_patches
 from engine.yardstick import Yardstick
 

@@ -50,7 +50,7 @@ def export_run(
         notes: Markdown that the model card carries as it is.
         frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
             which the darkest of rendered frames have and a frame without light has not.
-        precisions: others to make beside float32: fp16, int8, int8-trt.
+        precisions: others to make beside float32: fp16, bf16, int8, int8-trt.
         calibration: cut folders whose screens, all of them, decide thresholds and review bands together with the
             validation part: screens in the shares that the line sees, none of them learnt from.
 

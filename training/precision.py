@@ -2,7 +2,8 @@
 
 Each is refused if it differs from float32 by more than its tolerance on the telling patches, or gives something on
 extreme patches that is not finite; all but fp16 also if they lose F on the part that nothing was chosen on, and those
-for CPUs if they are not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no faster.
+for CPUs if they are not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no
+faster.
 """
 
 from __future__ import annotations

@@ -3,17 +3,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
-from engine import BundleError, InferenceError, load
+from engine import BundleError, InferenceError, Manifest, RuntimeUnavailable, load
+from engine.bfloat import write_bfloat
 from tests.bundles import LABELS, features_graph, tiny_bundle
+from tests.engine.precisions import BATCH, PATCHES, network, write_bundle
 from tests.engine.test_onnxruntime import PATCH_PX, edit, fix_rows, lose_a_row, rename_input, sign
+from training.network import FeaturesGraph
 
-openvino = pytest.importorskip("engine.openvino").openvino  # not by itself, which would report it
+backend_module = pytest.importorskip("engine.openvino")  # not openvino by itself, which would report it
+openvino, OpenVinoBackend = backend_module.openvino, backend_module.OpenVinoBackend
 
 
 @pytest.fixture
@@ -132,3 +137,56 @@ def test_a_network_without_activation_gives_flat_maps(tmp_path: Path) -> None:
         features = backend.features(np.zeros((3, 1, PATCH_PX, PATCH_PX), np.uint8))
     assert features.activation.shape == (3, 2, 1, 1)
     assert not features.activation.any()
+
+
+needs_bfloat = pytest.mark.skipif(
+    not OpenVinoBackend.rounds(), reason="this CPU does not compute in bfloat16 (AVX-512 BF16 or AMX does)"
+)
+
+
+@pytest.fixture
+def narrow(tmp_path: Path) -> Path:
+    """A bundle of a random network whose trunk rounds to bfloat16 behind its third convolution."""
+    bundle = write_bundle(tmp_path / "narrow", network())
+    write_bfloat(bundle, part=FeaturesGraph.TRUNK, keep=3)
+    replace(Manifest.read(bundle), parity_tolerance={"fp32": 1e-3, "bf16": 0.5}).sign(bundle)
+    return bundle
+
+
+@needs_bfloat
+def test_only_the_layers_that_may_round_compute_in_bfloat16(narrow: Path) -> None:
+    with closing(load(narrow, "openvino", threads=1)) as backend:
+        assert backend.precision == "bf16"  # as it was made
+        compiled = vars(vars(backend)["_features"])["_compiled"]
+    kinds = [
+        layer.get_rt_info()["runtimePrecision"].astype(str)
+        for layer in compiled.get_runtime_model().get_ordered_ops()
+        if layer.get_rt_info()["layerType"].astype(str) == "Convolution"
+    ]
+    # 19 of the trunk, and the label map, which stays as it is
+    assert sorted(kinds) == ["bf16"] * 16 + ["f32"] * 4
+
+
+@needs_bfloat
+def test_bfloat16_is_near_float32_and_not_the_same(narrow: Path) -> None:
+    with closing(load(narrow, "openvino")) as half, closing(load(narrow, "openvino", precision="fp32")) as whole:
+        gap = np.abs(half.features(PATCHES[:BATCH]).stage1 - whole.features(PATCHES[:BATCH]).stage1)
+        again = half.features(PATCHES[:BATCH]).stage1
+        assert np.array_equal(again, half.features(PATCHES[:BATCH]).stage1)
+    assert 0 < gap.max() < 0.1
+
+
+def test_a_cpu_without_bfloat16_takes_float32_and_refuses_the_other(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OpenVinoBackend, "rounds", staticmethod(lambda: False))
+    with closing(load(narrow, "openvino", threads=1)) as backend:
+        assert backend.precision == "fp32"
+    for runtime in ("openvino", "onnxruntime"):
+        with pytest.raises(RuntimeUnavailable, match=f"{runtime} does not compute in bfloat16 here"):
+            load(narrow, runtime, precision="bf16")
+
+
+def test_a_graph_without_a_layer_left_to_round_is_not_made(narrow: Path) -> None:
+    with pytest.raises(ValueError, match="has 19 convolutions, so 19 of them"):
+        write_bfloat(narrow, part=FeaturesGraph.TRUNK, keep=19)

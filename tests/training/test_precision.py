@@ -81,7 +81,7 @@ def test_every_precision_is_made_stated_and_compared(bundle: Path, proof: Proof,
     manifest = Manifest.read(bundle)
     assert manifest.precisions == ("fp32", "fp16", "int8", "int8-trt") == ("fp32", *made)
     assert manifest.parity_tolerance == {"fp32": 1e-4, "fp16": 0.5, "int8": 0.5, "int8-trt": 0.5}
-    assert made["int8"].quantised == (0, 19)  # all of it holds so wide a tolerance
+    assert made["int8"].kept == (0, 19)  # all of it holds so wide a tolerance
     assert manifest.training["int8_float_convolutions"] == "0 of 19"
     assert str(manifest.training["int8_speed"]).endswith("times fp32 where it was exported")
     for precision in ("fp16", "int8-trt"):
@@ -106,9 +106,9 @@ def test_no_more_is_quantised_than_the_tolerance_allows(
         largest = float(np.abs(infer(backend, proof.pixels)[1] - proof.expected).max())
     monkeypatch.setattr(module, "TOLERANCES", {"int8-trt": 0.9 * largest})
     part = add_precisions(bundle, ["int8-trt"], proof)["int8-trt"]
-    assert whole.quantised == (0, 19)
-    assert part.quantised is not None
-    assert 0 < part.quantised[0] < 19
+    assert whole.kept == (0, 19)
+    assert part.kept is not None
+    assert 0 < part.kept[0] < 19
     with opened(bundle, "int8-trt") as backend:
         assert np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= 0.9 * largest
 
