@@ -73,7 +73,7 @@ def _lenient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "F_LOSS", 1.0)
     monkeypatch.setattr("engine.speed.FASTER_BY", 0.0)
     monkeypatch.setattr("engine.speed.TIMED_ROUNDS", 2)
-    monkeypatch.setattr(module, "TOLERANCES", {"fp16": 0.5, "int8": 0.5, "int8-trt": 0.5})
+    monkeypatch.setattr(module, "TOLERANCES", dict.fromkeys(["fp16", "bf16", "int8", "int8-trt"], 0.5))
 
 
 def test_every_precision_is_made_stated_and_compared(bundle: Path, proof: Proof, data: Path) -> None:
@@ -111,6 +111,27 @@ def test_no_more_is_quantised_than_the_tolerance_allows(
     assert 0 < part.kept[0] < 19
     with opened(bundle, "int8-trt") as backend:
         assert np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= 0.9 * largest
+
+
+def test_no_more_rounds_to_bfloat16_than_the_tolerance_allows(
+    bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("engine.openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
+    if not openvino.OpenVinoBackend.rounds():
+        pytest.skip("this CPU does not compute in bfloat16 (AVX-512 BF16 or AMX does)")
+    whole = add_precisions(bundle, ["bf16"], proof)["bf16"]
+    assert whole.kept == (0, 19)
+    assert whole.speed is not None
+    with opened(bundle, "bf16") as backend:
+        assert (backend.runtime, backend.precision) == ("openvino", "bf16")
+        largest = float(np.abs(infer(backend, proof.pixels)[1] - proof.expected).max())
+    monkeypatch.setattr(module, "TOLERANCES", {"bf16": 0.5 * largest})
+    part = add_precisions(bundle, ["bf16"], proof)["bf16"]
+    assert part.kept is not None
+    assert 0 < part.kept[0] < 19
+    assert "| bf16 |" in (bundle / "MODEL_CARD.md").read_text()
+    with opened(bundle, "bf16") as backend:
+        assert 0 < np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= 0.5 * largest
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-trt"])
