@@ -6,8 +6,6 @@ values at the speed of a copy, whichever is longer; caches can beat the copy, an
 Best times are compared with it, those that other work disturbed least. A GPU has a roofline of its own, measured on it.
 """
 
-import platform
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing
@@ -24,6 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from engine.backend import BEST_FIRST, PRECISIONS, Backend, Features, Streaming, load, stream
+from engine.cpus import cpu_name, vector_instructions
 from engine.errors import EngineError, RuntimeUnavailable
 from engine.manifest import Manifest
 from engine.yardstick import Yardstick, cpu_yardstick
@@ -32,8 +31,6 @@ FLOOR_PATCHES_PER_S = 156.0  # of the paper: three screens a second on four GPUs
 MIN_ROUNDS = 5
 BATCHES_IN_ROW = 10  # a screen's
 GPU_BYTES = {"fp32": 1.0, "fp16": 0.5, "int8": 0.25}  # moved, of those in float32
-CPU_INFO = Path("/proc/cpuinfo")
-VECTORS = re.compile(r"fma|avx\w*|amx\w*|asimd\w*|sve\w*|i8mm|bf16")
 
 
 @runtime_checkable
@@ -334,22 +331,6 @@ def _result(
         gflop_per_s=gflop_per_s,
         of_roofline_ratio=of_roofline,
     )
-
-
-def cpu_name() -> str:
-    """The CPU's model."""
-    found = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
-    return found[1] if found else platform.processor() or platform.machine()
-
-
-def vector_instructions() -> list[str]:
-    """Names of the CPU's vector instructions that multiply and add."""
-    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
-    return [] if found is None else sorted(name for name in found[1].split() if VECTORS.fullmatch(name))
-
-
-def _cpu_info() -> str:
-    return CPU_INFO.read_text() if CPU_INFO.is_file() else ""
 
 
 def show(report: Report, console: Console) -> None:

@@ -1,7 +1,12 @@
-"""How many CPUs this process may use, which in a container is fewer than the machine has."""
+"""The CPUs: how many this process may use, which in a container is fewer than the machine has, and what they are."""
 
 import os
+import platform
+import re
 from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+VECTORS = re.compile(r"fma|avx\w*|amx\w*|asimd\w*|sve\w*|i8mm|bf16")
 
 # the control group of this process, as a container sees it
 GROUP = Path("/sys/fs/cgroup")
@@ -22,3 +27,19 @@ def available_cpus(group: Path = GROUP) -> int:
             quota, period = " ".join(file.read_text() for file in files).split()
             return allowed if quota in NO_LIMIT else max(1, min(allowed, int(quota) // int(period)))
     return allowed
+
+
+def cpu_name() -> str:
+    """The CPU's model."""
+    found = re.search(r"^model name\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def vector_instructions() -> list[str]:
+    """Names of the CPU's vector instructions that multiply and add."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpu_info(), re.MULTILINE)
+    return [] if found is None else sorted(name for name in found[1].split() if VECTORS.fullmatch(name))
+
+
+def _cpu_info() -> str:
+    return CPU_INFO.read_text() if CPU_INFO.is_file() else ""

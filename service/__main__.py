@@ -1,4 +1,4 @@
-"""`python -m service`: serve; `inspect` files; `release` a bundle; `demo` renders, serves, posts and shows."""
+"""`python -m service`: serve; `inspect` files; `release` a bundle; `bench` the service; `demo` shows it all."""
 
 import json
 import os
@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
 
-from engine import RELEASE_FILE, EngineError
+from engine import DEFAULT_BUNDLE, RELEASE_FILE, EngineError
 from service import acceptance as accept
+from service import bench as benchmark
 from service import control, logs, memory, overlay
 from service import demo as demonstration
 from service import release as gate
 from service.app import create_app
+from service.bench import BenchError
 from service.client import ClientError
 from service.control import ControlError
 from service.demo import DemoError
@@ -42,7 +44,17 @@ KEEP_ALIVE_S = 75
 DEVICE_GONE = os.EX_TEMPFAIL
 
 # what ends a command with one line: the user can do something about it
-MENDABLE = (SettingsError, EngineError, StoreError, ServiceError, ClientError, DemoError, ReleaseError, OSError)
+MENDABLE = (
+    SettingsError,
+    EngineError,
+    StoreError,
+    ServiceError,
+    ClientError,
+    DemoError,
+    BenchError,
+    ReleaseError,
+    OSError,
+)
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 errors = Console(stderr=True, markup=False, emoji=False, highlight=False)
@@ -163,6 +175,21 @@ def acceptance(
     steps = accept.run(plan, console, out)
     console.print(f"report: {escape(str(out))}", soft_wrap=True)
     raise typer.Exit(1 if any(step.passed is False for step in steps) else 0)
+
+
+@app.command()
+def bench(
+    bundle: Annotated[Path, typer.Argument(help="Bundle to be served.")] = DEFAULT_BUNDLE,
+    seconds: Annotated[float, typer.Option(help="Of each measurement.", min=1)] = 60,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+) -> None:
+    """Time the service end to end, and what it leaves of a device, on two CPUs; exit code 1 if a limit is missed."""
+    report = benchmark.run(bundle, seconds=seconds, console=Console(stderr=True, emoji=False))
+    if as_json:
+        print(benchmark.as_json(report))
+    else:
+        benchmark.show(report, Console(emoji=False))
+    raise typer.Exit(0 if report.passed else 1)
 
 
 @app.command()

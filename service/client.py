@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,12 +39,13 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Mapping[str, str], log_path: Path) -> Iterator[Served]:
+def serving(settings: Mapping[str, str], log_path: Path, *, module: Sequence[str] = ("service",)) -> Iterator[Served]:
     """A service with an empty record on a free port, until the block ends.
 
     Args:
         settings: INSPECT_* variables beside those of this process.
         log_path: where its output goes.
+        module: which `python -m` runs, and its arguments.
 
     Raises:
         ClientError: it was not ready in time, or ended by itself or with an error.
@@ -53,7 +54,7 @@ def serving(settings: Mapping[str, str], log_path: Path) -> Iterator[Served]:
         port = _free_port()
         own = {"INSPECT_HOST": "127.0.0.1", "INSPECT_PORT": str(port), "INSPECT_STATE_DIR": state_dir}
         environment = {**os.environ, **own, **settings}
-        process = subprocess.Popen([sys.executable, "-m", "service"], env=environment, stdout=log, stderr=log)
+        process = subprocess.Popen([sys.executable, "-m", *module], env=environment, stdout=log, stderr=log)  # noqa: S603 - our own
         try:
             # a proxy of the environment leads away from this machine
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_WITHIN_S, trust_env=False) as client:

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 import engine.bench
 from engine import FakeBackend, Features, InferenceError, Manifest, RuntimeUnavailable, fake_manifest
 from engine.__main__ import app
-from engine.bench import MIN_ROUNDS, Ceilings, Contestant, bench, cpu_name, vector_instructions
+from engine.bench import MIN_ROUNDS, Ceilings, Contestant, bench
+from engine.cpus import cpu_name, vector_instructions
 from engine.graphs import count_work
 from engine.yardstick import Yardstick
 from tests.bundles import tiny_bundle
@@ -153,7 +154,7 @@ def test_what_cannot_take_part_is_named(bundle: Path) -> None:
 def test_the_cpu_is_named_with_its_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     info = tmp_path / "cpuinfo"
     info.write_text("model name\t: Some CPU @ 3 GHz\nflags\t\t: fpu sse avx2 avx512_vnni amx_tile fma rdtscp\n")
-    monkeypatch.setattr(engine.bench, "CPU_INFO", info)
+    monkeypatch.setattr(engine.cpus, "CPU_INFO", info)
     assert cpu_name() == "Some CPU @ 3 GHz"
     assert vector_instructions() == ["amx_tile", "avx2", "avx512_vnni", "fma"]
     info.unlink()

@@ -1,0 +1,96 @@
+"""The service on simulated devices, which compute nothing and take exactly their time: what the service itself costs.
+
+Run by `service.bench` as `python -m service.simulated`, in a process of its own as on a line.
+"""
+
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Generator, Iterable
+from typing import Annotated
+
+import numpy as np
+import typer
+import uvicorn
+from numpy.typing import NDArray
+
+from engine import FakeBackend, Features, Golden, Manifest
+from service import logs
+from service.app import create_app
+from service.settings import read_settings
+
+UNDER_WAY = 2  # batches, as the runner of a GPU has: one computes while the next is copied
+SCORE = 0.01  # of every label on every patch: clean
+
+
+class SimulatedDevice(FakeBackend):
+    """A device that works off batches one after the other, without a gap while there is one.
+
+    Args:
+        manifest: what to pretend to be.
+        batch_s: seconds of a batch.
+        patch_s: seconds of each of its patches beside.
+    """
+
+    def __init__(self, manifest: Manifest, *, batch_s: float, patch_s: float) -> None:
+        super().__init__(manifest, lambda pixels: np.full((len(pixels), len(manifest.labels)), SCORE))
+        self._batch_s = batch_s
+        self._patch_s = patch_s
+        self._free_at = 0.0
+
+    def seconds_of(self, patches: int) -> float:
+        """What a batch of so many patches takes."""
+        return self._batch_s + patches * self._patch_s
+
+    def features(self, pixels: NDArray[np.uint8]) -> Features:
+        """See `Backend.features`."""
+        return self._collect(self._submit(pixels))
+
+    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+        """See `engine.backend.Streaming`: the next batch is taken while the one before computes."""
+        running: deque[tuple[Features, float]] = deque()
+        for pixels in batches:
+            running.append(self._submit(pixels))
+            if len(running) == UNDER_WAY:
+                yield self._collect(running.popleft())
+        while running:
+            yield self._collect(running.popleft())
+
+    def _submit(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
+        """The answer, and when it may be known."""
+        self._free_at = max(self._free_at, time.monotonic()) + self.seconds_of(len(pixels))
+        return super().features(pixels), self._free_at
+
+    def _collect(self, running: tuple[Features, float]) -> Features:
+        features, done_at = running
+        time.sleep(max(0.0, done_at - time.monotonic()))
+        return features
+
+
+def golden_of(manifest: Manifest) -> Golden:
+    """A self-test that every simulated device passes."""
+    side = manifest.patch_px
+    return Golden(
+        pixels=np.zeros((1, 1, side, side), np.uint8),
+        probability=np.full((1, len(manifest.labels)), SCORE, np.float32),
+        tolerance=1e-3,
+    )
+
+
+def main(
+    batch_s: Annotated[float, typer.Argument(help="Seconds of a batch.", min=0)],
+    patch_s: Annotated[float, typer.Argument(help="Seconds of each patch beside.", min=0)],
+) -> None:
+    """Serve one simulated device; the rest is the settings'."""
+    settings = read_settings()
+    logs.configure(level=settings.log_level, form=settings.log_format)
+    manifest = Manifest.read(settings.bundle)
+    device = SimulatedDevice(manifest, batch_s=batch_s, patch_s=patch_s)
+    app = create_app(settings, backends=[device], golden=golden_of(manifest))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as the service itself ends
+    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
+
+
+if __name__ == "__main__":
+    typer.run(main)
