@@ -21,7 +21,7 @@ from engine.golden import made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
 from engine.slots import measure_slots
-from engine.speed import FASTER_BY, Speed, speed_by_turns
+from engine.speed import FASTER_BY, speed_by_turns
 
 SPEED_TEST_S = 2.0
 BATCHES_IN_ROW = 10
@@ -67,12 +67,12 @@ def build(
     bundle: Annotated[Path, typer.Argument(help="Folder of the bundle.")] = DEFAULT_BUNDLE,
     precision: Annotated[str | None, typer.Option(help="fp16, fp32 or int8; else fp16 where it was exported.")] = None,
     batch: Batch = None,
-    device: Annotated[int, typer.Option(min=0, help="Number of the GPU.")] = 0,
+    device: Annotated[int | None, typer.Option(min=0, help="Number of the GPU; else the first usable one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Build the TensorRT plan of a bundle for a GPU here, and verify it: real precision, golden patches, slots.
 
-    One in int8 is refused where it is no faster than one in fp16.
+    One in int8 is refused where it is no faster than one in fp16, or in fp32 where fp16 cannot be run.
     """
     console = Console(stderr=as_json, **PLAIN)
     with _told(), closing(_planned(bundle, precision, device, batch, console)) as backend:
@@ -80,7 +80,7 @@ def build(
             raise PlanError(f"the plan cannot be kept: {backend.plan.unkept}")
         golden = read_golden(bundle, made_as(backend))
         difference = self_test(backend, golden)
-        speed = _faster_than_half(backend, bundle, console) if backend.precision == "int8" else None
+        speed = _proven_faster(backend, bundle, console) if backend.precision == "int8" else {}
     record, guard = backend.plan.record, dict(backend.guard)  # measured by the first load
     found = {
         "plan": str(backend.plan.path),
@@ -93,7 +93,7 @@ def build(
         "difference": difference,
         "tolerance": golden.tolerance,
         "guard": guard,
-        "speed": None if speed is None else {"fp16": speed.reference, "int8": speed.other},
+        "speed": speed,
         "notes": backend.notes,
     }
     if as_json:
@@ -105,13 +105,13 @@ def build(
     console.print(f"really {record.real_precision}: convolutions and matrix products {counts}")
     console.print(f"{len(golden.pixels)} golden patches differ by {difference:.1e} (tolerance {found['tolerance']:g})")
     console.print(f"guard band, from the same patch in every slot: {max(guard.values()):.1e}")
-    if speed is not None:
-        console.print(f"int8 does {speed.other:.0f} patches/s here, fp16 {speed.reference:.0f}")
+    if speed:
+        console.print("patches/s here: " + ", ".join(f"{rate:.0f} in {name}" for name, rate in speed.items()))
     for note in backend.notes:
         console.print(note, style="yellow")
 
 
-def _planned(bundle: Path, precision: str | None, device: int, batch: int | None, console: Console) -> Any:  # noqa: ANN401
+def _planned(bundle: Path, precision: str | None, device: int | None, batch: int | None, console: Console) -> Any:  # noqa: ANN401
     """A `TensorRTBackend`, whose file imports TensorRT, and how far its build is."""
     from engine.tensorrt import TensorRTBackend
 
@@ -121,26 +121,34 @@ def _planned(bundle: Path, precision: str | None, device: int, batch: int | None
         return TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
 
 
-def _faster_than_half(backend: Any, bundle: Path, console: Console) -> Speed | None:  # noqa: ANN401 - a TensorRTBackend
-    """The speed of a backend in int8 beside fp16's; None where that cannot be had, which is noted.
+def _proven_faster(backend: Any, bundle: Path, console: Console) -> dict[str, float]:  # noqa: ANN401 - a TensorRTBackend
+    """Patches/s of a backend in int8 and of one in a wider precision, which it beats; kept in its plan's record.
 
     Raises:
         PlanError: it is no faster; its plan is removed.
+        EngineError: there is none to compare it with.
     """
-    try:
-        half = _planned(bundle, "fp16", backend.device, backend.batch_size, console)
-    except EngineError as error:
-        backend.notes.append(f"whether int8 is faster than fp16 is not known, as that cannot be run: {error}")
-        return None
-    with closing(half):
-        speed = speed_by_turns(half, backend, in_row=BATCHES_IN_ROW)
+    with closing(_wider(backend, bundle, console)) as wider:
+        speed = speed_by_turns(wider, backend, in_row=BATCHES_IN_ROW)
+    cache = PlanCache(default_folder())
     if not speed.faster:
-        PlanCache(default_folder()).forget(backend.plan)
+        cache.forget(backend.plan)
         raise PlanError(
-            f"int8 is refused: it does {speed.other:.0f} patches/s here, fp16 {speed.reference:.0f}; it must be "
-            f"{FASTER_BY:g} times as fast"
+            f"int8 is refused: it does {speed.other:.0f} patches/s here, {wider.precision} {speed.reference:.0f}; it "
+            f"must be {FASTER_BY:g} times as fast"
         )
-    return speed
+    found = {wider.precision: speed.reference, backend.precision: speed.other}
+    cache.set_speed(backend.plan, found)
+    return found
+
+
+def _wider(backend: Any, bundle: Path, console: Console) -> Any:  # noqa: ANN401 - TensorRTBackends
+    """The same in fp16; in fp32 where that cannot be had, which is noted."""
+    try:
+        return _planned(bundle, "fp16", backend.device, backend.batch_size, console)
+    except EngineError as error:
+        backend.notes.append(f"int8 was compared with fp32, as fp16 cannot be run: {error}")
+        return _planned(bundle, "fp32", backend.device, backend.batch_size, console)
 
 
 def tell_on(bar: Progress) -> Callable[[str, int, int], None]:

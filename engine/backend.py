@@ -230,10 +230,12 @@ def load_all(
     """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
 
     GPUs all take the batch of the one with the least memory: another batch size is another plan, and the same screen
-    must not be scored by the plan of whichever GPU is free.
+    must not be scored by the plan of whichever GPU is free. In int8 each takes a plan that `engine build` has found
+    to be faster there, and none else.
 
     Args and errors are those of `load`; where one device fails, those loaded before it are closed.
     """
+    prebuilt = prebuilt or precision == "int8"
     first = load(bundle, runtime, precision=precision, threads=threads, batch_size=batch_size, prebuilt=prebuilt)
     if first.runtime != "tensorrt":
         return [first]

@@ -10,9 +10,11 @@ batches computing at a time would only share the same cores.
 
 **The context.** A CUDA context is current to a thread, and this object is built on the thread that loads the bundle,
 used by the device's thread and closed by either. So no thread keeps it: every use pushes it, works and pops it, which
-costs microseconds against milliseconds of a batch. It is a context of our own, not the device's primary one, because
-only then a lost device can be given up, and a bundle that fails while it is loaded beside the one that serves cannot
-take that one down. pycuda frees what it made only while the context is current, so everything is freed inside.
+costs microseconds against milliseconds of a batch. It is a context of our own, not the device's primary one, so that
+it can be given up with all that it holds. It is no wall: a call that is refused, or memory that is full, is its own
+matter, but a fault of the GPU, such as an illegal memory access, may take every context of the process with it. On an
+H100 (driver 580, CUDA 13) a new one failed after that too; what becomes of one that was there was not seen, so each
+asks for itself (`spoiled`). pycuda frees what it made only while the context is current, so everything is freed inside.
 """
 
 import statistics

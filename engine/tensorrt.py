@@ -5,7 +5,8 @@ caller, who cuts it only then, and uploads it while the one before computes.
 
 **A lost device.** Some errors spoil a CUDA context for good: every later call fails with `DeviceLost`. `recover` tries
 a new context, and says so if that fails as well. CUDA's manual promises a remedy only to a new process, and on an H100
-it was so: after an illegal memory access a new context of the same process failed at its first call.
+it was so: after an illegal memory access a new context of the same process failed at its first call. Another backend
+of the process, as a bundle that is loaded beside the one that serves, may be lost with it and then says so itself.
 """
 
 import math
@@ -42,7 +43,8 @@ class TensorRTBackend:
         batch_size: patches in a batch; by default the manifest's.
         cache: of plans; by default the user's.
         progress: told how far a build is, where one is needed.
-        prebuilt: build no plan, and take no smaller batch: what is not there, or does not fit, is an error.
+        prebuilt: build no plan, and take no smaller batch: what is not there, or does not fit, is an error. So is a
+            plan in int8 of which nobody has found that it is faster here.
 
     Attributes:
         device: number of the GPU.
@@ -50,7 +52,8 @@ class TensorRTBackend:
 
     Raises:
         BundleError: the bundle must not be served, or has no graph in that precision.
-        PlanError: TensorRT cannot build the plan, or built one of another precision; or it had to be there and is not.
+        PlanError: TensorRT cannot build the plan, or built one of another precision; or it had to be there and is not,
+            or is not known to be faster.
         RuntimeUnavailable: there is no such GPU.
         InferenceError: the GPU's memory does not even hold a batch of one, or not the one that must fit; or the engine
             fails.
@@ -224,7 +227,8 @@ class TensorRTBackend:
             return
         if self._prebuilt:
             raise InferenceError(
-                f"the memory of GPU {self.device} does not hold a batch of {wanted} beside what runs there: {full}"
+                f"the memory of GPU {self.device} does not hold a batch of {wanted} beside what runs there: {full}; "
+                "set a smaller INSPECT_BATCH and start the service again"
             )
         raise InferenceError(f"the memory of GPU {self.device} does not even hold a batch of one patch: {full}")
 
@@ -248,10 +252,12 @@ class TensorRTBackend:
             graph_sha256=self.manifest.files[self._graph.name],
         )
 
+        options = f"--batch {batch_size} --precision {self.precision} --device {self.device}"
+        command = f"`python -m engine build BUNDLE {options}`"
+
         def build(timing_cache: bytes) -> Compiled:
             if self._prebuilt:
-                options = f"--batch {batch_size} --precision {self.precision} --device {self.device}"
-                raise PlanError(f"there is no plan, build it first: `python -m engine build BUNDLE {options}`")
+                raise PlanError(f"there is no plan, build it first: {command}")
             compiled = compile_graph(
                 self._graph,
                 precision=self.precision,
@@ -263,7 +269,12 @@ class TensorRTBackend:
             self.manifest.verified(self._graph.parent, self._graph.name)
             return compiled
 
-        obtain = partial(self._cache.obtain, key, build)
+        def obtain(*, anew: bool = False) -> Plan:
+            plan = self._cache.obtain(key, build, anew=anew)
+            if self._prebuilt and self.precision == "int8" and not plan.record.speed:
+                raise PlanError(f"whether int8 is faster here is not known, measure it first: {command}")
+            return plan
+
         try:
             self._gpu = Gpu(self.device, obtain, self.manifest, batch_size)
         except RefusedPlan:  # whole, and by its record for this GPU: as good as none

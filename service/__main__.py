@@ -30,6 +30,7 @@ from service.files import FileResult, inspect_files, inspector, picture_paths
 from service.inspector import from_json
 from service.problems import Problem
 from service.release import ReleaseError
+from service.rendering import RenderingError
 from service.restart import in_service
 from service.settings import Settings, SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
@@ -45,15 +46,8 @@ DEVICE_GONE = os.EX_TEMPFAIL
 
 # what ends a command with one line: the user can do something about it
 MENDABLE = (
-    SettingsError,
-    EngineError,
-    StoreError,
-    ServiceError,
-    ClientError,
-    DemoError,
-    BenchError,
-    ReleaseError,
-    OSError,
+    *(SettingsError, EngineError, StoreError, ServiceError, ClientError),
+    *(DemoError, RenderingError, BenchError, ReleaseError, OSError),
 )
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
@@ -149,7 +143,9 @@ def release(
 @app.command()
 def acceptance(
     bundle: Annotated[Path, typer.Argument(help="Bundle to be accepted on this machine.")],
-    frames: Annotated[Path, typer.Option(help="Folder of screens, as `training render` writes it.")],
+    frames: Annotated[
+        Path | None, typer.Option(help="Folder of screens, as `training render` writes it; else six are rendered.")
+    ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime that it is to run in.")] = "tensorrt",
     precision: Annotated[str, typer.Option(help="Of the features graph: fp16, fp32 or int8.")] = "fp16",
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")] = None,
@@ -160,19 +156,20 @@ def acceptance(
     out: Annotated[Path, typer.Option(help="Report to write, Markdown.")] = Path("acceptance.md"),
 ) -> None:
     """Build, parity, throughput, soak, swaps, verdicts beside the CPU's: pass or fail, and a report."""
-    plan = accept.Plan(
-        bundle=bundle,
-        runtime=runtime,
-        precision=precision,
-        batch=batch,
-        patches_per_s=patches_per_s,
-        bench_s=bench_s,
-        soak_s=soak_s,
-        swaps=swaps,
-        frames=frames,
-    )
     console = Console(emoji=False)
-    steps = accept.run(plan, console, out)
+    with accept.frames_for(frames, console) as folder:
+        plan = accept.Plan(
+            bundle=bundle,
+            runtime=runtime,
+            precision=precision,
+            batch=batch,
+            patches_per_s=patches_per_s,
+            bench_s=bench_s,
+            soak_s=soak_s,
+            swaps=swaps,
+            frames=folder,
+        )
+        steps = accept.run(plan, console, out)
     console.print(f"report: {escape(str(out))}", soft_wrap=True)
     raise typer.Exit(1 if any(step.passed is False for step in steps) else 0)
 

@@ -27,7 +27,9 @@ from rich.markup import escape
 
 from service.client import ClientError, serving
 from service.lines import Lines
+from service.rendering import render
 
+SCREENS, SEED, SIZE = 6, 1, (10240, 5120)  # that are rendered where none are given; size as (height, width)
 SETTLED_AFTER = 2  # swaps, after which memory is not to grow any more
 MEMORY_GROWTH = 0.05  # share of the memory then, that it may grow by until the end: allocators keep some
 
@@ -102,6 +104,22 @@ def run(plan: Plan, console: Console, out: Path) -> list[Step]:
         word = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[dim]none[/]"}[made.passed]
         console.print(f"{word} {made.name}: {escape(made.found)}", soft_wrap=True)
     return done
+
+
+@contextmanager
+def frames_for(folder: Path | None, console: Console) -> Iterator[Path]:
+    """A folder of screens: the one that was given, or one of full-size ones that are rendered and last as the block.
+
+    Raises:
+        RenderingError: they cannot be rendered.
+    """
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as rendered:
+        with console.status("Rendering screens."):
+            render(Path(rendered), screens=SCREENS, seed=SEED, size=SIZE)
+        yield Path(rendered)
 
 
 def report(plan: Plan, steps: Sequence[Step], *, missing: int = 0) -> str:

@@ -6,9 +6,6 @@ files, and the service by HTTP, as any client does.
 
 import csv
 import json
-import subprocess
-import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -23,9 +20,10 @@ from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
-from service.client import ended, post_frame, serving
+from service.client import post_frame, serving
 from service.inspector import from_json
 from service.overlay import write
+from service.rendering import render
 from service.tables import describe_labels, describe_verdict, table
 from service.verdict import Verdict
 
@@ -56,14 +54,16 @@ def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: C
         console: where to show progress and the table.
 
     Raises:
-        DemoError: rendering failed, or the folder holds something else.
+        DemoError: the folder holds something else.
+        RenderingError: rendering failed.
         ClientError: the service could not be started, or refused a screen.
     """
     out.mkdir(parents=True, exist_ok=True)
     wanted = json.dumps({"screens": screens, "seed": seed, "height": size[0], "width": size[1]})
     with Progress(console=console) as progress:
         if not _rendered(out, wanted):
-            _render(out, screens=screens, seed=seed, size=size, progress=progress)
+            task = progress.add_task("render", total=screens)
+            render(out, screens=screens, seed=seed, size=size, tell=lambda made: progress.update(task, completed=made))
             (out / "demo.json").write_text(wanted)
         truths = _truths(out)
         started = progress.add_task("start the service", total=1)
@@ -90,23 +90,6 @@ def _rendered(out: Path, wanted: str) -> bool:
     if made.is_file() and made.read_text() == wanted:
         return True
     raise DemoError(f"{out} holds other screens: choose another folder with --out, or remove it")
-
-
-def _render(out: Path, *, screens: int, seed: int, size: tuple[int, int], progress: Progress) -> None:
-    height, width = size
-    command = [sys.executable, "-m", "training", "render", "--out", str(out), "--screens", str(screens)]
-    command += ["--seed", str(seed), "--width", str(width), "--height", str(height)]
-    task = progress.add_task("render", total=screens)
-    with tempfile.TemporaryFile() as log:
-        started_at = time.time()
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - our own
-        while not ended(process):
-            made = [path for path in (out / "screens").glob("*") if path.stat().st_mtime >= started_at]
-            progress.update(task, completed=min(len(made), screens))
-        progress.update(task, completed=screens)
-        if process.returncode != 0:
-            log.seek(0)
-            raise DemoError(f"rendering failed:\n{log.read().decode(errors='replace')}")
 
 
 def _truths(out: Path) -> dict[str, str]:

@@ -190,11 +190,12 @@ class Models:
     def roll_back(self) -> Swap:
         """Put the bundle in service that was before; a second time leads back again.
 
-        It must be what it was then, and needs no release: it has been in service.
+        It must be what it was then, and needs no release: it has been in service. A GPU needs its plan all the same:
+        after an upgrade of TensorRT, or on another GPU, the start has built that of the bundle in service alone.
 
         Raises:
             BundleUnknown: no other was in service before, or its folder is gone.
-            BundleRefused: it is broken by now, or another.
+            BundleRefused: it is broken by now, or another, or lacks its plan, which `engine build` makes.
             SwapInProgress: another call is under way.
             NotReady: the service is stopping.
             StoreError: the record failed.

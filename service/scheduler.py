@@ -28,6 +28,7 @@ from service.selftest import FRESH_S, SelfTest, SelfTestReport
 # what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
 FIRST_GUESS_S = 0.01
 ENDS_WITHIN_S = 30.0  # a device's batch or self-test; one that takes longer hangs
+STOPPING = "the service is stopping"
 NEWEST = 0.2  # share of the newest screen in the running mean of that time
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.scheduler")
@@ -96,7 +97,7 @@ class Scheduler:
         Raises:
             ImageTooLarge: more patches than the queue could ever hold.
             QueueFull: no room for all of its patches now.
-            NotReady: the service is stopping.
+            NotReady: the service is stopping, or has lost a device for good.
             DeadlineExceeded: the deadline passed; what had not begun is dropped.
             InferenceError: the device failed on it.
         """
@@ -134,8 +135,7 @@ class Scheduler:
         A screen that runs fails at its next batch, so that stopping takes no longer than a batch. A device that hangs
         is left after `ENDS_WITHIN_S`: it holds on to its memory, but neither to a swap nor to the process.
         """
-        for job in self._queue.close():
-            job.settle(NotReady("the service is stopping"))
+        self._queue.close()
         give_up_at = time.monotonic() + ENDS_WITHIN_S
         for device in self._devices:
             device.join(max(0.0, give_up_at - time.monotonic()))
@@ -181,8 +181,12 @@ class _Job:
 class _Queue:
     """The screens that wait, and the places of those that run: all of a screen's patches have one, or none has.
 
-    Whoever takes a screen out frees its places: its sender (`withdraw`), `close`, or a device once it is done
+    Whoever takes a screen out frees its places: its sender (`withdraw`), `refuse`, or a device once it is done
     (`release`).
+
+    Attributes:
+        patches: of the screens that wait or run.
+        closed: a screen that runs is to end at its next batch.
     """
 
     def __init__(self, *, max_patches: int, devices: int) -> None:
@@ -191,7 +195,8 @@ class _Queue:
         self._patch_s = FIRST_GUESS_S
         self._changed = threading.Condition()
         self._jobs: deque[_Job] = deque()
-        self.patches = 0  # of the screens that wait or run
+        self._refusal = ""  # why no screen is taken any more
+        self.patches = 0
         self.closed = False
 
     def put(self, job: _Job) -> None:
@@ -200,8 +205,8 @@ class _Queue:
         if count > self._max_patches:
             raise ImageTooLarge(f"{count} patches are over the limit of {self._max_patches}")
         with self._changed:
-            if self.closed:
-                raise NotReady("the service is stopping")
+            if self._refusal:
+                raise NotReady(self._refusal)
             over = self.patches + count - self._max_patches
             if over > 0:
                 taken = f"{self.patches} of {self._max_patches} places are taken"
@@ -232,15 +237,22 @@ class _Queue:
             if isinstance(outcome, Computed):
                 self._patch_s += NEWEST * (outcome.features_s / len(job.windows) - self._patch_s)
 
-    def close(self) -> list[_Job]:
-        """Take no more screens, and give back those that wait."""
+    def refuse(self, reason: str) -> None:
+        """Take no more screens and answer those that wait, as not ready; what runs ends as usual."""
         with self._changed:
-            self.closed = True
+            self._refusal = reason
             waiting = list(self._jobs)
             self._jobs.clear()
             self.patches -= sum(len(job.windows) for job in waiting)
+        for job in waiting:
+            job.settle(NotReady(reason))
+
+    def close(self) -> None:
+        """Refuse, stop what runs, and wake the devices."""
+        self.refuse(STOPPING)
+        with self._changed:
+            self.closed = True
             self._changed.notify_all()
-        return waiting
 
 
 class _Device:
@@ -311,7 +323,7 @@ class _Device:
 
     def _check_wanted(self, job: _Job) -> None:
         if self._queue.closed:
-            raise NotReady("the service is stopping")
+            raise NotReady(STOPPING)
         if self._clock() >= job.deadline_at:
             raise DeadlineExceeded("the deadline passed before all patches were computed")
 
@@ -335,6 +347,9 @@ class _Device:
             started_at = self._clock()
             self.self_test.run(self._backend)
             self._tested_s += self._clock() - started_at
+            if self.self_test.report().gone:
+                # else this device, which fails at once and is always free, would take nearly every screen
+                self._queue.refuse("a device is lost for good: the service ends, and a new one has it again")
 
 
 def _unexpected(error: Exception) -> InferenceError:

@@ -70,11 +70,11 @@ class SelfTest:
     def lost(self, error: DeviceLost) -> None:
         """Take note that the device failed at a screen and will fail at the next: it is tested, and recovered, at once.
 
-        Where that did not help before, it is left: else every screen would try again.
+        One that is gone is left: it has had its last run.
         """
         log.error("device lost", detail=str(error))
-        ok, passed_at, difference, _ = self._last
-        if ok:
+        _, passed_at, difference, _ = self._last
+        if not self._gone:
             self._last = (False, passed_at, difference, str(error))
             self._due_at = -math.inf
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from time import perf_counter
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -46,18 +47,23 @@ extern "C" __global__ void pick(const unsigned char *pixels, float *output, int 
 STRIDES = {"label_features": 7, "stage1": 31, "activation": 3}
 
 
+def compiled() -> bytes:
+    """The kernel, compiled for the first GPU."""
+    cuda.init()
+    architecture = "sm_{}{}".format(*cuda.Device(0).compute_capability())
+    cubin: bytes = compiler.compile(KERNEL, no_extern_c=True, arch=architecture)
+    return cubin
+
+
 @pytest.fixture(scope="module")
 def cubin() -> bytes:
-    """The kernel, compiled for the first GPU."""
     try:
         cuda.init()
         context = cuda.Device(0).make_context()
     except cuda.Error as error:
         pytest.skip(f"{WITHOUT}: {error}")
     context.detach()
-    architecture = "sm_{}{}".format(*cuda.Device(0).compute_capability())
-    compiled: bytes = compiler.compile(KERNEL, no_extern_c=True, arch=architecture)
-    return compiled
+    return compiled()
 
 
 class Kernels:
@@ -128,12 +134,11 @@ def checked(result: tuple[Any, ...]) -> Any:  # noqa: ANN401
     return values[0] if values else None
 
 
-@pytest.fixture
-def kernels(cubin: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kernels]:
+def double_of(kernels: Kernels) -> ModuleType:
     """TensorRT's double with engines of kernels, over the real CUDA."""
     machine = Machine()
-    monkeypatch.setattr(machine, "refuses", lambda name: False)  # it would ask for a context of the doubles
-    kernels, module = Kernels(cubin), tensorrt(machine)
+    machine.refuses = lambda name: False  # type: ignore[method-assign] # it would ask for a context of the doubles
+    module = tensorrt(machine)
     plain = module.Runtime
 
     class Runtime(plain):  # type: ignore[misc,valid-type]
@@ -141,7 +146,14 @@ def kernels(cubin: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> It
             return Engine(super().deserialize_cuda_engine(plan), kernels)
 
     module.__dict__["Runtime"] = Runtime
-    monkeypatch.setitem(sys.modules, "tensorrt", module)
+    return module
+
+
+@pytest.fixture
+def kernels(cubin: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Kernels]:
+    """What the engines do of a double that is in TensorRT's place."""
+    kernels = Kernels(cubin)
+    monkeypatch.setitem(sys.modules, "tensorrt", double_of(kernels))
     for name in WITH_A_RUNTIME_INSIDE:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -282,10 +294,23 @@ def test_copying_and_uploading_go_on_beside_the_kernels(kernels: Kernels) -> Non
     assert min(together) < 0.85 * min(one_by_one)
 
 
-# the last one: CUDA promises nothing to a process whose device was lost
-def test_a_lost_device_says_so_until_it_is_recovered(kernels: Kernels, bundle: Path) -> None:
+def assert_right_or_lost(backend: Any) -> None:  # noqa: ANN401
+    for seed in range(4):  # both sets of buffers
+        pixels = patches(BATCH, seed=seed)
+        try:
+            features = backend.features(pixels)
+        except DeviceLost:
+            continue
+        assert_picked(features, pixels)
+
+
+# the last one, and one test for both: CUDA promises nothing to a process whose device was lost, not even a backend
+def test_a_lost_device_says_so_until_it_is_recovered_and_one_beside_it_never_answers_wrongly(
+    kernels: Kernels, bundle: Path
+) -> None:
     pixels = patches(BATCH)
-    with closing(backend_of(bundle)) as backend:
+    with closing(backend_of(bundle)) as beside, closing(backend_of(bundle)) as backend:
+        assert_picked(beside.features(pixels), pixels)
         with backend._gpu.current():
             for buffers in backend._gpu._sets:
                 buffers.drop_graph()
@@ -295,8 +320,11 @@ def test_a_lost_device_says_so_until_it_is_recovered(kernels: Kernels, bundle: P
         kernels.broken = False
         with pytest.raises(DeviceLost):
             backend.features(pixels)
+        assert_right_or_lost(beside)
         try:
             backend.recover()
         except DeviceLost:
-            return  # that is what it must say then
-        assert_picked(backend.features(pixels), pixels)
+            pass  # that is what it must say where it stays lost
+        else:
+            assert_picked(backend.features(pixels), pixels)
+        assert_right_or_lost(beside)

@@ -92,9 +92,10 @@ def test_a_record_that_is_not_understood_counts_as_none(
     path = cache.obtain(KEY, build).path.with_suffix(".json")
     record = json.loads(path.read_bytes())
     guard = record["guards"]["d" * 64] = {"bubble": 0.0}
-    table = data.draw(st.sampled_from([record, record["key"], guard]))
+    speed = record["speed"] = {"fp16": 100.0, "int8": 120.0}
+    table = data.draw(st.sampled_from([record, record["key"], guard, speed]))
     name = data.draw(st.sampled_from(sorted(table)))
-    if table is not guard and data.draw(st.booleans()):
+    if table not in (guard, speed) and data.draw(st.booleans()):
         del table[name]
     else:
         table[name] = data.draw(st.sampled_from([[], "", "x\n", -1, True, {"a": "b"}, {"a": float("nan")}]))
@@ -130,6 +131,17 @@ def test_a_plan_may_be_built_anew_and_forgotten(tmp_path: Path) -> None:
     for _ in range(2):
         cache.forget(plan)
         assert cache.find(KEY) is None
+
+
+def test_a_speed_is_written_to_the_record_and_is_one_plans(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    plan = cache.obtain(KEY, build)
+    cache.set_guard(plan, BUNDLE, {"bubble": 0.001})
+    cache.set_speed(plan, {"fp16": 100.0, "int8": 120.0})
+    record = cache.obtain(KEY, refuse).record
+    assert record.speed == {"fp16": 100.0, "int8": 120.0}
+    assert record.guard_of(BUNDLE) == {"bubble": 0.001}
+    assert cache.obtain(KEY, build, anew=True).record.speed == {}
 
 
 def test_a_guard_band_is_not_written_to_another_plan_that_lies_there(tmp_path: Path) -> None:

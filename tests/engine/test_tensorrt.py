@@ -2,12 +2,10 @@
 does when memory or device fail, what it gives back. Nothing here says anything of TensorRT itself.
 """
 
-import json
 import re
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,6 @@ import engine.__main__ as command
 from engine import (
     BundleError,
     Features,
-    Manifest,
     PlanError,
     RuntimeUnavailable,
     infer,
@@ -30,7 +27,6 @@ from engine import (
 )
 from engine.plans import PlanCache
 from engine.slots import Spread
-from engine.speed import Speed
 from tests.bundles import tiny_bundle
 from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
@@ -303,81 +299,6 @@ def test_a_plan_whose_spread_is_no_number_is_refused(
     with pytest.raises(PlanError, match="no numbers"):
         backend_of(bundle)
     assert machine.used_bytes == 0
-
-
-def test_the_command_builds_verifies_and_says_what_it_is(
-    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    machine.datatype = "FP16"
-    first = CliRunner().invoke(command.app, ["build", str(half_bundle), "--batch", "2"])
-    assert first.exit_code == 0, first.output
-    for words in (
-        ".plan built",
-        "Double 0 sm86, tensorrt 10.13.0, batches of 2",
-        "really fp16: convolutions and matrix products 1 in fp16",
-        "5 golden patches differ by",
-        "(tolerance 0.01)",
-        "guard band, from the same patch in every slot",
-    ):
-        assert words in first.stdout
-    assert "has not been measured" not in first.stdout
-    again = CliRunner().invoke(command.app, ["build", str(half_bundle), "--batch", "2"])
-    assert "found, whole and for this GPU" in again.stdout
-    assert machine.used_bytes == 0
-
-
-@pytest.mark.parametrize(("of_half", "offered"), [(1.2, True), (1.0, False)])
-def test_the_command_offers_int8_only_where_it_beats_half_precision(
-    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch, of_half: float, offered: bool
-) -> None:
-    monkeypatch.setattr(command, "speed_by_turns", lambda half, narrow, in_row: Speed(100.0, 100.0 * of_half))
-    bundle = with_int8(half_bundle)
-    machine.datatypes = {"fp16": "FP16", "int8": "Int8"}
-    answer = CliRunner().invoke(command.app, ["build", str(bundle), "--precision", "int8", "--json"])
-    kept = {path.name.partition("-")[0] for path in (bundle.parent / "cache").rglob("*.plan")}
-    assert machine.used_bytes == 0
-    if offered:
-        assert json.loads(answer.stdout)["speed"] == {"fp16": 100.0, "int8": 120.0}
-        assert kept == {"fp16", "int8"}
-    else:
-        assert answer.exit_code == 1
-        assert "int8 is refused: it does 100 patches/s here, fp16 100; it must be 1.05 times as fast" in answer.stderr
-        assert kept == {"fp16"}
-
-
-def test_int8_without_half_precision_to_compare_with_is_built_with_a_note(
-    machine: Machine, half_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
-    machine.datatypes = {"fp16": "FP32", "int8": "Int8"}  # an engine in fp16 is refused
-    answer = CliRunner().invoke(command.app, ["build", str(with_int8(half_bundle)), "--precision", "int8"])
-    assert answer.exit_code == 0, answer.output
-    assert "whether int8 is faster than fp16 is not known" in answer.stdout
-
-
-def with_int8(bundle: Path) -> Path:
-    """The bundle with a graph that is called TensorRT's int8; the doubles do not look inside."""
-    shutil.copy(bundle / "features.onnx", bundle / "features.int8-trt.onnx")
-    manifest = Manifest.read(bundle)
-    replace(manifest, parity_tolerance={**manifest.parity_tolerance, "int8-trt": 0.01}).sign(bundle)
-    return bundle
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--precision", "int8"], "was not exported as int8-trt"),
-        (["--precision", "half"], "was not exported as half"),
-        (["--device", "7"], "there is no GPU 7"),
-    ],
-)
-def test_the_command_names_what_it_cannot_do(
-    machine: Machine, bundle: Path, arguments: list[str], message: str
-) -> None:
-    answer = CliRunner().invoke(command.app, ["build", str(bundle), *arguments])
-    assert answer.exit_code == 1
-    assert message in answer.stderr
 
 
 def test_without_pycuda_the_runtime_is_unavailable(

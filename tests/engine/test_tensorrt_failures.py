@@ -60,8 +60,9 @@ def test_what_must_be_prebuilt_is_refused_where_its_plan_cannot_be_loaded_as_it_
     else:
         machine.fail["deserialize"] = ["the plan was made by another TensorRT"]
         expected_error, message = PlanError, "build it first: `python -m engine build BUNDLE --batch 4 "
-    with pytest.raises(expected_error, match=message):
+    with pytest.raises(expected_error, match=message) as refused:
         backend_of(bundle, batch_size=4, prebuilt=True)
+    assert ("set a smaller INSPECT_BATCH" in str(refused.value)) == (spoil == "memory")
     assert [batch for batch, _ in machine.built] == [4]
     assert machine.used_bytes == 0
 

@@ -18,6 +18,7 @@ from service import acceptance
 from service.__main__ import app
 from service.acceptance import Plan, Step, report, run
 from service.lines import Lines
+from service.rendering import RenderingError, render
 from tests.bundles import BACKGROUND, grey_of
 
 
@@ -47,6 +48,39 @@ def test_a_bundle_that_holds_everything_is_accepted(bundle: Path, frames: Path, 
     for step in ("build", "parity", "throughput", "verdicts equal those of the CPU", "soak", "swaps under load"):
         assert f"| {step} | {'nothing to do' if step == 'build' else 'pass'} |" in written
     assert "4 swaps" in written
+
+
+def test_without_frames_it_renders_full_size_ones(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes, seen = [], []
+
+    def small(out: Path, *, screens: int, seed: int, size: tuple[int, int]) -> None:
+        sizes.append(size)
+        render(out, screens=screens, seed=seed, size=(256, 320))
+
+    def kept(plan: Plan) -> Step:
+        seen.append({path: acceptance._read(path).shape for path in acceptance._files(plan)})
+        return Step(name="soak", passed=True, found="")
+
+    only(monkeypatch, "_soak")
+    monkeypatch.setattr(acceptance, "render", small)
+    monkeypatch.setattr(acceptance, "_soak", kept)
+    answer = CliRunner().invoke(app, ["acceptance", str(bundle), "--out", str(tmp_path / "report.md")])
+    assert answer.exit_code == 0, answer.output
+    assert sizes == [(10240, 5120)]
+    assert list(seen[0].values()) == [(256, 320)] * 6
+    assert not any(path.exists() for path in seen[0])
+
+
+def test_frames_that_cannot_be_rendered_are_told_before_the_first_step(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acceptance, "SIZE", (-1, 320))
+    answer = CliRunner().invoke(app, ["acceptance", str(bundle), "--out", str(tmp_path / "report.md")])
+    assert isinstance(answer.exception, RenderingError)
+    assert "rendering failed" in str(answer.exception)
+    assert not (tmp_path / "report.md").exists()
 
 
 def test_a_step_that_fails_is_said_and_the_others_run_all_the_same(bundle: Path, frames: Path, tmp_path: Path) -> None:

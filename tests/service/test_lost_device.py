@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
@@ -10,12 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from engine import DeviceLost, FakeBackend, Features, InferenceError
+from engine import DeviceLost, FakeBackend, Features
 from service.__main__ import DEVICE_GONE
+from service.errors import NotReady
 from service.settings import Settings
 from tests.deploy.processes import STOP_WITHIN_S, free_port, server
 from tests.service import apps
-from tests.service.devices import BATCH, GOLDEN_NUMBER, Device, held_at, line, until
+from tests.service.devices import BATCH, GOLDEN_NUMBER, GUARD_S, Device, Gate, held_at, line, until
 
 
 class Losable(FakeBackend):
@@ -23,12 +25,14 @@ class Losable(FakeBackend):
 
     Attributes:
         mendable: whether `recover` helps.
+        on_recover: called before it tries.
         recoveries: how often it was tried.
     """
 
     def __init__(self, device: Device, *, lost_at: int, mendable: bool) -> None:
         super().__init__(device.backend().manifest, device)
         self.mendable = mendable
+        self.on_recover: Callable[[], None] = lambda: None
         self.recoveries = 0
         self._lost = False
         self._lost_at = lost_at
@@ -42,6 +46,7 @@ class Losable(FakeBackend):
 
     def recover(self) -> None:
         self.recoveries += 1
+        self.on_recover()
         if not self.mendable:
             raise DeviceLost("a new context fails as well")
         self._lost = False
@@ -75,15 +80,14 @@ def test_a_device_that_stays_lost_is_not_ready_from_the_first_failure_on() -> No
         with pytest.raises(DeviceLost):
             here.compute(1)
         assert not here.scheduler.report().ok  # no self-test had to come round
-        until(lambda: backend.recoveries == 1)
         for number in (2, 3):
-            with pytest.raises(InferenceError):
+            with pytest.raises(NotReady, match="lost for good"):
                 here.compute(number)
         assert "a new context fails as well" in here.scheduler.report().detail
         assert here.scheduler.report().gone
         backend.mendable = True
         clock.now_s += 61  # and not with the next self-test either: it is a new process that has the device again
-        with pytest.raises(InferenceError):
+        with pytest.raises(NotReady):
             here.compute(4)
         assert backend.recoveries == 1
     assert [entry["event"] for entry in logs if entry["log_level"] == "critical"] == ["device lost for good"]
@@ -125,6 +129,45 @@ def test_one_lost_device_of_two_makes_the_service_not_ready() -> None:
                 break
         assert not here.scheduler.report().ok
         until(lambda: here.scheduler.report().gone)
+
+
+def test_once_a_device_is_gone_screens_are_refused_and_the_one_on_another_device_ends() -> None:
+    gate, recovering = Gate(), Gate()
+    backends = [
+        Losable(Device(lambda number: gate.stop() if number == 2 else None), lost_at=1, mendable=False)
+        for _ in range(2)  # whichever takes screen 2, the other takes screen 1 and is lost
+    ]
+    for backend in backends:
+        backend.on_recover = recovering.stop
+    with capture_logs(), line(*backends) as here:
+        running = here.send(2, BATCH + 1)
+        gate.wait_for()
+        with pytest.raises(DeviceLost):
+            here.compute(1)
+        recovering.wait_for()
+        waiting = here.send(3)
+        recovering.opened.set()
+        assert isinstance(waiting.exception(GUARD_S), NotReady)
+        with pytest.raises(NotReady, match="lost for good"):
+            here.compute(4)
+        gate.opened.set()
+        assert len(running.result(GUARD_S).features.stage1) == BATCH + 1
+        assert here.scheduler.waiting_patches == 0
+
+
+def test_the_line_is_told_to_ask_again_where_a_device_is_gone(tmp_path: Path) -> None:
+    device = apps.Device()
+
+    def lose() -> None:
+        raise DeviceLost("an illegal memory access was encountered")
+
+    with capture_logs(), apps.serve_device(device, Settings(state_dir=tmp_path)) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        device.screen_gate.go_through = device.golden_gate.go_through = lose  # type: ignore[method-assign]
+        assert apps.is_problem(apps.post(client, "one", apps.frame()), 500, "inference_failed")
+        answer = apps.post(client, "two", apps.frame())
+        assert apps.is_problem(answer, 503, "not_ready")
+        assert answer.headers["retry-after"] == "5"
 
 
 def test_the_line_reads_it_in_the_answer_and_in_the_readiness(tmp_path: Path) -> None:

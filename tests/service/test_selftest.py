@@ -3,7 +3,7 @@ import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from engine import FakeBackend, Golden, InferenceError, fake_manifest
+from engine import DeviceLost, FakeBackend, Golden, InferenceError, fake_manifest
 from service.selftest import SelfTest
 
 GOLDEN = Golden(
@@ -103,3 +103,26 @@ def test_a_run_that_succeeds_after_a_failure_proves_again() -> None:
     report = bench.self_test.report()
     assert report.ok
     assert (report.age_s, report.detail) == (0, "")
+
+
+@pytest.mark.parametrize("answer", [0.5, 0.9])
+def test_a_device_that_is_lost_is_tested_at_once_whatever_the_last_run_gave(answer: float) -> None:
+    bench = Bench()
+    bench.answer = answer
+    bench.run()
+    with capture_logs():
+        bench.self_test.lost(DeviceLost("an illegal memory access was encountered"))
+    assert bench.self_test.due_in_s() == 0
+    assert not bench.self_test.report().ok
+    assert bench.self_test.report().detail == "an illegal memory access was encountered"
+
+
+def test_a_device_that_is_gone_is_tested_no_more() -> None:
+    bench = Bench()
+    bench.answer = DeviceLost("an illegal memory access was encountered")
+    bench.run()
+    with capture_logs():
+        bench.self_test.lost(DeviceLost("an illegal memory access was encountered"))
+    assert bench.self_test.due_in_s() > 1e6
+    assert bench.self_test.report().gone
+    assert bench.self_test.report().detail == "fake cannot recover a device"

@@ -1,0 +1,21 @@
+from pathlib import Path
+
+import pytest
+
+from service.rendering import RenderingError, render
+
+
+def test_screens_are_rendered_and_counted_and_a_seed_gives_the_same_again(tmp_path: Path) -> None:
+    told: list[int] = []
+    for name in ("one", "two"):
+        render(tmp_path / name, screens=2, seed=7, size=(256, 320), tell=told.append)
+    one, two = (
+        {path.name: path.read_bytes() for path in (tmp_path / name / "screens").iterdir()} for name in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == told[-1] == 2
+
+
+def test_what_the_renderer_says_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RenderingError, match=r"rendering failed:\n(?s:.*)--screens"):
+        render(tmp_path, screens=-1, seed=7, size=(256, 320))
