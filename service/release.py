@@ -90,7 +90,7 @@ class Release(_Strict):
         manifest_sha256: of the bundle's manifest, which holds the hashes of all else.
         sealed_sha256: of the sealed set's file, which holds the hashes of the screens.
         released_at: when.
-        runs_as: runtime, precision and batch that it ran in, and by which TensorRT on which GPU where it was one.
+        runs_as: as what it ran: runtime, precision, batch and versions, and on a GPU on which and by which plan.
         screens: how many were inspected.
         different: those whose verdict is not the one that follows from the module's probabilities.
         slot_spread: by label, how far the same patch's score moves with its slot in the batch.
@@ -225,11 +225,11 @@ def _released_as(bundle: Path, runs: RunsAs, digest: str) -> Release:
         release = Release.model_validate_json((bundle / RELEASE_FILE).read_bytes())
     except OSError as error:
         raise ReleaseMissing("the bundle has not passed the release gate: `python -m service release`") from error
-    except ValidationError as error:  # of another form, as before a record named batch and GPU
+    except ValidationError as error:  # of another form, as before a record named plan and versions
         raise ReleaseMissing(f"{RELEASE_FILE} cannot be read: release the bundle again") from error
     if release.manifest_sha256 != digest:
         raise ReleaseMissing("the release record is of another version of this bundle")
-    if release.runs_as != runs:
+    if (release.runs_as.without_plan() if runs.plan is None else release.runs_as) != runs:
         raise ReleaseMissing(f"the bundle was released for {release.runs_as}, and is to run as {runs}")
     if release.refusals:
         raise ReleaseMissing(f"the release record is a refusal: {release.refusals[0]}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from engine import RELEASE_FILE, RunsAs, bundle_sha256
 from engine.manifest import file_sha256
@@ -15,6 +16,14 @@ from service.release import Count, Release, Tally
 from tests.bundles import GAIN, tiny_bundle
 
 GAINS = {"1": GAIN, "2": 0.6 * GAIN}  # by version: every score differs
+ON_THIS_CPU = RunsAs(
+    runtime="onnxruntime",
+    precision="fp32",
+    batch_size=5,
+    versions=f"onnxruntime {onnxruntime.__version__}",
+    gpu="",
+    plan="",
+)
 
 
 def shelf(folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """One bundle takes another's place: through the whole app, on real bundles, and on a device in the test's hand."""
 
 import gc
+import re
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from service.store import Store
 from tests.bundles import LABELS, tiny_bundle
 from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, count, is_problem, logged, post, serve
 from tests.service.devices import until
-from tests.service.shelves import BREAKERS, altered, broken, released, shelf
+from tests.service.shelves import BREAKERS, ON_THIS_CPU, altered, broken, released, shelf
 from tests.service.test_routes_reading import change_record
 
 
@@ -222,7 +223,7 @@ def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) 
     asked: list[Path] = []
 
     def refuse(bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
-        assert str(runs) == "onnxruntime fp32 in batches of 5"
+        assert runs == ON_THIS_CPU
         assert (digest, active) == (bundle_sha256(folder / "two"), bundle_sha256(folder / "one"))
         asked.append(bundle)
         raise ReleaseMissing("no release.json")
@@ -235,9 +236,6 @@ def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) 
         # the way back is never barred
         assert roll_back(client).json()["active"]["bundle"] == "one"
         assert len(asked) == 1
-
-
-ON_THIS_CPU = RunsAs(runtime="onnxruntime", precision="fp32", batch_size=5, gpu="", tensorrt="")
 
 
 def releases(client: httpx.Client) -> dict[str, bool]:
@@ -266,12 +264,11 @@ def test_a_release_for_another_batch_is_none(folder: Path) -> None:
         assert not releases(client)["two"]
         refused = activate(client, "two")
         assert is_problem(refused, 409, "release_missing")
-        assert refused.json()["detail"].endswith("and is to run as onnxruntime fp32 in batches of 3")
+        (here,) = re.findall("and is to run as (.*)", refused.json()["detail"])
+        assert here.startswith("onnxruntime fp32 in batches of 3 by onnxruntime ")
         with logged() as lines:
             activate(client, "two", without_release=True)
-        assert [line["runs_as"] for line in lines if line["log_level"] == "warning"] == [
-            "onnxruntime fp32 in batches of 3"
-        ]
+        assert [line["runs_as"] for line in lines if line["log_level"] == "warning"] == [here]
 
 
 class Held:

@@ -16,13 +16,13 @@ from engine import RELEASE_FILE, FakeBackend, Manifest, RunsAs, bundle_sha256, c
 from service import release as gate
 from service.__main__ import app
 from service.errors import ReleaseMissing
-from service.release import SEALED_FILE, ReleaseError, require_release
+from service.release import SEALED_FILE, ReleaseError, is_released, require_release
 from service.settings import Settings
 from service.store import Activation, Store
 from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
+from tests.service.shelves import ON_THIS_CPU
 
 SIZE = 128, 192
-ON_THIS_CPU = RunsAs(runtime="onnxruntime", precision="fp32", batch_size=5, gpu="", tensorrt="")
 # name, grey of a spot drawn on it (None: clean), whether boxes.csv calls it defective
 SCREENS = (("clean", None, False), ("bubble", grey_of(0), True), ("doubtful", grey_of(1) + 4, True))
 
@@ -293,15 +293,16 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
         (replace(ON_THIS_CPU, runtime="openvino"), "openvino fp32 in batches of 5"),
         (replace(ON_THIS_CPU, precision="int8"), "onnxruntime int8 in batches of 5"),
         (replace(ON_THIS_CPU, batch_size=10), "onnxruntime fp32 in batches of 10"),
-        (replace(ON_THIS_CPU, gpu="H100 sm90", tensorrt="tensorrt 10.13.0"), "5 on H100 sm90 by tensorrt 10.13.0"),
+        (replace(ON_THIS_CPU, versions="onnxruntime 0.1"), "in batches of 5 by onnxruntime 0.1"),
+        (replace(ON_THIS_CPU, gpu="H100 sm90", plan="a" * 64), "on H100 sm90 with the plan aaaaaaaaaaaa"),
     ):
-        with pytest.raises(ReleaseMissing, match=f"released for onnxruntime fp32 in batches of 5, and .* {told}$"):
+        with pytest.raises(ReleaseMissing, match=f"released for onnxruntime fp32 in batches of 5 by .*, and .* {told}"):
             require(candidate, runs)
     (candidate / RELEASE_FILE).write_text(found.model_copy(update={"finite": False}).model_dump_json())
     with pytest.raises(ReleaseMissing, match="refusal"):
         require(candidate)
     older = found.model_dump(mode="json")
-    del older["runs_as"]["batch_size"]
+    del older["runs_as"]["versions"]
     for unread in ({}, older):
         (candidate / RELEASE_FILE).write_text(json.dumps(unread))
         with pytest.raises(ReleaseMissing, match="cannot be read: release the bundle again"):
@@ -312,3 +313,19 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
     (candidate / "manifest.json").write_text(json.dumps({**manifest, "version": "2"}))
     with pytest.raises(ReleaseMissing, match="another version"):
         require(candidate)
+
+
+def test_of_a_bundle_that_is_not_loaded_all_is_compared_but_the_plan(
+    tmp_path: Path, candidate: Path, golden: Path
+) -> None:
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    on_a_gpu = replace(ON_THIS_CPU, gpu="H100 sm90", plan="a" * 64)
+    (candidate / RELEASE_FILE).write_text(found.model_copy(update={"runs_as": on_a_gpu}).model_dump_json())
+    for runs, taken in (
+        (on_a_gpu, True),
+        (replace(on_a_gpu, plan="b" * 64), False),
+        (replace(on_a_gpu, plan=None), True),
+        (replace(on_a_gpu, plan=None, versions="onnxruntime 0.1"), False),
+        (replace(on_a_gpu, plan=None, gpu="A10 sm86"), False),
+    ):
+        assert is_released(candidate, runs, digest=bundle_sha256(candidate)) == taken
