@@ -218,7 +218,7 @@ def _serve(settings: Settings, *, configured: bool) -> int:
         nonlocal status
         status, server.should_exit = DEVICE_GONE, True
 
-    app = create_app(settings, configured=configured, require_release=gate.require_release, on_gone=end)
+    app = create_app(settings, configured=configured, on_gone=end)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -187,39 +187,17 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     return release
 
 
-def require_release(bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
+def require_release(bundle: Path, /, runs: RunsAs, *, digest: str, active: str | None) -> None:
     """Refuse a bundle that has not passed the gate as it will run, against the bundle that it is to replace.
 
     Args:
         bundle: its folder, where its record lies.
-        runs: as what it was loaded.
+        runs: as what it was loaded; without its plan where it is not loaded yet, of which nothing is asked then.
         digest: of its manifest, as it was loaded.
-        active: digest of the bundle in service.
+        active: digest of the bundle in service; None where it does not matter.
 
     Raises:
         ReleaseMissing: it has no record, or one of other files, of another way to run, or against another bundle.
-    """
-    release = _released_as(bundle, runs, digest)
-    if release.active_sha256 != active:
-        raise ReleaseMissing(
-            f"the bundle was held against {release.active}, which is not in service now: release it against what is"
-        )
-
-
-def is_released(bundle: Path, /, runs: RunsAs, *, digest: str) -> bool:
-    """Whether a bundle has passed the gate as it runs, against whatever it was; see `require_release`."""
-    try:
-        _released_as(bundle, runs, digest)
-    except ReleaseMissing:
-        return False
-    return True
-
-
-def _released_as(bundle: Path, runs: RunsAs, digest: str) -> Release:
-    """The record of a bundle that has passed the gate as it runs.
-
-    Raises:
-        ReleaseMissing: it has none.
     """
     try:
         release = Release.model_validate_json((bundle / RELEASE_FILE).read_bytes())
@@ -233,7 +211,19 @@ def _released_as(bundle: Path, runs: RunsAs, digest: str) -> Release:
         raise ReleaseMissing(f"the bundle was released for {release.runs_as}, and is to run as {runs}")
     if release.refusals:
         raise ReleaseMissing(f"the release record is a refusal: {release.refusals[0]}")
-    return release
+    if active is not None and release.active_sha256 != active:
+        raise ReleaseMissing(
+            f"the bundle was held against {release.active}, which is not in service now: release it against what is"
+        )
+
+
+def is_released(bundle: Path, /, runs: RunsAs, *, digest: str, active: str | None) -> bool:
+    """Whether `require_release` takes a bundle."""
+    try:
+        require_release(bundle, runs, digest=digest, active=active)
+    except ReleaseMissing:
+        return False
+    return True
 
 
 def rows(found: Release) -> Iterator[tuple[str, str]]:

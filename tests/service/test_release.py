@@ -328,4 +328,4 @@ def test_of_a_bundle_that_is_not_loaded_all_is_compared_but_the_plan(
         (replace(on_a_gpu, plan=None, versions="onnxruntime 0.1"), False),
         (replace(on_a_gpu, plan=None, gpu="A10 sm86"), False),
     ):
-        assert is_released(candidate, runs, digest=bundle_sha256(candidate)) == taken
+        assert is_released(candidate, runs, digest=bundle_sha256(candidate), active=None) == taken
