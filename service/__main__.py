@@ -27,8 +27,8 @@ from service.errors import ServiceError
 from service.files import FileResult, inspect_files, inspector, picture_paths
 from service.inspector import from_json
 from service.problems import Problem
-from service.release import ReleaseError
 from service.restart import in_service
+from service.sealed import ReleaseError
 from service.settings import Settings, SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
 from service.tables import describe_labels, describe_verdict, table
