@@ -148,6 +148,7 @@ def test_the_gate_holds_a_bundle_against_the_one_that_the_record_says_is_in_serv
     for name, path in (("STATE_DIR", tmp_path / "state"), ("BUNDLES", tmp_path / "bundles"), ("BUNDLE", bundle)):
         monkeypatch.setenv(f"INSPECT_{name}", str(path))
     monkeypatch.setenv("INSPECT_RUNTIME", "onnxruntime")
+    monkeypatch.setattr("service.logs.configure", lambda **_: None)  # whose loggers would outlive this test
     answer = CliRunner().invoke(app, ["release", str(candidate), "--golden", str(golden), "--json"])
     record = json.loads(answer.stdout)
     assert (record["active"], record["active_sha256"]) == ("tiny 2", bundle_sha256(swapped))
