@@ -66,6 +66,10 @@ class Backend(Protocol):
         """Of the features graph: fp32, fp16, bf16, int8 (int8-trt where a CPU measures it). The reasoning is fp32."""
 
     @property
+    def versions(self) -> str:
+        """The libraries that compute, with their versions, that of the features graph first; empty where none does."""
+
+    @property
     def batch_size(self) -> int:
         """Patches that the features graph takes at a time, N: the manifest's, or the plan's where there is one."""
 

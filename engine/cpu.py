@@ -33,6 +33,7 @@ class CpuBackend(ABC):
     """
 
     runtime: ClassVar[str]
+    versions: ClassVar[str]
     guard = NO_GUARD
 
     def __init__(

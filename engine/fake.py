@@ -34,6 +34,7 @@ class FakeBackend:
 
     runtime = "fake"
     precision = "fp32"
+    versions = ""
 
     def __init__(self, manifest: Manifest, function: ScoreFunction, *, guard: Mapping[str, float] = NO_GUARD) -> None:
         self.manifest = manifest

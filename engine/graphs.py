@@ -23,6 +23,7 @@ from engine.errors import BundleError, InferenceError
 from engine.manifest import BFLOAT_LAYERS, REASONING_FILE, Manifest
 
 Session: TypeAlias = onnxruntime.InferenceSession
+ONNXRUNTIME = f"onnxruntime {onnxruntime.__version__}"
 LOG_NOTHING_BUT_FATAL = 4  # errors come as exceptions; logged, they would be told twice
 
 # ONNX Runtime's exceptions have no base class of their own

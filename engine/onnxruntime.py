@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.cpu import CpuBackend
-from engine.graphs import Session, open_session, run_session
+from engine.graphs import ONNXRUNTIME, Session, open_session, run_session
 from engine.tuning import Run, Share
 
 
@@ -19,6 +19,7 @@ class OnnxRuntimeBackend(CpuBackend):
     """
 
     runtime = "onnxruntime"
+    versions = ONNXRUNTIME
 
     def _build(self, share: Share) -> Run:
         graph = self._graph

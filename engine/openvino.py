@@ -26,7 +26,7 @@ from openvino.exceptions import OVError
 from engine.backend import Features
 from engine.cpu import CpuBackend
 from engine.errors import BundleError, InferenceError
-from engine.graphs import FeaturesGraph
+from engine.graphs import ONNXRUNTIME, FeaturesGraph
 from engine.tuning import Share
 
 # what crosses from C++ is a RuntimeError; the rest is raised by the bindings
@@ -47,6 +47,7 @@ class OpenVinoBackend(CpuBackend):
     """A bundle in OpenVINO, its reasoning in ONNX Runtime."""
 
     runtime = "openvino"
+    versions = f"openvino {openvino.__version__}, {ONNXRUNTIME}"
 
     @classmethod
     def rounds(cls) -> bool:

@@ -2,7 +2,8 @@
 
 A plan is good for one GPU, one version of TensorRT, one precision, one batch size and one ONNX file; these are its key.
 Beside it lies a record with the key, the plan's SHA-256 and what was found out about it. A plan whose record is
-missing, unreadable, of another key or of other bytes is built again, never loaded: it is a program for the GPU.
+missing, unreadable, of another key, of other bytes or of another precision than its layers have is built again, never
+loaded: it is a program for the GPU.
 
 The folder is `screen-inspection/plans` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), outside of the
 bundle, which may be read-only and whose files its manifest counts. Bundles share it: a key names the ONNX file by its
@@ -153,6 +154,8 @@ class PlanCache:
         except (OSError, BundleError):
             return None
         if record.key != key or record.plan_sha256 != hashlib.sha256(data).hexdigest():
+            return None
+        if record.real_precision != key.precision:  # as a build that did not compare them has left it
             return None
         return Plan(data=data, record=record, path=path, built=False)
 

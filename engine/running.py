@@ -8,6 +8,8 @@ from engine.backend import Backend, batch_of
 from engine.manifest import Manifest
 from engine.plans import Plan
 
+SHOWN = 12  # digits of a plan's hash that tell people one from another
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunsAs:
@@ -17,19 +19,29 @@ class RunsAs:
         runtime: what executes the features graph.
         precision: of that graph.
         batch_size: patches in a batch, N.
+        versions: of the libraries that compute, see `Backend.versions`.
         gpu: name and compute capability of the GPU, of several all the different ones; empty on a CPU.
-        tensorrt: package and version; empty on a CPU.
+        plan: SHA-256 of the plan, of several all the different ones: one that is built anew may take other kernels.
+            Empty on a CPU; None where the bundle is not loaded, so that nobody knows it.
     """
 
     runtime: str
     precision: str
     batch_size: int
+    versions: str
     gpu: str
-    tensorrt: str
+    plan: str | None
 
     def __str__(self) -> str:
-        device = f" on {self.gpu} by {self.tensorrt}" if self.gpu else ""
-        return f"{self.runtime} {self.precision} in batches of {self.batch_size}{device}"
+        told = f"{self.runtime} {self.precision} in batches of {self.batch_size}"
+        plans = ", ".join(plan[:SHOWN] for plan in (self.plan or "").split(", "))
+        for word, fact in (("by", self.versions), ("on", self.gpu), ("with the plan", plans)):
+            told += f" {word} {fact}" if fact else ""
+        return told
+
+    def without_plan(self) -> "RunsAs":
+        """The same as it is known of a bundle that is not loaded."""
+        return replace(self, plan=None if self.gpu else "")
 
 
 @runtime_checkable
@@ -42,19 +54,25 @@ class Planned(Protocol):
 
 
 def runs_as(backends: Sequence[Backend]) -> RunsAs:
-    """As what a bundle runs on its devices, on all of which it has one precision and one batch."""
-    keys = [backend.plan.record.key for backend in backends if isinstance(backend, Planned)]
+    """As what a bundle runs on its devices, on all of which it has one precision and one batch.
+
+    The precision of a plan is what its layers really have, whatever was asked for.
+    """
+    records = [backend.plan.record for backend in backends if isinstance(backend, Planned)]
     return RunsAs(
         runtime=backends[0].runtime,
-        precision=backends[0].precision,
+        precision=", ".join(sorted({record.real_precision for record in records})) or backends[0].precision,
         batch_size=backends[0].batch_size,
-        gpu=", ".join(sorted({key.gpu for key in keys})),
-        tensorrt=", ".join(sorted({key.tensorrt for key in keys})),
+        versions=backends[0].versions,
+        gpu=", ".join(sorted({record.key.gpu for record in records})),
+        plan=", ".join(sorted({record.plan_sha256 for record in records})),
     )
 
 
 def would_run_as(manifest: Manifest, beside: RunsAs, *, precision: str | None, batch_size: int | None) -> RunsAs:
     """As what a bundle would run on the devices of another, loaded as `load_all` with `prebuilt` does.
+
+    On a GPU without its plan, which may be built or built anew until then: only loading tells.
 
     Args:
         manifest: the bundle's.
@@ -63,7 +81,7 @@ def would_run_as(manifest: Manifest, beside: RunsAs, *, precision: str | None, b
         batch_size: that is asked for.
     """
     return replace(
-        beside,
+        beside.without_plan(),
         precision=precision or default_precision(manifest, beside.runtime),
         batch_size=batch_of(manifest, batch_size),
     )

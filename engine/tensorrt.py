@@ -25,7 +25,7 @@ from engine.compiler import VERSION, Compiled, Progress, RefusedPlan, compile_gr
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.golden import made_as, read_golden
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
-from engine.graphs import Reasoning
+from engine.graphs import ONNXRUNTIME, Reasoning
 from engine.manifest import Manifest, graph_precision
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
 from engine.running import default_precision
@@ -61,6 +61,7 @@ class TensorRTBackend:
     """
 
     runtime = "tensorrt"
+    versions = f"{VERSION}, {ONNXRUNTIME}"
 
     def __init__(
         self,

@@ -29,9 +29,9 @@ from service.errors import ServiceError
 from service.files import FileResult, inspect_files, inspector, picture_paths
 from service.inspector import from_json
 from service.problems import Problem
-from service.release import ReleaseError
 from service.rendering import RenderingError
 from service.restart import in_service
+from service.sealed import ReleaseError
 from service.settings import Settings, SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
 from service.tables import describe_labels, describe_verdict, table
@@ -242,7 +242,7 @@ def _serve(settings: Settings, *, configured: bool) -> int:
         nonlocal status
         status, server.should_exit = DEVICE_GONE, True
 
-    app = create_app(settings, configured=configured, require_release=gate.require_release, on_gone=end)
+    app = create_app(settings, configured=configured, on_gone=end)
     server = uvicorn.Server(
         uvicorn.Config(
             app,

@@ -17,7 +17,7 @@ from service.admission import Admission
 from service.catalogue import Catalogue
 from service.metrics import Metrics
 from service.middleware import RequestScope
-from service.models import Models, ReleaseGate, no_gate
+from service.models import Models
 from service.restart import activation, load_first, refuse_second_of_a_version
 from service.serving import Loaded, Serving
 from service.settings import Settings
@@ -40,7 +40,6 @@ def create_app(
     backends: Sequence[Backend] = (),
     golden: Golden | None = None,
     configured: bool = False,
-    require_release: ReleaseGate = no_gate,
     on_gone: Callable[[], None] = lambda: None,
 ) -> FastAPI:
     """The service, ready to be served once its lifespan has begun.
@@ -51,7 +50,6 @@ def create_app(
             `settings`, loaded into its runtime. The app closes them.
         golden: patches of the self-test of these backends; by default those of the settings' bundle.
         configured: whether to begin with the settings' bundle, whatever was in service last.
-        require_release: what a bundle must have to be put in service; see `service.models.Models`.
         on_gone: called once a device of the bundle in service is lost for good: only a new process has it again.
 
     Raises:
@@ -87,7 +85,6 @@ def create_app(
                 store=store,
                 settings=settings,
                 metrics=metrics,
-                require_release=require_release,
             )
             with closing(models):
                 async with anyio.create_task_group() as tasks:

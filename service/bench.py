@@ -7,8 +7,6 @@ simulated devices tell of the service alone: such a device computes nothing, and
 import json
 import os
 import queue
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -30,6 +28,7 @@ from engine import Manifest, cover
 from engine.cpus import cpu_name, vector_instructions
 from service.client import ClientError, Served, post_frame, serving
 from service.lines import LINES, Lines
+from service.rendering import render
 from service.scheduler import Scheduler
 from service.simulated import SimulatedDevice, golden_of
 
@@ -99,8 +98,8 @@ def run(bundle: Path, *, seconds: float, console: Console) -> Report:
         console: where to show progress.
 
     Raises:
-        BenchError: no frames could be rendered.
-        ClientError: a service could not be started.
+        RenderingError: no frames could be rendered.
+        BenchError: a service could not be started, or answered nothing.
     """
     share = sorted(os.sched_getaffinity(0))[:CPUS]
     os.sched_setaffinity(0, share)  # those that it starts inherit it
@@ -319,13 +318,8 @@ def _served(settings: Mapping[str, str], module: Sequence[str] = ("service",)) -
 
 def _frames() -> list[NDArray[np.uint8]]:
     """Rendered frames, by the command that anybody has."""
-    height, width = FRAME
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "training", "render", "--out", folder, "--screens", str(SCREENS)]
-        command += ["--seed", str(SEED), "--width", str(width), "--height", str(height)]
-        made = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
-        if made.returncode != 0:
-            raise BenchError(f"rendering failed: {made.stderr[-500:]}")
+        render(Path(folder), screens=SCREENS, seed=SEED, size=FRAME)
         files = sorted((Path(folder) / "screens").glob("*.png"))
         return [np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), np.uint8) for file in files]
 

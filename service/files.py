@@ -21,7 +21,7 @@ from service.errors import ServiceError, UnreadableImage, UnsupportedMedia
 from service.images import RAW, SUFFIXES, Source
 from service.inspector import Forgetful, Inspection, Inspector
 from service.problems import Problem, describe
-from service.serving import Serving, load_bundle, naming
+from service.serving import Loaded, Serving, load_bundle, naming
 from service.settings import Settings
 
 IN_FLIGHT = 3
@@ -48,6 +48,13 @@ def inspector(settings: Settings) -> Iterator[Inspector]:
     """
     with naming(settings.bundle):
         loaded = load_bundle(settings.bundle, settings)
+    with inspector_of(loaded, settings) as ready:
+        yield ready
+
+
+@contextmanager
+def inspector_of(loaded: Loaded, settings: Settings) -> Iterator[Inspector]:
+    """The same of a bundle that was loaded with these settings; it is closed in the end."""
     # files do not refuse each other
     roomy = settings.model_copy(update={"max_queue_patches": settings.max_queue_patches * IN_FLIGHT})
     with closing(Serving(loaded, bundle=CONFIGURED, record=Forgetful(), settings=roomy)) as serving:

@@ -53,7 +53,14 @@ BODY = {
 MODELS_EXAMPLE = {
     "folder": "/srv/bundles",
     "models": [
-        {"bundle": "screens-1", "name": "screens", "version": "1", "state": "previous", "released": True, "reason": ""},
+        {
+            "bundle": "screens-1",
+            "name": "screens",
+            "version": "1",
+            "state": "previous",
+            "released": False,
+            "reason": "",
+        },
         {"bundle": "screens-2", "name": "screens", "version": "2", "state": "active", "released": True, "reason": ""},
         {
             "bundle": "screens-3",
@@ -100,8 +107,12 @@ def _example(value: dict[str, Any]) -> dict[int | str, dict[str, Any]]:
 def list_models(running: CurrentRunning) -> ModelList:
     """Each bundle that is or was in service or can be put there, verified as it lies on the disk now.
 
-    `released` says whether it has passed the release gate as it runs here, or would: in this runtime, precision and
-    batch, and on a GPU on this one and by this TensorRT.
+    `released` says of the bundle in service whether it has passed the release gate as it runs here: in this runtime,
+    precision and batch, by these versions of the libraries, and on a GPU on this one and by this plan. Of any other, it
+    says whether PUT would take it without `without_release`: it has passed as it would run here, and against the bundle
+    in service now. The plan alone is not compared then: it is known once the bundle is loaded, and PUT compares it. A
+    rollback asks for no release, so the previous bundle goes back whatever is said of it. What has a `reason` is never
+    released.
     """
     return running.models.list()
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Literal
 
 import structlog
 
@@ -27,7 +27,7 @@ from service.catalogue import CONFIGURED, Catalogue, Look
 from service.errors import BundleRefused, BundleUnknown, SwapInProgress
 from service.memory import give_back
 from service.metrics import Metrics
-from service.release import is_released
+from service.release import is_released, require_release
 from service.restart import activation, digest_of, refuse_second_of_a_version
 from service.selftest import FRESH_S, SelfTestReport
 from service.serving import Serving, load_bundle
@@ -42,24 +42,6 @@ SELF_TEST_WITHIN_S = FRESH_S  # the first; a device that needs longer could neve
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.models")
 
 
-class ReleaseGate(Protocol):
-    """What a bundle must pass to be put in service; `service.release.require_release` is the real one."""
-
-    def __call__(self, bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
-        """Raise a `ServiceError` where the bundle that was loaded from this folder must not be put in service yet.
-
-        Args:
-            bundle: its folder.
-            runs: as what it was loaded, and will run.
-            digest: of its manifest, as it was loaded.
-            active: digest of the bundle that it is to replace.
-        """
-
-
-def no_gate(_bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
-    """Require no release."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListedModel:
     """One bundle.
@@ -69,8 +51,9 @@ class ListedModel:
         name: of its model; empty where it is broken.
         version: of its model.
         state: `previous` is the one that a rollback goes to.
-        released: whether it has passed the release gate as it runs here, or would run.
-        reason: what is wrong with it on the disk; empty when nothing is.
+        released: whether it has passed the release gate as it runs here, or would run; where it is not in service, also
+            against the one that is. False where something is wrong with it on the disk.
+        reason: what that is; empty when nothing is.
     """
 
     bundle: str
@@ -124,7 +107,6 @@ class Models:
         store: of activations, and of the answers that every bundle gives.
         settings: for what is loaded.
         metrics: which name the bundle and count the swaps.
-        require_release: what a bundle must pass.
     """
 
     def __init__(
@@ -135,14 +117,12 @@ class Models:
         store: Store,
         settings: Settings,
         metrics: Metrics,
-        require_release: ReleaseGate,
     ) -> None:
         self._active = Active(first)
         self._catalogue = catalogue
         self._store = store
         self._settings = settings
         self._metrics = metrics
-        self._require_release = require_release
         self._swapping = threading.Lock()
         self._show("serving")
 
@@ -180,12 +160,12 @@ class Models:
             BundleRefused: it is broken, does not fit the line, lacks its plan, or fails its self-test.
             SwapInProgress: another call is under way.
             VersionTaken: another was in service under its name and version.
-            ServiceError: it was not released, or the service is stopping.
+            ReleaseMissing: it was not released, as it will run and against the one in service.
+            NotReady: the service is stopping.
             StoreError: it could not be recorded.
         """
         with self._alone():
-            gate = no_gate if without_release else self._require_release
-            return self._swap(self._catalogue.proper(bundle), "activated", gate=gate)
+            return self._swap(self._catalogue.proper(bundle), "activated", without_release=without_release)
 
     def roll_back(self) -> Swap:
         """Put the bundle in service that was before; a second time leads back again.
@@ -204,7 +184,7 @@ class Models:
             before = self._before(self.current)
             if before is None:
                 raise BundleUnknown("no other bundle was in service before this one")
-            return self._swap(before.bundle, "rolled_back", digest=before.digest)
+            return self._swap(before.bundle, "rolled_back", without_release=True, digest=before.digest)
 
     def list(self) -> ModelList:
         """Every bundle that is or was in service, or can be put there.
@@ -242,7 +222,7 @@ class Models:
             self._metrics.swaps.labels("refused").inc()
             raise
 
-    def _swap(self, bundle: str, outcome: Outcome, *, gate: ReleaseGate = no_gate, digest: str = "") -> Swap:
+    def _swap(self, bundle: str, outcome: Outcome, *, without_release: bool, digest: str = "") -> Swap:
         """Steps 2 to 7, unless the bundle is in service already; `digest` is what it must have, if not empty."""
         started_at = time.monotonic()
         old = self.current
@@ -254,7 +234,8 @@ class Models:
             active = _named(old.bundle, old.manifest)
             previous = None if before is None else _named(before.bundle, before)
         else:
-            active, previous = self._replace(old, bundle, path, gate, digest, outcome), _named(old.bundle, old.manifest)
+            active = self._replace(bundle, path, outcome, without_release=without_release, digest=digest)
+            previous = _named(old.bundle, old.manifest)
             self._active.retire(old)
             del old  # the last that holds it
             give_back()
@@ -263,12 +244,10 @@ class Models:
             outcome=outcome, active=active, previous=previous, duration_s=round(time.monotonic() - started_at, 3)
         )
 
-    def _replace(
-        self, old: Serving, bundle: str, path: Path, gate: ReleaseGate, digest: str, outcome: Outcome
-    ) -> NamedModel:
+    def _replace(self, bundle: str, path: Path, outcome: Outcome, *, without_release: bool, digest: str) -> NamedModel:
         """Steps 2 to 6: the new bundle is the active one, or an exception says why not and nothing has changed."""
         with ExitStack() as undo:
-            new = self._prove(bundle, path, gate, digest, undo)
+            new = self._prove(bundle, path, undo, without_release=without_release, digest=digest)
             recorded = activation(bundle, new.digest, new.manifest, self._settings)
             refuse_second_of_a_version(recorded, self._store)
             self._active.flip(new, lambda: self._store.activate(recorded))
@@ -276,12 +255,12 @@ class Models:
         self._show(outcome)
         return _named(bundle, new.manifest)
 
-    def _prove(self, bundle: str, path: Path, gate: ReleaseGate, digest: str, undo: ExitStack) -> Serving:
+    def _prove(self, bundle: str, path: Path, undo: ExitStack, *, without_release: bool, digest: str) -> Serving:
         """The bundle, loaded, released and warm, its self-test passed on every device; `undo` closes it again.
 
         Raises:
             BundleRefused: it is broken, or failed, or is another than that of `digest`.
-            ServiceError: it was not released.
+            ReleaseMissing: it was not released.
         """
         with _refusing():
             # to build a plan takes minutes of the GPU that inspects, and a smaller batch was not released
@@ -290,7 +269,8 @@ class Models:
             unused.callback(loaded.close)
             if loaded.digest != (digest or loaded.digest):
                 raise BundleRefused("manifest.json: was replaced while the bundle was loaded")
-            gate(path, runs_as(loaded.backends), digest=loaded.digest, active=self.current.digest)
+            if not without_release:
+                require_release(path, runs_as(loaded.backends), digest=loaded.digest, active=self.current.digest)
             new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)
             unused.pop_all()
         undo.callback(new.close)
@@ -310,13 +290,13 @@ class Models:
         serving, manifest = self.current, self.current.manifest
         self._metrics.show_model(manifest.name, manifest.version, serving.runs_as.runtime, labels=manifest.label_names)
         log.info(event, bundle=serving.bundle, model=manifest.name, version=manifest.version)
-        if not self._released(serving.bundle, serving.runs_as, serving.digest):
+        if not self._released(serving.bundle, serving.runs_as, serving.digest, active=None):
             log.warning("not released as it runs here", bundle=serving.bundle, runs_as=str(serving.runs_as))
 
-    def _released(self, bundle: str, runs: RunsAs, digest: str) -> bool:
-        """Whether a bundle's record of release is of this digest, and of how it runs."""
+    def _released(self, bundle: str, runs: RunsAs, digest: str, *, active: str | None) -> bool:
+        """Whether a bundle's record of release is of this digest, of how it runs, and against that one in service."""
         try:
-            return is_released(self._catalogue.path(bundle), runs, digest=digest)
+            return is_released(self._catalogue.path(bundle), runs, digest=digest, active=active)
         except BundleUnknown:  # its folder is gone, or cannot be named
             return False
 
@@ -332,14 +312,16 @@ class Models:
             named, state, digest, runs = active.manifest, "active", active.digest, active.runs_as
         elif before is not None and bundle == before.bundle:
             named, state, digest = before, "previous", before.digest
-        changed = "" if look.digest == digest else "another bundle lies there by now"
+        reason = look.reason or ("" if look.digest == digest else "another bundle lies there by now")
+        # what is in service was held against one that no longer is
+        against = None if state == "active" else active.digest
         return ListedModel(
             bundle=bundle,
             name="" if named is None else named.name,
             version="" if named is None else named.version,
             state=state,
-            released=self._released(bundle, runs, digest),
-            reason=look.reason or changed,
+            released=not reason and self._released(bundle, runs, digest, active=against),
+            reason=reason,
         )
 
 

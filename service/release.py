@@ -5,21 +5,21 @@ that follow from the training module's own probabilities, which the export wrote
 `release.json` in the bundle; `require_release` asks for it before a bundle is activated.
 """
 
-import csv
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import track
 
 from engine import (
     RELEASE_FILE,
+    Backend,
     Manifest,
     ParityError,
     RunsAs,
@@ -33,40 +33,18 @@ from engine import (
 )
 from service.aggregation import Observed, aggregate
 from service.errors import ReleaseMissing
-from service.files import inspect_files, inspector
+from service.files import inspect_files, inspector_of
 from service.inspector import Inspection
 from service.problems import Problem
+from service.sealed import SEALED_FILE, ReleaseError, SealedScreen, defective, read_sealed
 from service.selftest import SelfTestReport
-from service.serving import load_bundle
+from service.serving import Loaded, load_bundle, naming
 from service.settings import Settings
 from service.verdict import Outcome
-
-SEALED_FILE = "sealed.json"
-
-
-class ReleaseError(Exception):
-    """The gate cannot be run: the sealed set is not whole, or is another bundle's."""
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class SealedScreen(_Strict):
-    """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C)."""
-
-    sha256: str
-    windows: list[tuple[int, int]]
-    probability: list[list[float]]
-
-
-class Sealed(_Strict):
-    """`sealed.json`, written by `python -m training export --golden DIR`."""
-
-    name: str
-    version: str
-    labels: list[str]
-    screens: dict[str, SealedScreen]
 
 
 class Count(_Strict):
@@ -83,6 +61,37 @@ class Tally(_Strict):
     overkill: Count
 
 
+class Device(_Strict):
+    """What was found on one device.
+
+    Attributes:
+        slot_spread: by label, how far the same patch's score moves with its slot in the batch.
+        guard: by label, how far it may: the guard band that this device's verdicts are given with.
+        finite: whether black, white, noisy and saturated patches gave finite features and probabilities.
+    """
+
+    slot_spread: dict[str, float]
+    guard: dict[str, float]
+    finite: bool
+
+    def refusals(self, tolerance: float) -> Iterator[str]:
+        """Why the bundle may not be released on it, where no score may move by more than `tolerance`."""
+        spreads = [(label, spread, self.guard.get(label, 0.0)) for label, spread in self.slot_spread.items()]
+        # written so that what is no number is within nothing
+        if moved := [f"{label} by {spread:.2g}" for label, spread, guard in spreads if not spread <= guard]:
+            yield f"a score moves with the slot of its patch, beyond the guard band: {', '.join(moved)}"
+        # a plan's guard band is its spread: without a limit, one that moves all scores would send all screens to review
+        if wide := [
+            f"{label} by {spread:.2g} (guard band {guard:.2g})"
+            for label, spread, guard in spreads
+            if not (spread <= tolerance and guard <= tolerance)
+        ]:
+            limit = f"the {tolerance:g} that the bundle's parity tolerance allows"
+            yield f"a score moves with the slot of its patch by more than {limit}: {', '.join(wide)}"
+        if not self.finite:
+            yield "a probability on extreme patches is not finite"
+
+
 class Release(_Strict):
     """What the gate found; as `release.json` in the bundle, the record of it.
 
@@ -90,12 +99,11 @@ class Release(_Strict):
         manifest_sha256: of the bundle's manifest, which holds the hashes of all else.
         sealed_sha256: of the sealed set's file, which holds the hashes of the screens.
         released_at: when.
-        runs_as: runtime, precision and batch that it ran in, and by which TensorRT on which GPU where it was one.
+        runs_as: as what it ran: runtime, precision, batch and versions, and on a GPU on which and by which plan.
         screens: how many were inspected.
         different: those whose verdict is not the one that follows from the module's probabilities.
-        slot_spread: by label, how far the same patch's score moves with its slot in the batch.
-        guard: by label, how far it may: the guard band that verdicts are given with.
-        finite: whether black, white, noisy and saturated patches gave finite features and probabilities.
+        tolerance: the bundle's parity tolerance in this precision, beyond which no score may move with its slot.
+        devices: what was found on each.
         tally: of this bundle on the set.
         active: name and version of the bundle that it is to replace.
         active_sha256: of that bundle's manifest.
@@ -108,9 +116,8 @@ class Release(_Strict):
     runs_as: RunsAs
     screens: int
     different: list[str]
-    slot_spread: dict[str, float]
-    guard: dict[str, float]
-    finite: bool
+    tolerance: float
+    devices: list[Device]
     tally: Tally
     active: str
     active_sha256: str
@@ -119,19 +126,14 @@ class Release(_Strict):
     @property
     def refusals(self) -> list[str]:
         """Why the bundle may not be released; empty when it may."""
-        # what is no number is not within the guard band either
-        moved = {label: s for label, s in self.slot_spread.items() if not s <= self.guard.get(label, 0.0)}
-        checks = {
-            f"the verdict differs from the module's on {', '.join(self.different)}": bool(self.different),
-            f"a score moves with the slot of its patch, beyond the guard band: {moved}": bool(moved),
-            "a probability on extreme patches is not finite": not self.finite,
-        }
+        found = [f"the verdict differs from the module's on {', '.join(self.different)}"] if self.different else []
+        for number, device in enumerate(self.devices):
+            found += [f"device {number}: {refusal}" for refusal in device.refusals(self.tolerance)]
         for name in ("escape", "overkill"):
             new, old = getattr(self.tally, name), getattr(self.active_tally, name)
-            checks[f"{name} {new.count} of {new.of} is worse than the {old.count} of {self.active}"] = (
-                new.count > old.count
-            )
-        return [reason for reason, refused in checks.items() if refused]
+            if new.count > old.count:
+                found.append(f"{name} {new.count} of {new.of} is worse than the {old.count} of {self.active}")
+        return found
 
 
 def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Release:
@@ -151,89 +153,80 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     record.unlink(missing_ok=True)  # whatever happens now, what stands there is no longer the last word
     digest = bundle_sha256(bundle)
     manifest = Manifest.read(bundle)
-    active_sha256 = bundle_sha256(active)
-    sealed = _read_sealed(golden, manifest)
-    bad = _defective(golden, {Path(name).stem for name in sealed.screens})
-    devices = _examine_devices(bundle, settings)
+    sealed = read_sealed(golden, manifest)
+    names = list(sealed.screens)
+    bad = defective(golden, {Path(name).stem for name in names})
+    loaded, devices = _load_and_examine(bundle, settings)
     different: list[str] = []
     verdicts: dict[str, Outcome] = {}
-    for name, inspection in _inspect(bundle, golden, list(sealed.screens), settings):
-        assert inspection.verdict is not None
-        verdicts[name] = inspection.verdict.verdict
-        if not _as_the_module_says(inspection, sealed.screens[name], manifest, devices.guard):
+    for name, inspection in _inspect(loaded, golden, names, settings):
+        verdicts[name] = _verdict_of(inspection)
+        if not _as_the_module_says(inspection, sealed.screens[name], manifest):
             different.append(name)
-    tally = old = _tally(verdicts, bad)
+    beside, tally = loaded, _tally(verdicts, bad)
+    active_tally = tally
     if active.resolve() != bundle.resolve():
-        old = _tally(dict(_verdicts(active, golden, list(sealed.screens), settings)), bad)
+        beside = _load(active, settings)
+        others = {name: _verdict_of(found) for name, found in _inspect(beside, golden, names, settings)}
+        active_tally = _tally(others, bad)
     release = Release(
         manifest_sha256=digest,
         sealed_sha256=hashlib.sha256((golden / SEALED_FILE).read_bytes()).hexdigest(),
         released_at=datetime.now(UTC),
-        runs_as=devices.runs_as,
+        runs_as=runs_as(loaded.backends),
         screens=len(verdicts),
         different=different,
-        slot_spread=devices.slot_spread,
-        guard=devices.guard,
-        finite=devices.finite,
+        tolerance=loaded.golden.tolerance,
+        devices=devices,
         tally=tally,
-        active=_describe(active),
-        active_sha256=active_sha256,
-        active_tally=old,
+        active=_model_of(beside),
+        active_sha256=beside.digest,
+        active_tally=active_tally,
     )
-    if bundle_sha256(bundle) != digest:
+    if {loaded.digest, bundle_sha256(bundle)} != {digest}:
         raise ReleaseError(f"{bundle} was replaced while it was in the gate")
     if not release.refusals:
         record.write_text(release.model_dump_json(indent=2) + "\n")
     return release
 
 
-def require_release(bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
+def require_release(bundle: Path, /, runs: RunsAs, *, digest: str, active: str | None) -> None:
     """Refuse a bundle that has not passed the gate as it will run, against the bundle that it is to replace.
 
     Args:
         bundle: its folder, where its record lies.
-        runs: as what it was loaded.
+        runs: as what it was loaded; without its plan where it is not loaded yet, of which nothing is asked then.
         digest: of its manifest, as it was loaded.
-        active: digest of the bundle in service.
+        active: digest of the bundle in service; None where it does not matter.
 
     Raises:
         ReleaseMissing: it has no record, or one of other files, of another way to run, or against another bundle.
-    """
-    release = _released_as(bundle, runs, digest)
-    if release.active_sha256 != active:
-        raise ReleaseMissing(
-            f"the bundle was held against {release.active}, which is not in service now: release it against what is"
-        )
-
-
-def is_released(bundle: Path, /, runs: RunsAs, *, digest: str) -> bool:
-    """Whether a bundle has passed the gate as it runs, against whatever it was; see `require_release`."""
-    try:
-        _released_as(bundle, runs, digest)
-    except ReleaseMissing:
-        return False
-    return True
-
-
-def _released_as(bundle: Path, runs: RunsAs, digest: str) -> Release:
-    """The record of a bundle that has passed the gate as it runs.
-
-    Raises:
-        ReleaseMissing: it has none.
     """
     try:
         release = Release.model_validate_json((bundle / RELEASE_FILE).read_bytes())
     except OSError as error:
         raise ReleaseMissing("the bundle has not passed the release gate: `python -m service release`") from error
-    except ValidationError as error:  # of another form, as before a record named batch and GPU
+    except ValidationError as error:  # of another form, as before a record named plan and versions
         raise ReleaseMissing(f"{RELEASE_FILE} cannot be read: release the bundle again") from error
     if release.manifest_sha256 != digest:
         raise ReleaseMissing("the release record is of another version of this bundle")
-    if release.runs_as != runs:
+    if (release.runs_as.without_plan() if runs.plan is None else release.runs_as) != runs:
         raise ReleaseMissing(f"the bundle was released for {release.runs_as}, and is to run as {runs}")
     if release.refusals:
         raise ReleaseMissing(f"the release record is a refusal: {release.refusals[0]}")
-    return release
+    if active is not None and release.active_sha256 != active:
+        raise ReleaseMissing(
+            f"the bundle was held against {release.active}, which is not in service now: release it against what is"
+        )
+
+
+def is_released(bundle: Path, /, runs: RunsAs, *, digest: str, active: str | None) -> bool:
+    """Whether `require_release` takes a bundle."""
+    try:
+        require_release(bundle, runs, digest=digest, active=active)
+    except ReleaseMissing:
+        return False
+    return True
 
 
 def rows(found: Release) -> Iterator[tuple[str, str]]:
@@ -245,100 +238,64 @@ def rows(found: Release) -> Iterator[tuple[str, str]]:
 
     yield "runs as", str(found.runs_as)
     yield "verdicts as the module's", f"{found.screens - len(found.different)} of {found.screens}"
-    yield "scores by slot", f"differ by at most {max(found.slot_spread.values(), default=0.0):.1e}"
-    yield "extreme patches", "finite" if found.finite else "not finite"
+    spread = max((s for device in found.devices for s in device.slot_spread.values()), default=0.0)
+    yield "scores by slot", f"differ by at most {spread:.1e} (may by {found.tolerance:g})"
+    yield "extreme patches", "finite" if all(device.finite for device in found.devices) else "not finite"
     yield "escape", share("escape")
     yield "overkill", share("overkill")
 
 
-class _Devices(NamedTuple):
-    """What was found on the devices themselves."""
-
-    runs_as: RunsAs
-    guard: dict[str, float]
-    slot_spread: dict[str, float]
-    finite: bool
+def _load(bundle: Path, settings: Settings) -> Loaded:
+    """A bundle as a swap loads it: what the gate would build, or make smaller, is not what comes into service."""
+    with naming(bundle):
+        return load_bundle(bundle, settings, prebuilt=True)
 
 
-def _examine_devices(bundle: Path, settings: Settings) -> _Devices:
-    """What is worst on any of the devices."""
-    with closing(load_bundle(bundle, settings)) as loaded:
-        try:
-            for backend in loaded.backends:
-                check_finite(backend)
-            finite = True
-        except ParityError:  # a finding, which the record tells
-            finite = False
+def _load_and_examine(bundle: Path, settings: Settings) -> tuple[Loaded, list[Device]]:
+    """A bundle, and what is found on each of its devices, before any inspects."""
+    loaded = _load(bundle, settings)
+    with ExitStack() as unused:
+        unused.callback(loaded.close)
         patches = slot_patches(loaded.golden.pixels)
-        spreads = [measure_slots(backend, patches).probability for backend in loaded.backends]
-        guards = [backend.guard for backend in loaded.backends]
-        return _Devices(
-            runs_as=runs_as(loaded.backends),
-            guard={label: min(guard[label] for guard in guards) for label in guards[0]},
-            slot_spread={label: float(np.max([spread[label] for spread in spreads])) for label in spreads[0]},
-            finite=finite,
-        )
+        devices = [_examine(backend, patches) for backend in loaded.backends]
+        unused.pop_all()
+    return loaded, devices
 
 
-def _read_sealed(golden: Path, manifest: Manifest) -> Sealed:
+def _examine(backend: Backend, patches: NDArray[np.uint8]) -> Device:
     try:
-        sealed = Sealed.model_validate_json((golden / SEALED_FILE).read_bytes())
-    except OSError as error:
-        raise ReleaseError(f"{golden / SEALED_FILE} cannot be read: {error.strerror}") from error
-    except ValidationError as error:
-        raise ReleaseError(f"{golden / SEALED_FILE}: {error.errors()[0]['msg']}") from error
-    if (sealed.name, sealed.version, tuple(sealed.labels)) != (manifest.name, manifest.version, manifest.label_names):
-        raise ReleaseError(
-            f"{golden} was sealed for {sealed.name} {sealed.version}, this bundle is {manifest.name} {manifest.version}"
-        )
-    if not sealed.screens:
-        raise ReleaseError(f"{golden / SEALED_FILE} holds no screen")
-    for name, screen in sealed.screens.items():
-        path = golden / "screens" / name
-        if Path(name).name != name or not path.is_file():
-            raise ReleaseError(f"{golden} lacks the screen {name!r}")
-        if hashlib.sha256(path.read_bytes()).hexdigest() != screen.sha256:
-            raise ReleaseError(f"{path} is not the file that was sealed")
-    return sealed
+        check_finite(backend)
+        finite = True
+    except ParityError:  # a finding, which the record tells
+        finite = False
+    spread = measure_slots(backend, patches).probability
+    return Device(slot_spread=spread, guard=dict(backend.guard), finite=finite)
 
 
-def _defective(golden: Path, screens: set[str]) -> set[str]:
-    """Names, without suffix, of those of the screens that boxes.csv knows a defect of.
-
-    Raises:
-        ReleaseError: it cannot be read, names a screen that is not in the set, or leaves the set without a defective
-            or without a clean screen: then no escape, or no overkill, could be seen.
-    """
-    boxes = golden / "boxes.csv"
-    try:
-        with boxes.open(newline="") as file:
-            bad = {row["screen"] for row in csv.DictReader(file)}
-    except (OSError, KeyError) as error:
-        raise ReleaseError(f"{boxes} cannot be read: without it nothing is known of escapes") from error
-    if strangers := bad - screens:
-        raise ReleaseError(f"{boxes} names the screen {min(strangers)!r}, which is not in the sealed set")
-    if not bad:
-        raise ReleaseError(f"{golden} holds no defective screen: no escape could be seen")
-    if bad == screens:
-        raise ReleaseError(f"{golden} holds no clean screen: no overkill could be seen")
-    return bad
-
-
-def _inspect(bundle: Path, golden: Path, names: Sequence[str], settings: Settings) -> Iterator[tuple[str, Inspection]]:
+def _inspect(
+    loaded: Loaded, golden: Path, names: Sequence[str], settings: Settings
+) -> Iterator[tuple[str, Inspection]]:
+    """Inspect the set by a bundle, which is closed in the end."""
     paths = [golden / "screens" / name for name in names]
-    with inspector(settings.model_copy(update={"bundle": bundle})) as inspects:
+    with inspector_of(loaded, settings) as inspects:
         results = inspect_files(inspects, paths, raw_size=None)
-        shown = track(results, f"inspect by {bundle.name}", total=len(names), console=Console(stderr=True))
+        shown = track(results, f"inspect by {_model_of(loaded)}", total=len(names), console=Console(stderr=True))
         for name, result in zip(names, shown, strict=True):
             if isinstance(result.outcome, Problem):
                 raise ReleaseError(f"{name} cannot be inspected: {result.outcome.code}: {result.outcome.detail}")
             yield name, result.outcome
 
 
-def _as_the_module_says(
-    inspection: Inspection, sealed: SealedScreen, manifest: Manifest, guard: dict[str, float]
-) -> bool:
-    """Whether verdict, reasons and present labels are those of the module's probabilities, judged by the same rules."""
+def _verdict_of(inspection: Inspection) -> Outcome:
+    assert inspection.verdict is not None  # nothing was answered before
+    return inspection.verdict.verdict
+
+
+def _as_the_module_says(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> bool:
+    """Whether verdict, reasons and present labels are those of the module's probabilities, judged by the same rules.
+
+    The guard band is one of them: that of the device which the screen was on.
+    """
     found = inspection.verdict
     assert found is not None
     pixels = inspection.frame.pixels
@@ -356,7 +313,7 @@ def _as_the_module_says(
         activation=np.zeros((*form, 1, 1), np.float32),
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
     )
-    wanted = aggregate(seen, manifest, guard)
+    wanted = aggregate(seen, manifest, inspection.guard)
     present = {label: result.present for label, result in found.labels.items()}
     return (found.verdict, found.reasons, present) == (
         wanted.verdict,
@@ -365,21 +322,15 @@ def _as_the_module_says(
     )
 
 
-def _verdicts(bundle: Path, golden: Path, names: Sequence[str], settings: Settings) -> Iterator[tuple[str, Outcome]]:
-    for name, inspection in _inspect(bundle, golden, names, settings):
-        assert inspection.verdict is not None
-        yield name, inspection.verdict.verdict
-
-
 def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:
-    defective = [verdict for name, verdict in verdicts.items() if Path(name).stem in bad]
+    defects = [verdict for name, verdict in verdicts.items() if Path(name).stem in bad]
     clean = [verdict for name, verdict in verdicts.items() if Path(name).stem not in bad]
     return Tally(
-        escape=Count(count=defective.count("pass"), of=len(defective)),
+        escape=Count(count=defects.count("pass"), of=len(defects)),
         overkill=Count(count=clean.count("fail"), of=len(clean)),
     )
 
 
-def _describe(bundle: Path) -> str:
-    manifest = Manifest.read(bundle)
+def _model_of(loaded: Loaded) -> str:
+    manifest = loaded.backends[0].manifest
     return f"{manifest.name} {manifest.version}"

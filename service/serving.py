@@ -11,7 +11,19 @@ from pathlib import Path
 
 import structlog
 
-from engine import Backend, BundleError, Golden, Manifest, bundle_sha256, cover, load_all, made_as, read_golden, runs_as
+from engine import (
+    Backend,
+    BundleError,
+    Golden,
+    Manifest,
+    PlanError,
+    bundle_sha256,
+    cover,
+    load_all,
+    made_as,
+    read_golden,
+    runs_as,
+)
 from service.inspector import Inspector, Record
 from service.scheduler import Scheduler
 from service.settings import Settings
@@ -124,6 +136,8 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except BundleError as error:
         raise BundleError(error.detail, key=f"{path}: {error.key}") from error
+    except PlanError as error:
+        raise PlanError(f"{path}: {error}") from error
 
 
 def _check_line(manifest: Manifest, settings: Settings) -> None:

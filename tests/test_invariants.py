@@ -164,11 +164,11 @@ def test_a_swap_under_load_fails_no_screen_and_each_verdict_is_one_versions_alon
         sent = [pool.submit(send_until_done, sender) for sender in range(IN_FLIGHT)]
         try:
             for swap in range(12):
-                wanted = {"rollback": True} if swap % 4 == 3 else {"bundle": ("two", "one")[swap % 2]}
+                wanted = {"rollback": True} if swap % 4 == 3 else activation_of(("two", "one")[swap % 2])
                 answer = client.put("/v1/models/active", json=wanted)
                 assert answer.status_code == 200, answer.text
                 assert answer.json()["active"]["version"] == "21"[swap % 2]
-                refused = client.put("/v1/models/active", json={"bundle": bad[swap % len(bad)]})
+                refused = client.put("/v1/models/active", json=activation_of(bad[swap % len(bad)]))
                 assert (refused.status_code, refused.json()["code"]) == (422, "bundle_refused")
                 assert client.get("/readyz").json()["model"]["version"] == "21"[swap % 2]
         finally:
@@ -179,6 +179,10 @@ def test_a_swap_under_load_fails_no_screen_and_each_verdict_is_one_versions_alon
         assert len(client.get("/v1/screens?limit=1000").json()["items"]) == len(judged)
     assert judged.count("1") > 5
     assert judged.count("2") > 5
+
+
+def activation_of(bundle: str) -> dict[str, Any]:
+    return {"bundle": bundle, "without_release": True}
 
 
 def said(response: httpx.Response) -> dict[str, Any]:

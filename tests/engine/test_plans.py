@@ -105,6 +105,14 @@ def test_a_record_that_is_not_understood_counts_as_none(
     assert cache.find(KEY) is None
 
 
+def test_a_plan_whose_layers_have_another_precision_than_its_key_is_stale(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    for precision, stale in (("fp16", False), ("fp32", True), ("int8", True)):
+        key = replace(KEY, precision=precision)
+        cache.obtain(key, build)  # which makes layers in fp16 whatever is asked for
+        assert (cache.find(key) is None) == stale
+
+
 def test_another_user_reads_a_plan_and_does_not_write_it(tmp_path: Path) -> None:
     path = PlanCache(tmp_path).obtain(KEY, build).path
     assert {file.stat().st_mode & 0o777 for file in (path, path.with_suffix(".json"))} == {0o644}

@@ -8,13 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 
 from engine import RELEASE_FILE, RunsAs, bundle_sha256
 from engine.manifest import file_sha256
-from service.release import Count, Release, Tally
+from service.release import Count, Device, Release, Tally
 from tests.bundles import GAIN, tiny_bundle
 
 GAINS = {"1": GAIN, "2": 0.6 * GAIN}  # by version: every score differs
+ON_THIS_CPU = RunsAs(
+    runtime="onnxruntime",
+    precision="fp32",
+    batch_size=5,
+    versions=f"onnxruntime {onnxruntime.__version__}",
+    gpu="",
+    plan="",
+)
 
 
 def shelf(folder: Path) -> Path:
@@ -41,9 +50,8 @@ def released(bundle: Path, runs: RunsAs, *, active: Path) -> None:
         runs_as=runs,
         screens=2,
         different=[],
-        slot_spread={},
-        guard={},
-        finite=True,
+        tolerance=1e-5,
+        devices=[Device(slot_spread={}, guard={}, finite=True)],
         tally=tally,
         active="tiny 1",
         active_sha256=bundle_sha256(active),

@@ -15,20 +15,25 @@ from service.app import create_app
 from service.settings import Settings
 from tests.deploy.processes import free_port
 from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, post, serve
-from tests.service.shelves import altered, broken, shelf
+from tests.service.shelves import ON_THIS_CPU, altered, broken, released, shelf
 
 Run = Callable[..., Result]
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return shelf(tmp_path / "bundles")
+    """Of two bundles, each released to take the other's place."""
+    folder = shelf(tmp_path / "bundles")
+    for name, other in (("one", "two"), ("two", "one")):
+        released(folder / name, ON_THIS_CPU, active=folder / other)
+    return folder
 
 
 @pytest.fixture
 def run(folder: Path) -> Iterator[Run]:
     """`activate` with these arguments, told where the service is."""
-    settings = Settings(bundle=folder / "one", bundles=folder, state_dir=folder.parent / "state")
+    state_dir = folder.parent / "state"
+    settings = Settings(bundle=folder / "one", bundles=folder, state_dir=state_dir, runtime="onnxruntime")
     with serve(create_app(settings)) as client:
         yield lambda *arguments: CliRunner().invoke(app, ["activate", *arguments, "--url", str(client.base_url)])
 
@@ -154,7 +159,7 @@ def test_a_swap_that_takes_longer_than_the_client_waits_is_looked_up(
         screen = pool.submit(post, client, "held", SCREENS["pass"])
         device.screen_gate.wait_for()
         # it is in service at once, and answered when the held screen is
-        answer = CliRunner().invoke(app, ["activate", "two", "--url", str(client.base_url)])
+        answer = CliRunner().invoke(app, ["activate", "two", "--without-release", "--url", str(client.base_url)])
         device.screen_gate.open()
         assert screen.result().status_code == 200
     assert answer.exit_code == 1

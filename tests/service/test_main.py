@@ -82,7 +82,7 @@ def test_a_server_serves_and_stops_cleanly_when_it_is_told_to(bundle: Path, tmp_
     assert any("Uvicorn running on" in line["event"] and str(port) in line["event"] for line in lines)
     (warning,) = (line for line in lines if line["level"] != "info")
     assert warning["event"] == "not released as it runs here"
-    assert warning["runs_as"].endswith(" fp32 in batches of 5")
+    assert warning["runs_as"].partition(" by ")[0].endswith(" fp32 in batches of 5")
     (inspected,) = (line for line in lines if line["event"] == "inspected")
     assert (inspected["screen_id"], inspected["verdict"]) == ("one", "fail")
 

@@ -1,6 +1,7 @@
 """One bundle takes another's place: through the whole app, on real bundles, and on a device in the test's hand."""
 
 import gc
+import re
 import shutil
 import weakref
 from collections.abc import Callable, Iterator
@@ -13,20 +14,18 @@ from typing import Any
 import httpx
 import pytest
 
-from engine import InferenceError, RunsAs, bundle_sha256
+from engine import InferenceError
 from service.app import create_app
 from service.catalogue import Catalogue
-from service.errors import ReleaseMissing
 from service.metrics import Metrics
-from service.models import Models, no_gate
-from service.release import require_release
+from service.models import Models
 from service.serving import Serving, load_bundle
 from service.settings import Settings
 from service.store import Store
 from tests.bundles import LABELS, tiny_bundle
 from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, count, is_problem, logged, post, serve
 from tests.service.devices import until
-from tests.service.shelves import BREAKERS, altered, broken, released, shelf
+from tests.service.shelves import BREAKERS, ON_THIS_CPU, altered, broken, released, shelf
 from tests.service.test_routes_reading import change_record
 
 
@@ -47,8 +46,9 @@ def client(folder: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-def activate(client: httpx.Client, bundle: str, **more: bool) -> httpx.Response:
-    return client.put("/v1/models/active", json={"bundle": bundle, **more})
+def activate(client: httpx.Client, bundle: str, *, without_release: bool = True) -> httpx.Response:
+    """Where nothing is said of a release, none is asked for."""
+    return client.put("/v1/models/active", json={"bundle": bundle, "without_release": without_release})
 
 
 def roll_back(client: httpx.Client) -> httpx.Response:
@@ -128,7 +128,7 @@ def test_a_second_bundle_of_a_version_that_was_in_service_is_refused(client: htt
     activate(client, "two")
     tiny_bundle(folder / "other-two", version="2", gain=15.0)
     before = everything(client)
-    refused = activate(client, "other-two", without_release=True)
+    refused = activate(client, "other-two")
     assert is_problem(refused, 409, "version_taken")
     assert refused.json()["detail"].startswith("another bundle was in service as tiny 2: ")
     assert everything(client) == before
@@ -218,26 +218,21 @@ def test_a_screen_that_was_answered_keeps_its_answer(client: httpx.Client) -> No
     assert post(client, "other", SCREENS["fail"]).json()["labels"] != first.json()["labels"]
 
 
-def test_a_bundle_without_release_is_refused_unless_it_is_told_so(folder: Path) -> None:
-    asked: list[Path] = []
-
-    def refuse(bundle: Path, /, runs: RunsAs, *, digest: str, active: str) -> None:
-        assert str(runs) == "onnxruntime fp32 in batches of 5"
-        assert (digest, active) == (bundle_sha256(folder / "two"), bundle_sha256(folder / "one"))
-        asked.append(bundle)
-        raise ReleaseMissing("no release.json")
-
-    with serve(create_app(settings_of(folder), require_release=refuse)) as client:
-        assert is_problem(activate(client, "two"), 409, "release_missing")
-        assert asked == [folder / "two"]
-        assert states(client)["one"] == "active"
-        assert activate(client, "two", without_release=True).json()["outcome"] == "activated"
-        # the way back is never barred
-        assert roll_back(client).json()["active"]["bundle"] == "one"
-        assert len(asked) == 1
-
-
-ON_THIS_CPU = RunsAs(runtime="onnxruntime", precision="fp32", batch_size=5, gpu="", tensorrt="")
+def test_a_bundle_without_release_is_refused_unless_it_is_told_so(client: httpx.Client, folder: Path) -> None:
+    before = everything(client)
+    refused = activate(client, "two", without_release=False)
+    assert is_problem(refused, 409, "release_missing")
+    assert refused.json()["detail"].startswith("the bundle has not passed the release gate")
+    assert everything(client) == before
+    assert activate(client, "two", without_release=True).json()["outcome"] == "activated"
+    # the way back is never barred, and a release of what was in service before is none against what is now
+    assert roll_back(client).json()["active"]["bundle"] == "one"
+    released(folder / "two", ON_THIS_CPU, active=folder / "two")
+    refused = activate(client, "two", without_release=False)
+    assert is_problem(refused, 409, "release_missing")
+    assert "which is not in service now" in refused.json()["detail"]
+    released(folder / "two", ON_THIS_CPU, active=folder / "one")
+    assert activate(client, "two", without_release=False).json()["outcome"] == "activated"
 
 
 def releases(client: httpx.Client) -> dict[str, bool]:
@@ -249,29 +244,57 @@ def test_it_is_told_of_each_bundle_whether_it_is_released_as_it_runs_or_would_ru
     altered(shutil.copytree(folder / "two", folder / "broken"))
     settings = settings_of(folder)
     with logged() as lines:
-        with serve(create_app(settings, require_release=require_release)) as client:
+        with serve(create_app(settings)) as client:
             assert releases(client) == {"broken": False, "one": False, "two": True}
-            assert activate(client, "two").status_code == 200
+            assert activate(client, "two", without_release=False).status_code == 200
             assert releases(client) == {"broken": False, "one": False, "two": True}
-        with serve(create_app(settings, require_release=require_release)):
+        with serve(create_app(settings)):
             pass
     warned = [line["bundle"] for line in lines if line["event"] == "not released as it runs here"]
     assert warned == ["one"]  # and not `two`, neither at the swap nor at the start with it
 
 
+def test_what_is_listed_as_released_is_what_would_be_taken(client: httpx.Client, folder: Path) -> None:
+    three = tiny_bundle(folder / "three", version="3", gain=15.0)
+    for bundle in (folder / "two", three):
+        released(bundle, ON_THIS_CPU, active=folder / "one")
+    assert releases(client) == {"one": False, "three": True, "two": True}
+    assert activate(client, "two", without_release=False).status_code == 200
+    # in service, against whatever it was held; `three` was not held against it, and `one` against nothing
+    assert releases(client) == {"one": False, "three": False, "two": True}
+    assert is_problem(activate(client, "three", without_release=False), 409, "release_missing")
+    released(folder / "one", ON_THIS_CPU, active=folder / "three")
+    assert not releases(client)["one"]  # the way back by its name asks for a release too
+    assert is_problem(activate(client, "one", without_release=False), 409, "release_missing")
+    released(folder / "one", ON_THIS_CPU, active=folder / "two")
+    assert releases(client)["one"]
+    assert roll_back(client).json()["active"]["bundle"] == "one"
+    assert releases(client) == {"one": True, "three": True, "two": True}
+
+
+def test_what_was_altered_on_the_disk_is_not_released_though_it_was(client: httpx.Client, folder: Path) -> None:
+    released(folder / "one", ON_THIS_CPU, active=folder / "two")
+    released(folder / "two", ON_THIS_CPU, active=folder / "one")
+    activate(client, "two")
+    assert releases(client) == {"one": True, "two": True}
+    for bundle in ("one", "two"):
+        altered(folder / bundle)  # its manifest is as it was
+    assert releases(client) == {"one": False, "two": False}
+    assert states(client) == {"one": "previous", "two": "active"}
+
+
 def test_a_release_for_another_batch_is_none(folder: Path) -> None:
     released(folder / "two", ON_THIS_CPU, active=folder / "one")
     settings = settings_of(folder).model_copy(update={"batch": 3})
-    with serve(create_app(settings, require_release=require_release)) as client:
+    with serve(create_app(settings)) as client:
         assert not releases(client)["two"]
-        refused = activate(client, "two")
+        refused = activate(client, "two", without_release=False)
         assert is_problem(refused, 409, "release_missing")
-        assert refused.json()["detail"].endswith("and is to run as onnxruntime fp32 in batches of 3")
+        (here,) = re.findall("and is to run as (.*)", refused.json()["detail"])
+        assert here.startswith("onnxruntime fp32 in batches of 3 by onnxruntime ")
         with logged() as lines:
-            activate(client, "two", without_release=True)
-        assert [line["runs_as"] for line in lines if line["log_level"] == "warning"] == [
-            "onnxruntime fp32 in batches of 3"
-        ]
+            activate(client, "two")
+        assert [line["runs_as"] for line in lines if line["log_level"] == "warning"] == [here]
 
 
 class Held:
@@ -347,7 +370,6 @@ def test_nothing_holds_a_bundle_that_was_left(folder: Path) -> None:
         store=store,
         settings=settings,
         metrics=Metrics(labels=(), codes=()),
-        require_release=no_gate,
     )
     del first
     gc.disable()  # what only a collection finds would lie about until then
@@ -355,7 +377,7 @@ def test_nothing_holds_a_bundle_that_was_left(folder: Path) -> None:
         with closing(store), closing(models):
             for number in range(6):
                 left = weakref.ref(models.current), weakref.ref(models.current.scheduler)
-                models.activate("one" if number % 2 else "two")
+                models.activate("one" if number % 2 else "two", without_release=True)
                 assert [held() for held in left] == [None, None]
     finally:
         gc.enable()

@@ -12,23 +12,32 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from engine import RELEASE_FILE, FakeBackend, Manifest, RunsAs, bundle_sha256, cover, cut, read_golden
+from engine import (
+    RELEASE_FILE,
+    Manifest,
+    PlanError,
+    RunsAs,
+    bundle_sha256,
+    cover,
+    cut,
+)
 from service import release as gate
 from service.__main__ import app
 from service.errors import ReleaseMissing
-from service.release import SEALED_FILE, ReleaseError, require_release
+from service.release import is_released, require_release
+from service.sealed import SEALED_FILE, ReleaseError
+from service.serving import Loaded, load_bundle
 from service.settings import Settings
 from service.store import Activation, Store
 from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
+from tests.service.shelves import ON_THIS_CPU
 
 SIZE = 128, 192
-ON_THIS_CPU = RunsAs(runtime="onnxruntime", precision="fp32", batch_size=5, gpu="", tensorrt="")
 # name, grey of a spot drawn on it (None: clean), whether boxes.csv calls it defective
 SCREENS = (("clean", None, False), ("bubble", grey_of(0), True), ("doubtful", grey_of(1) + 4, True))
 
 
 Module = Callable[[NDArray[np.uint8], int], NDArray[np.float32]]
-Spoil = Callable[[NDArray[np.uint8], NDArray[np.float64]], None]
 
 
 def frame(spot: int | None, seed: int) -> NDArray[np.uint8]:
@@ -94,8 +103,9 @@ def test_what_agrees_with_its_module_is_released(tmp_path: Path, candidate: Path
     assert found.different == []
     assert (found.tally.escape.count, found.tally.escape.of) == (0, 2)
     assert (found.tally.overkill.count, found.tally.overkill.of) == (0, 1)
-    assert found.finite
-    assert set(found.slot_spread.values()) == {0.0}
+    (device,) = found.devices
+    assert device.finite
+    assert set(device.slot_spread.values()) == {0.0}
     assert gate.Release.model_validate_json((candidate / RELEASE_FILE).read_bytes()) == found
     require(candidate, active=bundle)
 
@@ -138,6 +148,7 @@ def test_the_gate_holds_a_bundle_against_the_one_that_the_record_says_is_in_serv
     for name, path in (("STATE_DIR", tmp_path / "state"), ("BUNDLES", tmp_path / "bundles"), ("BUNDLE", bundle)):
         monkeypatch.setenv(f"INSPECT_{name}", str(path))
     monkeypatch.setenv("INSPECT_RUNTIME", "onnxruntime")
+    monkeypatch.setattr("service.logs.configure", lambda **_: None)  # whose loggers would outlive this test
     answer = CliRunner().invoke(app, ["release", str(candidate), "--golden", str(golden), "--json"])
     record = json.loads(answer.stdout)
     assert (record["active"], record["active_sha256"]) == ("tiny 2", bundle_sha256(swapped))
@@ -176,68 +187,30 @@ def test_more_overkill_than_the_active_bundles_is_refused(tmp_path: Path, candid
     assert not (strict / RELEASE_FILE).exists()
 
 
-def alone(pixels: NDArray[np.uint8], labels: int) -> NDArray[np.float32]:
-    """A module whose patches know nothing of their neighbours, as those of a fake backend; (K, labels)."""
-    return np.concatenate([probability_of(patch[None], labels) for patch in pixels])
-
-
-def on_a_device(monkeypatch: pytest.MonkeyPatch, spoil: Spoil) -> None:
-    """Let the runtime `fake` be a device that computes `alone`, and gets some patches wrong."""
-
-    def load_fake(bundle: Path, **_: object) -> FakeBackend:
-        golden = read_golden(bundle)
-        known = {patch.tobytes(): row for patch, row in zip(golden.pixels, golden.probability, strict=True)}
-
-        def scores(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
-            rows = zip(pixels, alone(pixels, golden.probability.shape[1]), strict=True)
-            found = np.array([known.get(patch.tobytes(), row) for patch, row in rows], np.float64)
-            spoil(pixels, found)
-            return found
-
-        return FakeBackend(Manifest.read(bundle), scores)
-
-    monkeypatch.setattr("engine.fake.load_fake", load_fake)
-
-
-def uneven_by_slot(pixels: NDArray[np.uint8], scores: NDArray[np.float64]) -> None:
-    for slot, patch in enumerate(pixels):
-        if not patch.any():
-            scores[slot] += 0.01 * slot
-
-
-def not_finite_on_white(pixels: NDArray[np.uint8], scores: NDArray[np.float64]) -> None:
-    scores[(pixels == 255).all((1, 2, 3))] = np.nan
-
-
-def sound(pixels: NDArray[np.uint8], scores: NDArray[np.float64]) -> None:
-    pass
-
-
-@pytest.mark.parametrize(
-    ("spoil", "refusals"),
-    [(sound, []), (uneven_by_slot, ["slot"]), (not_finite_on_white, ["slot", "finite"])],
-)
-def test_a_device_that_is_uneven_or_not_finite_is_refused_though_every_verdict_is_right(
-    tmp_path: Path, candidate: Path, monkeypatch: pytest.MonkeyPatch, spoil: Spoil, refusals: list[str]
+def test_a_bundle_is_loaded_once_and_as_a_swap_loads_it(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    golden = write_set(tmp_path / "golden", candidate, alone)
-    on_a_device(monkeypatch, spoil)
-    fake = Settings(state_dir=tmp_path / "state", runtime="fake")
-    found = gate.run(candidate, golden, active=candidate, settings=fake)
-    assert (found.runs_as.runtime, found.different) == ("fake", [])
-    assert len(found.refusals) == len(refusals)
-    assert all(word in refusal for word, refusal in zip(refusals, found.refusals, strict=True))
-    assert (candidate / RELEASE_FILE).exists() == (not refusals)
+    loads: list[tuple[Path, bool]] = []
+
+    def noted(path: Path, settings: Settings, *, prebuilt: bool = False) -> Loaded:
+        loads.append((path, prebuilt))
+        return load_bundle(path, settings, prebuilt=prebuilt)
+
+    monkeypatch.setattr(gate, "load_bundle", noted)
+    gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
+    assert loads == [(candidate, True), (bundle, True)]
 
 
-def test_a_score_that_moves_with_its_slot_or_is_not_finite_is_refused(
-    tmp_path: Path, candidate: Path, golden: Path
+def test_a_bundle_whose_plan_is_missing_is_named_and_gets_no_record(
+    tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
-    moved = found.model_copy(update={"slot_spread": {"bubble": 0.02}, "guard": {"bubble": 0.01}})
-    assert "slot" in moved.refusals[0]
-    assert found.model_copy(update={"slot_spread": {"bubble": 0.01}, "guard": {"bubble": 0.01}}).refusals == []
-    assert "finite" in found.model_copy(update={"finite": False}).refusals[0]
+    def refuse(*_: object, **__: object) -> None:
+        raise PlanError("there is no plan, build it first")
+
+    monkeypatch.setattr("service.serving.load_all", refuse)
+    with pytest.raises(PlanError, match=f"^{candidate}: there is no plan"):
+        gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
+    assert not (candidate / RELEASE_FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -268,7 +241,7 @@ def test_a_set_that_is_not_whole_decides_nothing(
 def test_a_bundle_that_is_replaced_in_the_gate_gets_no_record(
     tmp_path: Path, candidate: Path, golden: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    examine = gate._examine_devices
+    examine = gate._load_and_examine
 
     def replaced_after(bundle: Path, settings: Settings) -> object:
         found = examine(bundle, settings)
@@ -276,7 +249,7 @@ def test_a_bundle_that_is_replaced_in_the_gate_gets_no_record(
         tiny_bundle(candidate, gain=18.0)
         return found
 
-    monkeypatch.setattr(gate, "_examine_devices", replaced_after)
+    monkeypatch.setattr(gate, "_load_and_examine", replaced_after)
     with pytest.raises(ReleaseError, match="was replaced"):
         gate.run(candidate, golden, active=bundle, settings=settings(tmp_path))
     assert not (candidate / RELEASE_FILE).exists()
@@ -293,15 +266,17 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
         (replace(ON_THIS_CPU, runtime="openvino"), "openvino fp32 in batches of 5"),
         (replace(ON_THIS_CPU, precision="int8"), "onnxruntime int8 in batches of 5"),
         (replace(ON_THIS_CPU, batch_size=10), "onnxruntime fp32 in batches of 10"),
-        (replace(ON_THIS_CPU, gpu="H100 sm90", tensorrt="tensorrt 10.13.0"), "5 on H100 sm90 by tensorrt 10.13.0"),
+        (replace(ON_THIS_CPU, versions="onnxruntime 0.1"), "in batches of 5 by onnxruntime 0.1"),
+        (replace(ON_THIS_CPU, gpu="H100 sm90", plan="a" * 64), "on H100 sm90 with the plan aaaaaaaaaaaa"),
     ):
-        with pytest.raises(ReleaseMissing, match=f"released for onnxruntime fp32 in batches of 5, and .* {told}$"):
+        with pytest.raises(ReleaseMissing, match=f"released for onnxruntime fp32 in batches of 5 by .*, and .* {told}"):
             require(candidate, runs)
-    (candidate / RELEASE_FILE).write_text(found.model_copy(update={"finite": False}).model_dump_json())
+    worse = found.devices[0].model_copy(update={"finite": False})
+    (candidate / RELEASE_FILE).write_text(found.model_copy(update={"devices": [worse]}).model_dump_json())
     with pytest.raises(ReleaseMissing, match="refusal"):
         require(candidate)
     older = found.model_dump(mode="json")
-    del older["runs_as"]["batch_size"]
+    del older["runs_as"]["versions"]
     for unread in ({}, older):
         (candidate / RELEASE_FILE).write_text(json.dumps(unread))
         with pytest.raises(ReleaseMissing, match="cannot be read: release the bundle again"):
@@ -312,3 +287,19 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
     (candidate / "manifest.json").write_text(json.dumps({**manifest, "version": "2"}))
     with pytest.raises(ReleaseMissing, match="another version"):
         require(candidate)
+
+
+def test_of_a_bundle_that_is_not_loaded_all_is_compared_but_the_plan(
+    tmp_path: Path, candidate: Path, golden: Path
+) -> None:
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    on_a_gpu = replace(ON_THIS_CPU, gpu="H100 sm90", plan="a" * 64)
+    (candidate / RELEASE_FILE).write_text(found.model_copy(update={"runs_as": on_a_gpu}).model_dump_json())
+    for runs, taken in (
+        (on_a_gpu, True),
+        (replace(on_a_gpu, plan="b" * 64), False),
+        (replace(on_a_gpu, plan=None), True),
+        (replace(on_a_gpu, plan=None, versions="onnxruntime 0.1"), False),
+        (replace(on_a_gpu, plan=None, gpu="A10 sm86"), False),
+    ):
+        assert is_released(candidate, runs, digest=bundle_sha256(candidate), active=None) == taken

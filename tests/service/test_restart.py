@@ -48,7 +48,7 @@ def line(tmp_path: Path) -> Line:
     return Line(tmp_path)
 
 
-TWO: dict[str, str | bool] = {"bundle": "two"}
+TWO: dict[str, str | bool] = {"bundle": "two", "without_release": True}
 
 
 @pytest.mark.parametrize("setting", ["one", None, "elsewhere"])

@@ -9,14 +9,14 @@ from engine import BundleError, FakeBackend, Golden, InferenceError, Manifest, b
 from service.inspector import Forgetful
 from service.serving import Serving, load_bundle, naming
 from service.settings import Settings
-from tests.service.shelves import BREAKERS, broken, shelf, wrong_golden
+from tests.service.shelves import BREAKERS, ON_THIS_CPU, broken, shelf, wrong_golden
 
 
 def test_a_bundle_in_service_is_named_tested_and_closed(bundle: Path) -> None:
     loaded = load_bundle(bundle, Settings(bundle=bundle, runtime="onnxruntime"))
     with closing(Serving(loaded, bundle="one", record=Forgetful(), settings=Settings())) as serving:
         assert (serving.bundle, serving.digest) == ("one", bundle_sha256(bundle))
-        assert str(serving.runs_as) == "onnxruntime fp32 in batches of 5"
+        assert serving.runs_as == ON_THIS_CPU
         assert serving.manifest.name == "tiny"
         report = serving.scheduler.tested()
         assert report.ok

@@ -15,7 +15,7 @@ from service.app import create_app
 from service.catalogue import Catalogue
 from service.errors import BundleRefused, NotReady
 from service.metrics import Metrics
-from service.models import Models, no_gate
+from service.models import Models
 from service.restart import activation, refuse_second_of_a_version
 from service.serving import Loaded, Serving, load_bundle
 from service.settings import Settings
@@ -52,7 +52,6 @@ class Line:
             store=self.store,
             settings=self.settings,
             metrics=Metrics(labels=(), codes=()),
-            require_release=lambda *_, **__: self.meanwhile(),
         )
 
     def meanwhile(self) -> None:
@@ -81,6 +80,7 @@ class Line:
 def line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
     line = Line(tmp_path)
     monkeypatch.setattr("service.models.load_bundle", line.load)
+    monkeypatch.setattr("service.models.require_release", lambda *_, **__: line.meanwhile())
     with closing(line.store), closing(line.models):
         yield line
 
@@ -243,7 +243,7 @@ def test_two_bundles_that_had_one_version_before_that_was_refused_keep_the_way_b
 def test_a_screen_that_runs_at_the_end_of_the_grace_gets_a_problem_and_no_verdict(tmp_path: Path) -> None:
     device = Device()
     settings = Settings(state_dir=tmp_path, frame_size=SIZE)
-    app = create_app(settings, backends=[device.backend()], golden=GOLDEN, require_release=no_gate)
+    app = create_app(settings, backends=[device.backend()], golden=GOLDEN)
     with ThreadPoolExecutor(1) as pool:
         with serve(app, grace_s=1) as client:
             device.screen_gate.hold()

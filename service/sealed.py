@@ -1,0 +1,85 @@
+"""The sealed set of the release gate: screens in the data form, and what the training module itself makes of each."""
+
+import csv
+import hashlib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from engine import Manifest
+
+SEALED_FILE = "sealed.json"
+
+
+class ReleaseError(Exception):
+    """The gate cannot be run: the sealed set is not whole, or is another bundle's."""
+
+
+class SealedScreen(BaseModel):
+    """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sha256: str
+    windows: list[tuple[int, int]]
+    probability: list[list[float]]
+
+
+class Sealed(BaseModel):
+    """`sealed.json`, written by `python -m training export --golden DIR`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    version: str
+    labels: list[str]
+    screens: dict[str, SealedScreen]
+
+
+def read_sealed(golden: Path, manifest: Manifest) -> Sealed:
+    """The sealed set in a folder, each of its screens the file that was sealed.
+
+    Raises:
+        ReleaseError: it is not whole, or another bundle's than that of `manifest`.
+    """
+    try:
+        sealed = Sealed.model_validate_json((golden / SEALED_FILE).read_bytes())
+    except OSError as error:
+        raise ReleaseError(f"{golden / SEALED_FILE} cannot be read: {error.strerror}") from error
+    except ValidationError as error:
+        raise ReleaseError(f"{golden / SEALED_FILE}: {error.errors()[0]['msg']}") from error
+    if (sealed.name, sealed.version, tuple(sealed.labels)) != (manifest.name, manifest.version, manifest.label_names):
+        raise ReleaseError(
+            f"{golden} was sealed for {sealed.name} {sealed.version}, this bundle is {manifest.name} {manifest.version}"
+        )
+    if not sealed.screens:
+        raise ReleaseError(f"{golden / SEALED_FILE} holds no screen")
+    for name, screen in sealed.screens.items():
+        path = golden / "screens" / name
+        if Path(name).name != name or not path.is_file():
+            raise ReleaseError(f"{golden} lacks the screen {name!r}")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != screen.sha256:
+            raise ReleaseError(f"{path} is not the file that was sealed")
+    return sealed
+
+
+def defective(golden: Path, screens: set[str]) -> set[str]:
+    """Names, without suffix, of those of the screens that boxes.csv knows a defect of.
+
+    Raises:
+        ReleaseError: it cannot be read, names a screen that is not in the set, or leaves the set without a defective
+            or without a clean screen: then no escape, or no overkill, could be seen.
+    """
+    boxes = golden / "boxes.csv"
+    try:
+        with boxes.open(newline="") as file:
+            bad = {row["screen"] for row in csv.DictReader(file)}
+    except (OSError, KeyError) as error:
+        raise ReleaseError(f"{boxes} cannot be read: without it nothing is known of escapes") from error
+    if strangers := bad - screens:
+        raise ReleaseError(f"{boxes} names the screen {min(strangers)!r}, which is not in the sealed set")
+    if not bad:
+        raise ReleaseError(f"{golden} holds no defective screen: no escape could be seen")
+    if bad == screens:
+        raise ReleaseError(f"{golden} holds no clean screen: no overkill could be seen")
+    return bad
