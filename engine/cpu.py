@@ -40,7 +40,7 @@ class CpuBackend(ABC):
         self, bundle: Path, *, precision: str | None = None, threads: int | None = None, batch_size: int | None = None
     ) -> None:
         self.manifest = Manifest.read(bundle)
-        self.precision = precision or default_precision(self.manifest, self.runtime)
+        self.precision = default_precision(self.manifest, self.runtime) if precision is None else precision
         if self.precision == "bf16" and not self.rounds():
             raise RuntimeUnavailable(f"{self.runtime} does not compute in bfloat16 here")
         self.batch_size = batch_of(self.manifest, batch_size)

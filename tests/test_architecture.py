@@ -16,7 +16,16 @@ PACKAGES = ("engine", "service", "training")
 # training -> engine <- service
 MAY_KNOW = {"engine": {"engine"}, "service": {"service", "engine"}, "training": {"training", "engine"}}
 # outside of their own package: everything from the root, but for what needs torch, serves the export, or times
-ENGINE_DOORS = {"engine", "engine.export", "engine.bench", "engine.half", "engine.quantise", "engine.speed"}
+ENGINE_DOORS = {
+    "engine",
+    "engine.bench",
+    "engine.bfloat",
+    "engine.cpus",
+    "engine.export",
+    "engine.half",
+    "engine.quantise",
+    "engine.speed",
+}
 TRAINING_LIBRARIES = {
     "lightning_fabric",
     "onnx",
@@ -85,7 +94,7 @@ def test_torch_is_for_training_and_for_the_export() -> None:
         for path in sources(package)
         if roots(path) & TRAINING_LIBRARIES
     }
-    assert users == {"engine/export.py", "engine/half.py", "engine/quantise.py"}
+    assert users == {"engine/bfloat.py", "engine/export.py", "engine/half.py", "engine/quantise.py"}
 
 
 def test_a_runtime_is_imported_in_its_own_file_alone() -> None:

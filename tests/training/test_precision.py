@@ -126,6 +126,7 @@ def test_no_more_rounds_to_bfloat16_than_the_tolerance_allows(
         assert (backend.runtime, backend.precision) == ("openvino", "bf16")
         largest = float(np.abs(infer(backend, proof.pixels)[1] - proof.expected).max())
     monkeypatch.setattr(module, "TOLERANCES", {"bf16": 0.5 * largest})
+    monkeypatch.setattr(module, "self_test", lambda *_: 0.0)  # its patches are not among those of this proof
     part = add_precisions(bundle, ["bf16"], proof)["bf16"]
     assert part.kept is not None
     assert 0 < part.kept[0] < 19
