@@ -20,6 +20,7 @@ READY_WITHIN_S = 120.0
 ANSWER_WITHIN_S = 120.0
 STOP_WITHIN_S = 30.0
 POLL_S = 0.1
+PIECE_BYTES = 2**20
 
 
 class ClientError(Exception):
@@ -83,8 +84,8 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
         response = client.post(
             "/v1/screens",
             params={"screen_id": screen_id, "width": width, "height": height},
-            headers={"content-type": "application/octet-stream"},
-            content=frame.tobytes(),
+            headers={"content-type": "application/octet-stream", "content-length": str(frame.nbytes)},
+            content=_pieces(frame),
         )
     except httpx.ConnectError as error:
         raise Unreachable(f"{screen_id}: no connection: {error}") from error
@@ -93,6 +94,13 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
     if not response.is_success:
         raise ClientError(f"{screen_id}: {response.status_code} {response.text}")
     return response.text
+
+
+def _pieces(frame: NDArray[np.uint8]) -> Iterator[bytes]:
+    """The frame's bytes, some at a time: of a body in one piece httpx copies the rest after each packet."""
+    lines = max(1, PIECE_BYTES // frame.shape[1])
+    for top in range(0, len(frame), lines):
+        yield frame[top : top + lines].tobytes()
 
 
 def ended(process: "subprocess.Popen[bytes]") -> bool:
