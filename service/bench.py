@@ -129,32 +129,15 @@ def _embedded(bundle: Path, frames: Sequence[NDArray[np.uint8]], seconds: float)
     limit = FLOOR_PATCHES_PER_S * (1 + wide)
     with _served({"INSPECT_BUNDLE": str(bundle)}) as served:
         lines = _loaded(served, frames, seconds)
-    rate = _patches_per_s(bundle, lines)
-    return [
-        Row(
-            name="bundle end to end",
-            found=f"{rate:.0f} patches/s; {lines.describe()}",
-            limit=f"{limit:.0f} patches/s, none failed",
-            passed=rate >= limit and not lines.failures,
-            figures={"patches_per_s": rate, **_latency(lines.durations), **lines.figures()},
-        )
-    ]
+    return [_rate("bundle end to end", bundle, lines, least=limit, limit=f"{limit:.0f} patches/s, none failed")]
 
 
 def _instant(bundle: Path, frames: Sequence[NDArray[np.uint8]], seconds: float) -> Sequence[Row]:
     """A device that answers at once, over HTTP."""
     with _simulated(bundle, batch_s=0.0, patch_s=0.0) as served:
         lines = _loaded(served, frames, seconds)
-    rate = _patches_per_s(bundle, lines)
-    return [
-        Row(
-            name="device that answers at once",
-            found=f"{rate:.0f} patches/s; {lines.describe()}",
-            limit=f"{INSTANT_PATCHES_PER_S:.0f} patches/s",
-            passed=rate >= INSTANT_PATCHES_PER_S and not lines.failures,
-            figures={"patches_per_s": rate, **_latency(lines.durations), **lines.figures()},
-        )
-    ]
+    limit = f"{INSTANT_PATCHES_PER_S:.0f} patches/s"
+    return [_rate("device that answers at once", bundle, lines, least=INSTANT_PATCHES_PER_S, limit=limit)]
 
 
 def _one_device(bundle: Path, frames: Sequence[NDArray[np.uint8]], seconds: float) -> Sequence[Row]:
@@ -278,8 +261,16 @@ def _loaded(served: Served, frames: Sequence[NDArray[np.uint8]], seconds: float)
     return lines
 
 
-def _patches_per_s(bundle: Path, lines: Lines) -> float:
-    return _windows(bundle) * len(lines.durations) / lines.elapsed_s
+def _rate(name: str, bundle: Path, lines: Lines, *, least: float, limit: str) -> Row:
+    """Patches/s of lines that were answered."""
+    rate = _windows(bundle) * len(lines.durations) / lines.elapsed_s
+    return Row(
+        name=name,
+        found=f"{rate:.0f} patches/s; {lines.describe()}",
+        limit=limit,
+        passed=rate >= least and not lines.failures,
+        figures={"patches_per_s": rate, **_latency(lines.durations), **lines.figures()},
+    )
 
 
 def _windows(bundle: Path) -> int:
