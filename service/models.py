@@ -8,7 +8,8 @@
     6  flip       service.active      the next screen takes the new one
     7  close      service.active      the old one, once its last screen is answered
 
-Until step 5 the active bundle knows nothing of it, and whatever fails changes nothing; after it nothing fails.
+Until step 5 the active bundle knows nothing of it, and whatever fails changes nothing, but for a fault of a GPU, which
+may take the other bundle's context along (`engine.tensorrt`); after it nothing fails.
 """
 
 import threading
