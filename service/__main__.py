@@ -177,11 +177,15 @@ def acceptance(
 @app.command()
 def bench(
     bundle: Annotated[Path, typer.Argument(help="Bundle to be served.")] = DEFAULT_BUNDLE,
+    parts: Annotated[
+        list[str] | None, typer.Option("--part", help=f"Only these, repeatable: {', '.join(benchmark.PARTS)}.")
+    ] = None,
     seconds: Annotated[float, typer.Option(help="Of each measurement.", min=1)] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Time the service end to end, and what it leaves of a device, on two CPUs; exit code 1 if a limit is missed."""
-    report = benchmark.run(bundle, seconds=seconds, console=Console(stderr=True, emoji=False))
+    console = Console(stderr=True, emoji=False)
+    report = benchmark.run(bundle, parts=parts or tuple(benchmark.PARTS), seconds=seconds, console=console)
     if as_json:
         print(benchmark.as_json(report))
     else:

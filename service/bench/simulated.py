@@ -1,6 +1,6 @@
 """The service on simulated devices, which compute nothing and take exactly their time: what the service itself costs.
 
-Run by `service.bench` as `python -m service.simulated`, in a process of its own as on a line.
+Run by `service.bench` as `python -m service.bench.simulated`, in a process of its own as on a line.
 """
 
 import signal

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from engine import fake_manifest, self_test, stream
-from service import simulated
-from service.simulated import SCORE, SimulatedDevice, golden_of
+from service.bench import simulated
+from service.bench.simulated import SCORE, SimulatedDevice, golden_of
 
 MANIFEST = fake_manifest(("bubble", "scratch"), patch_px=32, batch_size=4)
 PATCHES = np.zeros((4, 1, 32, 32), np.uint8)

@@ -1,0 +1,54 @@
+"""What the service does end to end, and what it leaves of a device: every figure of one run, on two CPUs.
+
+Client and server share the CPUs, as on a line's box; every server is a process of its own and stops by itself. A part
+is a module here with `measure(work)`, which yields its rows.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from engine.cpus import cpu_name, vector_instructions
+from service.bench import devices, line
+from service.bench.report import BenchError, Report, Row, as_json, show, tell
+from service.bench.work import SCREENS, Work, render_frames
+
+__all__ = ["PARTS", "BenchError", "Report", "Row", "as_json", "run", "show"]
+
+CPUS = 2
+
+PARTS: dict[str, Callable[[Work], Iterator[Row]]] = {
+    "line": line.measure,
+    "devices": devices.measure,
+}
+
+
+def run(bundle: Path, *, parts: Sequence[str] = tuple(PARTS), seconds: float, console: Console) -> Report:
+    """Measure; a line is shown as each measurement ends.
+
+    Args:
+        bundle: to be served, and whose manifest the simulated devices take.
+        parts: names of `PARTS`, in the order in which they are to run.
+        seconds: of each measurement.
+        console: where to show progress.
+
+    Raises:
+        RenderingError: no frames could be rendered.
+        BenchError: a measurement could not be made.
+    """
+    unknown = sorted(set(parts) - set(PARTS))
+    if unknown:
+        raise BenchError(f"no part {unknown[0]!r}: there are {', '.join(PARTS)}")
+    share = sorted(os.sched_getaffinity(0))[:CPUS]
+    os.sched_setaffinity(0, share)  # those that it starts inherit it
+    with console.status(f"rendering {SCREENS} frames"):
+        work = Work(bundle=bundle, frames=render_frames(), seconds=seconds)
+    rows: list[Row] = []
+    for part in parts:
+        with console.status(PARTS[part].__doc__ or part):
+            for row in PARTS[part](work):
+                tell(row, console)
+                rows.append(row)
+    return Report(cpu=cpu_name(), vectors=vector_instructions(), cpus=len(share), rows=rows)

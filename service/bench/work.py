@@ -1,0 +1,92 @@
+"""What every part of the bench is given: a bundle, frames, time, and services to post them to."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import Manifest, Window, cover
+from service.bench.report import BenchError
+from service.client import ClientError, Served, serving
+from service.lines import Lines
+from service.rendering import render
+
+FRAME = (10240, 5120)  # height and width, pixels
+SCREENS, SEED = 6, 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Work:
+    """One run's work, the same for every part.
+
+    Attributes:
+        bundle: to be served, and whose manifest simulated devices take.
+        frames: (H, W) grey each, of the size `FRAME`.
+        seconds: of a measurement.
+    """
+
+    bundle: Path
+    frames: Sequence[NDArray[np.uint8]]
+    seconds: float
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's."""
+        return Manifest.read(self.bundle)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """Of one frame."""
+        manifest = self.manifest
+        return cover(*FRAME, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
+
+    @contextmanager
+    def served(
+        self, settings: Mapping[str, str] | None = None, *, module: Sequence[str] = ("service",)
+    ) -> Iterator[Served]:
+        """The bundle served by a process of its own, until the block ends.
+
+        Args:
+            settings: INSPECT_* variables beside the bundle's.
+            module: what `python -m` runs instead of the service.
+
+        Raises:
+            BenchError: it was not ready in time, or failed.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            log_path = Path(folder) / "server.log"
+            own = {"INSPECT_BUNDLE": str(self.bundle), "INSPECT_LOG_LEVEL": "warning"}
+            try:
+                with serving({**own, **(settings or {})}, log_path, module=module) as served:
+                    yield served
+            except ClientError as error:  # the log goes with the folder
+                raise BenchError(f"{error}; the log ends: {log_path.read_text(errors='replace')[-500:]}") from error
+
+    def loaded(self, served: Served) -> Lines:
+        """Three lines that have posted for `seconds`.
+
+        Raises:
+            BenchError: no screen was answered.
+        """
+        lines = Lines(served, self.frames)
+        lines.load_for(self.seconds)
+        if not lines.durations:
+            raise BenchError(f"no screen was answered: {lines.failures[:1]}")
+        return lines
+
+
+def render_frames() -> list[NDArray[np.uint8]]:
+    """Rendered frames, by the command that anybody has.
+
+    Raises:
+        RenderingError: none could be rendered.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        render(Path(folder), screens=SCREENS, seed=SEED, size=FRAME)
+        files = sorted((Path(folder) / "screens").glob("*.png"))
+        return [np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), np.uint8) for file in files]
