@@ -1,8 +1,10 @@
 """Screens to devices: steps 4 and 5 of an inspection.
 
-A screen waits whole or is refused whole. One thread a device takes screens in the order of their arrival and runs
-each in batches of its own patches alone, so that a score cannot depend on what else is going on. Between batches
-the device looks whether its self-test is due, and whether the screen's deadline has passed.
+One thread a device takes batches from the queue (`service.waiting`) in the order in which their screens came, and a
+batch holds patches of one screen alone, so that a score cannot depend on what else is going on. It is taken as soon as
+its lines are there: a screen that is still arriving does not hold the device, which goes on with the next one. A screen
+stays on the device that began it. Between batches the device looks whether its self-test is due, and whether the
+screen's deadline has passed.
 
 Whatever a batch does, it fails its own screen, and the thread lives on: with `service.selftest` the only place,
 besides the last resort around a request, that catches every exception.
@@ -11,46 +13,53 @@ besides the last resort around a request, that catches every exception.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
-from typing import Self
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from queue import Empty
+from typing import Self, TypeVar
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from engine import Backend, DeviceLost, Features, Golden, InferenceError, Window, cut, stream
-from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, QueueFull, ServiceError
+from service.errors import DeadlineExceeded, ServiceError
 from service.selftest import FRESH_S, SelfTest, SelfTestReport
+from service.waiting import Computed, Job, Queue
 
-# what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
-FIRST_GUESS_S = 0.01
 ENDS_WITHIN_S = 30.0  # a device's batch or self-test; one that takes longer hangs
-STOPPING = "the service is stopping"
-NEWEST = 0.2  # share of the newest screen in the running mean of that time
+
+_Done = TypeVar("_Done")
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.scheduler")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Computed:
-    """The features of one screen, rows in the order of its windows, and how they came about.
+class Queued:
+    """A screen in the queue or at a device, to the thread that brought it."""
 
-    Attributes:
-        features: of all K windows.
-        guard: guard band by label of the device that computed them: the scores are to be judged with it and no other.
-        self_test: of the device that computed them, as it was known at the end.
-        queue_s: time in which the screen waited.
-        features_s: time in which the device worked on it.
-    """
+    def __init__(self, queue: Queue, job: Job, clock: Callable[[], float]) -> None:
+        self._queue = queue
+        self._job = job
+        self._clock = clock
 
-    features: Features
-    guard: Mapping[str, float]
-    self_test: SelfTestReport
-    queue_s: float
-    features_s: float
+    def arrived(self, lines: int) -> None:
+        """Tell that so many lines of the frame are there, from its top; never fewer than before."""
+        self._queue.arrived(self._job, lines, self._clock())
+
+    def features(self) -> Computed:
+        """Wait for the features of all windows, once every line has arrived.
+
+        Raises:
+            DeadlineExceeded: the deadline passed; what had not begun is dropped.
+            InferenceError: the device failed on it.
+            NotReady: the service is stopping, or has lost a device for good.
+        """
+        try:
+            return self._job.wait(max(0.0, self._job.deadline_at - self._clock()))
+        except Empty:
+            raise DeadlineExceeded("the deadline passed before the features were there") from None
 
 
 class Scheduler:
@@ -74,7 +83,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._queue = _Queue(max_patches=max_patches, devices=len(backends))
+        self._queue = Queue(max_patches=max_patches, devices=len(backends))
         self._devices = [
             _Device(self._queue, backend, SelfTest(golden, interval_s=self_test_interval_s, clock=clock), clock)
             for backend in backends
@@ -86,11 +95,14 @@ class Scheduler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def compute(self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float) -> Computed:
-        """Wait for the features of one screen; called by the screen's own thread.
+    @contextmanager
+    def queue(self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float) -> Iterator[Queued]:
+        """A place for one screen, whose lines may still be coming; entered by the screen's own thread.
+
+        Left before its features are there, the screen is withdrawn.
 
         Args:
-            frame: (H, W) grey; not changed until this returns.
+            frame: (H, W) grey; what `Queued.arrived` was told of is not changed any more.
             windows: K windows of the frame, in row order.
             deadline_at: on the scheduler's clock.
 
@@ -98,16 +110,19 @@ class Scheduler:
             ImageTooLarge: more patches than the queue could ever hold.
             QueueFull: no room for all of its patches now.
             NotReady: the service is stopping, or has lost a device for good.
-            DeadlineExceeded: the deadline passed; what had not begun is dropped.
-            InferenceError: the device failed on it.
         """
-        job = _Job(frame, windows, deadline_at, queued_at=self._clock())
+        job = Job(frame, windows, deadline_at, queued_at=self._clock())
         self._queue.put(job)
         try:
-            return job.wait(max(0.0, deadline_at - self._clock()))
-        except Empty:
+            yield Queued(self._queue, job, self._clock)
+        finally:
             self._queue.withdraw(job)
-            raise DeadlineExceeded("the deadline passed before the features were there") from None
+
+    def compute(self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float) -> Computed:
+        """The features of a screen that is there; arguments and exceptions are those of `queue` and of `Queued`."""
+        with self.queue(frame, windows, deadline_at=deadline_at) as screen:
+            screen.arrived(len(frame))
+            return screen.features()
 
     @property
     def waiting_patches(self) -> int:
@@ -141,129 +156,24 @@ class Scheduler:
             device.join(max(0.0, give_up_at - time.monotonic()))
 
 
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One screen, from its arrival to its answer.
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Some windows of one screen at a device: their patches, and when the device took them."""
 
-    Attributes:
-        abandoned: nobody waits for the answer any more; one that stayed here would keep the frame, by its traceback.
-    """
-
-    frame: NDArray[np.uint8]
-    windows: Sequence[Window]
-    deadline_at: float
-    queued_at: float
-    abandoned: bool = False
-    _answer: "SimpleQueue[Computed | Exception]" = field(default_factory=SimpleQueue)
-
-    def settle(self, outcome: Computed | Exception) -> None:
-        """Hand the outcome to whoever still waits for it."""
-        if self.abandoned:
-            log.info("nobody waits for the screen any more", patches=len(self.windows))
-        else:
-            self._answer.put(outcome)
-
-    def wait(self, timeout_s: float) -> Computed:
-        """The outcome, returned or raised.
-
-        Raises:
-            Empty: there is none within `timeout_s`.
-        """
-        outcome = self._answer.get(timeout=timeout_s)
-        if isinstance(outcome, Computed):
-            return outcome
-        try:
-            raise outcome
-        finally:
-            del outcome  # it holds this call and with it the frame; held in turn, neither would be freed for long
-
-
-class _Queue:
-    """The screens that wait, and the places of those that run: all of a screen's patches have one, or none has.
-
-    Whoever takes a screen out frees its places: its sender (`withdraw`), `refuse`, or a device once it is done
-    (`release`).
-
-    Attributes:
-        patches: of the screens that wait or run.
-        closed: a screen that runs is to end at its next batch.
-    """
-
-    def __init__(self, *, max_patches: int, devices: int) -> None:
-        self._max_patches = max_patches
-        self._devices = devices
-        self._patch_s = FIRST_GUESS_S
-        self._changed = threading.Condition()
-        self._jobs: deque[_Job] = deque()
-        self._refusal = ""  # why no screen is taken any more
-        self.patches = 0
-        self.closed = False
-
-    def put(self, job: _Job) -> None:
-        """Append a screen; the exceptions are those of `Scheduler.compute`."""
-        count = len(job.windows)
-        if count > self._max_patches:
-            raise ImageTooLarge(f"{count} patches are over the limit of {self._max_patches}")
-        with self._changed:
-            if self._refusal:
-                raise NotReady(self._refusal)
-            over = self.patches + count - self._max_patches
-            if over > 0:
-                taken = f"{self.patches} of {self._max_patches} places are taken"
-                raise QueueFull(taken, retry_after_s=over * self._patch_s / self._devices)
-            self._jobs.append(job)
-            self.patches += count
-            self._changed.notify()
-
-    def take(self, timeout_s: float) -> _Job | None:
-        """The next screen, or None when there is none within `timeout_s`, or none will come any more."""
-        with self._changed:
-            if not self._jobs and not self.closed:
-                self._changed.wait(timeout_s)
-            return self._jobs.popleft() if self._jobs else None
-
-    def withdraw(self, job: _Job) -> None:
-        """Forget a screen that nobody waits for any more; a device that has it already stops by the deadline."""
-        job.abandoned = True
-        with self._changed:
-            if job in self._jobs:
-                self._jobs.remove(job)
-                self.patches -= len(job.windows)
-
-    def release(self, job: _Job, outcome: Computed | Exception) -> None:
-        """Free the places of a screen that a device has done with."""
-        with self._changed:
-            self.patches -= len(job.windows)
-            if isinstance(outcome, Computed):
-                self._patch_s += NEWEST * (outcome.features_s / len(job.windows) - self._patch_s)
-
-    def refuse(self, reason: str) -> None:
-        """Take no more screens and answer those that wait, as not ready; what runs ends as usual."""
-        with self._changed:
-            self._refusal = reason
-            waiting = list(self._jobs)
-            self._jobs.clear()
-            self.patches -= sum(len(job.windows) for job in waiting)
-        for job in waiting:
-            job.settle(NotReady(reason))
-
-    def close(self) -> None:
-        """Refuse, stop what runs, and wake the devices."""
-        self.refuse(STOPPING)
-        with self._changed:
-            self.closed = True
-            self._changed.notify_all()
+    job: Job
+    pixels: NDArray[np.uint8]
+    begun_at: float
 
 
 class _Device:
     """One backend and its thread, which alone calls it, but for the reasoning."""
 
-    def __init__(self, queue: _Queue, backend: Backend, self_test: SelfTest, clock: Callable[[], float]) -> None:
+    def __init__(self, queue: Queue, backend: Backend, self_test: SelfTest, clock: Callable[[], float]) -> None:
         self.self_test = self_test
         self._queue = queue
         self._backend = backend
         self._clock = clock
-        self._tested_s = 0.0  # time in self-tests, which is no screen's
+        self._free_at = 0.0  # when the device was done with the batch, or the self-test, before
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -276,83 +186,120 @@ class _Device:
     def _run(self) -> None:
         while not self._queue.closed:
             self._test_if_due()
-            self._serve_next()
+            first = self._take(self.self_test.due_in_s())
+            if first is not None:
+                self._serve(first)
+            del first  # it would keep the frame until the next one comes
+        self._queue.leave(self)
         self._backend.close()
 
-    def _serve_next(self) -> None:
-        job = self._queue.take(self.self_test.due_in_s())
-        if job is None:
-            return
-        try:
-            computed = self._compute(job)
-        except DeviceLost as error:
-            self.self_test.lost(error)  # first: nobody shall find the service ready after this screen's answer
-            self._finish(job, error)
-        except (InferenceError, ServiceError) as error:
-            self._finish(job, error)
-        except Exception as error:
-            log.exception("the device failed in a way that nobody expected")
-            self._finish(job, _unexpected(error))
-        else:
-            self._finish(job, computed)
+    def _serve(self, first: _Batch) -> None:
+        """Work off batches, of whatever screens, for as long as there are any: none waits for the one before to end."""
+        running: deque[_Batch] = deque()
+        failure = _attempt(lambda: self._work_off(first, running))
+        if isinstance(failure, DeviceLost):
+            self._lost(running, failure)
+        elif failure is not None:
+            self._sort_out(running, failure)
+        del failure  # it holds this call, and by the batches a frame
 
-    def _finish(self, job: _Job, outcome: Computed | Exception) -> None:
-        self._queue.release(job, outcome)  # first, so that whoever has the answer finds the places free
-        job.settle(outcome)
-
-    def _compute(self, job: _Job) -> Computed:
-        batches: list[Features] = []
-        tested_s, started_at = self._tested_s, self._clock()
-        # closed at once, so that no batch of a screen that failed is still running when the next one begins
-        with closing(stream(self._backend, self._batches(job))) as answers:
+    def _work_off(self, first: _Batch, running: deque[_Batch]) -> None:
+        with closing(stream(self._backend, self._batches(first, running))) as answers:
             for answer in answers:
-                self._check_whole(answer, job, len(batches))
-                batches.append(answer)
-        features_s = self._clock() - started_at - (self._tested_s - tested_s)
+                self._take_in(running.popleft(), answer)
+
+    def _batches(self, batch: _Batch | None, running: deque[_Batch]) -> Iterator[NDArray[np.uint8]]:
+        """Patches for the runtime, while there are any; the self-test goes ahead of each batch."""
+        while batch is not None:
+            self._test_if_due()
+            running.append(batch)
+            yield batch.pixels
+            batch = self._take(0.0)
+
+    def _take(self, timeout_s: float) -> _Batch | None:
+        """The next batch that is still wanted, cut from its frame."""
+        size = self._backend.batch_size
+        while (taken := self._queue.take(self, size, timeout_s)) is not None:
+            job, first = taken
+            if self._clock() < job.deadline_at:
+                pixels = cut(job.frame, job.windows[first : first + size], self._backend.manifest.patch_px)
+                return _Batch(job, pixels, self._clock())
+            self._queue.answered(job, DeadlineExceeded("the deadline passed before all patches were computed"))
+        return None
+
+    def _take_in(self, batch: _Batch, answer: Features) -> None:
+        """An answer to its screen, which is done with its last one."""
+        job, now = batch.job, self._clock()
+        job.features_s += now - max(batch.begun_at, self._free_at)
+        self._free_at = now
+        outcome = _attempt(lambda: self._added(job, answer, len(batch.pixels)))
+        self._queue.answered(job, outcome)
+
+    def _added(self, job: Job, answer: Features, patches: int) -> Computed | None:
+        """What is known of a screen with this answer for so many patches; None while others are to come."""
+        for rows in (answer.label_features, answer.stage1, answer.activation):
+            if len(rows) != patches:  # the scores of one patch would be taken for another's
+                raise InferenceError(f"{len(rows)} answers for {patches} patches")
+        job.batches.append(answer)
+        if sum(len(batch.stage1) for batch in job.batches) < len(job.windows):
+            return None
         return Computed(
             features=Features(
-                label_features=np.concatenate([batch.label_features for batch in batches]),
-                stage1=np.concatenate([batch.stage1 for batch in batches]),
-                activation=np.concatenate([batch.activation for batch in batches]),
+                label_features=np.concatenate([batch.label_features for batch in job.batches]),
+                stage1=np.concatenate([batch.stage1 for batch in job.batches]),
+                activation=np.concatenate([batch.activation for batch in job.batches]),
             ),
             guard=self._backend.guard,
             self_test=self.self_test.report(),
-            queue_s=max(0.0, self._clock() - job.queued_at - features_s),
-            features_s=features_s,
+            queue_s=max(0.0, self._clock() - job.whole_at - job.features_s),
+            features_s=job.features_s,
         )
 
-    def _check_wanted(self, job: _Job) -> None:
-        if self._queue.closed:
-            raise NotReady(STOPPING)
-        if self._clock() >= job.deadline_at:
-            raise DeadlineExceeded("the deadline passed before all patches were computed")
+    def _lost(self, running: deque[_Batch], error: DeviceLost) -> None:
+        """All that was at the device is lost with it."""
+        self.self_test.lost(error)  # first: nobody shall find the service ready after this screen's answer
+        while running:
+            self._queue.answered(running.popleft().job, error)
 
-    def _batches(self, job: _Job) -> Iterator[NDArray[np.uint8]]:
-        """The batches of a screen, cut when the device can take one; the self-test goes ahead of each."""
-        for start in range(0, len(job.windows), self._backend.batch_size):
-            self._test_if_due()
-            self._check_wanted(job)
-            windows = job.windows[start : start + self._backend.batch_size]
-            yield cut(job.frame, windows, self._backend.manifest.patch_px)
-
-    def _check_whole(self, answer: Features, job: _Job, index: int) -> None:
-        size = self._backend.batch_size
-        expected = min(size, len(job.windows) - index * size)
-        for rows in (answer.label_features, answer.stage1, answer.activation):
-            if len(rows) != expected:  # the scores of one patch would be taken for another's
-                raise InferenceError(f"{len(rows)} answers for {expected} patches")
+    def _sort_out(self, running: deque[_Batch], error: Exception) -> None:
+        """Fail the screen whose batch failed and none of its neighbours': where several were there, run each alone."""
+        alone = len({id(batch.job) for batch in running}) == 1
+        while running:
+            batch = running.popleft()
+            if alone or batch.job.over:
+                self._queue.answered(batch.job, error)
+                continue
+            answer = _attempt(partial(self._backend.features, batch.pixels))
+            if isinstance(answer, Features):
+                self._take_in(batch, answer)
+            elif isinstance(answer, DeviceLost):
+                running.appendleft(batch)
+                self._lost(running, answer)
+            else:
+                self._queue.answered(batch.job, answer)
 
     def _test_if_due(self) -> None:
         if self.self_test.due_in_s() <= 0:
-            started_at = self._clock()
             self.self_test.run(self._backend)
-            self._tested_s += self._clock() - started_at
+            self._free_at = self._clock()  # its time is no screen's
             if self.self_test.report().gone:
                 # else this device, which fails at once and is always free, would take nearly every screen
                 self._queue.refuse("a device is lost for good: the service ends, and a new one has it again")
 
 
+def _attempt(work: Callable[[], _Done]) -> _Done | Exception:
+    """What `work` gives, or what its screen's sender is told of its failure: nothing of one that nobody expected."""
+    try:
+        return work()
+    except (InferenceError, ServiceError) as error:
+        return error
+    except Exception as error:
+        log.exception("the device failed in a way that nobody expected")
+        return _unexpected(error)
+
+
 def _unexpected(error: Exception) -> InferenceError:
+    # not in the frame above, which the error's traceback holds
     failure = InferenceError("the device failed in a way that nobody expected")
     failure.__cause__ = error
     return failure

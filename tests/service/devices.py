@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import Backend, FakeBackend, Golden, Window, cover, fake_manifest
-from service.scheduler import Computed, Scheduler
+from service.scheduler import Scheduler
+from service.waiting import Computed
 
 PATCH_PX = 8
 BATCH = 5
