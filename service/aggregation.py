@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import NO_GUARD, FrameLimits, Manifest, Window
+from service.brightness import Brightness
 from service.selftest import SelfTestReport
 from service.verdict import Box, Defect, FrameSizeFrom, LabelResult, Outcome, Proof
 
@@ -28,8 +29,6 @@ FAIL_REASON = "score_in_fail_range"
 REVIEW_REASON = "score_in_review_band"
 REASONS = (*PROOF_REASONS, FAIL_REASON, REVIEW_REASON)
 
-BLOCKS = 32  # along the shorter side of a frame: their averages differ where it shows something
-
 WARM = 0.5  # of the way from a map's median to its maximum: from there on a cell belongs to a defect
 FLAT = 1e-6  # a map that varies less says nothing about where
 
@@ -39,7 +38,7 @@ class Observed:
     """Everything that is known of one screen before it is judged.
 
     Attributes:
-        frame: (H, W) grey.
+        brightness: of the frame, whose size it has.
         size_from: who agreed its size.
         expected: windows that cover a frame of the agreed size.
         windows: the K windows that were inferred.
@@ -48,7 +47,7 @@ class Observed:
         self_test: of the device that ran the screen.
     """
 
-    frame: NDArray[np.uint8]
+    brightness: Brightness
     size_from: FrameSizeFrom
     expected: Sequence[Window]
     windows: Sequence[Window]
@@ -107,7 +106,7 @@ def aggregate(seen: Observed, manifest: Manifest, guard: Mapping[str, float] = N
         windows_expected=len(seen.expected),
         windows_inferred=len(set(seen.expected) & set(seen.windows)),
         windows_extra=len(set(seen.windows) - set(seen.expected)),
-        covered=covers(seen.windows, seen.frame.shape, manifest.patch_px),
+        covered=covers(seen.windows, seen.brightness.size, manifest.patch_px),
         finite=finite,
         self_test_age_s=seen.self_test.age_s,
     )
@@ -140,21 +139,12 @@ def missing_proofs(proof: Proof, seen: Observed, limits: FrameLimits) -> Iterato
         yield "pixels_not_covered"
     if not proof.finite:
         yield "score_not_finite"
-    if _contrast(seen.frame) < limits.contrast_min:
+    if seen.brightness.contrast < limits.contrast_min:
         yield "frame_constant"
-    counts = cv2.calcHist([seen.frame], [0], None, [256], [0, 256]).ravel()  # one pass, no copy of the frame
-    if counts[255] > limits.saturated_ratio_max * seen.frame.size:
+    if seen.brightness.saturated_ratio > limits.saturated_ratio_max:
         yield "frame_saturated"
     if not (seen.self_test.ok and seen.self_test.fresh):
         yield "self_test_stale"
-
-
-def _contrast(frame: NDArray[np.uint8]) -> int:
-    """Grey levels between the darkest and the brightest block: averaged, a dark sensor's noise is no image."""
-    height, width = frame.shape
-    block_px = max(1, min(height, width) // BLOCKS)
-    blocks = cv2.resize(frame, (width // block_px, height // block_px), interpolation=cv2.INTER_AREA)
-    return int(blocks.max()) - int(blocks.min())
 
 
 def covers(windows: Sequence[Window], shape: tuple[int, ...], patch_px: int) -> bool:

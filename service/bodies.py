@@ -2,15 +2,24 @@
 
 Nothing is spooled to disk and no chunk is kept: a body too large is refused at its header where it says
 so, else at the chunk that passes the limit. A frame of 50 MiB is copied once, into the memory from which
-it is decoded.
+it is decoded, or, where it comes raw, into the frame that is worked on while it comes.
 """
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 from starlette.requests import ClientDisconnect, Request
 
-from service.errors import BodyTooLarge, DeadlineExceeded, IncompleteBody, UnsupportedMedia
+from service.arrival import Arrival
+from service.errors import (
+    BodyTooLarge,
+    DeadlineExceeded,
+    FrameSizeMismatch,
+    IncompleteBody,
+    ServiceError,
+    UnsupportedMedia,
+)
 
 LONGEST_CONTENT_LENGTH = 20  # digits; Python itself refuses to read 4,301
 
@@ -29,31 +38,80 @@ async def receive(request: Request, *, limit_bytes: int, timeout_s: float) -> me
         DeadlineExceeded: the sender was too slow.
         UnsupportedMedia: the body is compressed as a whole.
     """
-    encoding = request.headers.get("content-encoding", "identity")
-    if encoding.lower() != "identity":
-        raise UnsupportedMedia(f"content-encoding {encoding!r} is not supported: send the bytes as they are")
-    promised = _content_length(request)
-    if promised is not None and promised > limit_bytes:
-        raise BodyTooLarge(f"the body of {promised} bytes is over the limit of {limit_bytes}")
+    promised = _promised(request, limit_bytes)
     # memory is touched only as bytes arrive, which a bytearray would fill with zeros first: a large promise that is
     # not kept costs nothing
     buffer = np.empty(limit_bytes if promised is None else promised, np.uint8).data
+    received = await _fill(request, buffer, timeout_s=timeout_s, overflow=lambda: _overflow(promised, limit_bytes))
+    if promised is not None and received < promised:
+        raise IncompleteBody(f"{received} bytes arrived of {promised}")
+    return buffer[:received]
+
+
+async def receive_lines(request: Request, arrival: Arrival, *, limit_bytes: int, timeout_s: float) -> None:
+    """The whole body, into a frame; what goes wrong is told to whoever waits for its lines, and not raised.
+
+    Beside the exceptions of `receive` that is `FrameSizeMismatch`: the body is not as long as the frame.
+    """
+    height, width = arrival.pixels.shape
+    wanted = f"{width} x {height} pixels are {height * width}"
+    try:
+        promised = _promised(request, limit_bytes)
+        if promised is not None and promised != len(arrival.buffer):
+            raise FrameSizeMismatch(f"{promised} bytes; {wanted}")
+        received = await _fill(
+            request,
+            arrival.buffer,
+            timeout_s=timeout_s,
+            overflow=lambda: FrameSizeMismatch(f"more bytes came; {wanted}"),
+            tell=arrival.received,
+        )
+        if received < len(arrival.buffer):
+            raise FrameSizeMismatch(f"{received} bytes; {wanted}")
+    except ServiceError as error:
+        arrival.fail(error)
+    except BaseException:  # such as a cancelled request: nobody shall wait for lines that will not come
+        arrival.fail(IncompleteBody("the request was given up"))
+        raise
+    else:
+        arrival.finish()
+
+
+async def _fill(
+    request: Request,
+    buffer: memoryview,
+    *,
+    timeout_s: float,
+    overflow: Callable[[], ServiceError],
+    tell: Callable[[int], None] = lambda count_bytes: None,
+) -> int:
+    """Write the body to the front of the buffer; how many bytes it had. After each chunk `tell` hears how many came."""
     received = 0
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
                 end = received + len(chunk)
                 if end > len(buffer):
-                    raise _overflow(promised, limit_bytes)
+                    raise overflow()
                 buffer[received:end] = chunk
                 received = end
+                tell(received)
     except TimeoutError as error:
         raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from error
     except ClientDisconnect as error:
         raise IncompleteBody(f"the connection closed after {received} bytes") from error
-    if promised is not None and received < promised:
-        raise IncompleteBody(f"{received} bytes arrived of {promised}")
-    return buffer[:received]
+    return received
+
+
+def _promised(request: Request, limit_bytes: int) -> int | None:
+    """The length that the header promises, within the limit; None where it promises none."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        raise UnsupportedMedia(f"content-encoding {encoding!r} is not supported: send the bytes as they are")
+    promised = _content_length(request)
+    if promised is not None and promised > limit_bytes:
+        raise BodyTooLarge(f"the body of {promised} bytes is over the limit of {limit_bytes}")
+    return promised
 
 
 def _content_length(request: Request) -> int | None:

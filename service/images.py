@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from engine import to_grey
+from service.arrival import Arrival
 from service.errors import (
     FrameSizeMismatch,
     ImageTooLarge,
@@ -108,12 +109,13 @@ class Source:
     """What was sent: bytes, and what was said of them.
 
     Attributes:
-        data: the body or the file; not changed while it is used, and empty once it was dropped.
+        data: the body or the file; not changed while it is used, and empty once it was dropped. A raw frame may still
+            be coming.
         media_type: one of `MEDIA_TYPES`.
         size: (height, width) that came with raw bytes; None for files, which carry their own.
     """
 
-    data: bytes | memoryview
+    data: bytes | memoryview | Arrival
     media_type: str
     size: tuple[int, int] | None = None
 
@@ -124,10 +126,17 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Frame:
-    """A decoded frame: `pixels` (H, W) grey, and who agreed that it has this size."""
+    """A frame.
+
+    Attributes:
+        pixels: (H, W) grey.
+        size_from: who agreed that it has this size.
+        arrival: of its lines, where they are still coming; None where all are there.
+    """
 
     pixels: NDArray[np.uint8]
     size_from: FrameSizeFrom
+    arrival: Arrival | None = None
 
 
 def decode(source: Source, *, agreed: tuple[int, int] | None, patch_px: int, max_pixels: int) -> Frame:
@@ -165,11 +174,14 @@ def decode(source: Source, *, agreed: tuple[int, int] | None, patch_px: int, max
         if source.size is None:
             raise InvalidRequest("raw bytes need their width and height")
         accept(*source.size)
-        pixels = _raw(source.data, *source.size)
-        return Frame(pixels=pixels, size_from="query" if agreed is None else "setting")
+        size_from: FrameSizeFrom = "query" if agreed is None else "setting"
+        if isinstance(source.data, Arrival):
+            return Frame(pixels=source.data.pixels, size_from=size_from, arrival=source.data)
+        return Frame(pixels=_raw(source.data, *source.size), size_from=size_from)
     if source.size is not None:
         raise InvalidRequest(f"width and height go with {RAW} alone: a file carries its own")
-    with _opened(source) as image:
+    assert not isinstance(source.data, Arrival)
+    with _opened(source.data, source.media_type) as image:
         stored = _stored_size(image)
         accept(*stored)
         pixels = _grey(image, source.data)
@@ -187,23 +199,23 @@ def _raw(data: bytes | memoryview, height: int, width: int) -> NDArray[np.uint8]
 
 
 @contextmanager
-def _opened(source: Source) -> Iterator[ImageFile.ImageFile]:
+def _opened(data: bytes | memoryview, media_type: str) -> Iterator[ImageFile.ImageFile]:
     """The file's header, read; its pixels are not."""
-    kind = FORMATS.get(source.media_type)
+    kind = FORMATS.get(media_type)
     if kind is None:
-        raise UnsupportedMedia(f"{source.media_type!r} is not read here: send one of {', '.join(MEDIA_TYPES)}")
-    start = bytes(source.data[:8])
+        raise UnsupportedMedia(f"{media_type!r} is not read here: send one of {', '.join(MEDIA_TYPES)}")
+    start = bytes(data[:8])
     if not start.startswith(MAGIC[kind]):
         found = next((name for name, marks in MAGIC.items() if start.startswith(marks)), None)
         if found is not None:
-            raise UnsupportedMedia(f"declared as {source.media_type}, but it is a {found} file")
-        raise UnreadableImage(f"the bytes do not begin as {source.media_type} does")
+            raise UnsupportedMedia(f"declared as {media_type}, but it is a {found} file")
+        raise UnreadableImage(f"the bytes do not begin as {media_type} does")
     end = END.get(kind, b"")
     # some encoders fill the last block of a file with zeros
-    if not bytes(source.data[-4096:]).rstrip(b"\x00").endswith(end):
+    if not bytes(data[-4096:]).rstrip(b"\x00").endswith(end):
         raise IncompleteImage(f"the {kind} file lacks its end mark")
     with _at_pillow():
-        image = Image.open(io.BytesIO(source.data), formats=(kind,))
+        image = Image.open(io.BytesIO(data), formats=(kind,))
     with image:
         yield image
 

@@ -1,6 +1,6 @@
 """The file to read first: what happens to one screen, from its bytes to its recorded verdict.
 
-    1  receive    service.bodies        body -> bytes
+    1  receive    service.bodies        body -> bytes, or lines as they come
     2  decode     service.images        bytes -> frame (H, W)
     3  cover      engine.windows        frame -> K windows
     4  queue      service.scheduler     all K patches, or none
@@ -10,7 +10,8 @@
     8  record     service.store         and only then answer
 
 One bundle does it all: a screen takes the one that is in service as step 2 begins, and `service.models` swaps between
-screens. No HTTP here: step 1 and the answer are the routes'. They call `inspect` in a thread of the screen's own, and
+screens. A raw frame needs no decoding: its windows are computed as soon as their lines are there, steps 1 and 5 at the
+same time. No HTTP here: step 1 and the answer are the routes'. They call `inspect` in a thread of the screen's own, and
 so does the command line. Whatever goes wrong is an exception of `service.errors`, `service.store` or `engine`, and
 never a verdict.
 """
@@ -30,8 +31,9 @@ from pydantic import TypeAdapter
 
 from engine import NO_GUARD, Backend, Window, available_cpus, cover
 from service.aggregation import Observed, aggregate
+from service.brightness import Brightness, BrightnessMeter
 from service.errors import Conflict, DeadlineExceeded
-from service.images import Frame, Source, decode
+from service.images import RAW, Frame, Source, decode
 from service.scheduler import Scheduler
 from service.store import Answered
 from service.verdict import Model, Timing, Verdict
@@ -120,9 +122,9 @@ class Inspector:
 
         Args:
             screen_id: as the line named it.
-            source: its bytes; emptied once they are decoded.
+            source: its bytes, let go once they are decoded; raw lines may still be coming.
             deadline_at: when the answer is no longer of use.
-            receive_s: how long the bytes took to arrive, for the record.
+            receive_s: how long the bytes took to arrive, for the record; of raw lines what passed before this call.
 
         Raises:
             ServiceError: it cannot be inspected, or not now.
@@ -133,21 +135,26 @@ class Inspector:
         lap = _Lap(self._clock)
 
         # 2 decode
-        with self._turn_to_decode(deadline_at):
+        with self._turn_to_decode(source, deadline_at):
             waited_s = lap()
             frame = decode(source, agreed=self._frame_size, patch_px=manifest.patch_px, max_pixels=self._max_pixels)
         source.drop()
-        digest = digest_of(frame.pixels)
         decode_s = lap()
 
         if (before := self._record.find(screen_id)) is not None:
-            return _again(before, digest, frame)
+            return _again(before, frame, self._look(frame, deadline_at))
 
         # 3 cover
         windows = self._cover(*frame.pixels.shape)
 
         # 4 queue, 5 features
-        computed = self._scheduler.compute(frame.pixels, windows, deadline_at=deadline_at)
+        with self._scheduler.queue(frame.pixels, windows, deadline_at=deadline_at) as queued:
+            look = self._look(frame, deadline_at, queued.arrived)
+            if frame.arrival is None:
+                decode_s += lap()
+            else:
+                receive_s += lap()
+            computed = queued.features()
         features = computed.features
 
         # 6 reason
@@ -157,7 +164,7 @@ class Inspector:
 
         # 7 aggregate
         seen = Observed(
-            frame=frame.pixels,
+            brightness=look.brightness,
             size_from=frame.size_from,
             expected=self._cover(*(self._frame_size or frame.pixels.shape)),
             windows=windows,
@@ -189,7 +196,7 @@ class Inspector:
 
         # 8 record, and only then answer
         lap()
-        self._record.record(Answered(screen_id=screen_id, digest=digest, verdict=verdict.verdict, answer=answer))
+        self._record.record(Answered(screen_id=screen_id, digest=look.digest, verdict=verdict.verdict, answer=answer))
         record_s = lap()
 
         log.info(
@@ -202,13 +209,42 @@ class Inspector:
         )
         return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s, guard=computed.guard)
 
+    def _look(self, frame: Frame, deadline_at: float, told: Callable[[int], None] = lambda lines: None) -> "_Look":
+        """Look at every line once, as it comes; `told` hears how many are there.
+
+        Raises:
+            DeadlineExceeded: the deadline passed before the last line.
+            ServiceError: the rest will not come.
+        """
+        height, width = frame.pixels.shape
+        digest, meter, seen = xxhash.xxh3_128(), BrightnessMeter(height, width), 0
+        while seen < height:
+            lines = self._lines_after(seen, frame, deadline_at)
+            told(lines)  # first: a device may begin with them
+            digest.update(frame.pixels[seen:lines].data)
+            meter.add(frame.pixels[seen:lines])
+            seen = lines
+        digest.update(_size_mark(frame.pixels))
+        return _Look(digest=digest.hexdigest(), brightness=meter.brightness)
+
+    def _lines_after(self, seen: int, frame: Frame, deadline_at: float) -> int:
+        if frame.arrival is None:
+            return len(frame.pixels)
+        try:
+            return frame.arrival.wait(seen, max(0.0, deadline_at - self._clock()))
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
+
     @contextmanager
-    def _turn_to_decode(self, deadline_at: float) -> Iterator[None]:
-        """A place among those that decode.
+    def _turn_to_decode(self, source: Source, deadline_at: float) -> Iterator[None]:
+        """A place among those that decode; whatever comes raw needs none.
 
         Raises:
             DeadlineExceeded: none came free in time, or the time was over before.
         """
+        if source.media_type == RAW:
+            yield
+            return
         if not self._decoding.acquire(timeout=max(0.0, deadline_at - self._clock())):
             raise DeadlineExceeded("the deadline passed before the image could be decoded")
         try:
@@ -229,8 +265,13 @@ def digest_of(pixels: NDArray[np.uint8]) -> str:
     A SHA-256 of a whole frame would take as long as receiving it; nobody who sends screens gains by a collision.
     """
     digest = xxhash.xxh3_128(pixels.data)
-    digest.update(repr(pixels.shape).encode())  # the same bytes in lines of another length are another frame
+    digest.update(_size_mark(pixels))
     return digest.hexdigest()
+
+
+def _size_mark(pixels: NDArray[np.uint8]) -> bytes:
+    """The same bytes in lines of another length are another frame."""
+    return repr(pixels.shape).encode()
 
 
 def to_json(verdict: Verdict) -> str:
@@ -247,13 +288,21 @@ def from_json(text: str) -> Verdict:
     return _VERDICT.validate_json(text)
 
 
-def _again(before: Answered, digest: str, frame: Frame) -> Inspection:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Look:
+    """What is known of a frame once every line was looked at: its digest, and how bright it is."""
+
+    digest: str
+    brightness: Brightness
+
+
+def _again(before: Answered, frame: Frame, look: _Look) -> Inspection:
     """The answer that the screen got before, byte for byte.
 
     Raises:
         Conflict: it was given for other pixels.
     """
-    if before.digest != digest:
+    if before.digest != look.digest:
         raise Conflict(f"screen {before.screen_id} was answered before, for other pixels")
     return Inspection(answer=before.answer, frame=frame, verdict=None, record_s=0.0, guard=NO_GUARD)
 

@@ -32,6 +32,7 @@ from engine import (
     slot_patches,
 )
 from service.aggregation import Observed, aggregate
+from service.brightness import Brightness
 from service.errors import ReleaseMissing
 from service.files import inspect_files, inspector_of
 from service.inspector import Inspection
@@ -305,7 +306,7 @@ def _as_the_module_says(inspection: Inspection, sealed: SealedScreen, manifest: 
     if [(window.top, window.left) for window in windows] != sealed.windows or probability.shape != form:
         return False
     seen = Observed(
-        frame=pixels,
+        brightness=Brightness.of(pixels),
         size_from=inspection.frame.size_from,
         expected=windows,
         windows=windows,

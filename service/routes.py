@@ -1,5 +1,6 @@
 """The HTTP interface: steps 1 and 8 of an inspection, and what is asked about the service."""
 
+import asyncio
 import functools
 import json
 import time
@@ -11,11 +12,13 @@ from pydantic import BaseModel, BeforeValidator
 from starlette.responses import JSONResponse, Response
 
 from service import examples
-from service.bodies import receive
-from service.errors import InvalidRequest, NotFound, NotReady, UnsupportedMedia
-from service.images import MEDIA_TYPES, Source
+from service.arrival import Arrival
+from service.bodies import receive, receive_lines
+from service.errors import ImageTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
+from service.images import MEDIA_TYPES, RAW, Source
 from service.inspector import Inspection, to_json
 from service.problems import MEDIA_TYPE, Problem, codes
+from service.settings import Settings
 from service.state import Running
 from service.verdict import Verdict
 
@@ -109,22 +112,29 @@ async def inspect_screen(
     media_type = _media_type(request)
     if (width is None) != (height is None):
         raise InvalidRequest("width and height go together")
+    size = None if width is None or height is None else (height, width)
+    inspect = functools.partial(_inspect, running, screen_id, deadline_at=deadline_at)
+    timeout_s = deadline_at - time.monotonic()
     with running.admission.admit(screen_id):
-        source = Source(  # which alone holds the body: it is dropped once it is decoded
-            data=await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()),
-            media_type=media_type,
-            size=None if width is None or height is None else (height, width),
-        )
-        inspect = functools.partial(
-            _inspect,
-            running,
-            screen_id,
-            source,
-            deadline_at=deadline_at,
-            receive_s=time.monotonic() - received_at,
-        )
-        # a client that goes away does not stop it: the answer is recorded, and asked for again
-        inspection = await anyio.to_thread.run_sync(inspect, limiter=running.threads)
+        if media_type == RAW:
+            arrival = _arrival(size, settings)
+            receiving = asyncio.create_task(
+                receive_lines(request, arrival, limit_bytes=settings.max_body_bytes, timeout_s=timeout_s)
+            )
+            source = Source(data=arrival, media_type=media_type, size=size)
+            try:
+                inspection = await anyio.to_thread.run_sync(inspect, source, limiter=running.threads)
+            finally:
+                await receiving  # a sender reads its answer once it has sent its frame, and not before
+        else:
+            source = Source(  # which alone holds the body: it is dropped once it is decoded
+                data=await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=timeout_s),
+                media_type=media_type,
+                size=size,
+            )
+            inspect = functools.partial(inspect, receive_s=time.monotonic() - received_at)
+            # a client that goes away does not stop it: the answer is recorded, and asked for again
+            inspection = await anyio.to_thread.run_sync(inspect, source, limiter=running.threads)
     _measure(running, inspection, time.monotonic() - received_at)
     return Response(inspection.answer, media_type="application/json")
 
@@ -193,7 +203,18 @@ async def metrics(running: CurrentRunning) -> Response:
     return Response(running.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _inspect(running: Running, screen_id: str, source: Source, *, deadline_at: float, receive_s: float) -> Inspection:
+def _arrival(size: tuple[int, int] | None, settings: Settings) -> Arrival:
+    """Memory for a raw frame (height, width); whether the line sends such frames, decoding says."""
+    if size is None:
+        raise InvalidRequest("raw bytes need their width and height")
+    if size[0] * size[1] > settings.max_pixels:
+        raise ImageTooLarge(f"{size[1]} x {size[0]} pixels are over the limit of {settings.max_pixels}")
+    return Arrival(*size)
+
+
+def _inspect(
+    running: Running, screen_id: str, source: Source, *, deadline_at: float, receive_s: float = 0.0
+) -> Inspection:
     """Steps 2 to 8, in the screen's own thread, by the one bundle that is in service as they begin."""
     with running.models.take() as serving:
         return serving.inspector.inspect(screen_id, source, deadline_at=deadline_at, receive_s=receive_s)

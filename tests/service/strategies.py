@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from engine import FrameLimits, LabelLimits, Manifest, cover, fake_manifest
 from service.aggregation import Judgement, Observed, aggregate
+from service.brightness import Brightness
 from service.selftest import SelfTestReport
 
 PATCH_PX = 16
@@ -49,6 +50,11 @@ def frame_of(height: int, width: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(100, 140, (height, width), np.uint8)
 
 
+def showing(seen: Observed, frame: NDArray[np.uint8]) -> Observed:
+    """The same screen with the pixels of another frame."""
+    return replace(seen, brightness=Brightness.of(frame))
+
+
 def screen(
     height: int = 3 * PATCH_PX,
     width: int = 5 * PATCH_PX,
@@ -60,7 +66,7 @@ def screen(
     windows = cover(height, width, patch_px=PATCH_PX, overlap_px=overlap_px)
     form = (len(windows), len(LABELS))
     seen = Observed(
-        frame=frame_of(height, width),
+        brightness=Brightness.of(frame_of(height, width)),
         size_from="setting",
         expected=windows,
         windows=windows,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine import FrameLimits, LabelLimits, Window, cover
 from service.aggregation import FAIL_REASON, PROOF_REASONS, REASONS, REVIEW_REASON, Observed, aggregate, covers
 from service.selftest import SelfTestReport
-from tests.service.strategies import ANY_SCORE, FRESH, LABELS, PATCH_PX, Screen, frame_of, screen, screens
+from tests.service.strategies import ANY_SCORE, FRESH, LABELS, PATCH_PX, Screen, frame_of, screen, screens, showing
 
 SEVERITY = ("pass", "review", "fail")
 
@@ -108,14 +108,14 @@ def test_a_failing_label_outweighs_a_doubtful_one_and_both_are_named() -> None:
 
 def lacking_windows(seen: Observed) -> Observed:
     """The frame that arrived is shorter than the one agreed: every pixel of it is covered all the same."""
-    height, width = seen.frame.shape
+    height, width = seen.brightness.size
     return replace(seen, expected=cover(height + PATCH_PX, width, patch_px=PATCH_PX))
 
 
 def lacking_pixels(seen: Observed) -> Observed:
     """The frame is larger than its windows."""
-    height, width = seen.frame.shape
-    return replace(seen, frame=frame_of(height, width + 1))
+    height, width = seen.brightness.size
+    return showing(seen, frame_of(height, width + 1))
 
 
 def lacking_numbers(seen: Observed) -> Observed:
@@ -126,16 +126,16 @@ def lacking_numbers(seen: Observed) -> Observed:
 
 
 def saturated(seen: Observed) -> Observed:
-    frame = np.full_like(seen.frame, 255)
+    frame = np.full(seen.brightness.size, 255, np.uint8)
     frame[0, 0] = 0
-    return replace(seen, frame=frame)
+    return showing(seen, frame)
 
 
 LACKING: dict[str, Callable[[Observed], Observed]] = {
     "windows_missing": lacking_windows,
     "pixels_not_covered": lacking_pixels,
     "score_not_finite": lacking_numbers,
-    "frame_constant": lambda seen: replace(seen, frame=np.full_like(seen.frame, 128)),
+    "frame_constant": lambda seen: showing(seen, np.full(seen.brightness.size, 128, np.uint8)),
     "frame_saturated": saturated,
     "self_test_stale": lambda seen: replace(seen, self_test=replace(FRESH, age_s=120.0)),
 }
@@ -213,7 +213,7 @@ def test_covers_agrees_with_painting_every_pixel(
 
 @given(screens())
 def test_covers_is_true_for_a_whole_cover_and_false_without_one_of_its_windows(screen: Screen) -> None:
-    windows, shape = tuple(screen.seen.windows), screen.seen.frame.shape
+    windows, shape = tuple(screen.seen.windows), screen.seen.brightness.size
     assert covers(windows, shape, PATCH_PX)
     if screen.manifest.overlap_px == 0 and shape[0] % PATCH_PX == 0 == shape[1] % PATCH_PX:
         assert not any(covers(windows[:k] + windows[k + 1 :], shape, PATCH_PX) for k in range(len(windows)))
@@ -242,7 +242,7 @@ def test_covers_is_true_for_a_whole_cover_and_false_without_one_of_its_windows(s
 def test_frame_checks(pixels: list[int], reasons: tuple[str, ...]) -> None:
     one_patch = screen(PATCH_PX, PATCH_PX)
     frame = np.array(pixels, np.uint8).reshape(PATCH_PX, PATCH_PX)
-    judgement = aggregate(replace(one_patch.seen, frame=frame), one_patch.manifest)
+    judgement = aggregate(showing(one_patch.seen, frame), one_patch.manifest)
     assert judgement.reasons == reasons
     assert judgement.verdict == ("review" if reasons else "pass")
 
@@ -314,6 +314,6 @@ def test_a_frame_without_light_is_no_image_whatever_its_noise(sigma: float) -> N
     dark[5, 5] = 255
     wide = screen(PATCH_PX, PATCH_PX)
     manifest = replace(wide.manifest, frame=FrameLimits(saturated_ratio_max=0.2, contrast_min=2))
-    assert "frame_constant" in aggregate(replace(wide.seen, frame=dark), manifest).reasons
+    assert "frame_constant" in aggregate(showing(wide.seen, dark), manifest).reasons
     lit = np.clip(dark + np.linspace(0, 3, 1024), 0, 255).astype(np.uint8)
-    assert "frame_constant" not in aggregate(replace(wide.seen, frame=lit), manifest).reasons
+    assert "frame_constant" not in aggregate(showing(wide.seen, lit), manifest).reasons

@@ -87,7 +87,7 @@ def hulls(boxes: Sequence[tuple[int, int, int, int]], gap_px: int) -> list[tuple
 
 @given(screens(scores=st.sampled_from([0.0, 0.5, 1.0]), heat=ANY_HEAT))
 def test_boxes_lie_inside_the_frame(screen: Screen) -> None:
-    height, width = screen.seen.frame.shape
+    height, width = screen.seen.brightness.size
     for defect in screen.judge().defects:
         box = defect.box
         assert 0 <= box.left < box.right <= width
@@ -97,7 +97,7 @@ def test_boxes_lie_inside_the_frame(screen: Screen) -> None:
 def spotted(blank: Screen, *spots: Box, score: float = 0.9) -> Screen:
     """The scratches that a network would see: cells over a spot are hot, windows that have one are sure."""
     rows, columns = blank.seen.activation.shape[2:]
-    heat = np.zeros(blank.seen.frame.shape, np.float32)
+    heat = np.zeros(blank.seen.brightness.size, np.float32)
     for spot in spots:
         heat[spot.top : spot.bottom, spot.left : spot.right] = 1
     for k, window in enumerate(blank.seen.windows):

@@ -1,0 +1,66 @@
+"""A raw frame while its lines come: the event loop writes them, the screen's own thread works on what is there."""
+
+import threading
+
+import numpy as np
+
+# lines between two words about them: a window is a thousand lines high, and each word wakes a thread
+STEP_LINES = 64
+
+
+class Arrival:
+    """The pixels of a frame, from the first line on.
+
+    Args:
+        height: lines of the frame.
+        width: pixels of a line.
+
+    Attributes:
+        pixels: (H, W); the lines that `wait` has told of do not change any more.
+        buffer: the same memory, flat, for whoever receives.
+    """
+
+    def __init__(self, height: int, width: int) -> None:
+        # memory is touched only as bytes arrive: a frame that is announced and does not come costs nothing
+        self.pixels = np.empty((height, width), np.uint8)
+        self.buffer = self.pixels.reshape(-1).data
+        self._lines = 0
+        self._failure: Exception | None = None
+        self._changed = threading.Condition()
+
+    def received(self, count_bytes: int) -> None:
+        """So many bytes of the buffer are there. The last line is told by `finish` alone."""
+        height, width = self.pixels.shape
+        lines = min(count_bytes // width, height - 1)
+        if lines >= self._lines + STEP_LINES:
+            self._tell(lines)
+
+    def finish(self) -> None:
+        """The body has ended, and it was whole."""
+        self._tell(len(self.pixels))
+
+    def fail(self, error: Exception) -> None:
+        """No more lines will come: `wait` raises this."""
+        with self._changed:
+            self._failure = error
+            self._changed.notify_all()
+
+    def wait(self, lines: int, timeout_s: float) -> int:
+        """Wait for more than `lines` lines; how many are there.
+
+        Raises:
+            TimeoutError: none came in time.
+            Exception: that of `fail`.
+        """
+        with self._changed:
+            told = self._changed.wait_for(lambda: self._failure is not None or self._lines > lines, timeout_s)
+            if self._failure is not None:
+                raise self._failure
+            if not told:
+                raise TimeoutError
+            return self._lines
+
+    def _tell(self, lines: int) -> None:
+        with self._changed:
+            self._lines = lines
+            self._changed.notify_all()
