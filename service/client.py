@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import httpx
 import numpy as np
@@ -79,13 +80,24 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
         Unreachable: no connection.
         ClientError: no answer, or a problem document.
     """
-    height, width = frame.shape
+    return post_pieces(client, screen_id, frame.shape, _pieces(frame), {"content-length": str(frame.nbytes)})
+
+
+def post_pieces(
+    client: httpx.Client,
+    screen_id: str,
+    size: tuple[int, ...],
+    pieces: Iterator[bytes],
+    headers: Mapping[str, str] = MappingProxyType({}),
+) -> str:
+    """The same with a frame of `size` (height, width) whose bytes come some at a time."""
+    height, width = size
     try:
         response = client.post(
             "/v1/screens",
             params={"screen_id": screen_id, "width": width, "height": height},
-            headers={"content-type": "application/octet-stream", "content-length": str(frame.nbytes)},
-            content=_pieces(frame),
+            headers={"content-type": "application/octet-stream", **headers},
+            content=pieces,
         )
     except httpx.ConnectError as error:
         raise Unreachable(f"{screen_id}: no connection: {error}") from error

@@ -85,6 +85,7 @@ def test_the_command_measures_everything_and_ends_by_itself() -> None:
         "two devices, times one",
         "Poisson at 80% load",
         "bursts of 5 at 80% load",
+        "from the last line to the verdict, of the time of a whole frame",
     ]
     for row in report["rows"]:
         assert row["figures"].get("failures", []) == []

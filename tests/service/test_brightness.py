@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+
+from service.brightness import BLOCKS, Brightness, BrightnessMeter
+
+FRAMES = hnp.arrays(
+    np.uint8,
+    hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=120),
+    elements=st.sampled_from([0, 3, 128, 254, 255]),
+)
+
+
+def slowly(frame: NDArray[np.uint8]) -> Brightness:
+    """As the docstring says it, block by block."""
+    side = max(1, min(frame.shape) // BLOCKS)
+    means = [
+        int(np.rint(frame[top : top + side, left : left + side].mean()))
+        for top in range(0, frame.shape[0], side)
+        for left in range(0, frame.shape[1], side)
+    ]
+    height, width = frame.shape
+    return Brightness(
+        size=(height, width), contrast=max(means) - min(means), saturated_ratio=int((frame == 255).sum()) / frame.size
+    )
+
+
+@given(FRAMES, st.lists(st.integers(0, 120), max_size=6))
+def test_in_whatever_pieces_the_lines_come_the_frame_is_as_bright(frame: NDArray[np.uint8], cuts: list[int]) -> None:
+    meter = BrightnessMeter(*frame.shape)
+    for lines in np.split(frame, sorted(min(cut, len(frame)) for cut in cuts)):
+        meter.add(lines)
+    assert meter.brightness == Brightness.of(frame) == slowly(frame)
+
+
+@pytest.mark.parametrize("level", [0, 128, 255])
+def test_a_frame_of_one_level_has_no_contrast(level: int) -> None:
+    found = Brightness.of(np.full((100, 70), level, np.uint8))
+    assert (found.contrast, found.saturated_ratio) == (0, float(level == 255))
+
+
+def test_a_tall_block_of_bright_lines_does_not_overflow() -> None:
+    # 2,000 lines a block: its sums pass 2**24 and are exact all the same
+    frame = np.full((2_000, 2_000 * BLOCKS), 255, np.uint8)
+    frame[:, :2_000] = 254
+    meter = BrightnessMeter(2_000 * BLOCKS, 2_000 * BLOCKS)
+    meter.add(frame)
+    assert meter.brightness.contrast == 1
