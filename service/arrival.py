@@ -4,8 +4,7 @@ import threading
 
 import numpy as np
 
-# lines between two words about them: a window is a thousand lines high, and each word wakes a thread
-STEP_LINES = 64
+STEPS = 20  # words about a frame while it comes: each wakes a thread, and a row of windows is a tenth of it
 
 
 class Arrival:
@@ -24,6 +23,7 @@ class Arrival:
         # memory is touched only as bytes arrive: a frame that is announced and does not come costs nothing
         self.pixels = np.empty((height, width), np.uint8)
         self.buffer = self.pixels.reshape(-1).data
+        self._step_lines = max(1, height // STEPS)
         self._lines = 0
         self._failure: Exception | None = None
         self._changed = threading.Condition()
@@ -32,7 +32,7 @@ class Arrival:
         """So many bytes of the buffer are there. The last line is told by `finish` alone."""
         height, width = self.pixels.shape
         lines = min(count_bytes // width, height - 1)
-        if lines >= self._lines + STEP_LINES:
+        if lines >= self._lines + self._step_lines:
             self._tell(lines)
 
     def finish(self) -> None:
