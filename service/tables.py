@@ -7,11 +7,8 @@ from rich.table import Column, Table
 from service.verdict import Verdict
 
 COLOURS = {"pass": "green", "review": "yellow", "fail": "red"}
-RESULTS = {
-    True: "[green]pass[/]",
-    False: "[red]fail[/]",
-    None: "[dim]-[/]",
-}  # None: nothing is asked
+# of what was tried; None where nothing is asked
+RESULTS = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[dim]-[/]"}
 
 
 def describe_verdict(verdict: Verdict) -> str:
