@@ -176,8 +176,8 @@ def load(
             bf16 on a CPU that has it, where the bundle was made for them, else fp32.
         threads: CPU threads of the features graph; by default the runtime measures how many serve best.
         batch_size: patches of a batch; by default the manifest's.
-        prebuilt: on a GPU, build no plan where there is none, and take no smaller batch where memory is short: either
-            is an error, as it must be beside a bundle in service.
+        prebuilt: on a GPU, take only a plan that is there, in int8 one that was found to be faster, and no smaller
+            batch where memory is short: anything else is an error, as it must be beside a bundle in service.
 
     Raises:
         BundleError: the bundle must not be served, or has no such precision.
@@ -234,10 +234,10 @@ def load_all(
     """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
 
     GPUs all take the batch of the one with the least memory: another batch size is another plan, and the same screen
-    must not be scored by the plan of whichever GPU is free. In int8 each takes a plan that `engine build` has found
-    to be faster there, and none else.
+    must not be scored by the plan of whichever GPU is free.
 
-    Args and errors are those of `load`; where one device fails, those loaded before it are closed.
+    Args and errors are those of `load`, but that int8 is always `prebuilt`; where one device fails, those loaded before
+    it are closed.
     """
     prebuilt = prebuilt or precision == "int8"
     first = load(bundle, runtime, precision=precision, threads=threads, batch_size=batch_size, prebuilt=prebuilt)

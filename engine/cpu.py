@@ -1,6 +1,7 @@
 """What the runtimes for CPUs have in common: one features graph, its threads measured at load, and the reasoning."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -46,8 +47,9 @@ class CpuBackend(ABC):
         self.batch_size = batch_of(self.manifest, batch_size)
         # read by ONNX Runtime, which takes no weights from files beside the graph, whatever runs it afterwards
         self._graph = FeaturesGraph.read(bundle, self.manifest, precision=self.precision, batch_size=self.batch_size)
-        self.tuned = tune(self._build, bundle, threads=threads, patches=self.batch_size // self._graph.rows)
-        self._features: Run | None = self._build(self.tuned.share)
+        build = self._builder()
+        self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // self._graph.rows)
+        self._features: Run | None = build(self.tuned.share)
         self._reasoning = Reasoning(bundle, self.manifest)
 
     @classmethod
@@ -56,11 +58,11 @@ class CpuBackend(ABC):
         return False
 
     @abstractmethod
-    def _build(self, share: Share) -> Run:
-        """What runs a batch with this share of the threads.
+    def _builder(self) -> Callable[[Share], Run]:
+        """What builds a run of a batch with a share of the threads; what all shares have in common goes with it.
 
         Raises:
-            BundleError: the runtime refuses the graph.
+            BundleError: the runtime refuses the graph; so does what is returned.
         """
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:

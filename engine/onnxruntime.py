@@ -1,5 +1,6 @@
 """ONNX Runtime on the CPU: the runtime that is always there."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from queue import SimpleQueue
 
@@ -20,6 +21,9 @@ class OnnxRuntimeBackend(CpuBackend):
 
     runtime = "onnxruntime"
     versions = ONNXRUNTIME
+
+    def _builder(self) -> Callable[[Share], Run]:
+        return self._build
 
     def _build(self, share: Share) -> Run:
         graph = self._graph

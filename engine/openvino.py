@@ -6,6 +6,8 @@ layers which may round, in a graph that was made for bfloat16.
 """
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Lock
@@ -54,20 +56,24 @@ class OpenVinoBackend(CpuBackend):
         """See `CpuBackend.rounds`."""
         return "BF16" in CORE.get_property("CPU", properties.device.capabilities)
 
-    def _build(self, share: Share) -> "_Requests":
-        kind = openvino.Type.bf16 if self.precision == "bf16" else openvino.Type.f32
-        return _Requests(self._read_model(), self._graph, share, patches=self.batch_size, kind=kind)
-
-    def _read_model(self) -> openvino.Model:
+    def _builder(self) -> Callable[[Share], "_Requests"]:
         """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
-        try:
-            model = CORE.read_model(self._graph.onnx)
-            model.reshape([self._graph.rows, 1, self.manifest.patch_px, self.manifest.patch_px])
-            if self.precision == "bf16":
-                model = _held_in_float32(model, but=self._graph.rounding)
-        except FOREIGN_ERRORS as error:
-            raise BundleError(f"openvino refuses the graph: {error}", key=self._graph.file) from error
-        return model
+        graph, side = self._graph, self.manifest.patch_px
+        half = self.precision == "bf16"
+        kind = openvino.Type.bf16 if half else openvino.Type.f32
+
+        def read(*form: bytes | openvino.Tensor) -> openvino.Model:
+            model = CORE.read_model(*form)
+            model.reshape([graph.rows, 1, side, side])
+            return model
+
+        def build(share: Share) -> _Requests:
+            with _refusing(graph.file):
+                return _Requests(read(*form), graph, share, patches=self.batch_size, kind=kind)
+
+        with _refusing(graph.file):
+            form = _held_in_float32(read(graph.onnx), but=graph.rounding) if half else (graph.onnx,)
+        return build
 
 
 class _Requests:
@@ -91,13 +97,10 @@ class _Requests:
             properties.hint.enable_cpu_pinning: False,
         }
         self._graph = graph
-        try:
-            self._compiled = CORE.compile_model(model, "CPU", settings)
-            self._requests = self._new_requests(patches // graph.rows)
-            with self._first_answer:
-                self._requests[0].infer()
-        except FOREIGN_ERRORS as error:
-            raise BundleError(f"openvino refuses the graph: {error}", key=graph.file) from error
+        self._compiled = CORE.compile_model(model, "CPU", settings)
+        self._requests = self._new_requests(patches // graph.rows)
+        with self._first_answer:
+            self._requests[0].infer()
 
     def __call__(self, pixels: NDArray[np.uint8]) -> Features:
         busy = list(zip(self._requests, self._graph.split(pixels), strict=False))
@@ -116,8 +119,17 @@ class _Requests:
         return [self._compiled.create_infer_request() for _ in range(count)]
 
 
-def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> openvino.Model:
-    """The model with a mark on every layer that must not round, which are all but those that are named.
+@contextmanager
+def _refusing(file: str) -> Iterator[None]:
+    """What OpenVINO raises of a graph is a fault of its file."""
+    try:
+        yield
+    except FOREIGN_ERRORS as error:
+        raise BundleError(f"openvino refuses the graph: {error}", key=file) from error
+
+
+def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> tuple[bytes, openvino.Tensor]:
+    """The model, in the form that is read, with a mark on every layer that must not round: all but those named.
 
     The hint of a precision is for a whole model. What OpenVINO holds to float32 all the same is marked `precise`; its
     Python interface cannot set the mark, so it is written into the model's form as a file.
@@ -134,4 +146,4 @@ def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> openvino.
             marks = ElementTree.SubElement(layer, "rt_info") if marks is None else marks
             ElementTree.SubElement(marks, "attribute", name="precise", version="0")
         weights = np.fromfile(file.with_suffix(".bin"), np.uint8)
-        return CORE.read_model(ElementTree.tostring(tree.getroot()), openvino.Tensor(weights))
+        return ElementTree.tostring(tree.getroot()), openvino.Tensor(weights)

@@ -43,8 +43,7 @@ class TensorRTBackend:
         batch_size: patches in a batch; by default the manifest's.
         cache: of plans; by default the user's.
         progress: told how far a build is, where one is needed.
-        prebuilt: build no plan, and take no smaller batch: what is not there, or does not fit, is an error. So is a
-            plan in int8 of which nobody has found that it is faster here.
+        prebuilt: see `engine.load`.
 
     Attributes:
         device: number of the GPU.

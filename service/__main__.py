@@ -1,15 +1,11 @@
 """`python -m service`: serve; `inspect` files; `release` a bundle; `bench` the service; `demo` shows it all."""
 
 import json
-import os
-import signal
 import sys
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import uvicorn
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import track
@@ -32,17 +28,10 @@ from service.problems import Problem
 from service.rendering import RenderingError
 from service.restart import in_service
 from service.sealed import ReleaseError
-from service.settings import Settings, SettingsError, parse_frame_size, read_settings
+from service.server import serve
+from service.settings import SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
 from service.tables import describe_labels, describe_verdict, table
-
-# a client's last screens are answered before the process ends
-GRACE_S = 35
-# longer than any takt: a line controller keeps its connection from one screen to the next
-KEEP_ALIVE_S = 75
-
-# how a service ends that has lost a device for good: whatever supervises it starts a new process, which has it again
-DEVICE_GONE = os.EX_TEMPFAIL
 
 # what ends a command with one line: the user can do something about it
 MENDABLE = (
@@ -69,9 +58,7 @@ def main(
     settings = read_settings()
     logs.configure(level=settings.log_level, form=settings.log_format)
     memory.share_one_heap()
-    # whoever stops the service has asked for it: uvicorn ends by the signal that stopped it, which would be a failure
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
-    raise typer.Exit(_serve(settings, configured=configured))
+    raise typer.Exit(serve(lambda end: create_app(settings, configured=configured, on_gone=end), settings))
 
 
 @app.command()
@@ -236,31 +223,6 @@ def run() -> None:
     except MENDABLE as error:
         errors.print(str(error), style="red", soft_wrap=True)
         sys.exit(2)
-
-
-def _serve(settings: Settings, *, configured: bool) -> int:
-    """Serve until a signal, which ends the process by itself, or until a device is gone; the exit status."""
-    status = 0
-
-    def end() -> None:  # as a signal does: screens under way are answered
-        nonlocal status
-        status, server.should_exit = DEVICE_GONE, True
-
-    app = create_app(settings, configured=configured, on_gone=end)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            app,
-            host=settings.host,
-            port=settings.port,
-            log_config=None,  # uvicorn's lines take the form of ours
-            access_log=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
-            timeout_graceful_shutdown=GRACE_S,
-        )
-    )
-    with suppress(KeyboardInterrupt):
-        server.run()
-    return status if server.started else 1
 
 
 def _size(text: str) -> tuple[int, int]:

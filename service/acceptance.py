@@ -28,6 +28,7 @@ from rich.markup import escape
 from service.client import ClientError, serving
 from service.lines import Lines
 from service.rendering import render
+from service.tables import RESULTS
 
 SCREENS, SEED, SIZE = 6, 1, (10240, 5120)  # that are rendered where none are given; size as (height, width)
 SETTLED_AFTER = 2  # swaps, after which memory is not to grow any more
@@ -101,8 +102,7 @@ def run(plan: Plan, console: Console, out: Path) -> list[Step]:
                 made = Step(name=step.__name__.strip("_"), passed=False, found=f"{type(error).__name__}: {error}")
         done.append(made)
         out.write_text(report(plan, done, missing=len(steps) - len(done)))
-        word = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[dim]none[/]"}[made.passed]
-        console.print(f"{word} {made.name}: {escape(made.found)}", soft_wrap=True)
+        console.print(f"{RESULTS[made.passed]} {made.name}: {escape(made.found)}", soft_wrap=True)
     return done
 
 
@@ -252,12 +252,8 @@ def _line(plan: Plan) -> Iterator[Lines]:
             "INSPECT_LOG_LEVEL": "warning",
             **_settings(plan),
         }
-        log_path = Path(folder) / "server.log"
-        try:
-            with serving(settings, log_path) as served:
-                yield Lines(served, frames)
-        except (ClientError, httpx.HTTPError) as error:  # the log goes with the folder
-            raise AcceptanceError(f"{error}; the log ends: {log_path.read_text(errors='replace')[-500:]}") from error
+        with serving(settings) as served:
+            yield Lines(served, frames)
 
 
 def _verdicts(plan: Plan, settings: dict[str, str]) -> dict[str, tuple[Any, ...]]:

@@ -41,26 +41,41 @@ class Served:
 
 
 @contextmanager
-def serving(settings: Mapping[str, str], log_path: Path, *, module: Sequence[str] = ("service",)) -> Iterator[Served]:
+def serving(
+    settings: Mapping[str, str], log_path: Path | None = None, *, module: Sequence[str] = ("service",)
+) -> Iterator[Served]:
     """A service with an empty record on a free port, until the block ends.
 
     Args:
         settings: INSPECT_* variables beside those of this process.
-        log_path: where its output goes.
+        log_path: where its output is to stay; by default it goes with the block.
         module: which `python -m` runs, and its arguments.
 
     Raises:
-        ClientError: it was not ready in time, or ended by itself or with an error.
+        ClientError: it was not ready in time, ended by itself or with an error, or did not answer within the block; the
+            message says where the log is, or how one that is gone ended.
     """
-    with tempfile.TemporaryDirectory() as state_dir, log_path.open("wb") as log:
-        port = _free_port()
-        own = {"INSPECT_HOST": "127.0.0.1", "INSPECT_PORT": str(port), "INSPECT_STATE_DIR": state_dir}
-        environment = {**os.environ, **own, **settings}
+    with tempfile.TemporaryDirectory() as folder:
+        log = log_path or Path(folder) / "server.log"
+        own = {"INSPECT_STATE_DIR": str(Path(folder) / "state")}
+        try:
+            with _process({**own, **settings}, log, module=module) as served:
+                yield served
+        except (ClientError, httpx.HTTPError) as error:
+            told = f"see {log}" if log_path else f"the log ends: {log.read_text(errors='replace')[-500:]}"
+            raise ClientError(f"{error}; {told}") from error
+
+
+@contextmanager
+def _process(settings: Mapping[str, str], log_path: Path, *, module: Sequence[str]) -> Iterator[Served]:
+    port = _free_port()
+    environment = {**os.environ, "INSPECT_HOST": "127.0.0.1", "INSPECT_PORT": str(port), **settings}
+    with log_path.open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", *module], env=environment, stdout=log, stderr=log)  # noqa: S603 - our own
         try:
             # a proxy of the environment leads away from this machine
             with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=ANSWER_WITHIN_S, trust_env=False) as client:
-                _wait_until_ready(process, client, log_path)
+                _wait_until_ready(process, client)
                 yield Served(client, process.pid)
         finally:
             process.send_signal(signal.SIGTERM)
@@ -70,7 +85,7 @@ def serving(settings: Mapping[str, str], log_path: Path, *, module: Sequence[str
                 process.kill()
                 code = process.wait()
         if code != 0:
-            raise ClientError(f"the service ended with exit code {code}; see {log_path}")
+            raise ClientError(f"the service ended with exit code {code}")
 
 
 def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -> str:
@@ -130,7 +145,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _wait_until_ready(process: "subprocess.Popen[bytes]", client: httpx.Client, log_path: Path) -> None:
+def _wait_until_ready(process: "subprocess.Popen[bytes]", client: httpx.Client) -> None:
     limit = time.monotonic() + READY_WITHIN_S
     while not ended(process):
         try:
@@ -141,5 +156,5 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", client: httpx.Client, 
         except httpx.TransportError as error:
             reason = str(error)
         if time.monotonic() > limit:
-            raise ClientError(f"the service was not ready in {READY_WITHIN_S:.0f} s ({reason}); see {log_path}")
-    raise ClientError(f"the service ended with exit code {process.returncode}; see {log_path}")
+            raise ClientError(f"the service was not ready in {READY_WITHIN_S:.0f} s ({reason})")
+    raise ClientError(f"the service ended with exit code {process.returncode}")

@@ -1,4 +1,4 @@
-"""Verdicts as words and rows, for people at a terminal."""
+"""Verdicts and results as words and rows, for people at a terminal."""
 
 from collections.abc import Iterable, Sequence
 
@@ -7,6 +7,8 @@ from rich.table import Column, Table
 from service.verdict import Verdict
 
 COLOURS = {"pass": "green", "review": "yellow", "fail": "red"}
+# of what was tried; None where nothing is asked
+RESULTS = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[dim]-[/]"}
 
 
 def describe_verdict(verdict: Verdict) -> str:

@@ -138,7 +138,7 @@ def fidelity_table(found: Mapping[str, Fidelity]) -> Table:
             f"{r.flipped_labels} in {r.patches} patches",
             f"{flips}; of {r.screens}",
             f"{r.f_measure:.4f}",
-            f"{-100 * r.f_loss:+.2f} points",
+            f"{100 * (r.f_measure - r.f_measure_fp32):+.2f} points",
         )
     return table
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-WORDS = {True: "[green]pass[/]", False: "[red]fail[/]", None: "[dim]-[/]"}
+from service.tables import RESULTS
 
 
 class BenchError(Exception):
@@ -59,14 +59,14 @@ def latency(durations: Sequence[float]) -> dict[str, float]:
 
 def tell(row: Row, console: Console) -> None:
     """One row in a line, as it is found."""
-    console.print(f"{WORDS[row.passed]} {row.name}: {escape(row.found)}", soft_wrap=True)
+    console.print(f"{RESULTS[row.passed]} {row.name}: {escape(row.found)}", soft_wrap=True)
 
 
 def show(report: Report, console: Console) -> None:
     """Print a report for people."""
     table = Table("measured", "found", "asked", "")
     for row in report.rows:
-        table.add_row(row.name, escape(row.found), row.limit, WORDS[row.passed])
+        table.add_row(row.name, escape(row.found), row.limit, RESULTS[row.passed])
     console.print(f"{report.cpu}, {report.cpus} CPUs ({' '.join(report.vectors)})")
     console.print(table)
 

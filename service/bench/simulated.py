@@ -3,8 +3,6 @@
 Run by `service.bench` as `python -m service.bench.simulated`, in a process of its own as on a line.
 """
 
-import signal
-import sys
 import time
 from collections import deque
 from collections.abc import Generator, Iterable
@@ -12,12 +10,12 @@ from typing import Annotated
 
 import numpy as np
 import typer
-import uvicorn
 from numpy.typing import NDArray
 
 from engine import FakeBackend, Features, Golden, Manifest
 from service import logs
 from service.app import create_app
+from service.server import serve
 from service.settings import read_settings
 
 UNDER_WAY = 2  # batches, as the runner of a GPU has: one computes while the next is copied
@@ -87,9 +85,8 @@ def main(
     logs.configure(level=settings.log_level, form=settings.log_format)
     manifest = Manifest.read(settings.bundle)
     device = SimulatedDevice(manifest, batch_s=batch_s, patch_s=patch_s)
-    app = create_app(settings, backends=[device], golden=golden_of(manifest))
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # as the service itself ends
-    uvicorn.run(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
+    golden = golden_of(manifest)
+    raise typer.Exit(serve(lambda end: create_app(settings, backends=[device], golden=golden, on_gone=end), settings))
 
 
 if __name__ == "__main__":

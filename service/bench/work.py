@@ -58,14 +58,12 @@ class Work:
         Raises:
             BenchError: it was not ready in time, or failed.
         """
-        with tempfile.TemporaryDirectory() as folder:
-            log_path = Path(folder) / "server.log"
-            own = {"INSPECT_BUNDLE": str(self.bundle), "INSPECT_LOG_LEVEL": "warning"}
-            try:
-                with serving({**own, **(settings or {})}, log_path, module=module) as served:
-                    yield served
-            except ClientError as error:  # the log goes with the folder
-                raise BenchError(f"{error}; the log ends: {log_path.read_text(errors='replace')[-500:]}") from error
+        own = {"INSPECT_BUNDLE": str(self.bundle), "INSPECT_LOG_LEVEL": "warning"}
+        try:
+            with serving({**own, **(settings or {})}, module=module) as served:
+                yield served
+        except ClientError as error:
+            raise BenchError(str(error)) from error
 
     def loaded(self, served: Served) -> Lines:
         """Three lines that have posted for `seconds`.

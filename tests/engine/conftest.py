@@ -1,20 +1,15 @@
 import shutil
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import pytest
 
 from engine.manifest import Manifest, file_sha256
 from tests.bundles import tiny_bundle
-from tests.engine.doubles.cuda import Machine, cuda_driver, pycuda_driver
-from tests.engine.doubles.tensorrt import tensorrt
+from tests.engine.doubles import in_their_places
+from tests.engine.doubles.cuda import Machine
 from tests.engine.precisions import bundle_of_every_precision
-
-WITH_A_RUNTIME_INSIDE = ("engine.compiler", "engine.gpu", "engine.gpu_yardstick", "engine.tensorrt")
 
 
 @pytest.fixture(scope="session")
@@ -35,29 +30,10 @@ def half_bundle(bundle: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path: Path) -> Iterator[Machine]:
     """The doubles in the places of TensorRT and CUDA, and plans in a folder of the test's own."""
-    machine = Machine()
-    driver = pycuda_driver(machine)
-    modules: dict[str, Any] = {
-        "tensorrt": tensorrt(machine),
-        "pycuda": SimpleNamespace(driver=driver),
-        "pycuda.driver": driver,
-        "cuda": ModuleType("cuda"),
-        "cuda.bindings": SimpleNamespace(driver=cuda_driver(machine)),
-    }
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    for name in WITH_A_RUNTIME_INSIDE:  # imported anew, with the doubles, and again without them afterwards
-        monkeypatch.delitem(sys.modules, name, raising=False)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    import engine.gpu
-
-    monkeypatch.setattr(engine.gpu, "time", SimpleNamespace(perf_counter=machine.clock))
-    yield machine
-    assert machine.stack == []  # no call leaves its context current
-    for name in WITH_A_RUNTIME_INSIDE:
-        sys.modules.pop(name, None)
+    with in_their_places(tmp_path / "cache") as machine:
+        yield machine
 
 
 @pytest.fixture(scope="session")

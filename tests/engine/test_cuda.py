@@ -19,7 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from engine import DEFAULT_BUNDLE, DeviceLost, Features, stream
-from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
+from tests.engine.doubles import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
 from tests.engine.doubles.tensorrt import tensorrt
 from tests.engine.test_backend import BATCH, assert_same, patches

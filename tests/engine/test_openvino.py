@@ -168,6 +168,23 @@ def test_only_the_layers_that_may_round_compute_in_bfloat16(narrow: Path) -> Non
 
 
 @needs_bfloat
+def test_the_form_with_the_marks_is_written_once_however_many_shares_are_tried(
+    narrow: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model, written = openvino.save_model, []
+
+    def noting(model: object, file: Path, **options: bool) -> None:
+        written.append(file)
+        save_model(model, file, **options)
+
+    monkeypatch.setattr(openvino, "save_model", noting)
+    monkeypatch.setattr("engine.tuning.available_cpus", lambda: 2)
+    with closing(load(narrow, "openvino", precision="bf16")) as backend:
+        assert len(vars(backend)["tuned"].trials) > 1
+    assert len(written) == 1
+
+
+@needs_bfloat
 def test_bfloat16_is_near_float32_and_not_the_same(narrow: Path) -> None:
     with closing(load(narrow, "openvino")) as half, closing(load(narrow, "openvino", precision="fp32")) as whole:
         gap = np.abs(half.features(PATCHES[:BATCH]).stage1 - whole.features(PATCHES[:BATCH]).stage1)

@@ -7,9 +7,9 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from engine import infer, load
+from engine import Manifest, infer, load
 from engine.quantise import convolutions, quantise
-from tests.engine.precisions import PATCHES
+from tests.engine.precisions import PATCHES, network, sign, write_bundle
 
 PART = "network.trunk"
 
@@ -72,6 +72,34 @@ def test_a_cpu_gets_a_scale_for_each_channel_and_unsigned_activations(precise: P
 def test_it_is_about_what_float32_gives(precise: Path, precision: str) -> None:
     _, expected = infer(load(precise, "onnxruntime", threads=1), PATCHES)
     _, found = infer(load(precise, "onnxruntime", precision=precision, threads=1), PATCHES)
+    assert 0 < np.abs(found - expected).max() < 0.1
+
+
+@pytest.fixture(scope="module")
+def residual(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose trunk is a ResNet as the paper's, but smaller, all of it quantised in both forms."""
+    folder = tmp_path_factory.mktemp("residual")
+    bundle = write_bundle(folder / "bundle", network("resnet18", pooling="average"))
+    for precision in ("int8", "int8-trt"):
+        quantise(bundle, precision, pixels=PATCHES, part=PART, keep=0, ranges=folder / "ranges")
+    sign(bundle, Manifest.read(bundle))
+    return bundle
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-trt"])
+def test_of_a_resnet_the_sums_and_the_pooling_are_quantised_too(residual: Path, precision: str) -> None:
+    found = graph(residual, f"features.{precision}.onnx")
+    assert quantised_convolutions(found) == [True] * convolutions(residual, PART) + [False]
+    dequantised = {node.output[0] for node in found.node if node.op_type == "DequantizeLinear"}
+    inside = [node for node in found.node if node.op_type in ("Add", "MaxPool")]
+    assert [node.op_type for node in inside] == ["MaxPool"] + ["Add"] * 8
+    assert {name for node in inside for name in node.input} <= dequantised
+
+
+@pytest.mark.parametrize("precision", ["int8", "int8-trt"])
+def test_a_resnet_gives_about_what_float32_gives(residual: Path, precision: str) -> None:
+    _, expected = infer(load(residual, "onnxruntime", threads=1), PATCHES)
+    _, found = infer(load(residual, "onnxruntime", precision=precision, threads=1), PATCHES)
     assert 0 < np.abs(found - expected).max() < 0.1
 
 

@@ -28,7 +28,7 @@ from engine import (
 from engine.plans import PlanCache
 from engine.slots import Spread
 from tests.bundles import tiny_bundle
-from tests.engine.conftest import WITH_A_RUNTIME_INSIDE
+from tests.engine.doubles import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
 

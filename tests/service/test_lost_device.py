@@ -1,23 +1,19 @@
 """A device that is lost: no screen is answered from it, the service says so at once, and it comes back."""
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
 from engine import DeviceLost, FakeBackend, Features
-from service.__main__ import DEVICE_GONE
 from service.errors import NotReady
 from service.settings import Settings
-from tests.deploy.processes import STOP_WITHIN_S, free_port, server
 from tests.service import apps
 from tests.service.devices import BATCH, GOLDEN_NUMBER, GUARD_S, Device, Gate, held_at, line, until
+from tests.service.losing import LOSING, ends_by_itself
 
 
 class Losable(FakeBackend):
@@ -186,8 +182,7 @@ def test_the_line_reads_it_in_the_answer_and_in_the_readiness(tmp_path: Path) ->
         assert apps.post(client, "one", apps.frame()).json()["verdict"] == "pass"
 
 
-# a service on a device that a black screen loses for good
-LOSING_SERVICE = """
+LOSING_SERVICE = f"""
 import engine.fake
 from engine import DeviceLost
 from service.__main__ import run
@@ -198,7 +193,7 @@ def load_losable(bundle, *, load=engine.fake.load_fake, **options):
     features, lost = backend.features, []
 
     def losing(pixels):
-        if lost or not pixels.any():
+        if lost or (pixels == {LOSING}).all():
             lost.append(True)
             raise DeviceLost("an illegal memory access was encountered")
         return features(pixels)
@@ -215,22 +210,4 @@ run()
 def test_a_process_whose_device_is_gone_ends_by_itself_so_that_a_new_one_is_started(
     bundle: Path, tmp_path: Path
 ) -> None:
-    address, log = f"http://127.0.0.1:{(port := free_port())}", tmp_path / "log"
-    environment = {
-        "INSPECT_PORT": str(port),
-        "INSPECT_BUNDLE": str(bundle),
-        "INSPECT_STATE_DIR": str(tmp_path / "state"),
-        "INSPECT_RUNTIME": "fake",
-    }
-    command = [sys.executable, "-c", LOSING_SERVICE]
-    with (
-        server(command, ready_url=f"{address}/readyz", log=log, environment=environment) as process,
-        httpx.Client(base_url=address, trust_env=False) as client,
-    ):
-        assert apps.post(client, "one", apps.frame()).status_code == 200
-        answer = apps.post(client, "two", np.zeros(apps.SIZE, np.uint8))
-        assert apps.is_problem(answer, 500, "inference_failed")
-        assert process.wait(STOP_WITHIN_S) == DEVICE_GONE == 75
-    lines = [json.loads(line) for line in log.read_text().splitlines()]
-    assert [line["event"] for line in lines if line["level"] == "critical"] == ["device lost for good"]
-    assert any(line["event"].startswith("Finished server process") for line in lines)  # and not by a crash
+    ends_by_itself(LOSING_SERVICE, bundle, tmp_path, INSPECT_RUNTIME="fake")

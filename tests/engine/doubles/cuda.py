@@ -35,7 +35,7 @@ class Machine:
     Attributes:
         gpus: how many there are.
         capabilities: of some of them by number; else 8.6.
-        memory_bytes: of each context.
+        memory_bytes: of each GPU, whose contexts share it.
         memory_of: the same of some GPUs by number.
         scratch_bytes_a_patch: that an engine needs.
         calls: names of calls in their order.
@@ -147,7 +147,8 @@ class Context:
             assert any(stream.step() for stream in reversed(self.streams)), "everybody waits for somebody"
 
     def take(self, size: int) -> None:
-        if self.used_bytes + size > self.machine.memory_of.get(self.device, self.machine.memory_bytes):
+        used_bytes = sum(context.used_bytes for context in self.machine.contexts if context.device == self.device)
+        if used_bytes + size > self.machine.memory_of.get(self.device, self.machine.memory_bytes):
             raise CudaMemoryError("cuMemAlloc failed: out of memory")
         self.used_bytes += size
 
@@ -306,23 +307,29 @@ def pycuda_driver(machine: Machine) -> ModuleType:
 
 
 def cuda_driver(machine: Machine) -> SimpleNamespace:
-    """`cuda.bindings.driver`: the calls that make CUDA graphs."""
+    """`cuda.bindings.driver`: the calls that make CUDA graphs, which raise nothing and answer a status."""
+
+    def status_of(name: str) -> int:
+        try:
+            machine.call(name)
+        except CudaLogicError:
+            return 719
+        return 0
 
     def begin(stream: Stream, mode: str) -> tuple[int]:
-        machine.call("begin_capture")
         stream.captured = []
-        return (0,)
+        return (status_of("begin_capture"),)
 
     def end(stream: Stream) -> tuple[int, Any]:
-        machine.call("end_capture")
+        status = status_of("end_capture")
         captured, stream.captured = stream.captured, None
-        return (0, captured) if machine.capture else (1, None)
+        return (status, captured) if machine.capture else (1, None)
 
     def launch(graph: list[Callable[[float], None]], stream: Stream) -> tuple[int]:
-        status = (machine.fail.get("graph") or [0])[0]
-        machine.call("graph")
+        told = (machine.fail.get("graph") or [0])[0]
+        status = status_of("graph") or (told if isinstance(told, int) else 0)
         machine.now_s += machine.seconds["graph"]
-        if isinstance(status, int) and status:
+        if status:
             return (status,)
         drift = machine.drift_of("graph")
         for work in graph:
@@ -331,8 +338,7 @@ def cuda_driver(machine: Machine) -> SimpleNamespace:
 
     def destroy(name: str) -> Callable[[Any], tuple[int]]:
         def call(graph: Any) -> tuple[int]:
-            machine.call(name)
-            return (0,)
+            return (status_of(name),)
 
         return call
 

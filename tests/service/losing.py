@@ -1,0 +1,48 @@
+"""A whole service in a process of its own whose device is lost for good, and what it does then."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from service.server import DEVICE_GONE
+from tests.deploy.processes import STOP_WITHIN_S, free_port, server
+from tests.service.apps import SIZE, frame, is_problem, post
+
+LOSING = 77  # a frame of this grey alone loses the device
+
+
+def ends_by_itself(program: str, bundle: Path, home: Path, **settings: str) -> list[dict[str, Any]]:
+    """Hold a service to its end once a device is lost; the lines of its log.
+
+    Args:
+        program: Python that serves, on a device which a frame of the grey `LOSING` loses for good.
+        bundle: to be served.
+        home: folder for record, plans and log.
+        settings: further variables of the environment.
+    """
+    address, log = f"http://127.0.0.1:{(port := free_port())}", home / "log"
+    environment = {
+        "INSPECT_PORT": str(port),
+        "INSPECT_BUNDLE": str(bundle),
+        "INSPECT_STATE_DIR": str(home / "state"),
+        "XDG_CACHE_HOME": str(home / "cache"),
+        **settings,
+    }
+    with (
+        server(
+            [sys.executable, "-c", program], ready_url=f"{address}/readyz", log=log, environment=environment
+        ) as process,
+        httpx.Client(base_url=address, trust_env=False) as client,
+    ):
+        assert post(client, "one", frame()).status_code == 200
+        answer = post(client, "two", np.full(SIZE, LOSING, np.uint8))
+        assert is_problem(answer, 500, "inference_failed")
+        assert process.wait(STOP_WITHIN_S) == DEVICE_GONE == 75
+    lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+    assert [line["event"] for line in lines if line["level"] == "critical"] == ["device lost for good"]
+    assert any(line["event"].startswith("Finished server process") for line in lines)  # and not by a crash
+    return lines
