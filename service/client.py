@@ -80,12 +80,31 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
         ClientError: no answer, or a problem document.
     """
     height, width = frame.shape
+    return post_body(
+        client, screen_id, frame.reshape(-1).data, media_type="application/octet-stream", width=width, height=height
+    )
+
+
+def post_body(client: httpx.Client, screen_id: str, body: memoryview | bytes, *, media_type: str, **size: int) -> str:
+    """Post the bytes of one screen; the answer's JSON text.
+
+    Args:
+        client: of the service.
+        screen_id: its name.
+        body: a file, or pixels row by row.
+        media_type: of the body.
+        size: `width` and `height` of pixels.
+
+    Raises:
+        Unreachable: no connection.
+        ClientError: no answer, or a problem document.
+    """
     try:
         response = client.post(
             "/v1/screens",
-            params={"screen_id": screen_id, "width": width, "height": height},
-            headers={"content-type": "application/octet-stream", "content-length": str(frame.nbytes)},
-            content=_pieces(frame),
+            params={"screen_id": screen_id, **size},
+            headers={"content-type": media_type, "content-length": str(len(body))},
+            content=_pieces(body),
         )
     except httpx.ConnectError as error:
         raise Unreachable(f"{screen_id}: no connection: {error}") from error
@@ -96,11 +115,10 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
     return response.text
 
 
-def _pieces(frame: NDArray[np.uint8]) -> Iterator[bytes]:
-    """The frame's bytes, some at a time: of a body in one piece httpx copies the rest after each packet."""
-    lines = max(1, PIECE_BYTES // frame.shape[1])
-    for top in range(0, len(frame), lines):
-        yield frame[top : top + lines].tobytes()
+def _pieces(body: memoryview | bytes) -> Iterator[bytes]:
+    """The bytes, some at a time: of a body in one piece httpx copies the rest after each packet."""
+    for start in range(0, len(body), PIECE_BYTES):
+        yield bytes(body[start : start + PIECE_BYTES])
 
 
 def ended(process: "subprocess.Popen[bytes]") -> bool:
