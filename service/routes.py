@@ -11,9 +11,10 @@ from pydantic import BaseModel, BeforeValidator
 from starlette.responses import JSONResponse, Response
 
 from service import examples
+from service.admission import needed_bytes
 from service.bodies import receive
 from service.errors import InvalidRequest, NotFound, NotReady, UnsupportedMedia
-from service.images import MEDIA_TYPES, Source
+from service.images import MEDIA_TYPES, RAW, Source
 from service.inspector import Inspection, to_json
 from service.problems import MEDIA_TYPE, Problem, codes
 from service.state import Running
@@ -109,7 +110,9 @@ async def inspect_screen(
     media_type = _media_type(request)
     if (width is None) != (height is None):
         raise InvalidRequest("width and height go together")
-    with running.admission.admit(screen_id):
+    with running.admission.admit(screen_id) as place:
+        needed = needed_bytes(request.headers.get("content-length"), raw=media_type == RAW, settings=settings)
+        await place.hold(needed, timeout_s=deadline_at - time.monotonic())
         source = Source(  # which alone holds the body: it is dropped once it is decoded
             data=await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()),
             media_type=media_type,
