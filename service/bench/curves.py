@@ -51,6 +51,11 @@ class Curve:
                 found[self.sizes[index]] = WORDS[degree]
         return found
 
+    def describe_bends(self) -> str:
+        """The same in words, such as `flat, linear from 8`."""
+        (_, first), *later = self.bends.items()
+        return ", ".join([first, *(f"{word} from {size:.3g}" for size, word in later)])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
@@ -69,13 +74,11 @@ class Panel:
     figures: Mapping[str, Any]
 
     def describe(self) -> str:
-        """Each curve's growth in a line, for people: first size, last size, and the bends between."""
-        return "; ".join(f"{name} {self._describe(curve)}" for name, curve in self.curves.items())
-
-    def _describe(self, curve: Curve) -> str:
-        first, *bends = curve.bends.items()
-        told = [first[1], *(f"{word} from {size:.3g}" for size, word in bends)]
-        return f"{', '.join(told)} ({seconds(curve.median_s[0])} to {seconds(curve.median_s[-1])})"
+        """Each curve's growth in a line, for people: its words, and what the first and the last size take."""
+        return "; ".join(
+            f"{name} {curve.describe_bends()} ({seconds(curve.median_s[0])} to {seconds(curve.median_s[-1])})"
+            for name, curve in self.curves.items()
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For machines: sizes, and by curve its seconds, exponents and bends."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SIZE_IN, DOTS_PER_IN = (10.0, 8.0), 160  # shown at half of it, the text is as large as the page's
 # the whole in black, its stages in the colours of Okabe and Ito, which colour-blind people tell apart
+MOST_TICKS = 8
 STYLES: dict[str, dict[str, Any]] = {
     "wall": {"color": "#000000", "linewidth": 2.4, "marker": "o", "markersize": 5, "zorder": 5},
     "CPU": {"color": "#000000", "linewidth": 1.6, "linestyle": (0, (4, 2)), "zorder": 4},
@@ -45,7 +46,7 @@ def require() -> None:
 
 
 def draw(panels: Sequence[Panel], path: Path) -> None:
-    """Draw the panels, two in a row; a ring is a bend, beside it how the curve grows from there.
+    """Draw the panels, two in a row: medians with quartiles, a ring where `wall` bends, its growth in words above.
 
     Args:
         panels: at least one.
@@ -69,7 +70,12 @@ def draw(panels: Sequence[Panel], path: Path) -> None:
         handles = {label: line for axes in grid for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
         named = [name for name in STYLES if name in handles]
         figure.legend(
-            [handles[name] for name in named], named, loc="outside upper center", ncols=len(named), frameon=False
+            [handles[name] for name in named],
+            named,
+            loc="outside upper center",
+            ncols=len(named),
+            columnspacing=1.4,
+            frameon=False,
         )
         figure.savefig(path, dpi=DOTS_PER_IN)
 
@@ -79,29 +85,24 @@ def _panel(axes: "Axes", panel: Panel) -> None:
         style = {"linewidth": 1.6, "marker": ".", **STYLES[name]}
         axes.plot(curve.sizes, curve.median_s, label=name, **style)
         axes.fill_between(curve.sizes, curve.low_s, curve.high_s, color=style["color"], alpha=0.15, linewidth=0)
-    _mark_bends(axes, panel.curves["wall"])
+    wall = panel.curves["wall"]
+    _ring_bends(axes, wall)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_title(panel.title)
+    axes.set_title(f"wall: {wall.describe_bends()}", loc="right", fontsize=10, fontweight="normal", color="#555555")
     axes.set_xlabel(panel.unit)
-    axes.set_ylabel("seconds a screen")
-    sizes = panel.curves["wall"].sizes
-    axes.set_xticks(sizes, [f"{size:.0f}" for size in sizes])
+    axes.set_ylabel("time of a screen")
+    step = -(-len(wall.sizes) // MOST_TICKS)
+    ticks = wall.sizes[::-1][::step]
+    axes.set_xticks(ticks, [f"{size:.0f}" for size in ticks])
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(lambda value, _: seconds(value))
     axes.grid(visible=True, which="major", color="#E4E4E4", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _mark_bends(axes: "Axes", curve: Curve) -> None:
-    for number, (size, word) in enumerate(curve.bends.items()):
+def _ring_bends(axes: "Axes", curve: Curve) -> None:
+    for size in list(curve.bends)[1:]:
         at = curve.median_s[list(curve.sizes).index(size)]
-        if number:
-            axes.plot(size, at, marker="o", markersize=12, markerfacecolor="none", color="#000000", zorder=6)
-        axes.annotate(
-            word if number == 0 else f"{word} from {size:.0f}",
-            (size, at),
-            xytext=(2, 12),
-            textcoords="offset points",
-            fontsize=10,
-        )
+        axes.plot(size, at, marker="o", markersize=13, markerfacecolor="none", markeredgewidth=1.6, color="#000000")
