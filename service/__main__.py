@@ -168,11 +168,14 @@ def bench(
         list[str] | None, typer.Option("--part", help=f"Only these, repeatable: {', '.join(benchmark.PARTS)}.")
     ] = None,
     seconds: Annotated[float, typer.Option(help="Of each measurement.", min=1)] = 60,
+    picture: Annotated[Path | None, typer.Option(help="Picture of the growth to write: a .png or .svg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
     """Time the service end to end, and what it leaves of a device, on two CPUs; exit code 1 if a limit is missed."""
+    logs.configure(level="warning", form="console")  # of the parts that inspect in this process
     console = Console(stderr=True, emoji=False)
-    report = benchmark.run(bundle, parts=parts or tuple(benchmark.PARTS), seconds=seconds, console=console)
+    chosen = parts or tuple(benchmark.PARTS)
+    report = benchmark.run(bundle, parts=chosen, seconds=seconds, console=console, picture=picture)
     if as_json:
         print(benchmark.as_json(report))
     else:

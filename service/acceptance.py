@@ -27,6 +27,7 @@ from rich.markup import escape
 
 from service.client import ClientError, serving
 from service.lines import Lines
+from service.memory import resident_bytes
 from service.rendering import render
 from service.tables import RESULTS
 
@@ -327,8 +328,8 @@ def _read(path: Path) -> NDArray[np.uint8]:
 def _memory(plan: Plan, pid: int) -> dict[str, int]:
     """Bytes in use, of the service's process and, where it runs on them, of the GPUs."""
     if plan.runtime != "tensorrt":
-        return {"process": _resident_bytes(pid)}
-    return {"process": _resident_bytes(pid), "GPUs": _gpu_bytes()}
+        return {"process": resident_bytes(pid)}
+    return {"process": resident_bytes(pid), "GPUs": _gpu_bytes()}
 
 
 def _gpu_bytes() -> int:
@@ -339,12 +340,6 @@ def _gpu_bytes() -> int:
         return sum(int(line) for line in answer.stdout.splitlines() or [""]) * 2**20
     except ValueError as error:
         raise AcceptanceError(f"nvidia-smi tells no memory: {answer.stdout or answer.stderr}") from error
-
-
-def _resident_bytes(pid: int) -> int:
-    """Memory of a process that is in RAM, after Linux's proc(5)."""
-    fields = Path(f"/proc/{pid}/statm").read_text().split()
-    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _cell(text: str) -> str:

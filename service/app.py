@@ -19,6 +19,7 @@ from service.metrics import Metrics
 from service.middleware import RequestScope
 from service.models import Models
 from service.restart import activation, load_first, refuse_second_of_a_version
+from service.room import Room
 from service.serving import Loaded, Serving
 from service.settings import Settings
 from service.state import Running
@@ -116,7 +117,9 @@ def _run(settings: Settings, models: Models, store: Store, metrics: Metrics) -> 
         models=models,
         store=store,
         metrics=metrics,
-        admission=Admission(settings.max_screens_in_flight, metrics.screens_in_flight),
+        admission=Admission(
+            settings.max_screens_in_flight, metrics.screens_in_flight, Room(settings.max_memory_bytes // 2)
+        ),
         threads=CapacityLimiter(settings.max_screens_in_flight),
     )
 

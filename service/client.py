@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import httpx
 import numpy as np
@@ -22,6 +21,7 @@ ANSWER_WITHIN_S = 120.0
 STOP_WITHIN_S = 30.0
 POLL_S = 0.1
 PIECE_BYTES = 2**20
+RAW = "application/octet-stream"
 
 
 class ClientError(Exception):
@@ -95,25 +95,38 @@ def post_frame(client: httpx.Client, screen_id: str, frame: NDArray[np.uint8]) -
         Unreachable: no connection.
         ClientError: no answer, or a problem document.
     """
-    return post_pieces(client, screen_id, frame.shape, _pieces(frame), {"content-length": str(frame.nbytes)})
+    height, width = frame.shape
+    return post_body(client, screen_id, frame.reshape(-1).data, media_type=RAW, width=width, height=height)
 
 
-def post_pieces(
-    client: httpx.Client,
-    screen_id: str,
-    size: tuple[int, ...],
-    pieces: Iterator[bytes],
-    headers: Mapping[str, str] = MappingProxyType({}),
+def post_body(client: httpx.Client, screen_id: str, body: memoryview | bytes, *, media_type: str, **size: int) -> str:
+    """Post the bytes of one screen; the answer's JSON text.
+
+    Args:
+        client: of the service.
+        screen_id: its name.
+        body: a file, or pixels row by row.
+        media_type: of the body.
+        size: `width` and `height` of pixels.
+
+    Raises:
+        Unreachable: no connection.
+        ClientError: no answer, or a problem document.
+    """
+    headers = {"content-type": media_type, "content-length": str(len(body))}
+    return _post(client, screen_id, _pieces(body), headers, **size)
+
+
+def post_pieces(client: httpx.Client, screen_id: str, pieces: Iterator[bytes], *, width: int, height: int) -> str:
+    """Post a raw frame whose bytes come some at a time; the answer and the exceptions are those of `post_frame`."""
+    return _post(client, screen_id, pieces, {"content-type": RAW}, width=width, height=height)
+
+
+def _post(
+    client: httpx.Client, screen_id: str, pieces: Iterator[bytes], headers: Mapping[str, str], **size: int
 ) -> str:
-    """The same with a frame of `size` (height, width) whose bytes come some at a time."""
-    height, width = size
     try:
-        response = client.post(
-            "/v1/screens",
-            params={"screen_id": screen_id, "width": width, "height": height},
-            headers={"content-type": "application/octet-stream", **headers},
-            content=pieces,
-        )
+        response = client.post("/v1/screens", params={"screen_id": screen_id, **size}, headers=headers, content=pieces)
     except httpx.ConnectError as error:
         raise Unreachable(f"{screen_id}: no connection: {error}") from error
     except httpx.TransportError as error:
@@ -123,11 +136,10 @@ def post_pieces(
     return response.text
 
 
-def _pieces(frame: NDArray[np.uint8]) -> Iterator[bytes]:
-    """The frame's bytes, some at a time: of a body in one piece httpx copies the rest after each packet."""
-    lines = max(1, PIECE_BYTES // frame.shape[1])
-    for top in range(0, len(frame), lines):
-        yield frame[top : top + lines].tobytes()
+def _pieces(body: memoryview | bytes) -> Iterator[bytes]:
+    """The bytes, some at a time: of a body in one piece httpx copies the rest after each packet."""
+    for start in range(0, len(body), PIECE_BYTES):
+        yield bytes(body[start : start + PIECE_BYTES])
 
 
 def ended(process: "subprocess.Popen[bytes]") -> bool:

@@ -10,10 +10,10 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from service.errors import (
     UnreadableImage,
     UnsupportedMedia,
 )
+from service.reader import Reader
 from service.verdict import FrameSizeFrom
 
 RAW = "application/octet-stream"
@@ -67,6 +68,11 @@ END = {"PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 # Pillow's modes that have a documented grey value; what is not 8-bit grey or colour by itself becomes one of them
 PLAIN = ("L", "RGB", "RGBA")
 AS = {"1": "L", "P": "RGB", "LA": "RGBA", "PA": "RGBA"}
+# bytes of a pixel while a file is decoded, its grey frame among them: Pillow takes four for a colour, and twice as much
+# for what has to be made plain
+WORKING_BYTES = {"L": 2, "RGB": 5, "RGBA": 5}
+WORKING_BYTES_MADE_PLAIN = 9
+BAND_ROWS = 256  # that become grey at a time
 # how a file holds values that Pillow would round to eight bits by a rule of its own
 NOT_8_BIT = re.compile(r";1[0-9]")
 # bits of a pixel in each way in which a BMP may hold it
@@ -139,7 +145,14 @@ class Frame:
     arrival: Arrival | None = None
 
 
-def decode(source: Source, *, agreed: tuple[int, int] | None, patch_px: int, max_pixels: int) -> Frame:
+def decode(
+    source: Source,
+    *,
+    agreed: tuple[int, int] | None,
+    patch_px: int,
+    max_pixels: int,
+    room: Callable[[int], AbstractContextManager[object]] = nullcontext,
+) -> Frame:
     """One grey frame.
 
     Colour becomes grey by `engine.to_grey`, a palette by its colours, one-bit images by black and white. 16-bit and
@@ -151,6 +164,7 @@ def decode(source: Source, *, agreed: tuple[int, int] | None, patch_px: int, max
         agreed: (height, width) of the line's frames; None leaves it to the sender.
         patch_px: side of a patch; a frame is at least as large.
         max_pixels: largest frame.
+        room: holds so many bytes while the pixels of a file are decoded; what it raises goes through.
 
     Raises:
         UnsupportedMedia: a kind that is not read here, or another than the one declared.
@@ -184,7 +198,8 @@ def decode(source: Source, *, agreed: tuple[int, int] | None, patch_px: int, max
     with _opened(source.data, source.media_type) as image:
         stored = _stored_size(image)
         accept(*stored)
-        pixels = _grey(image, source.data)
+        with room(_working_bytes(image, len(source.data))):
+            pixels = _grey(image, source.data)
     if pixels.shape != stored:
         raise IncompleteImage(
             f"{pixels.shape[1]} x {pixels.shape[0]} pixels came out of a file of {stored[1]} x {stored[0]}"
@@ -215,7 +230,7 @@ def _opened(data: bytes | memoryview, media_type: str) -> Iterator[ImageFile.Ima
     if not bytes(data[-4096:]).rstrip(b"\x00").endswith(end):
         raise IncompleteImage(f"the {kind} file lacks its end mark")
     with _at_pillow():
-        image = Image.open(io.BytesIO(data), formats=(kind,))
+        image = Image.open(cast(IO[bytes], Reader(data)), formats=(kind,))
     with image:
         yield image
 
@@ -322,17 +337,29 @@ def _load(image: ImageFile.ImageFile) -> Image.Image:
         return image.convert("RGBA")
     if image.mode in AS:
         return image.convert(AS[image.mode])
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return image.copy()  # of the size of its lines, whatever the orientation tag made of it
     return image
 
 
+def _working_bytes(image: ImageFile.ImageFile, length: int) -> int:
+    """The most that decoding takes beside the `length` bytes of the file itself."""
+    plain = image.mode in WORKING_BYTES and "transparency" not in image.info
+    pixels = image.height * image.width * (WORKING_BYTES[image.mode] if plain else WORKING_BYTES_MADE_PLAIN)
+    if image.format == "JPEG":  # perhaps a second time, from a copy: see `_is_painted`
+        return 2 * pixels + 2 * length
+    return pixels + length  # libtiff is given one more
+
+
 def _values(image: Image.Image) -> NDArray[np.uint8]:
-    values: NDArray[Any] = np.asarray(image)
-    try:
-        return to_grey(values, red_first=True)  # which makes no copy of a colour frame
-    except ValueError as error:  # its word for values that have no grey
-        raise UnreadableImage(f"the pixels cannot be used: {error}") from error
+    """The grey values (H, W), some lines at a time: Pillow gives its pixels away as a copy of a copy."""
+    width, height = image.im.size  # of its lines, whatever an orientation tag made of the image's own
+    grey = np.empty((height, width), np.uint8)
+    for top in range(0, height, BAND_ROWS):
+        band: NDArray[Any] = np.asarray(image.crop((0, top, width, min(top + BAND_ROWS, height))))
+        try:
+            grey[top : top + len(band)] = to_grey(band, red_first=True)
+        except ValueError as error:  # its word for values that have no grey
+            raise UnreadableImage(f"the pixels cannot be used: {error}") from error
+    return grey
 
 
 def _is_painted(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> bool:

@@ -16,11 +16,13 @@ so does the command line. Whatever goes wrong is an exception of `service.errors
 never a verdict.
 """
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +36,7 @@ from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
 from service.errors import Conflict, DeadlineExceeded
 from service.images import RAW, Frame, Source, decode
+from service.room import Room
 from service.scheduler import Scheduler
 from service.store import Answered
 from service.verdict import Model, Timing, Verdict
@@ -92,6 +95,7 @@ class Inspector:
         record: of what was answered.
         frame_size: (height, width) agreed for the line; None leaves it to the sender.
         max_pixels: largest frame.
+        decoding_room: for what it takes to decode files; without a bound by default.
         clock: monotonic seconds, the scheduler's.
     """
 
@@ -103,6 +107,7 @@ class Inspector:
         *,
         frame_size: tuple[int, int] | None,
         max_pixels: int,
+        decoding_room: Room | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
@@ -111,7 +116,8 @@ class Inspector:
         self._frame_size = frame_size
         self._max_pixels = max_pixels
         self._clock = clock
-        # more at a time would be no faster, and each holds a colour frame
+        self._decoding_room = decoding_room or Room(sys.maxsize)
+        # more at a time would be no faster
         self._decoding = threading.BoundedSemaphore(available_cpus())
 
     def inspect(self, screen_id: str, source: Source, *, deadline_at: float, receive_s: float = 0.0) -> Inspection:
@@ -136,8 +142,15 @@ class Inspector:
 
         # 2 decode
         with self._turn_to_decode(source, deadline_at):
+            left_s = deadline_at - self._clock()
             waited_s = lap()
-            frame = decode(source, agreed=self._frame_size, patch_px=manifest.patch_px, max_pixels=self._max_pixels)
+            frame = decode(
+                source,
+                agreed=self._frame_size,
+                patch_px=manifest.patch_px,
+                max_pixels=self._max_pixels,
+                room=partial(self._decoding_room.hold, timeout_s=left_s),
+            )
         source.drop()
         decode_s = lap()
 

@@ -7,6 +7,8 @@ have no such calls, and then nothing is done here.
 """
 
 import ctypes
+import os
+from pathlib import Path
 
 M_ARENA_MAX = -8  # of glibc's malloc.h
 
@@ -26,3 +28,16 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def resident_bytes(pid: int) -> int:
+    """Memory of a process that is in RAM now, after Linux's proc(5)."""
+    fields = Path(f"/proc/{pid}/statm").read_text().split()
+    return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(pid: int) -> int:
+    """The most that it ever had there: the kernel's own mark, which no sampling misses."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    (mark,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
+    return int(mark) * 1024

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator
 from starlette.responses import JSONResponse, Response
 
 from service import examples
+from service.admission import Place, needed_bytes
 from service.arrival import Arrival
 from service.bodies import receive, receive_lines
 from service.errors import ImageTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
@@ -114,12 +115,13 @@ async def inspect_screen(
         raise InvalidRequest("width and height go together")
     size = None if width is None or height is None else (height, width)
     inspect = functools.partial(_inspect, running, screen_id, deadline_at=deadline_at)
-    timeout_s = deadline_at - time.monotonic()
-    with running.admission.admit(screen_id):
+    with running.admission.admit(screen_id) as place:
         if media_type == RAW:
-            arrival = _arrival(size, settings)
+            arrival = await _arrival(size, place, settings, deadline_at)
             receiving = asyncio.create_task(
-                receive_lines(request, arrival, limit_bytes=settings.max_body_bytes, timeout_s=timeout_s)
+                receive_lines(
+                    request, arrival, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()
+                )
             )
             source = Source(data=arrival, media_type=media_type, size=size)
             try:
@@ -127,8 +129,12 @@ async def inspect_screen(
             finally:
                 await receiving  # a sender reads its answer once it has sent its frame, and not before
         else:
+            needed = needed_bytes(request.headers.get("content-length"), settings=settings)
+            await place.hold(needed, timeout_s=deadline_at - time.monotonic())
             source = Source(  # which alone holds the body: it is dropped once it is decoded
-                data=await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=timeout_s),
+                data=await receive(
+                    request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()
+                ),
                 media_type=media_type,
                 size=size,
             )
@@ -203,13 +209,15 @@ async def metrics(running: CurrentRunning) -> Response:
     return Response(running.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _arrival(size: tuple[int, int] | None, settings: Settings) -> Arrival:
-    """Memory for a raw frame (height, width); whether the line sends such frames, decoding says."""
+async def _arrival(size: tuple[int, int] | None, place: Place, settings: Settings, deadline_at: float) -> Arrival:
+    """Memory for a raw frame (height, width), once there is room; whether the line sends such frames, decoding says."""
     if size is None:
         raise InvalidRequest("raw bytes need their width and height")
-    if size[0] * size[1] > settings.max_pixels:
-        raise ImageTooLarge(f"{size[1]} x {size[0]} pixels are over the limit of {settings.max_pixels}")
-    return Arrival(*size)
+    height, width = size
+    if height * width > settings.max_pixels:
+        raise ImageTooLarge(f"{width} x {height} pixels are over the limit of {settings.max_pixels}")
+    await place.hold(height * width, timeout_s=deadline_at - time.monotonic())
+    return Arrival(height, width)
 
 
 def _inspect(

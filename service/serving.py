@@ -25,6 +25,7 @@ from engine import (
     runs_as,
 )
 from service.inspector import Inspector, Record
+from service.room import Room
 from service.scheduler import Scheduler
 from service.settings import Settings
 
@@ -79,6 +80,7 @@ class Serving:
             record,
             frame_size=settings.frame_size,
             max_pixels=settings.max_pixels,
+            decoding_room=Room(settings.max_memory_bytes // 2),
         )
 
     def close(self) -> None:

@@ -88,17 +88,27 @@ class Settings(BaseSettings):
     )
     max_pixels: int = Field(100_000_000, ge=1, description="largest frame, checked before it is decoded")
     max_screens_in_flight: int = Field(
-        # each holds its body until that is decoded, and then its frame: at 5120 x 10240, 16 frames are 800 MiB, and
-        # 16 colour bodies that wait for their turn 2.3 GiB
         16,
         ge=1,
         description="screens received or inspected at the same time; more are refused",
+    )
+    max_memory_bytes: int = Field(
+        # ten frames of 5120 x 10240 or three colour bodies of them, and two colour files being decoded; a body or frame
+        # that is larger than half by itself goes alone
+        2**30,
+        ge=1,
+        description="of screens in flight: half for bodies and frames, half for decoding files; what has no room waits",
     )
     max_queue_patches: int = Field(1000, ge=1, description="patches waiting for a device; more are refused")
     deadline_s: float = Field(30.0, gt=0, le=300, description="time to answer when the request names none")
     self_test_interval_s: float = Field(60.0, gt=0, lt=120, description="time between self-tests")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line")
     log_format: Literal["json", "console"] = Field("json", description="for machines or for people")
+
+    @property
+    def largest_frame_pixels(self) -> int:
+        """Pixels of the agreed frame, or of the largest that is taken where none is agreed."""
+        return self.max_pixels if self.frame_size is None else self.frame_size[0] * self.frame_size[1]
 
 
 def read_settings() -> Settings:

@@ -182,6 +182,20 @@ def export(
 
 
 @app.command()
+def untrained(
+    labels: Annotated[list[int], typer.Option(help="How many; may be given again.", min=1)],
+    out: Annotated[Path, typer.Option(help="Folder to write a bundle into for each number of labels.")],
+    patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 32.", min=32)] = 1024,
+) -> None:
+    """Write bundles of the embedded network's form with random weights: to measure what labels cost."""
+    from training.untrained import untrained_bundle
+
+    for count in labels:
+        untrained_bundle(out / str(count), labels=count, patch_px=patch)
+        console.print(f"{count} labels in {out / str(count)}")
+
+
+@app.command()
 def card(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
     on: Annotated[str, typer.Option(help="What screens were measured, one line.")],

@@ -6,12 +6,14 @@ is a module here with `measure(work)`, which yields its rows.
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
+from rich.status import Status
 
 from engine.cpus import cpu_name, vector_instructions
-from service.bench import devices, line, stream
+from service.bench import devices, growth, line, memory, stream
 from service.bench.report import BenchError, Report, Row, as_json, show, tell
 from service.bench.work import SCREENS, Work, render_frames
 
@@ -23,10 +25,19 @@ PARTS: dict[str, Callable[[Work], Iterator[Row]]] = {
     "line": line.measure,
     "devices": devices.measure,
     "stream": stream.measure,
+    "memory": memory.measure,
+    "growth": growth.measure,
 }
 
 
-def run(bundle: Path, *, parts: Sequence[str] = tuple(PARTS), seconds: float, console: Console) -> Report:
+def run(
+    bundle: Path,
+    *,
+    parts: Sequence[str] = tuple(PARTS),
+    seconds: float,
+    console: Console,
+    picture: Path | None = None,
+) -> Report:
     """Measure; a line is shown as each measurement ends.
 
     Args:
@@ -34,6 +45,7 @@ def run(bundle: Path, *, parts: Sequence[str] = tuple(PARTS), seconds: float, co
         parts: names of `PARTS`, in the order in which they are to run.
         seconds: of each measurement.
         console: where to show progress.
+        picture: to draw the growth in, where that is among the parts.
 
     Raises:
         RenderingError: no frames could be rendered.
@@ -45,11 +57,18 @@ def run(bundle: Path, *, parts: Sequence[str] = tuple(PARTS), seconds: float, co
     share = sorted(os.sched_getaffinity(0))[:CPUS]
     os.sched_setaffinity(0, share)  # those that it starts inherit it
     with console.status(f"rendering {SCREENS} frames"):
-        work = Work(bundle=bundle, frames=render_frames(), seconds=seconds)
+        frames = render_frames()
     rows: list[Row] = []
     for part in parts:
-        with console.status(PARTS[part].__doc__ or part):
+        doc = PARTS[part].__doc__ or part
+        with console.status(doc) as status:
+            tell_now = partial(_tell_now, status, doc)
+            work = Work(bundle=bundle, frames=frames, seconds=seconds, picture=picture, tell=tell_now)
             for row in PARTS[part](work):
                 tell(row, console)
                 rows.append(row)
     return Report(cpu=cpu_name(), vectors=vector_instructions(), cpus=len(share), rows=rows)
+
+
+def _tell_now(status: Status, doc: str, text: str) -> None:
+    status.update(f"{doc} {text}")

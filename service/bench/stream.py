@@ -29,9 +29,11 @@ def measure(work: Work) -> Iterator[Row]:
                 begun_at = time.monotonic()
                 wanted = json.loads(post_frame(served.client, f"whole-{number}", frame))
                 whole.append(time.monotonic() - begun_at)
-                pace = _Camera(frame)
-                found = json.loads(post_pieces(served.client, f"lines-{number}", frame.shape, pace.lines()))
-                after_last.append(time.monotonic() - pace.ended_at)
+                height, width = frame.shape
+                camera = _Camera(frame)
+                answer = post_pieces(served.client, f"lines-{number}", camera.lines(), width=width, height=height)
+                after_last.append(time.monotonic() - camera.ended_at)
+                found = json.loads(answer)
                 if found["labels"] != wanted["labels"] or found["defects"] != wanted["defects"]:
                     raise BenchError(f"frame {number} has another verdict line by line than whole")
     except ClientError as error:

@@ -1,7 +1,7 @@
 """What every part of the bench is given: a bundle, frames, time, and services to post them to."""
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,15 @@ class Work:
         bundle: to be served, and whose manifest simulated devices take.
         frames: (H, W) grey each, of the size `FRAME`.
         seconds: of a measurement.
+        picture: to draw the growth in; None draws none.
+        tell: what is being measured just now.
     """
 
     bundle: Path
     frames: Sequence[NDArray[np.uint8]]
     seconds: float
+    picture: Path | None = None
+    tell: Callable[[str], None] = lambda text: None
 
     @property
     def manifest(self) -> Manifest:

@@ -1,10 +1,13 @@
+import asyncio
 from contextlib import ExitStack
 
 import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
-from service.admission import Admission
+from service.admission import Admission, needed_bytes
 from service.errors import QueueFull, ScreenInProgress, TooManyScreens
+from service.room import Room
+from service.settings import Settings
 
 
 class Door:
@@ -12,7 +15,7 @@ class Door:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.admission = Admission(2, Gauge("screens_in_flight", "Of this test.", registry=self._registry))
+        self.admission = Admission(2, Gauge("screens_in_flight", "Of this test.", registry=self._registry), Room(100))
 
     @property
     def in_flight(self) -> float | None:
@@ -64,3 +67,44 @@ def test_a_screen_that_failed_leaves_its_place() -> None:
     assert door.in_flight == 0
     with door.admission.admit("A"):
         assert door.in_flight == 1
+
+
+@pytest.mark.parametrize(
+    ("content_length", "needed"),
+    [
+        ("300", 600),  # the frame is larger than the file
+        ("700", 700),
+        ("5000", 1000),  # refused at its header, and never held
+        (None, 1000),  # sent in chunks: as much as may come
+        ("many", 1000),
+    ],
+)
+def test_a_file_needs_its_body_or_its_frame_whichever_is_larger(content_length: str | None, needed: int) -> None:
+    settings = Settings(max_body_bytes=1000, frame_size=(20, 30))
+    assert needed_bytes(content_length, settings=settings) == needed
+
+
+def test_whoever_leaves_makes_room_for_whoever_waits() -> None:
+    door, order = Door(), list[str]()
+
+    async def screen(name: str, until: asyncio.Event) -> None:
+        with door.admission.admit(name) as place:
+            await place.hold(60, timeout_s=10)
+            order.append(f"{name} has room")
+            await until.wait()
+            order.append(f"{name} leaves")
+
+    async def both() -> None:
+        first, second = asyncio.Event(), asyncio.Event()
+        second.set()
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(screen("A", first))
+            tasks.create_task(screen("B", second))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert order == ["A has room"]
+            first.set()
+
+    asyncio.run(both())
+    assert order == ["A has room", "A leaves", "B has room", "B leaves"]
+    assert door.in_flight == 0

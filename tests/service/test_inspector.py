@@ -95,7 +95,7 @@ class Decoding:
         monkeypatch.setattr("service.inspector.available_cpus", lambda: 1)
         monkeypatch.setattr("service.inspector.decode", self._decode)
 
-    def _decode(self, source: Source, *, agreed: None, patch_px: int, max_pixels: int) -> DecodedFrame:
+    def _decode(self, source: Source, *, agreed: None, patch_px: int, max_pixels: int, room: object) -> DecodedFrame:
         self.begun += 1
         self.gate.go_through()
         return decode(source, agreed=agreed, patch_px=patch_px, max_pixels=max_pixels)
