@@ -58,11 +58,14 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
+    def look(self) -> None:
+        """Take a sample now."""
+        self.peak_bytes = max(self.peak_bytes, held_bytes(self._pid))
+
     def _sample(self) -> None:
-        while True:
-            self.peak_bytes = max(self.peak_bytes, held_bytes(self._pid))
-            if self._stop.wait(SAMPLE_S):
-                return
+        self.look()
+        while not self._stop.wait(SAMPLE_S):
+            self.look()
 
 
 @contextmanager
