@@ -47,6 +47,15 @@ RUNTIMES_OF = {
     "tensorrt": set[str](),
     "quantise": {"onnxruntime"},  # the runtime's own tool, for the export
 }
+# those of the bench's peers, each in the file of the peer, which is a program of its own that the bench starts
+PEERS = ROOT / "service" / "bench" / "peers"
+PEER_LIBRARIES_OF = {
+    "litserve": {"litserve"},
+    "model": {"onnxruntime"},  # as its users run it, which no backend of ours does
+    "monai": {"monai", "torch"},
+    "ray": {"ray"},
+}
+PEER_LIBRARIES = {"litserve", "monai", "ray"}
 MAX_LINES = 400
 
 
@@ -94,13 +103,27 @@ def test_torch_is_for_training_and_for_the_export() -> None:
         for path in sources(package)
         if roots(path) & TRAINING_LIBRARIES
     }
-    assert users == {"engine/bfloat.py", "engine/export.py", "engine/half.py", "engine/quantise.py"}
+    of_peers = {"service/bench/peers/monai.py"}
+    assert users == {"engine/bfloat.py", "engine/export.py", "engine/half.py", "engine/quantise.py"} | of_peers
+
+
+def test_a_peer_of_the_bench_is_a_program_of_its_own() -> None:
+    for package in PACKAGES:
+        for path in sources(package):
+            own = PEER_LIBRARIES_OF.get(path.stem, set()) if path.parent == PEERS else set()
+            assert roots(path) & {*PEER_LIBRARIES, *TRAINING_LIBRARIES, *RUNTIMES} >= own, name_of(path)
+            assert roots(path) & PEER_LIBRARIES <= own, name_of(path)
+            if path.parent != PEERS or path.name == "__init__.py":
+                programs = {f"service.bench.peers.{name}" for name in (*PEER_LIBRARIES_OF, "fastapi")}
+                assert not set(imports(path)) & programs, name_of(path)
 
 
 def test_a_runtime_is_imported_in_its_own_file_alone() -> None:
     for package in PACKAGES:
         for path in sources(package):
             own = RUNTIMES_OF.get(path.stem, {path.stem} & RUNTIMES) if path.parent == ROOT / "engine" else set()
+            if path.parent == PEERS:
+                own = PEER_LIBRARIES_OF.get(path.stem, set()) & RUNTIMES
             assert roots(path) & RUNTIMES == own, name_of(path)
 
 
@@ -148,4 +171,8 @@ assert answer.json()["verdict"] == "pass", answer.text
 def test_serving_a_screen_never_loads_torch(tmp_path: Path) -> None:
     loaded = loaded_by(SERVE, str(tiny_bundle(tmp_path / "bundle")), str(tmp_path / "state"))
     assert {"service", "engine", "onnxruntime"} <= loaded  # it was served by the real runtime
-    assert not loaded & {"training", *TRAINING_LIBRARIES}
+    assert not loaded & {"training", *TRAINING_LIBRARIES, *PEER_LIBRARIES}
+
+
+def test_the_command_line_loads_neither_torch_nor_a_peer() -> None:
+    assert not loaded_by("import service.__main__") & {"training", *TRAINING_LIBRARIES, *PEER_LIBRARIES}

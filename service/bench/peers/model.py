@@ -1,0 +1,104 @@
+"""What every peer shares: the bundle's graphs in ONNX Runtime, the windows of a raw frame, and the verdict of a screen.
+
+Only what our service has of its own is missing, so that the peers answer the same and are spared the rest: no queue,
+no deadline, no self-test, no digest of the pixels, and no record. The self-test counts as passed.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from engine import Manifest, cover, cut
+from service.aggregation import Observed, aggregate
+from service.bench.peers.setting import Setting
+from service.selftest import SelfTestReport
+from service.settings import read_settings
+
+REASONING = "reasoning.onnx"
+OUTPUTS = ("label_features", "stage1", "activation")
+TESTED = SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail="")
+
+Answer = dict[str, Any]
+
+
+class Model:
+    """A bundle as its users would load it by hand.
+
+    Args:
+        bundle: its folder.
+        frame_size: (height, width) agreed for the line.
+        threads: of ONNX Runtime for one run of the features graph.
+        patches: that one run takes.
+    """
+
+    def __init__(self, bundle: Path, frame_size: tuple[int, int], *, threads: int, patches: int) -> None:
+        self.manifest = Manifest.read(bundle)
+        self.windows = cover(*frame_size, patch_px=self.manifest.patch_px, overlap_px=self.manifest.overlap_px)
+        self._frame_size = frame_size
+        self._patches = patches
+        self._features = _session(bundle / self.manifest.features_file("fp32"), threads)
+        self._reasoning = _session(bundle / REASONING, 1)
+
+    @classmethod
+    def configured(cls) -> Self:
+        """As the environment of this process says: `service.settings` the bundle and the frame, `Setting` the rest."""
+        settings, setting = read_settings(), Setting()
+        if settings.frame_size is None:
+            raise ValueError("a peer needs INSPECT_FRAME_SIZE: it reads raw pixels")
+        return cls(settings.bundle, settings.frame_size, threads=setting.threads, patches=setting.patches)
+
+    def frame(self, body: bytes) -> NDArray[np.uint8]:
+        """The frame (H, W) of a raw body, not copied.
+
+        Raises:
+            ValueError: the body has another length.
+        """
+        return np.frombuffer(body, np.uint8).reshape(self._frame_size)
+
+    def features(self, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """One run: (n, 1, P, P) to (n, C, d) label features, (n, C) cosines and (n, C, h, w) maps."""
+        found: list[NDArray[np.float32]] = self._features.run(OUTPUTS, {"pixels": patches})
+        return found
+
+    def inspect(self, body: bytes) -> Answer:
+        """The answer for one raw body."""
+        frame = self.frame(body)
+        runs = [self.features(patches) for patches in self._batches(frame)]
+        return self.judge(frame, *map(np.concatenate, zip(*runs, strict=True)))
+
+    def judge(
+        self,
+        frame: NDArray[np.uint8],
+        label_features: NDArray[np.float32],
+        stage1: NDArray[np.float32],
+        activation: NDArray[np.float32],
+    ) -> Answer:
+        """The answer for one frame (H, W), from the features (K, C, d), (K, C), (K, C, h, w) of all its windows."""
+        feed = {"label_features": label_features, "stage1": stage1}
+        (probability,) = self._reasoning.run(["probability"], feed)
+        seen = Observed(
+            frame=frame,
+            size_from="setting",
+            expected=self.windows,
+            windows=self.windows,
+            probability=probability,
+            activation=activation,
+            self_test=TESTED,
+        )
+        return asdict(aggregate(seen, self.manifest))
+
+    def _batches(self, frame: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
+        for start in range(0, len(self.windows), self._patches):
+            yield cut(frame, self.windows[start : start + self._patches], self.manifest.patch_px)
+
+
+def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
