@@ -60,7 +60,7 @@ def plain_pixels(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] |
         The pixels that Pillow and `engine.to_grey` give; None where the file is not plain, or Pillow has to judge it.
 
     Raises:
-        IncompleteImage: a JPEG that ends before its last pixel.
+        IncompleteImage: a JPEG that ends before its last pixel, or a PNG that ends within a chunk.
         UnreadableImage: a JPEG that has lost data on the way, or a PNG with a chunk that fails its checksum.
     """
     decoder = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _uncompressed, "PPM": _uncompressed}
@@ -123,7 +123,7 @@ def _png_data(data: memoryview) -> bytes | None:
         length = int.from_bytes(data[position : position + 4])
         name, end = bytes(data[position + 4 : position + 8]), position + 8 + length
         if end + 4 > len(data):
-            return None
+            raise IncompleteImage(f"the PNG file ends within its chunk {name!r}")
         if deflate.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
             raise UnreadableImage(f"chunk {name!r} of the PNG file fails its checksum")
         if name in NOT_PLAIN or (name[:1].isupper() and name not in CRITICAL):

@@ -2,7 +2,8 @@
 
 The header is read first: the kind of file and its size are known, and refused where they do not fit, before
 memory for a single pixel is taken. A file that ends too early is refused even where its decoder would make do:
-libjpeg paints the rest grey, Pillow leaves the strips black that a TIFF lacks.
+libjpeg paints the rest grey, Pillow leaves the strips black that a TIFF lacks. Pixels of plain files come from
+`service.decoders`, those of all others from Pillow.
 """
 
 import io

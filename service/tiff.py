@@ -12,6 +12,24 @@ NONE, LZW, DEFLATE = 1, 5, (8, 32946)
 GREY = 1  # black is zero
 SHORT, LONG = 3, 4  # types of a tag
 Tag = ExifTags.Base
+# values of 8-bit grey; one that is not there counts as these
+PLAIN: dict[int, Any] = {
+    Tag.BitsPerSample: (8,),
+    Tag.PhotometricInterpretation: GREY,
+    Tag.SamplesPerPixel: 1,
+    Tag.PlanarConfiguration: 1,
+    Tag.FillOrder: 1,
+}
+USED = (
+    *PLAIN,
+    Tag.ImageWidth,
+    Tag.ImageLength,
+    Tag.Compression,
+    Tag.StripOffsets,
+    Tag.RowsPerStrip,
+    Tag.StripByteCounts,
+    TiffImagePlugin.PREDICTOR,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,13 +76,9 @@ class Strips:
 def strips_of(image: TiffImagePlugin.TiffImageFile) -> Strips | None:
     """All strips of a file whose tags were checked; None where it is tiled, or its values are not 8-bit grey."""
     tags = image.tag_v2
-    wanted: dict[int, Any] = {
-        Tag.BitsPerSample: (8,),
-        Tag.PhotometricInterpretation: GREY,
-        Tag.SamplesPerPixel: 1,
-        Tag.FillOrder: 1,
-    }
-    if any(tags.get(number, value) != value for number, value in wanted.items()) or Tag.BitsPerSample not in tags:
+    if any(tags.get(number, value) != value for number, value in PLAIN.items()) or Tag.BitsPerSample not in tags:
+        return None
+    if any(tags.tagtype.get(number, LONG) not in (SHORT, LONG) for number in USED):
         return None
     width, height = tags[Tag.ImageWidth], tags[Tag.ImageLength]
     each = min(tags.get(Tag.RowsPerStrip, height), height)
