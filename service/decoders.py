@@ -5,10 +5,8 @@ what turns out to be odd, is left to Pillow: its word on such a file holds. A JP
 tell of data that is lost, and Pillow does not pass them on.
 """
 
-import os
 import struct
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import deflate
@@ -18,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from engine import to_grey
+from engine.cpus import available_cpus
 from service import tiff
 from service.errors import IncompleteImage, UnreadableImage
 
@@ -46,7 +45,7 @@ NOT_PLAIN = {b"tRNS", b"acTL", b"fcTL", b"fdAT"}
 CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
 BAND_BYTES = 2**20  # decoded at a time, so that what is between two steps stays in the cache
 # decoders let go of the interpreter, so that strips of one file may use every CPU that is idle
-STRIPS = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="strips")
+STRIPS = ThreadPoolExecutor(available_cpus(), thread_name_prefix="strips")
 
 
 def plain_pixels(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] | None:
@@ -159,8 +158,11 @@ def _unfiltered(filtered: memoryview, image: ImageFile.ImageFile) -> NDArray[np.
 def _tiff(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] | None:
     """Of grey strips, several at a time where they are compressed."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
-    strips = tiff.strips_of(image)
-    if strips is None:
+    try:
+        strips = tiff.strips_of(image)
+    except FOREIGN_ERRORS:  # the sender chose the types and the numbers of the tags
+        return None
+    if strips is None or sum(strips.sizes) > len(data):  # the same bytes for many strips would be copied as often
         return None
     if strips.compression == tiff.NONE:
         return _joined(strips, data)
@@ -172,7 +174,7 @@ def _tiff(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] | None:
 
     try:
         list(STRIPS.map(fill, strips.groups(BAND_BYTES)))
-    except (deflate.DeflateError, *FOREIGN_ERRORS):
+    except (deflate.DeflateError, OSError, ValueError):
         return None
     return pixels
 
@@ -197,11 +199,7 @@ def _inflated(group: tiff.Strips, data: memoryview) -> NDArray[np.uint8]:
         parts.append(deflate.zlib_decompress(data[start : start + size], rows * group.width))
         if len(parts[-1]) != rows * group.width:
             raise ValueError("a strip of the TIFF file holds too little")
-    return np.frombuffer(_one(parts), np.uint8).reshape(group.height, group.width)
-
-
-def _one(parts: Sequence[bytearray]) -> bytes | bytearray:
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return np.frombuffer(b"".join(parts), np.uint8).reshape(group.height, group.width)
 
 
 def _by_libtiff(group: tiff.Strips, data: memoryview) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from engine import to_grey
 from service import decoders
@@ -54,12 +54,18 @@ def _small_bands() -> Iterator[None]:
         yield
 
 
-def opened(data: bytes, media_type: str) -> Image.Image:
+def opened(data: bytes, media_type: str) -> ImageFile.ImageFile:
     return Image.open(io.BytesIO(data), formats=(FORMATS[media_type],))
 
 
-def fast(data: bytes, media_type: str) -> Pixels | None:
-    return plain_pixels(opened(data, media_type), data)  # type: ignore[arg-type]
+def fast(data: bytes, media_type: str) -> Pixels:
+    found = plain(data, media_type)
+    assert found is not None
+    return found
+
+
+def plain(data: bytes, media_type: str) -> Pixels | None:
+    return plain_pixels(opened(data, media_type), data)
 
 
 def by_pillow(data: bytes, media_type: str) -> Pixels:
@@ -103,14 +109,13 @@ GREYS = hnp.arrays(np.uint8, st.tuples(SIDE, SIDE))
 COLOURS = hnp.arrays(np.uint8, st.tuples(SIDE, SIDE, st.just(3)))
 
 
-@pytest.mark.parametrize("form", {**PLAIN, **GREY_ALONE})
+@pytest.mark.parametrize("form", [*PLAIN, *GREY_ALONE])
 @given(GREYS)
 @settings(max_examples=30)
 def test_grey_is_what_pillow_reads(form: str, pixels: Pixels) -> None:
     media_type, encoded = {**PLAIN, **GREY_ALONE}[form]
     data = encoded(pixels)
     found = fast(data, media_type)
-    assert found is not None
     assert found.flags.c_contiguous
     assert found.dtype == np.uint8
     assert np.array_equal(found, by_pillow(data, media_type))
@@ -123,7 +128,6 @@ def test_colour_is_what_pillow_reads(form: str, pixels: Pixels) -> None:
     media_type, encoded = PLAIN[form]
     data = encoded(pixels)
     found = fast(data, media_type)
-    assert found is not None
     assert found.flags.c_contiguous
     assert np.array_equal(found, by_pillow(data, media_type))
 
@@ -165,7 +169,6 @@ def test_rows_lie_where_the_file_says() -> None:
 def test_what_lies_as_a_frame_does_is_not_copied(media_type: str) -> None:
     data = encode(GREY, media_type)
     found = fast(data, media_type)
-    assert found is not None
     assert np.shares_memory(found, np.frombuffer(data, np.uint8))
 
 
@@ -196,7 +199,7 @@ def test_strips_that_lie_apart_are_joined() -> None:
 )
 def test_what_is_not_plain_is_left_to_pillow(name: str) -> None:
     media_type, data, expected = EXACT[name]
-    assert fast(data, media_type) is None
+    assert plain(data, media_type) is None
     assert (read(data, media_type) == expected).all()
 
 
@@ -235,7 +238,7 @@ def test_a_png_that_lacks_pixels_is_refused(data: bytes) -> None:
 )
 def test_an_odd_png_has_pillows_pixels(chunks: list[bytes]) -> None:
     data = of_chunks(*chunks)
-    assert fast(data, PNG) is None
+    assert plain(data, PNG) is None
     assert (by_pillow(data, PNG) == GREY).all()
 
 
@@ -277,12 +280,37 @@ def test_a_strip_that_holds_too_little_is_pillows_to_judge() -> None:
     parts = [zlib.compress(part) for part in strips(GREY)]
     parts[2] = zlib.compress(strips(GREY)[2][:-5])
     data = tiff(parts, SIZE, tags={259: (SHORT, [8])})
-    assert fast(data, TIFF) is None
+    assert plain(data, TIFF) is None
     with pytest.raises((IncompleteImage, UnreadableImage)):
         read(data, TIFF)
 
 
-def test_strips_are_decoded_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_that_share_their_bytes_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.tiff.opened", lambda *_: pytest.fail("they were copied"))
+    many = [b"\x80" * 2000, *[b""] * 63]
+    data = bytearray(tiff(many, SIZE, tags={259: (SHORT, [5])}))
+    for number in (273, 279):
+        at = data.index(struct.pack("<HHI", number, LONG, 64)) + 8
+        (place,) = struct.unpack("<I", data[at : at + 4])
+        data[place : place + 256] = data[place : place + 4] * 64
+    assert plain(bytes(data), TIFF) is None
+
+
+@pytest.mark.parametrize("number", [258, 259, 266, 277, 278, 317])
+@pytest.mark.parametrize("count", [0, 2])
+def test_a_tag_with_another_number_of_values_does_not_fail_us(number: int, count: int) -> None:
+    data = bytearray(
+        tiff([zlib.compress(GREY.tobytes())], SIZE, tags={259: (SHORT, [8]), 266: (SHORT, [1]), 317: (SHORT, [1])})
+    )
+    entry = data.index(struct.pack("<HH", number, LONG if number == 278 else SHORT), 10)
+    data[entry + 4 : entry + 8] = struct.pack("<I", count)
+    try:
+        assert np.array_equal(read(bytes(data), TIFF), GREY)
+    except ServiceError:
+        return
+
+
+def test_strips_are_decoded_in_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     groups = []
     of_groups = decoders._by_libtiff
 
