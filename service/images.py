@@ -2,14 +2,12 @@
 
 The header is read first: the kind of file and its size are known, and refused where they do not fit, before
 memory for a single pixel is taken. A file that ends too early is refused even where its decoder would make do:
-libjpeg paints the rest grey, Pillow leaves the strips black that a TIFF lacks.
+libjpeg paints the rest grey, Pillow leaves the strips black that a TIFF lacks. Pixels of plain files come from
+`service.decoders`, those of all others from Pillow.
 """
 
-import io
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -21,6 +19,7 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 
 from engine import to_grey
 from service.arrival import Arrival
+from service.decoders import FOREIGN_ERRORS, plain_pixels
 from service.errors import (
     FrameSizeMismatch,
     ImageTooLarge,
@@ -79,28 +78,6 @@ NOT_8_BIT = re.compile(r";1[0-9]")
 BMP_BITS = {"1": 1, "P;1": 1, "P;4": 4, "L": 8, "P": 8, "BGR": 24, "BGRX": 32, "BGRA": 32}
 # the compressions of TIFF that notice missing data; fax and JPEG paint it white or grey
 TIFF_COMPRESSIONS = {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate"}
-
-# what libjpeg paints where it has no data, and bytes that it would read as some other pixels: no marker is among
-# them, and the first makes none behind a byte of 255
-PAINTED = 128
-OTHER_PIXELS = bytes(range(0, 251, 7)) * 4
-
-# what Pillow and the decoders under it raise on files that are cut off, altered or absurd; a lack of memory is ours
-FOREIGN_ERRORS = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    EOFError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    RuntimeError,
-    AttributeError,
-    AssertionError,
-    struct.error,
-    zlib.error,
-    Warning,  # where warnings are errors
-)
 
 # Pillow's own limit counts for the process; `max_pixels` is checked in its place, on every image, before decoding
 Image.MAX_IMAGE_PIXELS = None
@@ -257,12 +234,12 @@ def _stored_size(image: ImageFile.ImageFile) -> tuple[int, int]:
 def _grey(image: ImageFile.ImageFile, data: bytes | memoryview) -> NDArray[np.uint8]:
     """The pixels (H, W) of the opened file `data`."""
     _check(image, len(data))
+    pixels = plain_pixels(image, data)
+    if pixels is not None:
+        return pixels
     with _at_pillow():
-        plain = _load(image)
-    pixels = _values(plain)
-    if image.format == "JPEG" and pixels[-1, -1] == PAINTED and _is_painted(data, pixels):
-        raise IncompleteImage("the file has its end mark, but not all of its pixels")
-    return pixels
+        loaded = _load(image)
+    return _values(loaded)
 
 
 def _check(image: ImageFile.ImageFile, length: int) -> None:
@@ -344,9 +321,7 @@ def _working_bytes(image: ImageFile.ImageFile, length: int) -> int:
     """The most that decoding takes beside the `length` bytes of the file itself."""
     plain = image.mode in WORKING_BYTES and "transparency" not in image.info
     pixels = image.height * image.width * (WORKING_BYTES[image.mode] if plain else WORKING_BYTES_MADE_PLAIN)
-    if image.format == "JPEG":  # perhaps a second time, from a copy: see `_is_painted`
-        return 2 * pixels + 2 * length
-    return pixels + length  # libtiff is given one more
+    return pixels + length  # the compressed pixels are put together, or libtiff is given a copy of the file
 
 
 def _values(image: Image.Image) -> NDArray[np.uint8]:
@@ -360,18 +335,3 @@ def _values(image: Image.Image) -> NDArray[np.uint8]:
         except ValueError as error:  # its word for values that have no grey
             raise UnreadableImage(f"the pixels cannot be used: {error}") from error
     return grey
-
-
-def _is_painted(data: bytes | memoryview, pixels: NDArray[np.uint8]) -> bool:
-    """Whether a JPEG ran out of data before its last pixel: then other bytes before its end mark give other pixels.
-
-    It finds what a sender loses who ends its file in any case, not what is lost in the middle: within the last block,
-    or between two restart markers, it stays unseen.
-    """
-    head, end, _ = bytes(data).rpartition(END["JPEG"])
-    with _at_pillow():
-        image = Image.open(io.BytesIO(head + OTHER_PIXELS + end), formats=("JPEG",))
-    with image:
-        with _at_pillow():
-            image.load()
-        return not np.array_equal(_values(image), pixels)

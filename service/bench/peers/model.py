@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine import Manifest, cover, cut
 from service.aggregation import Observed, aggregate
 from service.bench.peers.setting import Setting
+from service.brightness import Brightness
 from service.selftest import SelfTestReport
 from service.settings import read_settings
 
@@ -82,7 +83,7 @@ class Model:
         feed = {"label_features": label_features, "stage1": stage1}
         (probability,) = self._reasoning.run(["probability"], feed)
         seen = Observed(
-            frame=frame,
+            brightness=Brightness.of(frame),
             size_from="setting",
             expected=self.windows,
             windows=self.windows,

@@ -71,7 +71,7 @@ def test_a_simulated_device_is_proven_and_finds_nothing(clock: Clock) -> None:
 
 
 def test_the_command_measures_its_parts_and_ends_by_itself() -> None:
-    parts = ["--part", "line", "--part", "devices", "--part", "stream"]
+    parts = ["--part", "line", "--part", "devices", "--part", "stream"]  # the others have tests of their own
     command = [sys.executable, "-m", "service", "bench", *parts, "--seconds", "1", "--json"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
     assert answer.returncode in (0, 1), answer.stderr
