@@ -283,7 +283,7 @@ def _check_tiff(image: TiffImagePlugin.TiffImageFile, length: int) -> None:
     compression = image.info["compression"]
     if compression not in TIFF_COMPRESSIONS:
         raise UnreadableImage(f"a TIFF file with {compression}: send it uncompressed, or with LZW or deflate")
-    if ExifTags.Base.PhotometricInterpretation not in tags:
+    if tags.get(ExifTags.Base.PhotometricInterpretation) is None:  # it may stand there without a value
         raise UnreadableImage("the TIFF file does not say whether 0 is black or white")
     if TiffImagePlugin.SAMPLEFORMAT in tags and set(_numbers(tags, TiffImagePlugin.SAMPLEFORMAT)) != {1}:
         raise UnreadableImage("values of the TIFF file are not unsigned integers")

@@ -20,6 +20,7 @@ PLAIN: dict[int, Any] = {
     Tag.PlanarConfiguration: 1,
     Tag.FillOrder: 1,
 }
+SAID = (Tag.BitsPerSample, Tag.PhotometricInterpretation)  # that must be there: Pillow's own default is another
 USED = (
     *PLAIN,
     Tag.ImageWidth,
@@ -76,7 +77,9 @@ class Strips:
 def strips_of(image: TiffImagePlugin.TiffImageFile) -> Strips | None:
     """All strips of a file whose tags were checked; None where it is tiled, or its values are not 8-bit grey."""
     tags = image.tag_v2
-    if any(tags.get(number, value) != value for number, value in PLAIN.items()) or Tag.BitsPerSample not in tags:
+    if any(tags.get(number, value) != value for number, value in PLAIN.items()):
+        return None
+    if any(tags.get(number) is None for number in SAID):  # a tag may stand there without a value
         return None
     if any(tags.tagtype.get(number, LONG) not in (SHORT, LONG) for number in USED):
         return None
