@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engine import Backend, DeviceLost, Features, Golden, InferenceError, Window, cut, stream
 from service.errors import DeadlineExceeded, ImageTooLarge, NotReady, QueueFull, ServiceError
-from service.selftest import FRESH_S, SelfTest, SelfTestReport
+from service.selftest import FRESH_S, SelfTest, SelfTestReport, worst
 
 # what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
 FIRST_GUESS_S = 0.01
@@ -51,6 +51,22 @@ class Computed:
     self_test: SelfTestReport
     queue_s: float
     features_s: float
+
+    def joined(self, again: "Computed") -> "Computed":
+        """The same screen with the windows of a second look behind its own.
+
+        They may have been on another device: the wider guard band and the worse self-test hold for all of it.
+        """
+        return Computed(
+            features=Features.joined([self.features, again.features]),
+            guard={
+                label: max(self.guard.get(label, 0.0), again.guard.get(label, 0.0))
+                for label in {**self.guard, **again.guard}
+            },
+            self_test=worst([self.self_test, again.self_test]),
+            queue_s=self.queue_s + again.queue_s,
+            features_s=self.features_s + again.features_s,
+        )
 
 
 class Scheduler:
@@ -86,13 +102,17 @@ class Scheduler:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def compute(self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float) -> Computed:
+    def compute(
+        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, again: bool = False
+    ) -> Computed:
         """Wait for the features of one screen; called by the screen's own thread.
 
         Args:
             frame: (H, W) grey; not changed until this returns.
             windows: K windows of the frame, in row order.
             deadline_at: on the scheduler's clock.
+            again: windows of a screen that was computed already: it came before all that wait, and is not refused for
+                lack of room now, when most of its work is done.
 
         Raises:
             ImageTooLarge: more patches than the queue could ever hold.
@@ -101,7 +121,7 @@ class Scheduler:
             DeadlineExceeded: the deadline passed; what had not begun is dropped.
             InferenceError: the device failed on it.
         """
-        job = _Job(frame, windows, deadline_at, queued_at=self._clock())
+        job = _Job(frame, windows, deadline_at, queued_at=self._clock(), again=again)
         self._queue.put(job)
         try:
             return job.wait(max(0.0, deadline_at - self._clock()))
@@ -116,8 +136,7 @@ class Scheduler:
 
     def report(self) -> SelfTestReport:
         """The self-test of the device that is worst off: one stale device makes the service stale."""
-        reports = [device.self_test.report() for device in self._devices]
-        return max(reports, key=lambda r: (r.gone, not r.ok, float("inf") if r.age_s is None else r.age_s))
+        return worst([device.self_test.report() for device in self._devices])
 
     def tested(self, within_s: float = FRESH_S) -> SelfTestReport:
         """The report, once every device has run its first self-test: it is warm then, and proven or not.
@@ -146,6 +165,7 @@ class _Job:
     """One screen, from its arrival to its answer.
 
     Attributes:
+        again: it is the second look of a screen whose turn it was already.
         abandoned: nobody waits for the answer any more; one that stayed here would keep the frame, by its traceback.
     """
 
@@ -153,6 +173,7 @@ class _Job:
     windows: Sequence[Window]
     deadline_at: float
     queued_at: float
+    again: bool = False
     abandoned: bool = False
     _answer: "SimpleQueue[Computed | Exception]" = field(default_factory=SimpleQueue)
 
@@ -202,16 +223,16 @@ class _Queue:
     def put(self, job: _Job) -> None:
         """Append a screen; the exceptions are those of `Scheduler.compute`."""
         count = len(job.windows)
-        if count > self._max_patches:
+        if count > self._max_patches and not job.again:
             raise ImageTooLarge(f"{count} patches are over the limit of {self._max_patches}")
         with self._changed:
             if self._refusal:
                 raise NotReady(self._refusal)
             over = self.patches + count - self._max_patches
-            if over > 0:
+            if over > 0 and not job.again:
                 taken = f"{self.patches} of {self._max_patches} places are taken"
                 raise QueueFull(taken, retry_after_s=over * self._patch_s / self._devices)
-            self._jobs.append(job)
+            (self._jobs.appendleft if job.again else self._jobs.append)(job)
             self.patches += count
             self._changed.notify()
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 from rich.console import Console
 from rich.table import Table
 
+from training.borders import BANDS, Manner
 from training.judging import Judgement
 from training.measures import Share
 
@@ -42,6 +45,33 @@ def print_judgement(found: Judgement, console: Console) -> None:
         _print_bands(title, by_label, console)
     for wrong in found.wrong:
         console.print(f"{wrong['error']}: {wrong['screen']}")
+
+
+def print_manners(title: str, found: Mapping[str, Manner], console: Console) -> None:
+    """Ways to place windows side by side: what each costs, what it finds by distance to a border, what it decides."""
+    labels = sorted({label for manner in found.values() for label in manner.found_by_label})
+    table = Table("", *found, title=title)
+
+    def row(name: str, cell: Callable[[Manner], str]) -> None:
+        table.add_row(name, *map(cell, found.values()))
+
+    row("windows, times those without overlap", lambda m: f"{m.windows:.3f} (at most {m.windows_most:.2f})")
+    for band in BANDS:
+        row(f"boxes found, {band}", lambda m, band=band: _found(m.found, band))
+        for label in labels:
+            row(f"  {label}", lambda m, band=band, label=label: _found(m.found_by_label[label], band))
+    for band in BANDS:
+        row(f"overlap of boxes, {band}", lambda m, band=band: f"{m.box_overlap.get(band, float('nan')):.3f}")
+    row("escape", lambda m: _cells(m.judgement.escape)[0])
+    row("overkill", lambda m: _cells(m.judgement.overkill)[0])
+    row("review", lambda m: _cells(m.judgement.review)[0])
+    row("macro F of screens", lambda m: f"{m.judgement.f_measure:.3f}")
+    row("false boxes, on clean screens", lambda m: f"{m.false_boxes}, {m.false_boxes_clean}")
+    console.print(table)
+
+
+def _found(shares: Mapping[str, Share], band: str) -> str:
+    return _cells(shares[band])[0] if band in shares else "-"
 
 
 def _print_bands(title: str, by_label: dict[str, dict[str, Share]], console: Console) -> None:
