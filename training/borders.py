@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -107,7 +107,7 @@ def _served(bundle: Path, manifest: Manifest, folder: Path) -> Path:
 
 def _inspect(bundle: Path, files: Sequence[Path]) -> str:
     command = [sys.executable, "-m", "service", "inspect", "--bundle", str(bundle), "--json", "--", *map(str, files)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own command)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
     if done.returncode != 0:
         raise ValueError(f"the service could not inspect them: {done.stderr.strip() or done.stdout[-500:]}")
     return done.stdout
@@ -161,8 +161,16 @@ def distance(low: int, high: int, starts: set[int], patch_px: int) -> int:
     return min((max(border - high, low - border) for border in borders), default=sys.maxsize - 1)
 
 
+class _Look(NamedTuple):
+    """A defect as it was found: `overlap` is that of the best box of its label, 0 where there is none over it."""
+
+    band: str
+    label: str
+    overlap: float
+
+
 def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Screen]) -> Manner:
-    hits: list[tuple[str, str, float]] = []  # band, label, and the best box's overlap, 0 where none was found
+    looks: list[_Look] = []
     costs: list[float] = []
     false_boxes = false_clean = 0
     for name, screen in screens.items():
@@ -171,28 +179,31 @@ def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Scree
         for defect, pixels in screen.defects:
             band = next(band for band, (low, high) in BANDS.items() if low <= pixels < high)
             best = max((iou(defect, b["box"]) for b in boxes if b["label"] == defect.label), default=0.0)
-            hits.append((band, defect.label, best))
+            looks.append(_Look(band, defect.label, best))
         wrong = sum(not any(d.label == b["label"] and overlap(d, b["box"]) for d, _ in screen.defects) for b in boxes)
         false_boxes += wrong
         false_clean += 0 if screen.defects else wrong
-    labels = sorted({label for _, label, _ in hits})
+    labels = sorted({look.label for look in looks})
     return Manner(
         windows=float(np.mean(costs)),
         windows_most=max(costs),
         judgement=judgement,
-        found=_found(hits),
-        found_by_label={label: _found([hit for hit in hits if hit[1] == label]) for label in labels},
-        box_overlap={
-            band: float(np.mean(best)) for band in BANDS if (best := [b for other, _, b in hits if other == band and b])
-        },
+        found=_found(looks),
+        found_by_label={label: _found([look for look in looks if look.label == label]) for label in labels},
+        box_overlap=_box_overlap(looks),
         false_boxes=false_boxes,
         false_boxes_clean=false_clean,
     )
 
 
-def _found(hits: Sequence[tuple[str, str, float]]) -> dict[str, Share]:
-    bands = {band: [best > 0 for other, _, best in hits if other == band] for band in BANDS}
+def _found(looks: Sequence[_Look]) -> dict[str, Share]:
+    bands = {band: [look.overlap > 0 for look in looks if look.band == band] for band in BANDS}
     return {band: wilson(sum(found), len(found)) for band, found in bands.items() if found}
+
+
+def _box_overlap(looks: Sequence[_Look]) -> dict[str, float]:
+    bands = {band: [look.overlap for look in looks if look.band == band and look.overlap > 0] for band in BANDS}
+    return {band: float(np.mean(found)) for band, found in bands.items() if found}
 
 
 def iou(defect: Defect, box: Mapping[str, int]) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -51,26 +51,23 @@ def print_manners(title: str, found: Mapping[str, Manner], console: Console) -> 
     """Ways to place windows side by side: what each costs, what it finds by distance to a border, what it decides."""
     labels = sorted({label for manner in found.values() for label in manner.found_by_label})
     table = Table("", *found, title=title)
-
-    def row(name: str, cell: Callable[[Manner], str]) -> None:
-        table.add_row(name, *map(cell, found.values()))
-
-    row("windows, times those without overlap", lambda m: f"{m.windows:.3f} (at most {m.windows_most:.2f})")
+    manners = found.values()
+    table.add_row("windows, times the fewest", *(f"{m.windows:.3f} (at most {m.windows_most:.2f})" for m in manners))
     for band in BANDS:
-        row(f"boxes found, {band}", lambda m, band=band: _found(m.found, band))
+        table.add_row(f"boxes found, {band}", *(_count(m.found, band) for m in manners))
         for label in labels:
-            row(f"  {label}", lambda m, band=band, label=label: _found(m.found_by_label[label], band))
+            table.add_row(f"  {label}", *(_count(m.found_by_label[label], band) for m in manners))
     for band in BANDS:
-        row(f"overlap of boxes, {band}", lambda m, band=band: f"{m.box_overlap.get(band, float('nan')):.3f}")
-    row("escape", lambda m: _cells(m.judgement.escape)[0])
-    row("overkill", lambda m: _cells(m.judgement.overkill)[0])
-    row("review", lambda m: _cells(m.judgement.review)[0])
-    row("macro F of screens", lambda m: f"{m.judgement.f_measure:.3f}")
-    row("false boxes, on clean screens", lambda m: f"{m.false_boxes}, {m.false_boxes_clean}")
+        overlaps = (m.box_overlap.get(band) for m in manners)
+        table.add_row(f"overlap of boxes, {band}", *("-" if one is None else f"{one:.3f}" for one in overlaps))
+    for name in ("escape", "overkill", "review"):
+        table.add_row(name, *(_cells(getattr(m.judgement, name))[0] for m in manners))
+    table.add_row("macro F of screens", *(f"{m.judgement.f_measure:.3f}" for m in manners))
+    table.add_row("false boxes, on clean screens", *(f"{m.false_boxes}, {m.false_boxes_clean}" for m in manners))
     console.print(table)
 
 
-def _found(shares: Mapping[str, Share], band: str) -> str:
+def _count(shares: Mapping[str, Share], band: str) -> str:
     return _cells(shares[band])[0] if band in shares else "-"
 
 
