@@ -25,6 +25,7 @@ from engine.pixels import to_grey
 from engine.running import RunsAs, runs_as, would_run_as
 from engine.second_look import look_again
 from engine.slots import Spread, measure_slots, slot_patches
+from engine.warmth import warm_cells
 from engine.windows import Window, cover, cut
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -74,5 +75,6 @@ __all__ = [
     "slot_patches",
     "stream",
     "to_grey",
+    "warm_cells",
     "would_run_as",
 ]

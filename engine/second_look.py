@@ -11,10 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.manifest import Manifest
+from engine.warmth import warm_cells
 from engine.windows import Window
-
-WARM = 0.5  # of the way from a map's median to its maximum: from there on a cell belongs to what was seen
-FLAT = 1e-6  # a map that varies less says nothing about where
 
 Side = tuple[int, int]  # (down, right), each -1, 0 or 1: towards which neighbour
 
@@ -65,12 +63,7 @@ def _doubts(probability: NDArray[np.float32], manifest: Manifest) -> Iterator[tu
 
 def _warm_sides(heat: NDArray[np.float32]) -> Iterator[Side]:
     """The sides and corners at which a map (h, w) is warm in its outermost cell."""
-    if not np.isfinite(heat).all():
-        return
-    median, highest = float(np.median(heat)), float(heat.max())
-    if highest - median <= FLAT:
-        return
-    warm = heat > median + WARM * (highest - median)
+    warm = warm_cells(heat)
     edges = {-1: slice(0, 1), 0: slice(None), 1: slice(-1, None)}
     for down, rows in edges.items():
         for right, columns in edges.items():
