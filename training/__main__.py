@@ -281,8 +281,7 @@ def borders(
             source = Path(folder) / "crossing"
             count = frames.cross(data, source, patch_px=Manifest.read(bundle).patch_px, most=crossing, seed=seed)
             found["crossing"] = looks.compare(bundle, source, served)
-        title = f"{count} frames with a defect on a border: of these only what is found counts"
-        tables.print_manners(title, found["crossing"], console)
+        tables.print_manners(f"{count} frames with a defect on a border", found["crossing"], console, decisions=False)
     if json_file is not None:
         figures = {part: {name: m.as_dict() for name, m in manners.items()} for part, manners in found.items()}
         json_file.write_text(json.dumps(figures, indent=2) + "\n")

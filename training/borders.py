@@ -42,7 +42,8 @@ class Manner:
         judgement: of the verdicts.
         found: boxes found by distance to a border, all labels together.
         found_by_label: the same for each.
-        box_overlap: intersection over union of a found defect with the best box over it, on average, by distance.
+        box_overlap: intersection over union of a defect with the best box over it, 0 where there is none, on average,
+            by distance.
         false_boxes: boxes over no defect of their label.
         false_boxes_clean: of those on screens without a defect.
     """
@@ -202,7 +203,7 @@ def _found(looks: Sequence[_Look]) -> dict[str, Share]:
 
 
 def _box_overlap(looks: Sequence[_Look]) -> dict[str, float]:
-    bands = {band: [look.overlap for look in looks if look.band == band and look.overlap > 0] for band in BANDS}
+    bands = {band: [look.overlap for look in looks if look.band == band] for band in BANDS}
     return {band: float(np.mean(found)) for band, found in bands.items() if found}
 
 

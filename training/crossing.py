@@ -16,7 +16,7 @@ from rich.progress import track
 from training.cutting import Defect, read_defects, screen_files
 from training.rows import write_rows
 
-BESIDE_PX = 16  # a border passes a defect at most so far from it
+BESIDE_PX = 16  # a border passes a defect nearer than this
 
 
 def cross(source: Path, out: Path, *, patch_px: int, most: int, seed: int) -> int:
@@ -70,7 +70,7 @@ def _corner(defect: Defect, shape: tuple[int, ...], patch_px: int, rng: np.rando
     for crossed in rng.permutation(2).tolist():  # the axis that the border cuts
         corner = [0, 0]
         low, high = spans[crossed]
-        corner[crossed] = int(rng.integers(low - BESIDE_PX, high + BESIDE_PX + 1)) - patch_px
+        corner[crossed] = int(rng.integers(low - BESIDE_PX + 1, high + BESIDE_PX)) - patch_px
         along = 1 - crossed
         middle, room = sum(spans[along]) // 2, shape[along] - 2 * patch_px
         # anywhere else along the other axis, but with the defect's middle well inside

@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 
 from engine.cpus import cpu_name, vector_instructions
-from service.bench import devices, line
+from service.bench import borders, devices, line
 from service.bench.report import BenchError, Report, Row, as_json, show, tell
 from service.bench.work import SCREENS, Work, render_frames
 
@@ -22,6 +22,7 @@ CPUS = 2
 PARTS: dict[str, Callable[[Work], Iterator[Row]]] = {
     "line": line.measure,
     "devices": devices.measure,
+    "borders": borders.measure,
 }
 
 

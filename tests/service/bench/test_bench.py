@@ -85,9 +85,11 @@ def test_the_command_measures_everything_and_ends_by_itself() -> None:
         "two devices, times one",
         "Poisson at 80% load",
         "bursts of 5 at 80% load",
+        "second look",
     ]
     for row in report["rows"]:
         assert row["figures"].get("failures", []) == []
     assert report["rows"][0]["figures"]["patches_per_s"] > 0
+    assert report["rows"][-1]["figures"]["times"] > 0
     assert (answer.returncode == 0) == all(row["passed"] is not False for row in report["rows"])
     assert "bundle end to end" in answer.stderr  # told while it goes on
