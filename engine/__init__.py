@@ -19,11 +19,13 @@ from engine.errors import (
 )
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, made_as, read_golden, self_test
-from engine.manifest import RELEASE_FILE, FrameLimits, LabelLimits, Manifest, bundle_sha256
+from engine.manifest import NO_SECOND_LOOK, RELEASE_FILE, FrameLimits, LabelLimits, Manifest, SecondLook, bundle_sha256
 from engine.parity import Difference, check_finite, check_parity, extreme_patches
 from engine.pixels import to_grey
 from engine.running import RunsAs, runs_as, would_run_as
+from engine.second_look import look_again
 from engine.slots import Spread, measure_slots, slot_patches
+from engine.warmth import warm_cells
 from engine.windows import Window, cover, cut
 
 DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
@@ -31,6 +33,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 __all__ = [
     "DEFAULT_BUNDLE",
     "NO_GUARD",
+    "NO_SECOND_LOOK",
     "RELEASE_FILE",
     "Backend",
     "BundleError",
@@ -48,6 +51,7 @@ __all__ = [
     "PlanError",
     "RunsAs",
     "RuntimeUnavailable",
+    "SecondLook",
     "Spread",
     "Window",
     "available_cpus",
@@ -61,6 +65,7 @@ __all__ = [
     "infer",
     "load",
     "load_all",
+    "look_again",
     "made_as",
     "measure_slots",
     "read_golden",
@@ -70,5 +75,6 @@ __all__ = [
     "slot_patches",
     "stream",
     "to_grey",
+    "warm_cells",
     "would_run_as",
 ]

@@ -282,6 +282,12 @@ def patches_per_s(backend: Backend) -> float:
     return batches * backend.batch_size / elapsed
 
 
+def _second_look(asked: dict[str, float]) -> str:
+    if asked["ratio_max"] == 0:
+        return "none"
+    return f"where a score from {asked['score_min']:g} lies at a border; at most {asked['ratio_max']:.0%} more windows"
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     """Print what `examine` found for people."""
     facts = Table(title=f"{report['name']} {report['version']}", show_header=False, title_justify="left")
@@ -289,6 +295,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     rows = {
         "bundle": report["bundle"],
         "patch": f"{report['patch_px']} px, windows overlap by {report['overlap_px']} px",
+        "second look": _second_look(report["second_look"]),
         "batch": f"{report['batch_size']} patches",
         "frame": (
             f"at most {report['frame']['saturated_ratio_max']:.1%} saturated, "

@@ -4,7 +4,7 @@ A backend runs the bundle's two graphs: `features` in batches of patches of one 
 all the patches of that screen. The service, the evaluation and the parity check know only this.
 """
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -44,6 +44,19 @@ class Features:
     label_features: NDArray[np.float32]
     stage1: NDArray[np.float32]
     activation: NDArray[np.float32]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Features"]) -> "Features":
+        """Those of all the patches of some batches, in their order.
+
+        Raises:
+            ValueError: there is no batch.
+        """
+        return cls(
+            label_features=np.concatenate([part.label_features for part in parts]),
+            stage1=np.concatenate([part.stage1 for part in parts]),
+            activation=np.concatenate([part.activation for part in parts]),
+        )
 
 
 class Backend(Protocol):
@@ -283,11 +296,7 @@ def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArr
     batches = [backend.features(patches[start : start + size]) for start in range(0, len(patches), size)]
     if not batches:
         raise ValueError("a screen has at least one patch")
-    features = Features(
-        label_features=np.concatenate([batch.label_features for batch in batches]),
-        stage1=np.concatenate([batch.stage1 for batch in batches]),
-        activation=np.concatenate([batch.activation for batch in batches]),
-    )
+    features = Features.joined(batches)
     return features, backend.reason(features.label_features, features.stage1)
 
 

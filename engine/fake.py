@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels, check_screen
 from engine.errors import InferenceError, RuntimeUnavailable
 from engine.golden import read_golden
-from engine.manifest import REQUIRED_FILES, FrameLimits, LabelLimits, Manifest
+from engine.manifest import NO_SECOND_LOOK, REQUIRED_FILES, FrameLimits, LabelLimits, Manifest
 
 RARITY = 499  # a prime: one patch in so many is not clean
 
@@ -133,6 +133,7 @@ def fake_manifest(
         labels={label: LabelLimits(threshold=0.5, review=(0.3, 0.7)) for label in labels},
         patch_px=patch_px,
         overlap_px=overlap_px,
+        second_look=NO_SECOND_LOOK,
         batch_size=batch_size,
         frame=FrameLimits(saturated_ratio_max=0.5, contrast_min=4.0),
         files=dict.fromkeys(REQUIRED_FILES, "0" * 64),

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from engine.errors import BundleError
 from engine.fields import Table, parse_object
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST_FILE = "manifest.json"
 REASONING_FILE = "reasoning.onnx"
 REQUIRED_FILES = ("features.onnx", REASONING_FILE, "golden.npz", "MODEL_CARD.md")
@@ -34,6 +34,7 @@ BFLOAT_LAYERS = "bfloat16"  # in the metadata of that graph: the names of the la
 RELEASE_FILE = "release.json"
 FEATURES_FILES = {"fp32": "features.onnx", **{precision: name for name, precision in PRECISION_FILES.items()}}
 MAX_MANIFEST_BYTES = 2**20
+SECOND_LOOK_MOST = 0.5  # windows that a second look may add, for each that a screen has
 
 Outcome = Literal["pass", "fail", "review"]
 
@@ -71,16 +72,37 @@ class FrameLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SecondLook:
+    """Whether the service looks again where a border of windows may cut a defect; see `engine.second_look`.
+
+    Attributes:
+        score_min: score from which a window that does not have a label is doubtful of it.
+        ratio_max: windows that may be added at most, for each window of the screen; 0: no second look.
+    """
+
+    score_min: float
+    ratio_max: float
+
+    def most(self, windows: int) -> int:
+        """Windows that may be added to so many."""
+        return int(self.ratio_max * windows)
+
+
+NO_SECOND_LOOK = SecondLook(score_min=0.0, ratio_max=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Every fact about a bundle; labels stand in the order of the graphs' channels.
 
     Attributes:
-        schema_version: version of this form, 1.
+        schema_version: version of this form, 2.
         name: of the model.
         version: of the model.
         labels: limits by label.
         patch_px: side of a patch, P.
         overlap_px: pixels that neighbouring windows share at least.
+        second_look: where windows are added to those.
         batch_size: patches that the features graph takes at a time, N.
         frame: limits of the frame checks.
         files: SHA-256 by file name.
@@ -95,6 +117,7 @@ class Manifest:
     labels: dict[str, LabelLimits]
     patch_px: int
     overlap_px: int
+    second_look: SecondLook
     batch_size: int
     frame: FrameLimits
     files: dict[str, str]
@@ -259,6 +282,7 @@ def parse(raw: bytes) -> Manifest:
         labels=_labels(top.table("labels")),
         patch_px=patch_px,
         overlap_px=top.integer("overlap_px", low=0, high=patch_px - 1),
+        second_look=_second_look(top.table("second_look")),
         batch_size=top.integer("batch_size", low=1, high=1024),
         frame=_frame(top.table("frame")),
         files=files,
@@ -287,6 +311,14 @@ def _labels(table: Table) -> dict[str, LabelLimits]:
             raise BundleError(f"{threshold} is outside of the review band", key=entry.key("threshold"))
         limits[name] = LabelLimits(threshold=threshold, review=(low, high))
     return limits
+
+
+def _second_look(table: Table) -> SecondLook:
+    table.expect(SecondLook.__slots__)
+    return SecondLook(
+        score_min=table.number("score_min", low=0.0, high=1.0),
+        ratio_max=table.number("ratio_max", low=0.0, high=SECOND_LOOK_MOST),
+    )
 
 
 def _frame(table: Table) -> FrameLimits:

@@ -249,7 +249,10 @@ def _row(result: FileResult) -> tuple[str, ...]:
     if isinstance(result.outcome, Problem):
         return (path, f"[red]{result.outcome.code}[/]", escape(result.outcome.detail), "", "")
     verdict = from_json(result.outcome.answer)
-    counts = str(len(verdict.defects)), str(verdict.proof.windows_inferred)
+    patches = str(verdict.proof.windows_inferred)
+    if verdict.proof.windows_extra:
+        patches += f" + {verdict.proof.windows_extra}"
+    counts = str(len(verdict.defects)), patches
     return (path, describe_verdict(verdict), describe_labels(verdict), *counts)
 
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import NO_GUARD, FrameLimits, Manifest, Window
+from engine import NO_GUARD, FrameLimits, Manifest, Window, warm_cells
 from service.brightness import Brightness
 from service.selftest import SelfTestReport
 from service.verdict import Box, Defect, FrameSizeFrom, LabelResult, Outcome, Proof
@@ -28,9 +28,6 @@ PROOF_REASONS = (
 FAIL_REASON = "score_in_fail_range"
 REVIEW_REASON = "score_in_review_band"
 REASONS = (*PROOF_REASONS, FAIL_REASON, REVIEW_REASON)
-
-WARM = 0.5  # of the way from a map's median to its maximum: from there on a cell belongs to a defect
-FLAT = 1e-6  # a map that varies less says nothing about where
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -210,14 +207,12 @@ def locate(
 
 def _warm_cells(index: int, activation: NDArray[np.float32], window: Window, patch_px: int) -> Iterator[_Cell]:
     height, width = activation.shape
-    # a map that is not of numbers says as little as a flat one; as float64, where a middle is always found
-    heat = np.where(np.isfinite(activation).all(), activation, 0.0).astype(np.float64)
-    median, highest = float(np.median(heat)), float(heat.max())
-    if highest - median <= FLAT:  # it says only that the defect is in the window
+    warm = warm_cells(activation)
+    if not warm.any():  # it says only that the defect is in the window
         right, bottom = window.left + patch_px, window.top + patch_px
         yield _Cell(index, Box(left=window.left, top=window.top, right=right, bottom=bottom))
         return
-    for row, column in np.argwhere(heat > median + WARM * (highest - median)).tolist():
+    for row, column in np.argwhere(warm).tolist():
         yield _Cell(
             index,
             Box(

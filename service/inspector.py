@@ -6,6 +6,7 @@
     4  queue      service.scheduler     all K patches, or none
     5  features   engine.backend        batches of one screen, on the device's own thread
     6  reason     engine.backend        all K patches together -> (K, C) probabilities
+                  engine.second_look    where a border may cut a defect, once more 4 to 6
     7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
     8  record     service.store         and only then answer
 
@@ -31,7 +32,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from engine import NO_GUARD, Backend, Window, available_cpus, cover
+from engine import NO_GUARD, Backend, Window, available_cpus, cover, look_again
 from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
 from service.errors import Conflict, DeadlineExceeded
@@ -40,6 +41,7 @@ from service.room import Room
 from service.scheduler import Scheduler
 from service.store import Answered
 from service.verdict import Model, Timing, Verdict
+from service.waiting import Computed
 
 _VERDICT = TypeAdapter(Verdict)
 
@@ -168,12 +170,18 @@ class Inspector:
             else:
                 receive_s += lap()
             computed = queued.features()
-        features = computed.features
 
         # 6 reason
         lap()
-        probability = self._backend.reason(features.label_features, features.stage1)
+        probability = self._reason(computed)
+        between = look_again(windows, probability, computed.features.activation, manifest)
         reasoning_s = lap()
+        if between:
+            again = self._scheduler.compute(frame.pixels, between, deadline_at=deadline_at, again=True)
+            computed, windows = computed.joined(again), windows + between
+            lap()
+            probability = self._reason(computed)
+            reasoning_s += lap()
 
         # 7 aggregate
         seen = Observed(
@@ -182,7 +190,7 @@ class Inspector:
             expected=self._cover(*(self._frame_size or frame.pixels.shape)),
             windows=windows,
             probability=probability,
-            activation=features.activation,
+            activation=computed.features.activation,
             self_test=computed.self_test,
         )
         judgement = aggregate(seen, manifest, computed.guard)
@@ -266,6 +274,10 @@ class Inspector:
             yield
         finally:
             self._decoding.release()
+
+    def _reason(self, computed: Computed) -> NDArray[np.float32]:
+        features = computed.features
+        return self._backend.reason(features.label_features, features.stage1)
 
     def _cover(self, height: int, width: int) -> tuple[Window, ...]:
         manifest = self._backend.manifest

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from engine import Backend, DeviceLost, Features, Golden, InferenceError, Window, cut, stream
 from service.errors import DeadlineExceeded, ServiceError
-from service.selftest import FRESH_S, SelfTest, SelfTestReport
+from service.selftest import FRESH_S, SelfTest, SelfTestReport, worst
 from service.waiting import Computed, Job, Queue
 
 ENDS_WITHIN_S = 30.0  # a device's batch or self-test; one that takes longer hangs
@@ -83,7 +83,7 @@ class Scheduler:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._clock = clock
-        self._queue = Queue(max_patches=max_patches, devices=len(backends))
+        self._queue = Queue(max_patches=max_patches, devices=len(backends), patch_px=backends[0].manifest.patch_px)
         self._devices = [
             _Device(self._queue, backend, SelfTest(golden, interval_s=self_test_interval_s, clock=clock), clock)
             for backend in backends
@@ -96,7 +96,9 @@ class Scheduler:
         self.close()
 
     @contextmanager
-    def queue(self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float) -> Iterator[Queued]:
+    def queue(
+        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, again: bool = False
+    ) -> Iterator[Queued]:
         """A place for one screen, whose lines may still be coming; entered by the screen's own thread.
 
         Left before its features are there, the screen is withdrawn.
@@ -105,22 +107,26 @@ class Scheduler:
             frame: (H, W) grey; what `Queued.arrived` was told of is not changed any more.
             windows: K windows of the frame, in row order.
             deadline_at: on the scheduler's clock.
+            again: windows of a screen that was computed already: it came before all that wait, and is not refused for
+                lack of room now, when most of its work is done.
 
         Raises:
             ImageTooLarge: more patches than the queue could ever hold.
             QueueFull: no room for all of its patches now.
             NotReady: the service is stopping, or has lost a device for good.
         """
-        job = Job(frame, windows, deadline_at, queued_at=self._clock())
+        job = Job(frame, windows, deadline_at, queued_at=self._clock(), again=again)
         self._queue.put(job)
         try:
             yield Queued(self._queue, job, self._clock)
         finally:
             self._queue.withdraw(job)
 
-    def compute(self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float) -> Computed:
+    def compute(
+        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, again: bool = False
+    ) -> Computed:
         """The features of a screen that is there; arguments and exceptions are those of `queue` and of `Queued`."""
-        with self.queue(frame, windows, deadline_at=deadline_at) as screen:
+        with self.queue(frame, windows, deadline_at=deadline_at, again=again) as screen:
             screen.arrived(len(frame))
             return screen.features()
 
@@ -131,8 +137,7 @@ class Scheduler:
 
     def report(self) -> SelfTestReport:
         """The self-test of the device that is worst off: one stale device makes the service stale."""
-        reports = [device.self_test.report() for device in self._devices]
-        return max(reports, key=lambda r: (r.gone, not r.ok, float("inf") if r.age_s is None else r.age_s))
+        return worst([device.self_test.report() for device in self._devices])
 
     def tested(self, within_s: float = FRESH_S) -> SelfTestReport:
         """The report, once every device has run its first self-test: it is warm then, and proven or not.
@@ -244,11 +249,7 @@ class _Device:
         if sum(len(batch.stage1) for batch in job.batches) < len(job.windows):
             return None
         return Computed(
-            features=Features(
-                label_features=np.concatenate([batch.label_features for batch in job.batches]),
-                stage1=np.concatenate([batch.stage1 for batch in job.batches]),
-                activation=np.concatenate([batch.activation for batch in job.batches]),
-            ),
+            features=Features.joined(job.batches),
             guard=self._backend.guard,
             self_test=self.self_test.report(),
             queue_s=max(0.0, self._clock() - job.whole_at - job.features_s),

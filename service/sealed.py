@@ -16,7 +16,10 @@ class ReleaseError(Exception):
 
 
 class SealedScreen(BaseModel):
-    """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C)."""
+    """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C).
+
+    The windows that cover the frame come first, then those of the module's own second look.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -6,7 +6,7 @@ reports reads the last `SelfTestReport`.
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -40,6 +40,11 @@ class SelfTestReport:
     def fresh(self) -> bool:
         """Whether the last success is recent enough to prove a pass."""
         return self.age_s is not None and self.age_s < FRESH_S
+
+
+def worst(reports: Iterable[SelfTestReport]) -> SelfTestReport:
+    """The one of the device that is worst off: gone, else failing, else the longest without a success."""
+    return max(reports, key=lambda r: (r.gone, not r.ok, math.inf if r.age_s is None else r.age_s))
 
 
 class SelfTest:

@@ -52,7 +52,7 @@ class Defect:
     Attributes:
         label: what it is.
         score: of its strongest patch, 0 to 1.
-        row: of that patch in the grid of windows.
+        row: of that patch in the grid of windows; of a second look, of the upper left of those between which it lies.
         column: of that patch.
         patches: how many patches it crosses.
         box: where it is, as coarse as the activation map.
@@ -75,7 +75,7 @@ class Proof:
             file's header.
         windows_expected: windows that cover a frame of the agreed size.
         windows_inferred: how many of those have a score.
-        windows_extra: windows with a score besides those.
+        windows_extra: windows with a score besides those: of a second look, where a border may cut a defect.
         covered: whether every pixel of the frame lies in a window with a score.
         finite: whether every score is a number.
         self_test_age_s: time since the golden patches last gave their known answers on the device that

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine import Features, Window
 from service.errors import ImageTooLarge, NotReady, QueueFull
-from service.selftest import SelfTestReport
+from service.selftest import SelfTestReport, worst
 
 # what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
 FIRST_GUESS_S = 0.01
@@ -39,12 +39,29 @@ class Computed:
     queue_s: float
     features_s: float
 
+    def joined(self, again: "Computed") -> "Computed":
+        """The same screen with the windows of a second look behind its own.
+
+        They may have been on another device: the wider guard band and the worse self-test hold for all of it.
+        """
+        return Computed(
+            features=Features.joined([self.features, again.features]),
+            guard={
+                label: max(self.guard.get(label, 0.0), again.guard.get(label, 0.0))
+                for label in {**self.guard, **again.guard}
+            },
+            self_test=worst([self.self_test, again.self_test]),
+            queue_s=self.queue_s + again.queue_s,
+            features_s=self.features_s + again.features_s,
+        )
+
 
 @dataclass(slots=True, eq=False)
 class Job:
     """One screen, from its arrival to its answer.
 
     Attributes:
+        again: it is the second look of a screen whose turn it was already.
         ready: windows whose lines are there.
         whole_at: when the last of them was.
         begun: windows that its device has taken.
@@ -60,6 +77,7 @@ class Job:
     windows: Sequence[Window]
     deadline_at: float
     queued_at: float
+    again: bool = False
     ready: int = 0
     whole_at: float = 0.0
     begun: int = 0
@@ -104,7 +122,8 @@ class Queue:
         closed: a screen that runs is to end at its next batch.
     """
 
-    def __init__(self, *, max_patches: int, devices: int) -> None:
+    def __init__(self, *, max_patches: int, devices: int, patch_px: int) -> None:
+        self._patch_px = patch_px
         self._max_patches = max_patches
         self._devices = devices
         self._patch_s = FIRST_GUESS_S
@@ -117,24 +136,23 @@ class Queue:
     def put(self, job: Job) -> None:
         """Append a screen; the exceptions are those of `Scheduler.queue`."""
         count = len(job.windows)
-        if count > self._max_patches:
+        if count > self._max_patches and not job.again:
             raise ImageTooLarge(f"{count} patches are over the limit of {self._max_patches}")
         with self._changed:
             if self._refusal:
                 raise NotReady(self._refusal)
             over = self.patches + count - self._max_patches
-            if over > 0:
+            if over > 0 and not job.again:
                 taken = f"{self.patches} of {self._max_patches} places are taken"
                 raise QueueFull(taken, retry_after_s=over * self._patch_s / self._devices)
-            self._jobs.append(job)
+            self._jobs.insert(0 if job.again else len(self._jobs), job)
             self.patches += count
 
     def arrived(self, job: Job, lines: int, now: float) -> None:
         """Take note of the lines of a screen, and wake the devices where they complete a window."""
-        patch_px = len(job.frame) - job.windows[-1].top  # windows end with the frame
         with self._changed:
             before = job.ready
-            while job.ready < len(job.windows) and job.windows[job.ready].top + patch_px <= lines:
+            while job.ready < len(job.windows) and job.windows[job.ready].top + self._patch_px <= lines:
                 job.ready += 1
             if job.ready > before:
                 job.whole_at = now

@@ -16,7 +16,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.manifest import FrameLimits, LabelLimits, Manifest, file_sha256
+from engine.manifest import NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest, SecondLook, file_sha256
 
 GREYS = (240, 16, 64, 208, 32, 224)
 BACKGROUND = 128
@@ -42,6 +42,7 @@ def tiny_bundle(
     labels: Sequence[str] = LABELS,
     patch_px: int = 64,
     overlap_px: int = 0,
+    second_look: SecondLook = NO_SECOND_LOOK,
     batch_size: int = 5,
     activation: bool = True,
     review: tuple[float, float] = (0.3, 0.7),
@@ -56,6 +57,7 @@ def tiny_bundle(
         labels: up to six.
         patch_px: side of a patch, a multiple of 8.
         overlap_px: of the windows.
+        second_look: where windows are added.
         batch_size: of the features graph.
         activation: whether the features graph has activation maps; a one-stage rival has none.
         review: low and high of every label.
@@ -76,6 +78,7 @@ def tiny_bundle(
         labels={label: LabelLimits(threshold=threshold, review=review) for label in labels},
         patch_px=patch_px,
         overlap_px=overlap_px,
+        second_look=second_look,
         batch_size=batch_size,
         frame=FrameLimits(saturated_ratio_max=0.05, contrast_min=4.0),
         files={file.name: file_sha256(file) for file in sorted(path.iterdir())},

@@ -138,6 +138,9 @@ def export(
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     batch: Annotated[int, typer.Option(help="Patches the runtime takes at once.", min=1)] = 5,
     overlap: Annotated[int, typer.Option(help="Overlap of the service's windows in pixels.", min=0)] = 0,
+    second_look: Annotated[
+        bool, typer.Option("--second-look", help="Look again where a border of windows may cut a defect.")
+    ] = False,
     notes: Annotated[Path | None, typer.Option(help="Markdown for the model card.", exists=True)] = None,
     golden: Annotated[
         Path | None, typer.Option(help="Screens in the data form to seal for the release gate.", exists=True)
@@ -152,6 +155,8 @@ def export(
     json_file: Json = None,
 ) -> None:
     """Write a verified bundle of a run; refuses if the graphs differ from the module, or a precision does not hold."""
+    from engine import NO_SECOND_LOOK
+    from training.borders import SECOND_LOOK
     from training.bundling import export_run
     from training.fidelity import fidelity_table
     from training.folder import load_run
@@ -163,6 +168,7 @@ def export(
         version=version,
         batch_size=batch,
         overlap_px=overlap,
+        second_look=SECOND_LOOK if second_look else NO_SECOND_LOOK,
         notes=notes.read_text() if notes is not None else "",
         precisions=[one.value for one in precision or ()],
         calibration=calibrate or (),
@@ -261,6 +267,38 @@ def judge(
     tables.print_judgement(found, console)
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@app.command()
+def borders(
+    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    data: Annotated[Path, typer.Option(help="Folder in the data form.", exists=True, file_okay=False)],
+    crossing: Annotated[
+        int, typer.Option(help="Besides, so many frames whose border runs through a defect of those screens.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of those frames.", min=0)] = 0,
+    json_file: Json = None,
+) -> None:
+    """Compare windows placed once, with a second look and overlapping by half (no torch needed)."""
+    import tempfile
+
+    from engine import Manifest
+    from training import borders as looks
+    from training import crossing as frames
+    from training import tables
+
+    served = looks.manners(Manifest.read(bundle))
+    found = {"screens": looks.compare(bundle, data, served)}
+    tables.print_manners("screens", found["screens"], console)
+    if crossing:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "crossing"
+            count = frames.cross(data, source, patch_px=Manifest.read(bundle).patch_px, most=crossing, seed=seed)
+            found["crossing"] = looks.compare(bundle, source, served)
+        tables.print_manners(f"{count} frames with a defect on a border", found["crossing"], console, decisions=False)
+    if json_file is not None:
+        figures = {part: {name: m.as_dict() for name, m in manners.items()} for part, manners in found.items()}
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from engine import Difference, FrameLimits, LabelLimits, Manifest, infer, load
+from engine import NO_SECOND_LOOK, Difference, FrameLimits, LabelLimits, Manifest, SecondLook, infer, load
 from engine.export import export
 from training.calibration import calibrate
 from training.card import model_card
@@ -34,6 +34,7 @@ def export_run(
     version: str,
     batch_size: int = 5,
     overlap_px: int = 0,
+    second_look: SecondLook = NO_SECOND_LOOK,
     notes: str = "",
     frame: FrameLimits | None = None,
     precisions: Sequence[str] = (),
@@ -47,6 +48,7 @@ def export_run(
         version: the bundle's version; its name is the run's.
         batch_size: patches that the runtime takes at once.
         overlap_px: by how much the service's windows overlap.
+        second_look: whether the service looks again where a border may cut a defect.
         notes: Markdown that the model card carries as it is.
         frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
             which the darkest of rendered frames have and a frame without light has not.
@@ -75,12 +77,12 @@ def export_run(
         measured["test"] = _report(reference, judged, limits)
     chosen = parity_patches(probability, validation.labels)
     manifest = Manifest(
-        schema_version=1,
         name=config.name,
         version=version,
         labels=limits,
         patch_px=validation.patch_px,
         overlap_px=overlap_px,
+        second_look=second_look,
         batch_size=batch_size,
         frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=2),
         files={},

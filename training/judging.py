@@ -77,7 +77,7 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
     Raises:
         ValueError: not such a list, a screen that the folder does not know, or one that is there twice.
     """
-    answers = _read_answers(verdicts)
+    answers = read_answers(verdicts)
     known = screen_files(source)
     stranger = next((name for name in answers if name not in known), None)
     if stranger is not None:
@@ -124,7 +124,12 @@ def _mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed) if listed else 0.0
 
 
-def _read_answers(path: Path) -> dict[str, dict[str, Any]]:
+def read_answers(path: Path) -> dict[str, dict[str, Any]]:
+    """The entries of a list of verdicts, by the name of the screen.
+
+    Raises:
+        ValueError: not such a list, or a screen that is there twice.
+    """
     entries = json.loads(path.read_text())
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} is not a JSON list of verdicts")
@@ -169,8 +174,8 @@ def _judge_label(
         if real:
             strongest = max((c for _, c in real if c is not None), default=None)
             passed.append((answer["verdict"] == "pass", strongest))
-        hits += [(any(_overlap(defect, box) for box in boxes), c) for defect, c in real]
-        false_boxes += sum(not any(_overlap(defect, box) for defect, _ in real) for box in boxes)
+        hits += [(any(overlap(defect, box) for box in boxes), c) for defect, c in real]
+        false_boxes += sum(not any(overlap(defect, box) for defect, _ in real) for box in boxes)
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     return LabelJudgement(
@@ -196,7 +201,8 @@ def _by_band(outcomes: list[tuple[bool, float | None]]) -> dict[str, Share]:
     return bands
 
 
-def _overlap(defect: Defect, box: dict[str, int]) -> bool:
+def overlap(defect: Defect, box: dict[str, int]) -> bool:
+    """Whether a defect and the `box` of a verdict's defect share a pixel: it counts as found then."""
     return (
         defect.left < box["right"]
         and box["left"] < defect.right

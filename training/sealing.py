@@ -1,7 +1,8 @@
 """A sealed set of screens: what the training module itself says of each, written beside them for the release gate.
 
 `DIR/sealed.json` names the bundle, and for every screen the SHA-256 of its file, the windows and the module's
-probabilities. `python -m service release` runs the bundle over the same files and compares whole verdicts.
+probabilities; the windows that cover the screen first, then those of the module's own second look where the bundle has
+one. `python -m service release` runs the bundle over the same files and compares whole verdicts.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Manifest, cover, to_grey
+from engine import Features, Manifest, Window, cover, look_again, to_grey
 from engine import cut as cut_windows
 from training.cutting import screen_files
-from training.fit import CHUNK, screen_probability
-from training.network import TwoStageNetwork
+from training.fit import CHUNK
+from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork
 
 SEALED_FILE = "sealed.json"
 
@@ -42,10 +44,7 @@ def seal(network: TwoStageNetwork, manifest: Manifest, source: Path) -> int:
         if image is None:
             raise ValueError(f"{path} cannot be read")
         frame = to_grey(image)
-        windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
-        patches = torch.from_numpy(cut_windows(frame, windows, manifest.patch_px))
-        with torch.inference_mode():
-            probability = screen_probability(network, torch.split(patches, CHUNK))
+        windows, probability = _inspect(network, manifest, frame)
         screens[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],
@@ -56,3 +55,34 @@ def seal(network: TwoStageNetwork, manifest: Manifest, source: Path) -> int:
     )
     (source / SEALED_FILE).write_text(text + "\n")
     return len(screens)
+
+
+def _inspect(
+    network: TwoStageNetwork, manifest: Manifest, frame: NDArray[np.uint8]
+) -> tuple[tuple[Window, ...], NDArray[np.float32]]:
+    """The windows of a frame (H, W) as the service takes them, and the module's probabilities (K, L) of them."""
+    windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
+    features = _features(network, cut_windows(frame, windows, manifest.patch_px))
+    probability = _reason(network, features)
+    between = look_again(windows, probability, features.activation, manifest)
+    if between:
+        again = _features(network, cut_windows(frame, between, manifest.patch_px))
+        windows, probability = windows + between, _reason(network, Features.joined([features, again]))
+    return windows, probability
+
+
+@torch.inference_mode()
+def _features(network: TwoStageNetwork, pixels: NDArray[np.uint8]) -> Features:
+    graph = FeaturesGraph(network)
+    parts = [[out.numpy() for out in graph(some)] for some in torch.split(torch.from_numpy(pixels), CHUNK)]
+    return Features.joined(
+        [Features(label_features=x, stage1=cosine, activation=activation) for x, cosine, activation in parts]
+    )
+
+
+@torch.inference_mode()
+def _reason(network: TwoStageNetwork, features: Features) -> NDArray[np.float32]:
+    """Of all patches together, (K, L)."""
+    graph = ReasoningGraph(network)
+    probability = graph(torch.from_numpy(features.label_features), torch.from_numpy(features.stage1))
+    return np.asarray(probability.numpy(), np.float32)

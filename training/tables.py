@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Mapping, Sequence
 
+from rich.console import Console
+from rich.table import Column, Table
+
+from training.borders import BANDS, Manner
 from training.judging import Judgement
 from training.measures import Share
 
@@ -42,6 +45,36 @@ def print_judgement(found: Judgement, console: Console) -> None:
         _print_bands(title, by_label, console)
     for wrong in found.wrong:
         console.print(f"{wrong['error']}: {wrong['screen']}")
+
+
+def print_manners(title: str, found: Mapping[str, Manner], console: Console, *, decisions: bool = True) -> None:
+    """Ways to place windows side by side: what each costs, what it finds by distance to a border, what it decides.
+
+    Without `decisions`, where the verdicts say nothing, only the first two.
+    """
+    labels = sorted({label for manner in found.values() for label in manner.found_by_label})
+    table = Table(Column(no_wrap=True), *found, title=title)
+    manners = found.values()
+    table.add_row("windows, times the fewest", *(f"{m.windows:.3f} (at most {m.windows_most:.2f})" for m in manners))
+    bands = [band for band in BANDS if any(band in m.found for m in manners)]
+    for band in bands:
+        table.add_row(f"boxes found, {band}", *(_cells(m.found[band])[0] for m in manners), style="bold")
+        for label in labels:
+            shares = [m.found_by_label[label].get(band) for m in manners]
+            if any(shares):
+                table.add_row(f"  {label}", *("-" if one is None else _cells(one)[0] for one in shares))
+    for band in bands:
+        table.add_row(f"overlap of boxes, {band}", *(f"{m.box_overlap[band]:.3f}" for m in manners))
+    if decisions:
+        _add_decisions(table, list(manners))
+    console.print(table)
+
+
+def _add_decisions(table: Table, manners: Sequence[Manner]) -> None:
+    for name in ("escape", "overkill", "review"):
+        table.add_row(name, *(_cells(getattr(m.judgement, name))[0] for m in manners))
+    table.add_row("macro F of screens", *(f"{m.judgement.f_measure:.3f}" for m in manners))
+    table.add_row("false boxes (on clean screens)", *(f"{m.false_boxes} ({m.false_boxes_clean})" for m in manners))
 
 
 def _print_bands(title: str, by_label: dict[str, dict[str, Share]], console: Console) -> None:

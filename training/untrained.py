@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine import FrameLimits, LabelLimits, Manifest
+from engine import NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest
 from engine.export import export
 from training.config import read_config
 from training.network import FeaturesGraph, NetworkConfig, ReasoningGraph, TwoStageNetwork
@@ -45,6 +45,7 @@ def untrained_bundle(
         labels={f"label_{number}": NEVER for number in range(labels)},
         patch_px=patch_px,
         overlap_px=0,
+        second_look=NO_SECOND_LOOK,
         batch_size=5,
         frame=FrameLimits(saturated_ratio_max=1.0, contrast_min=0.0),
         files={},

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.status import Status
 
 from engine.cpus import cpu_name, vector_instructions
-from service.bench import decoders, devices, growth, line, memory, peers, stream
+from service.bench import borders, decoders, devices, growth, line, memory, peers, stream
 from service.bench.report import BenchError, Report, Row, as_json, show, tell
 from service.bench.work import SCREENS, Work, render_frames
 
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[Work], Iterator[Row]]] = {
     "line": line.measure,
     "devices": devices.measure,
     "stream": stream.measure,
+    "borders": borders.measure,
     "decoders": decoders.measure,
     "memory": memory.measure,
     "growth": growth.measure,

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import BundleError, FrameLimits, LabelLimits, Manifest, fake_manifest
-from engine.manifest import MAX_MANIFEST_BYTES, PRECISION_FILES, RELEASE_FILE, REQUIRED_FILES, file_sha256, parse
+from engine import BundleError, FrameLimits, LabelLimits, Manifest, SecondLook, fake_manifest
+from engine.manifest import (
+    MAX_MANIFEST_BYTES,
+    PRECISION_FILES,
+    RELEASE_FILE,
+    REQUIRED_FILES,
+    SECOND_LOOK_MOST,
+    file_sha256,
+    parse,
+)
 from tests.bundles import tiny_bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest.json"
@@ -37,6 +45,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         labels=draw(st.dictionaries(labels, limits, min_size=1, max_size=6)),
         patch_px=patch_px,
         overlap_px=draw(st.integers(0, patch_px - 1)),
+        second_look=SecondLook(score_min=draw(RATIOS), ratio_max=draw(st.floats(0, SECOND_LOOK_MOST))),
         batch_size=draw(st.integers(1, 1024)),
         frame=FrameLimits(saturated_ratio_max=draw(RATIOS), contrast_min=draw(st.floats(0, 255))),
         files={name: draw(HASHES) for name in (*REQUIRED_FILES, *extra)},
@@ -58,6 +67,7 @@ def test_golden_manifest_parses_and_is_written_back_byte_for_byte(tmp_path: Path
     assert manifest.label_names == ("bubble", "pinhole", "scratch", "tin_ash")
     assert manifest.labels["pinhole"] == LabelLimits(threshold=0.41, review=(0.2, 0.85))
     assert manifest.patch_px == 1024
+    assert manifest.second_look == SecondLook(score_min=0.05, ratio_max=0.5)
     assert manifest.data_id == "rendered seed 1, 400 screens, Größe 3072x4096"
     manifest.write(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == GOLDEN.read_bytes()
@@ -88,6 +98,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("labels.bubble.threshold", ABSENT, "labels.bubble.threshold"),
     ("labels.bubble.review", ABSENT, "labels.bubble.review"),
     ("frame.contrast_min", ABSENT, "frame.contrast_min"),
+    ("second_look.score_min", ABSENT, "second_look.score_min"),
     *[(f"files/{name}", ABSENT, f"files.{name}") for name in REQUIRED_FILES],
     ("parity_tolerance.fp32", ABSENT, "parity_tolerance.fp32"),
     # a tolerance for a precision that the bundle has
@@ -96,6 +107,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("thresholds", {}, "thresholds"),
     ("labels.bubble.treshold", 0.5, "labels.bubble.treshold"),
     ("frame.blur", 1.0, "frame.blur"),
+    ("second_look.warm", 0.5, "second_look.warm"),
     ("parity_tolerance.int4", 0.1, "parity_tolerance.int4"),
     ("\ud800\n", 0, "\\ud800\n"),
     # another type
@@ -117,13 +129,16 @@ EDITS: list[tuple[str, object, str]] = [
     ("training.macro_f", [0.9], "training.macro_f"),
     ("training.macro_f", True, "training.macro_f"),
     # another version of this form
-    ("schema_version", 2, "schema_version"),
+    ("schema_version", 1, "schema_version"),  # the form before the second look
     ("schema_version", True, "schema_version"),
     # out of range
     ("patch_px", 0, "patch_px"),
     ("patch_px", 10**6, "patch_px"),
     ("overlap_px", -1, "overlap_px"),
     ("overlap_px", 1024, "overlap_px"),
+    ("second_look.score_min", 1.01, "second_look.score_min"),
+    ("second_look.ratio_max", 0.51, "second_look.ratio_max"),  # a screen would cost more than one and a half
+    ("second_look.ratio_max", -0.01, "second_look.ratio_max"),
     ("batch_size", 0, "batch_size"),
     ("batch_size", -(10**30), "batch_size"),
     ("labels.bubble.threshold", 1.01, "labels.bubble.threshold"),
@@ -281,37 +296,6 @@ def test_what_could_not_be_read_is_not_written(
         change(fake_manifest()).write(tmp_path)
     assert caught.value.key == key
     assert list(tmp_path.iterdir()) == []
-
-
-# --- what scores make of a screen ------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("score", "guard", "outcome"),
-    [
-        (0.29, 0.0, "pass"),
-        (0.3, 0.0, "review"),
-        (0.69, 0.0, "review"),
-        (0.7, 0.0, "fail"),
-        (0.29, 0.05, "review"),  # it might be 0.34
-        (0.7, 0.05, "review"),  # it might be 0.65
-        (0.75, 0.05, "fail"),
-        *[(score, guard, "review") for score in (math.nan, math.inf, -math.inf) for guard in (0.0, 0.05)],
-    ],
-)
-def test_the_outcome_of_a_score(score: float, guard: float, outcome: str) -> None:
-    manifest = fake_manifest(("bubble", "scratch"))  # review from 0.3, fail from 0.7
-    assert manifest.outcomes([0.1, score], {"scratch": guard}) == ("pass", outcome)
-    assert manifest.outcome([0.1, score], {"scratch": guard}) == outcome
-    assert manifest.outcome([0.9, score], {"scratch": guard}) == ("fail" if math.isfinite(score) else "review")
-
-
-@given(st.lists(st.floats(0, 1), min_size=3, max_size=3), st.floats(0, 0.1))
-def test_the_gravest_label_decides(scores: list[float], guard: float) -> None:
-    manifest = fake_manifest(("bubble", "pinhole", "scratch"))
-    bands = dict.fromkeys(manifest.labels, guard)
-    found = manifest.outcomes(scores, bands)
-    assert manifest.outcome(scores, bands) == max(found, key=("pass", "review", "fail").index)
 
 
 # --- the files beside it -----------------------------------------------------------------------------

@@ -111,14 +111,17 @@ class Line:
         self.pool = pool
         self._clock = clock
 
-    def compute(self, number: int, patches: int = 1, *, within_s: float = GUARD_S) -> Computed:
+    def compute(self, number: int, patches: int = 1, *, within_s: float = GUARD_S, again: bool = False) -> Computed:
         frame = frame_of(number, patches)
-        return self.scheduler.compute(frame, windows_of(frame), deadline_at=self._clock() + within_s)
+        deadline_at = self._clock() + within_s
+        return self.scheduler.compute(frame, windows_of(frame), deadline_at=deadline_at, again=again)
 
-    def send(self, number: int, patches: int = 1, *, within_s: float = GUARD_S) -> "Future[Computed]":
+    def send(
+        self, number: int, patches: int = 1, *, within_s: float = GUARD_S, again: bool = False
+    ) -> "Future[Computed]":
         """A screen from a thread of its own; it has its places when this returns. For a device that is held."""
         before = self.scheduler.waiting_patches
-        answer = self.pool.submit(self.compute, number, patches, within_s=within_s)
+        answer = self.pool.submit(self.compute, number, patches, within_s=within_s, again=again)
         until(lambda: self.scheduler.waiting_patches == before + patches)
         return answer
 

@@ -1,0 +1,43 @@
+"""What a bundle's second look at window borders costs: the same frames with it and without, end to end."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from engine import NO_SECOND_LOOK, RELEASE_FILE
+from service.bench.report import Row, latency
+from service.bench.work import Work
+from service.lines import Lines
+
+MOST = 1.5  # times the cost of looking once
+
+
+def measure(work: Work) -> Iterator[Row]:
+    """The bundle with its second look and without."""
+    if work.manifest.second_look == NO_SECOND_LOOK:
+        yield Row(name="second look", found="the bundle asks for none")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        once = Path(shutil.copytree(work.bundle, Path(folder) / "once", ignore=shutil.ignore_patterns(RELEASE_FILE)))
+        replace(work.manifest, second_look=NO_SECOND_LOOK).write(once)
+        without = _loaded(replace(work, bundle=once))
+    with_it = _loaded(work)
+    times = _screens_per_s(without) / _screens_per_s(with_it)
+    yield Row(
+        name="second look",
+        found=f"{times:.2f} times the time of looking once; {with_it.describe()}",
+        limit=f"{MOST:g} times",
+        passed=times <= MOST and not (without.failures or with_it.failures),
+        figures={"times": times, **latency(with_it.durations), **with_it.figures()},
+    )
+
+
+def _loaded(work: Work) -> Lines:
+    with work.served() as served:
+        return work.loaded(served)
+
+
+def _screens_per_s(lines: Lines) -> float:
+    return len(lines.durations) / lines.elapsed_s

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from engine import NO_SECOND_LOOK, LabelLimits, Manifest, SecondLook, cover, cut, fake_manifest
+from tests.training.data_form import write_screens
+from training.network import NetworkConfig, TwoStageNetwork
+from training.sealing import SEALED_FILE, seal
+
+PATCH_PX = 64
+LABELS = ("dot", "line")
+
+
+@pytest.fixture
+def network() -> TwoStageNetwork:
+    torch.manual_seed(0)
+    config = NetworkConfig(trunk="light", pooling="attention", feature_width=16, projection_width=16, relation_width=8)
+    return TwoStageNetwork(len(LABELS), config)
+
+
+def manifest(look: SecondLook) -> Manifest:
+    """In doubt of everything, so that only the maps decide where to look."""
+    return replace(
+        fake_manifest(LABELS, patch_px=PATCH_PX),
+        labels={label: LabelLimits(threshold=1.0, review=(0.5, 1.0)) for label in LABELS},
+        second_look=look,
+    )
+
+
+@pytest.mark.parametrize("look", [NO_SECOND_LOOK, SecondLook(score_min=0.0, ratio_max=0.5)])
+def test_each_screen_is_sealed_with_what_the_module_says_of_all_its_windows(
+    tmp_path: Path, network: TwoStageNetwork, look: SecondLook
+) -> None:
+    source = write_screens(tmp_path / "data", screens=2)
+    assert seal(network, manifest(look), source) == 2
+    screens = json.loads((source / SEALED_FILE).read_text())["screens"]
+    added = 0
+    for name, sealed in screens.items():
+        frame = np.asarray(cv2.imread(str(source / "screens" / name), cv2.IMREAD_GRAYSCALE), np.uint8)
+        expected = cover(*frame.shape, patch_px=PATCH_PX)
+        windows = [expected[0]._replace(top=top, left=left) for top, left in sealed["windows"]]
+        assert [(w.top, w.left) for w in windows[: len(expected)]] == [(w.top, w.left) for w in expected]
+        with torch.inference_mode():
+            score = network(torch.from_numpy(cut(frame, windows, PATCH_PX))).score_NL
+        np.testing.assert_allclose(sealed["probability"], torch.sigmoid(score), atol=1e-5)
+        added += len(windows) - len(expected)
+        assert len(windows) <= len(expected) + look.most(len(expected))
+    assert (added > 0) == (look.ratio_max > 0)

@@ -1,0 +1,218 @@
+"""What looking again at window borders is worth: the same screens inspected once, again, and by overlapping windows.
+
+The service's own command inspects them (`python -m service inspect`), by copies of the bundle that differ in nothing
+but their windows, so that whole verdicts are compared; nothing of the service is imported.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+
+from engine import NO_SECOND_LOOK, RELEASE_FILE, Manifest, SecondLook, cover
+from training.cutting import Defect, read_defects, screen_files
+from training.judging import Judgement, judge, overlap, read_answers
+from training.measures import Share, wilson
+
+# of a defect's box to the nearest inner border: pixels from the first to the second, the second exclusive
+BANDS = {"crossed": (-1, 0), "0-16 px": (0, 16), "16-64 px": (16, 64), "from 64 px": (64, sys.maxsize)}
+
+SECOND_LOOK = SecondLook(score_min=0.05, ratio_max=0.5)
+"""What `export --second-look` asks for: see LOG.md for how it was chosen."""
+
+Answers = Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """One way to place windows, and what came of it.
+
+    Attributes:
+        windows: for each that covers a screen without overlap, on average.
+        windows_most: the same of the screen that took most.
+        judgement: of the verdicts.
+        found: boxes found by distance to a border, all labels together.
+        found_by_label: the same for each.
+        box_overlap: intersection over union of a defect with the best box over it, 0 where there is none, on average,
+            by distance.
+        false_boxes: boxes over no defect of their label.
+        false_boxes_clean: of those on screens without a defect.
+    """
+
+    windows: float
+    windows_most: float
+    judgement: Judgement
+    found: dict[str, Share]
+    found_by_label: dict[str, dict[str, Share]]
+    box_overlap: dict[str, float]
+    false_boxes: int
+    false_boxes_clean: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def manners(manifest: Manifest) -> dict[str, Manifest]:
+    """The bundle as it is served by each manner: windows once, with a second look, and overlapping by half.
+
+    The second look is the bundle's own, or that of `export --second-look` where it has none.
+    """
+    look = manifest.second_look if manifest.second_look.ratio_max else SECOND_LOOK
+    once = replace(manifest, overlap_px=0, second_look=NO_SECOND_LOOK)
+    return {
+        "once": once,
+        "second look": replace(once, second_look=look),
+        "overlap by half": replace(once, overlap_px=manifest.patch_px // 2),
+    }
+
+
+def compare(bundle: Path, source: Path, served: Mapping[str, Manifest]) -> dict[str, Manner]:
+    """Inspect a folder's screens in each manner.
+
+    Args:
+        bundle: its folder.
+        source: folder in the data form.
+        served: manifest by manner, see `manners`.
+
+    Raises:
+        ValueError: the service could not inspect them; its words are in it.
+        BundleError: the bundle is not whole.
+    """
+    files = screen_files(source)
+    patch_px = next(iter(served.values())).patch_px
+    distances = _distances(files, read_defects(source), patch_px)
+    found = {}
+    for name, manifest in served.items():
+        with tempfile.TemporaryDirectory() as folder:
+            verdicts = Path(folder) / "verdicts.json"
+            verdicts.write_text(_inspect(_served(bundle, manifest, Path(folder) / "bundle"), list(files.values())))
+            found[name] = _manner(judge(verdicts, source), read_answers(verdicts), distances)
+    return found
+
+
+def _served(bundle: Path, manifest: Manifest, folder: Path) -> Path:
+    shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns(RELEASE_FILE))
+    manifest.write(folder)
+    return folder
+
+
+def _inspect(bundle: Path, files: Sequence[Path]) -> str:
+    command = [sys.executable, "-m", "service", "inspect", "--bundle", str(bundle), "--json", "--", *map(str, files)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - our own
+    if done.returncode != 0:
+        raise ValueError(f"the service could not inspect them: {done.stderr.strip() or done.stdout[-500:]}")
+    return done.stdout
+
+
+@dataclass(frozen=True, slots=True)
+class _Screen:
+    """Of one screen: windows that cover it without overlap, and its defects with their distance to a border."""
+
+    windows: int
+    defects: list[tuple[Defect, int]]
+
+
+def _distances(files: Mapping[str, Path], truth: Mapping[str, list[Defect]], patch_px: int) -> dict[str, _Screen]:
+    screens = {}
+    for name, path in files.items():
+        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+        if image is None:
+            raise ValueError(f"{path} cannot be read")
+        windows = cover(*image.shape[:2], patch_px=patch_px)
+        tops, lefts = ({getattr(window, axis) for window in windows} for axis in ("top", "left"))
+        screens[name] = _Screen(
+            len(windows),
+            [
+                (
+                    defect,
+                    min(
+                        distance(defect.top, defect.bottom, tops, patch_px),
+                        distance(defect.left, defect.right, lefts, patch_px),
+                    ),
+                )
+                for defect in truth.get(name, [])
+            ],
+        )
+    return screens
+
+
+def distance(low: int, high: int, starts: set[int], patch_px: int) -> int:
+    """Pixels from the span [low, high) to the nearest border of windows inside the frame; -1 where one crosses it.
+
+    Args:
+        low: first pixel of the span.
+        high: the one after its last.
+        starts: first pixels of the windows along this axis.
+        patch_px: side of a window.
+    """
+    first, last = min(starts), max(starts)
+    borders = (starts - {first}) | {start + patch_px for start in starts - {last}}
+    if any(low < border < high for border in borders):
+        return -1
+    return min((max(border - high, low - border) for border in borders), default=sys.maxsize - 1)
+
+
+class _Look(NamedTuple):
+    """A defect as it was found: `overlap` is that of the best box of its label, 0 where there is none over it."""
+
+    band: str
+    label: str
+    overlap: float
+
+
+def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Screen]) -> Manner:
+    looks: list[_Look] = []
+    costs: list[float] = []
+    false_boxes = false_clean = 0
+    for name, screen in screens.items():
+        proof, boxes = answers[name]["proof"], answers[name]["defects"]
+        costs.append((proof["windows_inferred"] + proof["windows_extra"]) / screen.windows)
+        for defect, pixels in screen.defects:
+            band = next(band for band, (low, high) in BANDS.items() if low <= pixels < high)
+            best = max((iou(defect, b["box"]) for b in boxes if b["label"] == defect.label), default=0.0)
+            looks.append(_Look(band, defect.label, best))
+        wrong = sum(not any(d.label == b["label"] and overlap(d, b["box"]) for d, _ in screen.defects) for b in boxes)
+        false_boxes += wrong
+        false_clean += 0 if screen.defects else wrong
+    labels = sorted({look.label for look in looks})
+    return Manner(
+        windows=float(np.mean(costs)),
+        windows_most=max(costs),
+        judgement=judgement,
+        found=_found(looks),
+        found_by_label={label: _found([look for look in looks if look.label == label]) for label in labels},
+        box_overlap=_box_overlap(looks),
+        false_boxes=false_boxes,
+        false_boxes_clean=false_clean,
+    )
+
+
+def _found(looks: Sequence[_Look]) -> dict[str, Share]:
+    bands = {band: [look.overlap > 0 for look in looks if look.band == band] for band in BANDS}
+    return {band: wilson(sum(found), len(found)) for band, found in bands.items() if found}
+
+
+def _box_overlap(looks: Sequence[_Look]) -> dict[str, float]:
+    bands = {band: [look.overlap for look in looks if look.band == band] for band in BANDS}
+    return {band: float(np.mean(found)) for band, found in bands.items() if found}
+
+
+def iou(defect: Defect, box: Mapping[str, int]) -> float:
+    """Intersection over union of a defect's box and a verdict's; 0 where they share no pixel."""
+    width = min(defect.right, box["right"]) - max(defect.left, box["left"])
+    height = min(defect.bottom, box["bottom"]) - max(defect.top, box["top"])
+    if width <= 0 or height <= 0:
+        return 0.0
+    own = (defect.right - defect.left) * (defect.bottom - defect.top)
+    other = (box["right"] - box["left"]) * (box["bottom"] - box["top"])
+    return width * height / (own + other - width * height)
