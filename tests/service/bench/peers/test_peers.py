@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from service.bench import peers
-from service.bench.peers import Found, Peer, Setting, ahead, fastest
+from service.bench.peers import Found, Peer, ahead, fastest
+from service.bench.peers.setting import Setting
 from service.bench.report import BenchError
 from service.bench.work import Work
 from service.client import Served
