@@ -1,4 +1,4 @@
-"""LitServe with batching: one process takes the requests, others compute, and screens that wait are put together.
+"""LitServe with batching: some processes take requests, others compute, and screens that wait are put together.
 
 Run as `python -m service.bench.peers.litserve` with the environment of `service.settings` and `Setting`.
 """
@@ -58,7 +58,6 @@ def main() -> None:
     server.run(
         host=settings.host,
         port=settings.port,
-        num_api_servers=1,
         generate_client_file=False,
         log_level="warning",
         access_log=False,
