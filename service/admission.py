@@ -67,16 +67,18 @@ class Admission:
             self._gauge.set(len(self._screens))
 
 
-def needed_bytes(content_length: str | None, *, raw: bool, settings: Settings) -> int:
+def needed_bytes(content_length: str | None, *, raw_pixels: int | None, settings: Settings) -> int:
     """What a screen holds at most between its first byte and its answer, but while it is decoded.
 
     Args:
-        content_length: of the request, as it stands there.
-        raw: whether the body is the frame. Else the frame follows the body, of a size that nobody knows yet.
+        content_length: of the request, as it stands there; None for a body in chunks.
+        raw_pixels: of a body that is the frame itself; None for a file, whose frame has a size that nobody knows yet.
         settings: how large either may be.
     """
-    body = settings.max_body_bytes
+    frame = settings.largest_frame_pixels if raw_pixels is None else raw_pixels
     # what is no number, and what is over the limit, is refused when the body is read
     if content_length is not None and re.fullmatch(r"[0-9]{1,20}", content_length):
-        body = min(body, int(content_length))
-    return body if raw else max(body, settings.largest_frame_pixels)
+        body = int(content_length)
+    else:
+        body = settings.max_body_bytes if raw_pixels is None else raw_pixels
+    return max(min(body, settings.max_body_bytes), min(frame, settings.max_pixels))

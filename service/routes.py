@@ -111,7 +111,8 @@ async def inspect_screen(
     if (width is None) != (height is None):
         raise InvalidRequest("width and height go together")
     with running.admission.admit(screen_id) as place:
-        needed = needed_bytes(request.headers.get("content-length"), raw=media_type == RAW, settings=settings)
+        raw_pixels = width * height if media_type == RAW and width is not None and height is not None else None
+        needed = needed_bytes(request.headers.get("content-length"), raw_pixels=raw_pixels, settings=settings)
         await place.hold(needed, timeout_s=deadline_at - time.monotonic())
         source = Source(  # which alone holds the body: it is dropped once it is decoded
             data=await receive(request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()),

@@ -70,21 +70,24 @@ def test_a_screen_that_failed_leaves_its_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content_length", "raw", "needed"),
+    ("content_length", "raw_pixels", "needed"),
     [
-        ("700", True, 700),  # the body is the frame
-        ("300", False, 600),  # the frame is larger than the file
-        ("700", False, 700),
-        ("5000", True, 1000),  # refused at its header, and never held
-        (None, True, 1000),  # sent in chunks: as much as may come
-        ("many", True, 1000),
+        ("700", 700, 700),  # the body is the frame
+        (None, 700, 700),  # in chunks, as it comes from a camera
+        ("900", 700, 900),  # refused once it is there
+        ("5000", 700, 1000),  # refused at its header
+        (None, 10**9, 1000),  # a size that is refused
+        ("300", None, 600),  # the frame is larger than the file
+        ("700", None, 700),
+        (None, None, 1000),  # a file in chunks: as much as may come
+        ("many", None, 1000),
     ],
 )
 def test_a_screen_needs_its_body_or_its_frame_whichever_is_larger(
-    content_length: str | None, raw: bool, needed: int
+    content_length: str | None, raw_pixels: int | None, needed: int
 ) -> None:
-    settings = Settings(max_body_bytes=1000, frame_size=(20, 30))
-    assert needed_bytes(content_length, raw=raw, settings=settings) == needed
+    settings = Settings(max_body_bytes=1000, max_pixels=1000, frame_size=(20, 30))
+    assert needed_bytes(content_length, raw_pixels=raw_pixels, settings=settings) == needed
 
 
 def test_whoever_leaves_makes_room_for_whoever_waits() -> None:
