@@ -334,7 +334,7 @@ def _working_bytes(image: ImageFile.ImageFile, length: int) -> int:
     pixels = image.height * image.width * (WORKING_BYTES[image.mode] if plain else WORKING_BYTES_MADE_PLAIN)
     if image.format == "JPEG":  # perhaps a second time, from a copy: see `_is_painted`
         return 2 * pixels + 2 * length
-    return pixels + length  # libtiff is given one more
+    return pixels + length if image.format == "TIFF" else pixels  # libtiff is given a copy
 
 
 def _values(image: Image.Image) -> NDArray[np.uint8]:
