@@ -171,7 +171,7 @@ def bench(
     picture: Annotated[Path | None, typer.Option(help="Picture of the growth to write: a .png or .svg.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ) -> None:
-    """Time the service end to end, and what it leaves of a device, on two CPUs; exit code 1 if a limit is missed."""
+    """Measure the service end to end, in parts, on two CPUs; exit code 1 if a limit is missed."""
     logs.configure(level="warning", form="console")  # of the parts that inspect in this process
     console = Console(stderr=True, emoji=False)
     chosen = parts or tuple(benchmark.PARTS)

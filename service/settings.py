@@ -93,8 +93,8 @@ class Settings(BaseSettings):
         description="screens received or inspected at the same time; more are refused",
     )
     max_memory_bytes: int = Field(
-        # ten frames of 5120 x 10240 or three colour bodies of them, and two colour files being decoded; a body or frame
-        # that is larger than half by itself goes alone
+        # ten frames of 5120 x 10240 or three colour bodies of them, and beside that two colour PNG files of that size
+        # being decoded, or one TIFF; what alone is larger than its half goes alone
         2**30,
         ge=1,
         description="of screens in flight: half for bodies and frames, half for decoding files; what has no room waits",

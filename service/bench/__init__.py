@@ -1,4 +1,4 @@
-"""What the service does end to end, and what it leaves of a device: every figure of one run, on two CPUs.
+"""What the service does end to end, leaves of a device, holds in memory, and costs as things grow: on two CPUs.
 
 Client and server share the CPUs, as on a line's box; every server is a process of its own and stops by itself. A part
 is a module here with `measure(work)`, which yields its rows.

@@ -39,17 +39,29 @@ class Curve:
     def bends(self) -> dict[float, str]:
         """The word for the growth from the first size on, and from each size on at which the curve bends upwards.
 
-        A curve bends at a size where its exponent, rounded to a whole number, rises for good: it is higher between all
-        neighbours from there on than it was before. What noise or a cache lifts for a while, and lets down again, is no
-        bend.
+        Of a curve that bends upwards the exponents rise; measured ones do so but for noise, so the nearest ones that
+        rise are taken instead (neighbours that fall count as one, with the exponent of both). The curve bends where
+        these, rounded to whole numbers, are higher than before. What comes down again is no bend.
         """
-        rounded = [min(max(round(exponent), 0), len(WORDS) - 1) for exponent in self.exponents]
-        lasting = np.minimum.accumulate(rounded[::-1])[::-1].tolist()
         found: dict[float, str] = {}
-        for index, degree in enumerate(lasting):
-            if index == 0 or degree > lasting[index - 1]:
-                found[self.sizes[index]] = WORDS[degree]
+        before = -1
+        for size, exponent in zip(self.sizes, self._rising_exponents(), strict=False):
+            degree = min(max(round(exponent), 0), len(WORDS) - 1)
+            if degree > before:
+                found[size], before = WORDS[degree], degree
         return found
+
+    def _rising_exponents(self) -> list[float]:
+        """The nearest to `exponents` that never fall: isotonic regression, by pooling adjacent violators."""
+        pools: list[tuple[float, float, int]] = []  # exponent, width on the logarithmic axis, how many there are
+        for exponent, (size, next_size) in zip(self.exponents, pairwise(self.sizes), strict=True):
+            width, count = math.log(next_size / size), 1
+            while pools and pools[-1][0] >= exponent:
+                lower, lower_width, lower_count = pools.pop()
+                exponent = (exponent * width + lower * lower_width) / (width + lower_width)
+                width, count = width + lower_width, count + lower_count
+            pools.append((exponent, width, count))
+        return [exponent for exponent, _, count in pools for _ in range(count)]
 
     def describe_bends(self) -> str:
         """The same in words, such as `flat, linear from 8`."""

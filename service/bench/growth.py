@@ -55,7 +55,7 @@ def measure(work: Work) -> Iterator[Row]:
         try:
             panel = question(work)
         except BenchError as error:
-            yield Row(name=question.__doc__ or "", found=f"not measured: {error}")
+            yield Row(name=question.__doc__ or "", found=f"not measured: {error}", passed=False)
             continue
         panels.append(panel)
         yield Row(name=f"{panel.title}, {panel.unit}", found=panel.describe(), figures=panel.as_dict())

@@ -3,7 +3,7 @@ import json
 import math
 import socket
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -288,6 +288,22 @@ def test_over_the_limit_is_a_503_that_says_when_to_come_again(tmp_path: Path, sc
         device.screen_gate.open()
         assert first.result().status_code == 200
         assert post(client, "two", SCREENS["pass"]).status_code == 200
+
+
+@pytest.mark.parametrize("send", [post, post_raw])
+def test_a_body_without_room_waits_until_there_is_some(tmp_path: Path, send: Callable[..., httpx.Response]) -> None:
+    device = Device()
+    device.screen_gate.hold()
+    settings = Settings(state_dir=tmp_path, max_memory_bytes=2)  # so that every screen goes alone
+    with serve_device(device, settings) as client, ThreadPoolExecutor() as pool:
+        first = pool.submit(send, client, "one", SCREENS["pass"])
+        device.screen_gate.wait_for()
+        late = send(client, "late", SCREENS["pass"], deadline_s=0.2)
+        assert is_problem(late, 504, "deadline_exceeded")
+        assert "memory" in late.json()["detail"]
+        second = pool.submit(send, client, "two", SCREENS["pass"])
+        device.screen_gate.open()
+        assert (first.result().status_code, second.result().status_code) == (200, 200)
 
 
 @pytest.mark.parametrize("failure", [InferenceError("the device is gone"), RuntimeError("secret of the driver")])

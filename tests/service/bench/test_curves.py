@@ -29,7 +29,8 @@ def test_a_curve_bends_where_its_growth_rises_for_good() -> None:
 
 def test_what_comes_down_again_is_no_bend() -> None:
     assert curve([1, 1, 3, 1, 1, 1]).bends == {1: "flat"}
-    assert curve([1, 2, 4, 16, 16, 32]).bends == {1: "flat", 16: "linear"}
+    assert curve([1, 2, 4, 16, 16, 32]).bends == {1: "linear"}
+    assert curve([1, 1, 1, 2.2, 3.8, 8]).bends == {1: "flat", 4: "linear"}
 
 
 @given(st.lists(st.floats(1e-6, 1e3), min_size=6, max_size=6))
@@ -38,6 +39,18 @@ def test_whatever_was_measured_the_words_only_rise(median_s: list[float]) -> Non
     words = [order.index(word) for word in curve(median_s).bends.values()]
     assert words == sorted(set(words))
     assert next(iter(curve(median_s).bends)) == 1
+
+
+@given(st.lists(st.floats(-2, 4), min_size=5, max_size=5))
+def test_the_rising_exponents_are_the_nearest(exponents: list[float]) -> None:
+    median_s = [1.0]
+    for exponent in exponents:
+        median_s.append(median_s[-1] * 2**exponent)
+    found = curve(median_s)._rising_exponents()
+    assert found == sorted(found)
+    assert sum(found) == pytest.approx(sum(exponents), abs=1e-6)  # the whole growth is kept
+    if exponents == sorted(exponents):
+        assert found == pytest.approx(exponents, abs=1e-6)
 
 
 def test_of_what_was_measured_the_median_and_the_quartiles_count() -> None:
