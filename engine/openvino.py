@@ -59,20 +59,21 @@ class OpenVinoBackend(CpuBackend):
     def _builder(self) -> Callable[[Share], "_Requests"]:
         """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
         graph, side = self._graph, self.manifest.patch_px
-        half = self.precision == "bf16"
-        kind = openvino.Type.bf16 if half else openvino.Type.f32
+        narrow = self.precision == "bf16"
+        kind = openvino.Type.bf16 if narrow else openvino.Type.f32
 
         def read(*form: bytes | openvino.Tensor) -> openvino.Model:
             model = CORE.read_model(*form)
             model.reshape([graph.rows, 1, side, side])
             return model
 
+        with _refusing(graph.file):
+            form = _held_in_float32(read(graph.onnx), but=graph.rounding) if narrow else (graph.onnx,)
+
         def build(share: Share) -> _Requests:
             with _refusing(graph.file):
                 return _Requests(read(*form), graph, share, patches=self.batch_size, kind=kind)
 
-        with _refusing(graph.file):
-            form = _held_in_float32(read(graph.onnx), but=graph.rounding) if half else (graph.onnx,)
         return build
 
 
