@@ -74,7 +74,7 @@ def needed_bytes(content_length: str | None, *, settings: Settings) -> int:
         content_length: of the request, as it stands there.
         settings: how large the body may be, and the frame that follows it, of a size that nobody knows yet.
     """
-    frame = settings.largest_frame_pixels if raw_pixels is None else raw_pixels
+    body = settings.max_body_bytes
     # what is no number, and what is over the limit, is refused when the body is read
     if content_length is not None and re.fullmatch(r"[0-9]{1,20}", content_length):
         body = min(body, int(content_length))
