@@ -1,8 +1,8 @@
 """Pixels of the plain files that lines send, faster than Pillow reads them: 8-bit grey or colour, nothing odd.
 
 Pillow has read the header, and `service.images` has checked it, before anything here is asked. What is not plain, and
-what turns out to be odd, is left to Pillow: its word on such a file holds. A JPEG is the exception: libjpeg's warnings
-tell of data that is lost, and Pillow does not pass them on.
+what turns out to be odd, is left to Pillow: its word on such a file holds. But what Pillow does not look at refuses a
+file: warnings of libjpeg, which tell of lost data, and the checksums of PNG and of deflated strips.
 """
 
 import struct
@@ -60,7 +60,7 @@ def plain_pixels(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] |
 
     Raises:
         IncompleteImage: a JPEG that ends before its last pixel, or a PNG that ends within a chunk.
-        UnreadableImage: a JPEG that has lost data on the way, or a PNG with a chunk that fails its checksum.
+        UnreadableImage: a JPEG that has lost data on the way, or a PNG or a deflated TIFF that fails its checksums.
     """
     decoder = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _uncompressed, "PPM": _uncompressed}
     return decoder[image.format](image, data) if image.format in decoder else None
@@ -167,14 +167,14 @@ def _tiff(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] | None:
     if strips.compression == tiff.NONE:
         return _joined(strips, data)
     pixels = np.empty((strips.height, strips.width), np.uint8)
-    decode = _inflated if strips.compression in tiff.DEFLATE and strips.predictor == 1 else _by_libtiff
+    decode = _inflated if strips.compression in tiff.DEFLATE else _by_libtiff
 
     def fill(group: tiff.Strips) -> None:
         pixels[group.top : group.top + group.height] = decode(group, memoryview(data))
 
     try:
         list(STRIPS.map(fill, strips.groups(BAND_BYTES)))
-    except (deflate.DeflateError, OSError, ValueError):
+    except (OSError, ValueError):
         return None
     return pixels
 
@@ -194,12 +194,22 @@ def _joined(strips: tiff.Strips, data: Bytes) -> NDArray[np.uint8] | None:
 
 
 def _inflated(group: tiff.Strips, data: memoryview) -> NDArray[np.uint8]:
-    parts: list[bytearray] = []
+    """By libdeflate, which compares the checksum of each strip; libtiff stops before it.
+
+    Raises:
+        UnreadableImage: a strip fails its checksum, or holds more than a strip does.
+        ValueError: a strip holds too little.
+    """
+    parts: list[memoryview] = []
+    room = group.each * group.width  # some encoders fill the last strip up
     for start, size, rows in zip(group.starts, group.sizes, group.rows, strict=True):
-        parts.append(deflate.zlib_decompress(data[start : start + size], rows * group.width))
-        if len(parts[-1]) != rows * group.width:
-            raise ValueError("a strip of the TIFF file holds too little")
-    return np.frombuffer(b"".join(parts), np.uint8).reshape(group.height, group.width)
+        try:
+            values = memoryview(deflate.zlib_decompress(data[start : start + size], room))
+        except deflate.DeflateError as error:
+            raise UnreadableImage(f"a strip of the TIFF file cannot be inflated: {error}") from error
+        parts.append(values[: rows * group.width])
+    found = np.frombuffer(b"".join(parts), np.uint8).reshape(group.height, group.width)
+    return found if group.predictor == 1 else np.add.accumulate(found, axis=1, dtype=np.uint8)
 
 
 def _by_libtiff(group: tiff.Strips, data: memoryview) -> NDArray[np.uint8]:

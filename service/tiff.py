@@ -40,13 +40,15 @@ class Strips:
     Attributes:
         width: pixels of a row.
         top: first row.
-        rows: how many each strip has.
+        each: rows of every strip but the last of the file, which may have fewer.
+        rows: how many each of these has.
         starts, sizes: bytes of the file.
         compression, predictor: values of these tags.
     """
 
     width: int
     top: int
+    each: int
     rows: Sequence[int]
     starts: Sequence[int]
     sizes: Sequence[int]
@@ -60,12 +62,13 @@ class Strips:
 
     def groups(self, pixels: int) -> Iterator["Strips"]:
         """The same in parts of about so many pixels."""
-        count = max(1, pixels // (self.width * self.rows[0]))
+        count = max(1, pixels // (self.width * self.each))
         for first in range(0, len(self.rows), count):
             part = slice(first, first + count)
             yield Strips(
                 width=self.width,
-                top=self.top + first * self.rows[0],
+                top=self.top + first * self.each,
+                each=self.each,
                 rows=self.rows[part],
                 starts=self.starts[part],
                 sizes=self.sizes[part],
@@ -94,7 +97,14 @@ def strips_of(image: TiffImagePlugin.TiffImageFile) -> Strips | None:
     if not len(rows) == len(starts) == len(sizes):
         return None
     return Strips(
-        width=width, top=0, rows=rows, starts=starts, sizes=sizes, compression=compression, predictor=predictor
+        width=width,
+        top=0,
+        each=each,
+        rows=rows,
+        starts=starts,
+        sizes=sizes,
+        compression=compression,
+        predictor=predictor,
     )
 
 
@@ -113,7 +123,7 @@ def opened(strips: Strips, data: memoryview) -> ImageFile.ImageFile:
         Tag.PhotometricInterpretation: (SHORT, [GREY], 0),
         Tag.StripOffsets: (LONG, places, start),
         Tag.SamplesPerPixel: (SHORT, [1], 0),
-        Tag.RowsPerStrip: (LONG, [strips.rows[0]], 0),
+        Tag.RowsPerStrip: (LONG, [strips.each], 0),
         Tag.StripByteCounts: (LONG, strips.sizes, start + 4 * count),
         TiffImagePlugin.PREDICTOR: (SHORT, [strips.predictor], 0),
     }

@@ -258,6 +258,20 @@ def test_every_bit_of_a_png_is_under_a_checksum() -> None:
             read(bytes(altered), PNG)
 
 
+def test_values_of_deflated_strips_are_under_a_checksum() -> None:
+    data = tiff([zlib.compress(part) for part in strips(GREY)], SIZE, tags={259: (SHORT, [8])})
+    unseen = []
+    for place in range(len(data) - 2500, len(data), 11):
+        altered = bytearray(data)
+        altered[place] ^= 16
+        try:
+            if not np.array_equal(read(bytes(altered), TIFF), GREY):
+                unseen.append(place)
+        except ServiceError:
+            continue
+    assert unseen == []
+
+
 def test_a_jpeg_that_lost_data_between_two_restart_markers_is_refused() -> None:
     noise = np.random.default_rng(2).integers(0, 256, SIZE, np.uint8)
     data = encode(noise, JPEG, restart_marker_rows=1)
@@ -283,6 +297,12 @@ def test_a_strip_that_holds_too_little_is_pillows_to_judge() -> None:
     assert plain(data, TIFF) is None
     with pytest.raises((IncompleteImage, UnreadableImage)):
         read(data, TIFF)
+
+
+def test_a_last_strip_may_be_filled_up() -> None:
+    parts = [zlib.compress(part.tobytes()) for part in (GREY[:40], np.pad(GREY[40:], ((0, 16), (0, 0))))]
+    data = tiff(parts, SIZE, tags={259: (SHORT, [8]), 278: (LONG, [40])})
+    assert np.array_equal(fast(data, TIFF), GREY)
 
 
 def test_strips_that_share_their_bytes_are_left_to_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
