@@ -66,7 +66,7 @@ class Curve:
     def describe_bends(self) -> str:
         """The same in words, such as `flat, linear from 8`."""
         (_, first), *later = self.bends.items()
-        return ", ".join([first, *(f"{word} from {size:.3g}" for size, word in later)])
+        return ", ".join([first, *(f"{word} from {_plain(size)}" for size, word in later)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,3 +137,7 @@ def seconds(value: float) -> str:
         if value * factor >= 1:
             return f"{value * factor:.3g} {unit}"
     return f"{value * 1e6:.3g} µs"
+
+
+def _plain(size: float) -> str:
+    return f"{size:.0f}" if size >= 10 else f"{size:.2g}"

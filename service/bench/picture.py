@@ -89,8 +89,9 @@ def _panel(axes: "Axes", panel: Panel) -> None:
     _ring_bends(axes, wall)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_title(panel.title)
-    axes.set_title(f"wall: {wall.describe_bends()}", loc="right", fontsize=10, fontweight="normal", color="#555555")
+    axes.set_title(panel.title, pad=20)
+    words = axes.text(0, 1.02, f"wall: {wall.describe_bends()}", transform=axes.transAxes, fontsize=10, color="#555555")
+    words.set_in_layout(False)  # else the longest would make its column narrow
     axes.set_xlabel(panel.unit)
     axes.set_ylabel("time of a screen")
     step = -(-len(wall.sizes) // MOST_TICKS)

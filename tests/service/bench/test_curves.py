@@ -27,6 +27,11 @@ def test_a_curve_bends_where_its_growth_rises_for_good() -> None:
     assert curve([1, 1, 2, 4, 16, 64]).bends == {1: "flat", 2: "linear", 8: "quadratic"}
 
 
+def test_bends_are_told_in_whole_numbers() -> None:
+    told = curve([1, 1, 4, 64], sizes=(0.5, 512, 1024, 4096)).describe_bends()
+    assert told == "flat, quadratic from 512"
+
+
 def test_what_comes_down_again_is_no_bend() -> None:
     assert curve([1, 1, 3, 1, 1, 1]).bends == {1: "flat"}
     assert curve([1, 2, 4, 16, 16, 32]).bends == {1: "linear"}
