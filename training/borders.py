@@ -72,7 +72,7 @@ def manners(manifest: Manifest) -> dict[str, Manifest]:
     return {
         "once": once,
         "second look": replace(once, second_look=look),
-        "overlap by half": replace(once, overlap_px=manifest.patch_px // 2),
+        "half overlap": replace(once, overlap_px=manifest.patch_px // 2),
     }
 
 

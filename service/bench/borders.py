@@ -16,7 +16,7 @@ MOST = 1.5  # times the cost of looking once
 
 def measure(work: Work) -> Iterator[Row]:
     """The bundle with its second look and without."""
-    if work.manifest.second_look == NO_SECOND_LOOK:
+    if work.manifest.second_look.ratio_max == 0:
         yield Row(name="second look", found="the bundle asks for none")
         return
     with tempfile.TemporaryDirectory() as folder:

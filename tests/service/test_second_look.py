@@ -85,6 +85,19 @@ def test_added_windows_join_the_reasoning_and_are_counted_apart(tmp_path: Path, 
     assert [result.score for result in verdict.labels.values()] == pytest.approx(probability.max(0), abs=1e-6)
 
 
+def test_the_same_screen_gets_the_same_answer_whatever_else_is_looked_at_again(
+    tmp_path: Path, looking: Path, picture: Path
+) -> None:
+    def answers(copies: int) -> list[str]:
+        with inspector(settings(tmp_path, looking)) as ready:
+            outcomes = [result.outcome for result in inspect_files(ready, [picture] * copies, raw_size=None)]
+        verdicts = [outcome.verdict for outcome in outcomes if isinstance(outcome, Inspection)]
+        return [f"{verdict.labels} {verdict.defects}" for verdict in verdicts if verdict is not None]
+
+    alone, together = answers(1), answers(8)
+    assert together == alone * 8
+
+
 def test_a_bundle_that_does_not_ask_looks_once(tmp_path: Path, picture: Path) -> None:
     verdict = inspected(tiny_bundle(tmp_path / "once"), picture, tmp_path).verdict
     assert verdict is not None
