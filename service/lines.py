@@ -19,6 +19,8 @@ LINES = 3  # that post at the same time
 class Lines:
     """Three lines, and what became of their screens: `durations` in seconds of those answered, and what went wrong.
 
+    `timings` are those of their verdicts, by stage.
+
     `failures` are requests without an answer, answers without a fresh self-test, and answers whose labels or scores are
     not those that the same frame had before.
 
@@ -31,6 +33,7 @@ class Lines:
         self.served = served
         self.failures: list[str] = []
         self.durations: list[float] = []
+        self.timings: list[dict[str, float]] = []
         self.elapsed_s = 0.0
         self._frames = frames
         self._numbers = iter(range(2**62))
@@ -90,6 +93,7 @@ class Lines:
                 self.failures.append(str(error))
                 continue
             self.durations.append(time.monotonic() - started_at)
+            self.timings.append(verdict["timing"])
             if "self_test_stale" in verdict["reasons"]:
                 self.failures.append(f"acceptance-{number}: no fresh self-test")
             with self._lock:

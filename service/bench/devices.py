@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from service.bench.line import rate
+from service.bench.profile import profiled
 from service.bench.report import Row, latency
 from service.bench.simulated import SimulatedDevice, golden_of
 from service.bench.work import SEED, Work
@@ -29,17 +30,18 @@ CLIENTS = 16  # that may wait for an answer at a time
 
 def measure(work: Work) -> Iterator[Row]:
     """Devices that answer at once, and such that take 2 + 2n ms for a batch of n."""
-    yield _instant(work)
+    yield from _instant(work)
     yield from _one_device(work)
     yield _two_devices(work)
     yield from _arrivals(work)
 
 
-def _instant(work: Work) -> Row:
+def _instant(work: Work) -> Iterator[Row]:
     with _simulated(work, batch_s=0.0, patch_s=0.0) as served:
-        lines = work.loaded(served)
+        lines, profile = profiled("device that answers at once", work, served)
     limit = f"{INSTANT_PATCHES_PER_S:.0f} patches/s"
-    return rate("device that answers at once", work, lines, least=INSTANT_PATCHES_PER_S, limit=limit)
+    yield rate("device that answers at once", work, lines, least=INSTANT_PATCHES_PER_S, limit=limit)
+    yield profile
 
 
 def _one_device(work: Work) -> Iterator[Row]:

@@ -9,7 +9,6 @@ and `CPU` the service's own. The picture of all four, where one is asked for, ne
 """
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from engine import Backend, load
 from service.bench import picture
 from service.bench.curves import Panel, curves_of
+from service.bench.profile import cpu_s
 from service.bench.report import BenchError, Row
 from service.bench.work import SEED, Work
 from service.client import ClientError, Served, post_frame
@@ -173,7 +173,7 @@ def _loaded(served: Served, work: Work, clients: int, seconds: float) -> tuple[l
     samples: list[Sample] = []
     numbers = iter(range(2**62))
     lock = threading.Lock()
-    cpu_s, begun_at = _cpu_s(served.pid), time.monotonic()
+    used_s, begun_at = cpu_s(served.pid), time.monotonic()
 
     def client(_: int) -> None:
         while True:
@@ -192,7 +192,7 @@ def _loaded(served: Served, work: Work, clients: int, seconds: float) -> tuple[l
     except ClientError as error:
         raise BenchError(f"with {clients} screens in flight: {error}") from error
     # no screen's own: the service's whole, shared out
-    each_s = (_cpu_s(served.pid) - cpu_s) / len(samples)
+    each_s = (cpu_s(served.pid) - used_s) / len(samples)
     rate = len(samples) / (time.monotonic() - begun_at)
     return [{"wall": sample["wall"], "CPU": each_s, **sample} for sample in samples], rate
 
@@ -220,12 +220,6 @@ def _frame(work: Work, height: int, width: int) -> NDArray[np.uint8]:
     frame = work.frames[0]
     down, across = -(-height // frame.shape[0]), -(-width // frame.shape[1])
     return np.ascontiguousarray(np.tile(frame, (down, across))[:height, :width])
-
-
-def _cpu_s(pid: int) -> float:
-    """CPU time of a process and all its threads, after Linux's proc(5); the name in brackets may hold anything."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _counts(samples: Mapping[float, Sequence[Sample]]) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from engine.cpus import vector_instructions
+from service.bench.profile import profiled
 from service.bench.report import Row, latency
 from service.bench.work import Work
 from service.lines import Lines
@@ -15,8 +16,9 @@ def measure(work: Work) -> Iterator[Row]:
     """The bundle over HTTP, raw frames, verdicts recorded."""
     least = FLOOR_PATCHES_PER_S * (1 + any(name in WIDE_VECTORS for name in vector_instructions()))
     with work.served() as served:
-        lines = work.loaded(served)
+        lines, profile = profiled("bundle", work, served)
     yield rate("bundle end to end", work, lines, least=least, limit=f"{least:.0f} patches/s, none failed")
+    yield profile
 
 
 def rate(name: str, work: Work, lines: Lines, *, least: float, limit: str) -> Row:

@@ -80,7 +80,9 @@ def test_the_command_measures_its_parts_and_ends_by_itself() -> None:
     assert report["cpus"] in (1, 2)
     assert [row["name"] for row in report["rows"]] == [
         "bundle end to end",
+        "bundle: a screen's time",
         "device that answers at once",
+        "device that answers at once: a screen's time",
         "share of a device's rate",
         "p99 of a screen, times the ideal",
         "two devices, times one",

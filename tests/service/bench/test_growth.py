@@ -9,6 +9,7 @@ import pytest
 
 from service.bench import growth, picture
 from service.bench.curves import Curve, Panel
+from service.bench.profile import cpu_s
 from service.bench.report import BenchError
 from service.bench.work import Work
 from tests.bundles import BACKGROUND, tiny_bundle
@@ -82,9 +83,9 @@ def test_stages_are_measured_of_the_frame_that_was_asked_for(work: Work) -> None
 def test_the_cpu_time_of_this_process_rises() -> None:
     import os
 
-    before = growth._cpu_s(os.getpid())
+    before = cpu_s(os.getpid())
     total = 0
-    while growth._cpu_s(os.getpid()) == before:
+    while cpu_s(os.getpid()) == before:
         total += sum(range(1000))
     assert total
 
