@@ -177,7 +177,7 @@ class Inspector:
         between = look_again(windows, probability, computed.features.activation, manifest)
         reasoning_s = lap()
         if between:
-            again = self._scheduler.compute(frame.pixels, between, deadline_at=deadline_at, again=True)
+            again = self._scheduler.compute(frame.pixels, between, deadline_at=deadline_at, after=computed)
             computed, windows = computed.joined(again), windows + between
             lap()
             probability = self._reason(computed)

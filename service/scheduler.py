@@ -97,7 +97,7 @@ class Scheduler:
 
     @contextmanager
     def queue(
-        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, again: bool = False
+        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, after: Computed | None = None
     ) -> Iterator[Queued]:
         """A place for one screen, whose lines may still be coming; entered by the screen's own thread.
 
@@ -107,15 +107,17 @@ class Scheduler:
             frame: (H, W) grey; what `Queued.arrived` was told of is not changed any more.
             windows: K windows of the frame, in row order.
             deadline_at: on the scheduler's clock.
-            again: windows of a screen that was computed already: it came before all that wait, and is not refused for
-                lack of room now, when most of its work is done.
+            after: what was computed of this screen already: it came before all that wait, stays on its device, and is
+                not refused for lack of room now, when most of its work is done.
 
         Raises:
             ImageTooLarge: more patches than the queue could ever hold.
             QueueFull: no room for all of its patches now.
             NotReady: the service is stopping, or has lost a device for good.
         """
-        job = Job(frame, windows, deadline_at, queued_at=self._clock(), again=again)
+        job = Job(frame, windows, deadline_at, queued_at=self._clock())
+        if after is not None:
+            job.again, job.device = True, after.device
         self._queue.put(job)
         try:
             yield Queued(self._queue, job, self._clock)
@@ -123,10 +125,10 @@ class Scheduler:
             self._queue.withdraw(job)
 
     def compute(
-        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, again: bool = False
+        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, after: Computed | None = None
     ) -> Computed:
         """The features of a screen that is there; arguments and exceptions are those of `queue` and of `Queued`."""
-        with self.queue(frame, windows, deadline_at=deadline_at, again=again) as screen:
+        with self.queue(frame, windows, deadline_at=deadline_at, after=after) as screen:
             screen.arrived(len(frame))
             return screen.features()
 
@@ -254,6 +256,7 @@ class _Device:
             self_test=self.self_test.report(),
             queue_s=max(0.0, self._clock() - job.whole_at - job.features_s),
             features_s=job.features_s,
+            device=self,
         )
 
     def _lost(self, running: deque[_Batch], error: DeviceLost) -> None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine import Features, Window
 from service.errors import ImageTooLarge, NotReady, QueueFull
-from service.selftest import SelfTestReport, worst
+from service.selftest import SelfTestReport
 
 # what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
 FIRST_GUESS_S = 0.01
@@ -31,6 +31,7 @@ class Computed:
         self_test: of the device that computed them, as it was known at the end.
         queue_s: time in which the screen waited.
         features_s: time in which the device worked on it.
+        device: which it was: the screen stays there.
     """
 
     features: Features
@@ -38,21 +39,17 @@ class Computed:
     self_test: SelfTestReport
     queue_s: float
     features_s: float
+    device: object
 
     def joined(self, again: "Computed") -> "Computed":
-        """The same screen with the windows of a second look behind its own.
-
-        They may have been on another device: the wider guard band and the worse self-test hold for all of it.
-        """
+        """The same screen with the windows of a second look, by the same device, behind its own."""
         return Computed(
             features=Features.joined([self.features, again.features]),
-            guard={
-                label: max(self.guard.get(label, 0.0), again.guard.get(label, 0.0))
-                for label in {**self.guard, **again.guard}
-            },
-            self_test=worst([self.self_test, again.self_test]),
+            guard=again.guard,
+            self_test=again.self_test,
             queue_s=self.queue_s + again.queue_s,
             features_s=self.features_s + again.features_s,
+            device=again.device,
         )
 
 
@@ -65,7 +62,7 @@ class Job:
         ready: windows whose lines are there.
         whole_at: when the last of them was.
         begun: windows that its device has taken.
-        device: which took the first; the others follow there.
+        device: which took the first; the others follow there, and so does a second look.
         running: batches that are at the device now.
         batches: answers, in order.
         features_s: time that the device worked on it.
@@ -139,7 +136,7 @@ class Queue:
         if count > self._max_patches and not job.again:
             raise ImageTooLarge(f"{count} patches are over the limit of {self._max_patches}")
         with self._changed:
-            if self._refusal:
+            if self._refusal and (self.closed or not job.again):  # a screen that is under way ends as usual
                 raise NotReady(self._refusal)
             over = self.patches + count - self._max_patches
             if over > 0 and not job.again:

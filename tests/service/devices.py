@@ -111,17 +111,19 @@ class Line:
         self.pool = pool
         self._clock = clock
 
-    def compute(self, number: int, patches: int = 1, *, within_s: float = GUARD_S, again: bool = False) -> Computed:
+    def compute(
+        self, number: int, patches: int = 1, *, within_s: float = GUARD_S, after: Computed | None = None
+    ) -> Computed:
         frame = frame_of(number, patches)
         deadline_at = self._clock() + within_s
-        return self.scheduler.compute(frame, windows_of(frame), deadline_at=deadline_at, again=again)
+        return self.scheduler.compute(frame, windows_of(frame), deadline_at=deadline_at, after=after)
 
     def send(
-        self, number: int, patches: int = 1, *, within_s: float = GUARD_S, again: bool = False
+        self, number: int, patches: int = 1, *, within_s: float = GUARD_S, after: Computed | None = None
     ) -> "Future[Computed]":
         """A screen from a thread of its own; it has its places when this returns. For a device that is held."""
         before = self.scheduler.waiting_patches
-        answer = self.pool.submit(self.compute, number, patches, within_s=within_s, again=again)
+        answer = self.pool.submit(self.compute, number, patches, within_s=within_s, after=after)
         until(lambda: self.scheduler.waiting_patches == before + patches)
         return answer
 

@@ -19,11 +19,11 @@ from service.errors import NotReady
 from service.files import inspect_files, inspector
 from service.inspector import Inspection
 from service.sealed import SEALED_FILE
-from service.selftest import SelfTestReport, worst
+from service.selftest import worst
 from service.settings import Settings
 from service.waiting import Computed
 from tests.bundles import REACH, grey_of, tiny_bundle
-from tests.service.devices import GUARD_S, Device, held_at, line
+from tests.service.devices import GUARD_S, Device, held_at, line, until
 from tests.service.strategies import FRESH, LABELS, PATCH_PX, Screen, screens
 from tests.service.test_release import SIZE, frame, write_set
 
@@ -134,38 +134,60 @@ def test_added_windows_never_stand_in_for_one_that_is_missing(screen: Screen, da
 def test_a_second_look_goes_ahead_of_screens_that_wait_and_always_has_room() -> None:
     device, stop = held_at(1)
     with line(device, max_patches=10) as here:
+        first = here.compute(3)
         running, waiting = here.send(1, 6), here.send(2, 4)  # every place is taken
-        again = here.send(3, 12, again=True)  # alone more than there are
+        again = here.send(4, 12, after=first)  # alone more than there are
         stop.opened.set()
         for answer in (running, waiting, again):
             answer.result(GUARD_S)
         assert here.scheduler.waiting_patches == 0
-    assert device.order == [1, 3, 2]
+    assert device.order == [3, 1, 4, 2]
 
 
 def test_a_service_that_stops_refuses_a_second_look_too() -> None:
     with line(Device()) as here:
+        first = here.compute(3)
         here.scheduler.close()
         with pytest.raises(NotReady):
-            here.compute(3, again=True)
+            here.compute(3, after=first)
 
 
-def computed(patches: int, guard: dict[str, float], self_test: SelfTestReport) -> Computed:
-    features = Features(
-        label_features=np.full((patches, 1, 2), patches, np.float32),
-        stage1=np.full((patches, 1), patches, np.float32),
-        activation=np.full((patches, 1, 3, 3), patches, np.float32),
-    )
-    return Computed(features=features, guard=guard, self_test=self_test, queue_s=1.0, features_s=2.0)
+def test_a_second_look_is_by_the_device_of_the_first_however_busy_that_is() -> None:
+    (one, gate_of_one), (other, gate_of_other) = held_at(1, 2), held_at(1, 2)
+    with line(one, other) as here:
+        first = here.compute(9)
+        mine, gate, free = (one, gate_of_one, gate_of_other) if one.order else (other, gate_of_other, gate_of_one)
+        answers = [here.send(number, 5) for number in (1, 2)]  # one on each
+        gate.wait_for()
+        free.opened.set()
+        until(lambda: here.scheduler.waiting_patches == 5)  # the other device has nothing to do
+        again = here.send(8, 5, after=first)
+        gate.opened.set()
+        for answer in (*answers, again):
+            answer.result(GUARD_S)
+    assert 8 in mine.order
 
 
-def test_what_two_devices_computed_is_judged_with_the_worse_of_both() -> None:
-    stale = replace(FRESH, age_s=500.0)
-    whole = computed(2, {"bubble": 0.1, "scratch": 0.3}, FRESH).joined(
-        computed(1, {"bubble": 0.2, "tin_ash": 0.1}, stale)
-    )
-    assert whole.guard == {"bubble": 0.2, "scratch": 0.3, "tin_ash": 0.1}
-    assert whole.self_test == stale
+def test_both_looks_of_a_screen_are_told_as_one() -> None:
+    device = object()
+    looks = [
+        Computed(
+            features=Features(
+                label_features=np.full((patches, 1, 2), patches, np.float32),
+                stage1=np.full((patches, 1), patches, np.float32),
+                activation=np.full((patches, 1, 3, 3), patches, np.float32),
+            ),
+            guard={"bubble": 0.1},
+            self_test=self_test,
+            queue_s=1.0,
+            features_s=2.0,
+            device=device,
+        )
+        for patches, self_test in ((2, FRESH), (1, replace(FRESH, age_s=500.0)))
+    ]
+    whole = looks[0].joined(looks[1])
+    assert (whole.guard, whole.device) == ({"bubble": 0.1}, device)
+    assert whole.self_test.age_s == 500  # as it was known at the end
     assert (whole.queue_s, whole.features_s) == (2.0, 4.0)
     assert whole.features.stage1.ravel().tolist() == [2, 2, 1]
     assert len(whole.features.label_features) == len(whole.features.activation) == 3
