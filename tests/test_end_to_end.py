@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     run(folder, "training cut screens --patch 256 --out cut")
     run(folder, "training cut screens --patch 128 --out cut-small")
     run(folder, f"training fit config.toml {FOR_THIS}")
-    run(folder, "training export run --out bundle --version 3 --precision fp16 --golden screens")
+    run(folder, "training export run --out bundle --version 3 --precision fp16 --second-look --golden screens")
     return folder
 
 
