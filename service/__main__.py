@@ -1,6 +1,7 @@
 """`python -m service`: serve; `inspect` files; `release` a bundle; `bench` the service; `demo` shows it all."""
 
 import json
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -173,6 +174,7 @@ def bench(
 ) -> None:
     """Measure the service end to end, in parts, on two CPUs; exit code 1 if a limit is missed."""
     logs.configure(level="warning", form="console")  # of the parts that inspect in this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # by the way on which its servers are stopped
     console = Console(stderr=True, emoji=False)
     chosen = parts or tuple(benchmark.PARTS)
     report = benchmark.run(bundle, parts=chosen, seconds=seconds, console=console, picture=picture)
