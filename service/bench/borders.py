@@ -1,12 +1,7 @@
 """What a bundle's second look at window borders costs: the same frames with it and without, end to end."""
 
-import shutil
-import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 
-from engine import NO_SECOND_LOOK, RELEASE_FILE
 from service.bench.report import Row, latency
 from service.bench.work import Work
 from service.lines import Lines
@@ -19,10 +14,8 @@ def measure(work: Work) -> Iterator[Row]:
     if work.manifest.second_look.ratio_max == 0:
         yield Row(name="second look", found="the bundle asks for none")
         return
-    with tempfile.TemporaryDirectory() as folder:
-        once = Path(shutil.copytree(work.bundle, Path(folder) / "once", ignore=shutil.ignore_patterns(RELEASE_FILE)))
-        replace(work.manifest, second_look=NO_SECOND_LOOK).write(once)
-        without = _loaded(replace(work, bundle=once))
+    with work.looking_once() as once:
+        without = _loaded(once)
     with_it = _loaded(work)
     times = _screens_per_s(without) / _screens_per_s(with_it)
     yield Row(

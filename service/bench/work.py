@@ -1,16 +1,17 @@
 """What every part of the bench is given: a bundle, frames, time, and services to post them to."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import Manifest, Window, cover
+from engine import NO_SECOND_LOOK, RELEASE_FILE, Manifest, Window, cover
 from service.bench.report import BenchError
 from service.client import ClientError, Served, serving
 from service.lines import Lines
@@ -48,6 +49,16 @@ class Work:
         """Of one frame."""
         manifest = self.manifest
         return cover(*FRAME, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
+
+    @contextmanager
+    def looking_once(self) -> Iterator["Work"]:
+        """The same work with a copy of the bundle that asks for no second look, until the block ends."""
+        with tempfile.TemporaryDirectory() as folder:
+            once = Path(
+                shutil.copytree(self.bundle, Path(folder) / "once", ignore=shutil.ignore_patterns(RELEASE_FILE))
+            )
+            replace(self.manifest, second_look=NO_SECOND_LOOK).write(once)
+            yield replace(self, bundle=once)
 
     @contextmanager
     def served(

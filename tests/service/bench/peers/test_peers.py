@@ -50,19 +50,19 @@ def only(name: str, *settings: Setting) -> list[Peer]:
 @pytest.mark.parametrize(("ours", "passed"), [(125, True), (124, False)])
 def test_we_are_ahead_of_the_quickest_by_a_quarter(client: httpx.Client, ours: int, passed: bool) -> None:
     others = {"slow": found(client, [0.1] * 50, 10.0), "quick": found(client, [0.1] * 100, 10.0)}
-    rate, _ = ahead(found(client, [0.1] * ours, 10.0), others)
+    rate, _ = ahead("ours", found(client, [0.1] * ours, 10.0), others)
     assert (rate.passed, rate.figures["best"]) == (passed, "quick")
 
 
 @pytest.mark.parametrize(("ours_s", "passed"), [(0.4, True), (0.41, False)])
 def test_our_p99_is_held_against_the_lowest(client: httpx.Client, ours_s: float, passed: bool) -> None:
     others = {"quick": found(client, [0.5] * 100, 10.0), "steady": found(client, [0.4] * 50, 10.0)}
-    _, wait = ahead(found(client, [ours_s] * 200, 10.0), others)
+    _, wait = ahead("ours", found(client, [ours_s] * 200, 10.0), others)
     assert (wait.passed, wait.figures["best"]) == (passed, "steady")
 
 
 def test_nothing_is_claimed_where_no_peer_ran(client: httpx.Client) -> None:
-    assert list(ahead(found(client, [0.1], 1.0), {})) == []
+    assert list(ahead("ours", found(client, [0.1], 1.0), {})) == []
 
 
 def test_the_fastest_setting_is_taken_and_one_that_does_not_run_is_not(
@@ -112,6 +112,8 @@ def test_the_part_runs_and_a_peer_that_is_not_installed_is_said(work: Work, monk
         "Broken",
         "ours, ONNX Runtime, times the best peer's screens/s",
         "ours, ONNX Runtime, times the best peer's p99",
+        "ours, default runtime, times the best peer's screens/s",
+        "ours, default runtime, times the best peer's p99",
     ]
     for name in ("ours, ONNX Runtime", "FastAPI and a loop"):
         assert rows[name].passed, rows[name].found
