@@ -71,6 +71,7 @@ class Config(_Section):
     name: str = Field(min_length=1)
     run: Path  # the folder that the run is written to
     start: Path | None = None  # weights (.safetensors) of an earlier run with the same network and labels
+    start_share: float = Field(0.0, ge=0, lt=1)  # of those weights in the finished run's: see `training.folder`
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     devices: int = Field(1, ge=1)
@@ -85,6 +86,8 @@ class Config(_Section):
 
     def model_post_init(self, _: Any) -> None:  # noqa: ANN401 - pydantic's signature
         """Refuse what cannot work together."""
+        if self.start_share and self.start is None:
+            raise ValueError("start_share needs start: there are no other weights to take a share of")
         if self.loss.map > 0 and self.network.pooling != "attention":
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
 

@@ -22,7 +22,7 @@ from training.augment import Augment
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
 from training.evaluation import Report, report
-from training.folder import RunFolder, start_from
+from training.folder import RunFolder, mix_with_start, start_from
 from training.journal import Journal, epoch_progress
 from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
 from training.network import Output, TwoStageNetwork
@@ -86,6 +86,7 @@ class Run:
             resumed = last if last is not None and last["phase"] == name else None
             self._run_phase(name, getattr(self.config, name), resumed)
             self.network.load_state_dict(self.folder.load_weights(name))
+        mix_with_start(self.network, self.config)
         found = self._validate(reason=True)
         if self.fabric.is_global_zero:
             self.folder.end(found)

@@ -95,6 +95,7 @@ def load_run(run: Path) -> tuple[TwoStageNetwork, Config, tuple[str, ...]]:
     # the run brings the weights: a pretrained start is not fetched again
     network = TwoStageNetwork(len(labels), dataclasses.replace(config.network, trunk_weights=None))
     start_from(network, run / "phase2.safetensors")
+    mix_with_start(network, config)
     return network.eval(), config, labels
 
 
@@ -108,6 +109,26 @@ def start_from(network: TwoStageNetwork, weights: Path) -> None:
         network.load_state_dict(load_file(weights))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights} does not fit: {error}") from error
+
+
+def mix_with_start(network: TwoStageNetwork, config: Config) -> None:
+    """Take `start_share` of the weights that a run started from, the rest of its own; nothing where the share is 0.
+
+    A run that learns something new forgets some of what it knew; half way between both weights it does better at
+    either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
+
+    Raises:
+        ValueError: the weights that it started from cannot be read, or are another network's.
+    """
+    if not config.start_share or config.start is None:
+        return
+    own = {key: value.clone() for key, value in network.state_dict().items()}
+    start_from(network, config.start)
+    for key, value in network.state_dict().items():
+        if value.is_floating_point():
+            value.lerp_(own[key], 1 - config.start_share)
+        else:  # counters
+            value.copy_(own[key])
 
 
 def data_id(folders: Sequence[Path]) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -133,6 +134,20 @@ def test_a_run_may_begin_with_the_weights_of_another(run: Config, toml: Path) ->
         torch.testing.assert_close(value, first[key], msg=key)
 
 
+def test_the_finished_network_may_be_part_that_of_its_start(run: Config, toml: Path) -> None:
+    half = read_config(toml, ["run=half", "start=run/phase2.safetensors", "start_share=0.25", "phase1.epochs=0"])
+    found = fit(half)
+    start, own = (load_file(folder / "phase2.safetensors") for folder in (run.run, half.run))
+    network, config, _ = load_run(half.run)
+    for key, value in network.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(value, 0.25 * start[key] + 0.75 * own[key], msg=key)
+        else:
+            torch.testing.assert_close(value, own[key], msg=key)
+    assert json.loads((half.run / "finished.json").read_text())["f_measure"] == found.f_measure
+    assert fit(config).f_measure == pytest.approx(found.f_measure)  # again, and it is not mixed twice
+
+
 def test_weights_of_another_network_are_refused(run: Config, toml: Path) -> None:
     wider = read_config(toml, ["run=wider", "start=run/phase2.safetensors", "network.feature_width=32"])
     with pytest.raises(ValueError, match="does not fit"):
@@ -202,6 +217,7 @@ def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
         ("phase1.epochs=-1", "phase1.epochs"),
         ("network.pooling=middle", "network"),
         ("loss.map=1.0", "loss.map"),
+        ("start_share=0.5", "start_share needs start"),
         ("seed", "key=value"),
         ("name.first=1", "not a section"),
     ],
