@@ -205,14 +205,14 @@ def activate(
     without_release: Annotated[
         bool, typer.Option("--without-release", help="Take it even without a record of release.")
     ] = False,
-    url: Annotated[str, typer.Option(help="Of the running service.")] = "http://127.0.0.1:8000",
+    url: Annotated[str | None, typer.Option(help="Of the running service; default: where the settings say.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the service's answer.")] = False,
 ) -> None:
     """Put a bundle in service while screens come in, or roll back; exit code 1 if it is not known to be there."""
     if (bundle is None) != rollback:
         raise typer.BadParameter("name a bundle, or --rollback")
     try:
-        answer = control.activate(url, bundle, without_release=without_release)
+        answer = control.activate(url or read_settings().url, bundle, without_release=without_release)
     except ControlError as error:
         if as_json and error.problem is not None:
             print(error.problem.model_dump_json(indent=2))

@@ -25,6 +25,7 @@ from service.verdict import Verdict
 
 SCREEN_ID = r"^[A-Za-z0-9._-]{1,64}$"
 LONGEST_PAGE = 1000
+PARAMETERS = {"screen_id", "width", "height", "deadline_s"}
 
 ScreenId = Annotated[str, Query(pattern=SCREEN_ID, description="The screen's name on the line: a serial number.")]
 
@@ -111,6 +112,8 @@ async def inspect_screen(
     settings = running.settings
     deadline_at = received_at + (settings.deadline_s if deadline_s is None else deadline_s)
     media_type = _media_type(request)
+    if unknown := sorted(set(request.query_params) - PARAMETERS):  # such as a misspelt deadline
+        raise InvalidRequest(f"unknown parameter {unknown[0][:40]!r}: there are {', '.join(sorted(PARAMETERS))}")
     if (width is None) != (height is None):
         raise InvalidRequest("width and height go together")
     size = None if width is None or height is None else (height, width)

@@ -48,7 +48,9 @@ def read_sealed(golden: Path, manifest: Manifest) -> Sealed:
     try:
         sealed = Sealed.model_validate_json((golden / SEALED_FILE).read_bytes())
     except OSError as error:
-        raise ReleaseError(f"{golden / SEALED_FILE} cannot be read: {error.strerror}") from error
+        raise ReleaseError(
+            f"{golden / SEALED_FILE} cannot be read: {error.strerror}; `training export --golden` writes it"
+        ) from error
     except ValidationError as error:
         raise ReleaseError(f"{golden / SEALED_FILE}: {error.errors()[0]['msg']}") from error
     if (sealed.name, sealed.version, tuple(sealed.labels)) != (manifest.name, manifest.version, manifest.label_names):

@@ -103,7 +103,13 @@ class Settings(BaseSettings):
     deadline_s: float = Field(30.0, gt=0, le=300, description="time to answer when the request names none")
     self_test_interval_s: float = Field(60.0, gt=0, lt=120, description="time between self-tests")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line")
-    log_format: Literal["json", "console"] = Field("json", description="for machines or for people")
+    log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people")
+
+    @property
+    def url(self) -> str:
+        """Where a client on this machine finds the service."""
+        everywhere = self.host in ("0.0.0.0", "::")  # noqa: S104 - asked, not listened on
+        return f"http://{'127.0.0.1' if everywhere else self.host}:{self.port}"
 
     @property
     def largest_frame_pixels(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -305,9 +305,15 @@ def main() -> None:
     """Run the command line; what the user can mend is one line, not a traceback."""
     try:
         app(standalone_mode=True)
+    except ModuleNotFoundError as error:
+        _end(f"{error}: `pip install '.[training]'` brings what training needs", error)
     except (ValueError, OSError, EngineError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        raise SystemExit(2) from error
+        _end(str(error), error)
+
+
+def _end(text: str, error: Exception) -> NoReturn:
+    Console(stderr=True).print(f"error: {text}", style="red", markup=False, highlight=False, soft_wrap=True)
+    raise SystemExit(2) from error
 
 
 if __name__ == "__main__":

@@ -236,6 +236,12 @@ def test_a_missing_id_is_named(client: httpx.Client) -> None:
     assert "screen_id" in response.json()["detail"]
 
 
+def test_a_misspelt_parameter_is_named_and_not_passed_over(client: httpx.Client) -> None:
+    response = post(client, "one", SCREENS["pass"], deadline=5)
+    assert is_problem(response, 422, "invalid_request")
+    assert "'deadline'" in response.json()["detail"]
+
+
 def test_a_line_with_an_agreed_size_takes_no_other(bundle: Path, tmp_path: Path) -> None:
     settings = Settings(bundle=bundle, state_dir=tmp_path, frame_size=SIZE)
     with serve(create_app(settings)) as client:

@@ -126,3 +126,11 @@ def test_settings_cannot_change_under_a_running_app() -> None:
     settings = Settings()
     with pytest.raises(ValidationError, match="frozen"):
         setattr(settings, "port", 1)  # noqa: B010 - mypy knows that it cannot
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:9000"), ("0.0.0.0", "http://127.0.0.1:9000"), ("line-3", "http://line-3:9000")],
+)
+def test_a_client_on_this_machine_finds_the_service_by_its_settings(host: str, url: str) -> None:
+    assert Settings(host=host, port=9000).url == url
