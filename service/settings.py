@@ -102,7 +102,9 @@ class Settings(BaseSettings):
     max_queue_patches: int = Field(1000, ge=1, description="patches waiting for a device; more are refused")
     deadline_s: float = Field(30.0, gt=0, le=300, description="time to answer when the request names none")
     self_test_interval_s: float = Field(60.0, gt=0, lt=120, description="time between self-tests")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least severe line")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="least severe line: debug, info, warning or error"
+    )
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people")
 
     @property
