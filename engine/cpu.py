@@ -1,7 +1,10 @@
 """What the runtimes for CPUs have in common: one features graph, its threads measured at load, and the reasoning."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,7 +16,20 @@ from engine.errors import InferenceError, RuntimeUnavailable
 from engine.graphs import FeaturesGraph, Reasoning
 from engine.manifest import Manifest
 from engine.running import default_precision
-from engine.tuning import Run, Share, tune
+from engine.tuning import Share, tune
+
+UNDER_WAY = 2  # batches: the CPUs that are through with one begin with the next
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """What runs batches: `begin` starts one and gives what waits for its answer."""
+
+    begin: Callable[[NDArray[np.uint8]], Callable[[], Features]]
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
+        """One batch, waited for."""
+        return self.begin(pixels)()
 
 
 class CpuBackend(ABC):
@@ -49,7 +65,7 @@ class CpuBackend(ABC):
         self._graph = FeaturesGraph.read(bundle, self.manifest, precision=self.precision, batch_size=self.batch_size)
         build = self._builder()
         self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // self._graph.rows)
-        self._features: Run | None = build(self.tuned.share)
+        self._features: Batches | None = build(self.tuned.share)
         self._reasoning = Reasoning(bundle, self.manifest)
 
     @classmethod
@@ -58,7 +74,7 @@ class CpuBackend(ABC):
         return False
 
     @abstractmethod
-    def _builder(self) -> Callable[[Share], Run]:
+    def _builder(self) -> Callable[[Share], Batches]:
         """What builds a run of a batch with a share of the threads; what all shares have in common goes with it.
 
         Raises:
@@ -67,11 +83,29 @@ class CpuBackend(ABC):
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`."""
+        return self._begin(pixels)()
+
+    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+        """See `engine.backend.Streaming`: a batch of five on two CPUs leaves one of them idle at its end."""
+        running: deque[Callable[[], Features]] = deque()
+        try:
+            for pixels in batches:
+                running.append(self._begin(pixels))
+                if len(running) == UNDER_WAY:
+                    yield running.popleft()()
+            while running:
+                yield running.popleft()()
+        finally:
+            for answer in running:  # left before the end: nothing is under way afterwards
+                with suppress(InferenceError):
+                    answer()
+
+    def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
         check_pixels(pixels, self.manifest, self.batch_size)
         run = self._features  # its own: another thread may close
         if run is None:
             raise InferenceError("the backend is closed")
-        return run(pixels)
+        return run.begin(pixels)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""

@@ -7,9 +7,10 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.cpu import CpuBackend
+from engine.backend import Features
+from engine.cpu import Batches, CpuBackend
 from engine.graphs import ONNXRUNTIME, Session, open_session, run_session
-from engine.tuning import Run, Share
+from engine.tuning import Share
 
 
 class OnnxRuntimeBackend(CpuBackend):
@@ -22,10 +23,10 @@ class OnnxRuntimeBackend(CpuBackend):
     runtime = "onnxruntime"
     versions = ONNXRUNTIME
 
-    def _builder(self) -> Callable[[Share], Run]:
+    def _builder(self) -> Callable[[Share], Batches]:
         return self._build
 
-    def _build(self, share: Share) -> Run:
+    def _build(self, share: Share) -> Batches:
         graph = self._graph
 
         free = SimpleQueue[Session]()
@@ -42,4 +43,8 @@ class OnnxRuntimeBackend(CpuBackend):
             finally:
                 free.put(mine)
 
-        return lambda pixels: graph.join(list(pool.map(run_one, graph.split(pixels))), len(pixels))
+        def begin(pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+            runs = pool.map(run_one, graph.split(pixels))
+            return lambda: graph.join(list(runs), len(pixels))
+
+        return Batches(begin)

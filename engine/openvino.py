@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
@@ -26,7 +27,7 @@ from openvino import frontend, properties
 from openvino.exceptions import OVError
 
 from engine.backend import Features
-from engine.cpu import CpuBackend
+from engine.cpu import UNDER_WAY, Batches, CpuBackend
 from engine.errors import BundleError, InferenceError
 from engine.graphs import ONNXRUNTIME, FeaturesGraph
 from engine.tuning import Share
@@ -56,7 +57,7 @@ class OpenVinoBackend(CpuBackend):
         """See `CpuBackend.rounds`."""
         return "BF16" in CORE.get_property("CPU", properties.device.capabilities)
 
-    def _builder(self) -> Callable[[Share], "_Requests"]:
+    def _builder(self) -> Callable[[Share], Batches]:
         """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
         graph, side = self._graph, self.manifest.patch_px
         narrow = self.precision == "bf16"
@@ -70,15 +71,18 @@ class OpenVinoBackend(CpuBackend):
         with _refusing(graph.file):
             form = _held_in_float32(read(graph.onnx), but=graph.rounding) if narrow else (graph.onnx,)
 
-        def build(share: Share) -> _Requests:
+        def build(share: Share) -> Batches:
             with _refusing(graph.file):
-                return _Requests(read(*form), graph, share, patches=self.batch_size, kind=kind)
+                return Batches(_Requests(read(*form), graph, share, patches=self.batch_size, kind=kind).begin)
 
         return build
 
 
+_Set = list[openvino.InferRequest]  # for one batch
+
+
 class _Requests:
-    """The compiled graph, and a request for each run of a batch; OpenVINO runs as many at a time as it has streams.
+    """The compiled graph, and requests for each run of some batches; OpenVINO runs as many at a time as it has streams.
 
     All are started and awaited by one thread. The bindings set themselves up within their first answer and give the
     interpreter away meanwhile, so that two threads that get their first answers at the same time wait for each other
@@ -99,25 +103,43 @@ class _Requests:
         }
         self._graph = graph
         self._compiled = CORE.compile_model(model, "CPU", settings)
-        self._requests = self._new_requests(patches // graph.rows)
+        self._count = patches // graph.rows
+        self._free = SimpleQueue[_Set]()
+        for _ in range(UNDER_WAY + 1):  # one more for a self-test between two batches
+            self._free.put(self._new_set())
+        first = self._free.get()
         with self._first_answer:
-            self._requests[0].infer()
+            first[0].infer()
+        self._free.put(first)
 
-    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
-        busy = list(zip(self._requests, self._graph.split(pixels), strict=False))
-        try:
+    def begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+        """Start a batch; what is returned waits for it."""
+        requests = self._free.get()
+        busy = list(zip(requests, self._graph.split(pixels), strict=False))
+        with self._failing():
             for request, patches in busy:
                 request.start_async([patches], share_inputs=True)
-            for request, _ in busy:
-                request.wait()
-            runs = [[request.get_tensor(name).data.copy() for name in self._graph.outputs] for request, _ in busy]
-        except FOREIGN_ERRORS as error:
-            self._requests = self._new_requests(len(self._requests))  # the old ones may still run
-            raise InferenceError(f"openvino failed: {error}") from error
-        return self._graph.join(runs, len(pixels))
 
-    def _new_requests(self, count: int) -> list[openvino.InferRequest]:
-        return [self._compiled.create_infer_request() for _ in range(count)]
+        def answer() -> Features:
+            with self._failing():
+                for request, _ in busy:
+                    request.wait()
+                runs = [[request.get_tensor(name).data.copy() for name in self._graph.outputs] for request, _ in busy]
+            self._free.put(requests)
+            return self._graph.join(runs, len(pixels))
+
+        return answer
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        try:
+            yield
+        except FOREIGN_ERRORS as error:
+            self._free.put(self._new_set())  # the old ones may still run
+            raise InferenceError(f"openvino failed: {error}") from error
+
+    def _new_set(self) -> _Set:
+        return [self._compiled.create_infer_request() for _ in range(self._count)]
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from engine import (
     load,
     read_golden,
     self_test,
+    stream,
 )
 from engine.backend import BEST_FIRST
 from tests.bundles import BACKGROUND, GAIN, LABELS, REACH, grey_of
@@ -76,6 +77,28 @@ def assert_same(left: Features, right: Features) -> None:
     """Bit for bit."""
     for field in fields(Features):
         np.testing.assert_array_equal(getattr(left, field.name), getattr(right, field.name))
+
+
+def test_a_stream_gives_what_each_batch_gives_alone_in_their_order(backend: Backend) -> None:
+    size = backend.batch_size
+    batches = [patches(count, seed=seed) for seed, count in enumerate((size, 1, size, size - 1, size))]
+    alone = [backend.features(batch) for batch in batches]
+
+    def with_a_test_between() -> Iterator[NDArray[np.uint8]]:
+        for batch, expected in zip(batches, alone, strict=True):
+            assert_same(backend.features(batch), expected)  # as a self-test, while two are under way
+            yield batch
+
+    answers = list(stream(backend, with_a_test_between()))
+    for answer, expected in zip(answers, alone, strict=True):
+        assert_same(answer, expected)
+
+
+def test_a_stream_that_is_left_leaves_nothing_under_way(backend: Backend) -> None:
+    size = backend.batch_size
+    with closing(stream(backend, (patches(size, seed=seed) for seed in range(9)))) as answers:
+        next(answers)
+    assert_same(backend.features(patches(size)), backend.features(patches(size)))
 
 
 @pytest.mark.parametrize("count", range(1, BATCH + 1))
