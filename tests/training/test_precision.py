@@ -168,7 +168,8 @@ def test_speeds_are_taken_by_turns(float32: Path, monkeypatch: pytest.MonkeyPatc
         clock = iter(range(1000))
         monkeypatch.setattr("engine.speed.time.perf_counter", lambda: next(clock))
         for backend, name in ((one, "one"), (other, "other")):
-            monkeypatch.setattr(backend, "features", lambda pixels, name=name: turns.append(name))
+            # a batch is begun and waited for: it is the turn of whoever is waited for
+            monkeypatch.setattr(backend, "_begin", lambda pixels, name=name: lambda: turns.append(name))
         assert speed_by_turns(one, other) == (3.0, 3.0)  # batches of 3, a second each
     assert turns == ["one", "other"] * 3
 
