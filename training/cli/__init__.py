@@ -1,0 +1,14 @@
+"""The commands of `python -m training`, by what they are about. What needs torch is imported by its command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(help="Images and labels in, bundle out.", no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console()
+
+Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as well.")]

@@ -1,0 +1,88 @@
+"""Bundles: their cards, their precisions, their borders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.cli import Json, app, console
+
+
+@app.command()
+def card(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
+    on: Annotated[str, typer.Option(help="What screens were measured, one line.")],
+    evaluation: Annotated[Path, typer.Option(help="What `evaluate --json` wrote.", exists=True, dir_okay=False)],
+    judgement: Annotated[Path, typer.Option(help="What `judge --json` wrote.", exists=True, dir_okay=False)],
+) -> None:
+    """Write figures that were measured on other screens into a bundle's model card, before its release."""
+    from training.card import add_figures
+
+    add_figures(bundle, on=on, evaluation=evaluation, judgement=judgement)
+    console.print(f"{bundle}: measured on {on}")
+
+
+@app.command()
+def fidelity(
+    bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
+    data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
+    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    json_file: Json = None,
+) -> None:
+    """Compare each precision of a bundle with its fp32: probabilities, labels, verdicts of screens, F."""
+    from training.fidelity import fidelity as measure
+    from training.fidelity import fidelity_table
+
+    found = measure(bundle, data, part=None if part == "all" else part)
+    console.print(fidelity_table(found))
+    if json_file is not None:
+        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+
+
+@app.command()
+def borders(
+    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    data: Annotated[Path, typer.Option(help="Folder in the data form.", exists=True, file_okay=False)],
+    crossing: Annotated[
+        int, typer.Option(help="Besides, so many frames whose border runs through a defect of those screens.", min=0)
+    ] = 0,
+    seed: Annotated[int, typer.Option(help="Of those frames.", min=0)] = 0,
+    json_file: Json = None,
+) -> None:
+    """Compare windows placed once, with a second look and overlapping by half (no torch needed)."""
+    import tempfile
+
+    from engine import Manifest
+    from training import borders as looks
+    from training import crossing as frames
+    from training import tables
+
+    served = looks.manners(Manifest.read(bundle))
+    found = {"screens": looks.compare(bundle, data, served)}
+    tables.print_manners("screens", found["screens"], console)
+    if crossing:
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder) / "crossing"
+            count = frames.cross(data, source, patch_px=Manifest.read(bundle).patch_px, most=crossing, seed=seed)
+            found["crossing"] = looks.compare(bundle, source, served)
+        tables.print_manners(f"{count} frames with a defect on a border", found["crossing"], console, decisions=False)
+    if json_file is not None:
+        figures = {part: {name: m.as_dict() for name, m in manners.items()} for part, manners in found.items()}
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@app.command()
+def untrained(
+    labels: Annotated[list[int], typer.Option(help="How many; may be given again.", min=1)],
+    out: Annotated[Path, typer.Option(help="Folder to write a bundle into for each number of labels.")],
+    patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 32.", min=32)] = 1024,
+) -> None:
+    """Write bundles of the embedded network's form with random weights: to measure what labels cost."""
+    from training.untrained import untrained_bundle
+
+    for count in labels:
+        untrained_bundle(out / str(count), labels=count, patch_px=patch)
+        console.print(f"{count} labels in {out / str(count)}")

@@ -1,0 +1,140 @@
+"""Runs: trained, measured, timed, exported."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from training.cli import Json, app, console
+
+
+class Precision(StrEnum):
+    """Of the features graph, besides fp32."""
+
+    FP16 = "fp16"
+    BF16 = "bf16"
+    INT8 = "int8"
+    INT8_TRT = "int8-trt"
+
+
+@app.command()
+def fit(
+    config: Annotated[Path, typer.Argument(help="TOML file.", exists=True, dir_okay=False)],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. phase1.epochs=2.")] = None,
+) -> None:
+    """Train both phases; the same command resumes a run that was stopped."""
+    from training.config import read_config
+    from training.fit import fit as run_fit
+
+    settings = read_config(config, set_)
+    found = run_fit(settings)
+    console.print(f"validation F {found.f_measure:.4f} at 0.5 over {found.patches} patches: {settings.run}")
+
+
+@app.command()
+def evaluate(
+    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
+    group: Annotated[str, typer.Option(help="Patches reasoned together: screen, batch:N or single.")] = "screen",
+    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    json_file: Json = None,
+) -> None:
+    """Measure a bundle on patches at its own thresholds."""
+    from engine import load
+    from training.evaluation import evaluate as measure
+
+    backend = load(bundle)
+    try:
+        found = measure(backend, data, part=None if part == "all" else part, group=group)
+    finally:
+        backend.close()
+    table = Table("label", "accuracy", "precision", "recall", "F", "with it", "without")
+    for name, r in found.per_label.items():
+        figures = (f"{v:.4f}" for v in (r.accuracy, r.precision, r.recall, r.f_measure))
+        table.add_row(name, *figures, str(r.positives), str(r.negatives))
+    macro = (f"{v:.4f}" for v in (found.accuracy, found.precision, found.recall, found.f_measure))
+    table.add_row("macro", *macro, "", "", style="bold")
+    console.print(table)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
+    batch: Annotated[int, typer.Option(help="Patches the runtime takes at once.", min=1)] = 5,
+    overlap: Annotated[int, typer.Option(help="Overlap of the service's windows in pixels.", min=0)] = 0,
+    second_look: Annotated[
+        bool, typer.Option("--second-look", help="Look again where a border of windows may cut a defect.")
+    ] = False,
+    notes: Annotated[Path | None, typer.Option(help="Markdown for the model card.", exists=True)] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="Screens in the data form to seal for the release gate.", exists=True)
+    ] = None,
+    calibrate: Annotated[
+        list[Path] | None,
+        typer.Option(help="A cut folder in the line's shares, not learnt from; may be given again.", exists=True),
+    ] = None,
+    precision: Annotated[
+        list[Precision] | None, typer.Option(help="Besides fp32; may be given again. int8 is for CPUs.")
+    ] = None,
+    json_file: Json = None,
+) -> None:
+    """Write a verified bundle of a run; refuses if the graphs differ from the module, or a precision does not hold."""
+    from engine import NO_SECOND_LOOK
+    from training.borders import SECOND_LOOK
+    from training.bundling import export_run
+    from training.fidelity import fidelity_table
+    from training.folder import load_run
+    from training.sealing import SEALED_FILE, seal
+
+    manifest, difference, made = export_run(
+        run,
+        out,
+        version=version,
+        batch_size=batch,
+        overlap_px=overlap,
+        second_look=SECOND_LOOK if second_look else NO_SECOND_LOOK,
+        notes=notes.read_text() if notes is not None else "",
+        precisions=[one.value for one in precision or ()],
+        calibration=calibrate or (),
+    )
+    console.print(
+        f"{manifest.name} {manifest.version} in {out}: graphs differ from the module by at most "
+        f"{difference.largest:.2g} in probability (mean {difference.mean:.2g})"
+    )
+    if golden is not None:
+        screens = seal(load_run(run)[0], manifest, golden)
+        console.print(f"{golden / SEALED_FILE}: the module's probabilities of {screens} screens")
+    found = {name: one.fidelity for name, one in made.items()}
+    if found:
+        console.print(fidelity_table(found))
+    if json_file is not None:
+        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+
+
+@app.command()
+def bench(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
+    bundle: Annotated[Path | None, typer.Option(help="Its bundle: the runtimes take turns with PyTorch.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Patches of a batch.", min=1)] = None,
+    patch: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=32)] = 1024,
+    seconds: Annotated[float, typer.Option(help="Measured time for each row, on average.", min=0)] = 10.0,
+    json_file: Json = None,
+) -> None:
+    """Time a run's network in PyTorch, eager and compiled, and beside it the runtimes of its bundle."""
+    from engine import bench as benchmark
+    from training.benchmark import contestants
+
+    others, missing = contestants(run, batch_size=batch, patch_px=patch)
+    found = benchmark.bench(bundle, batch_size=batch, seconds=seconds, others=others, missing=missing, console=console)
+    benchmark.show(found, console)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
