@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -238,12 +238,16 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
     unknown = set(parts.values()) - {"train", "validation", "test"}
     if unknown:
         raise ValueError(f"unknown part {sorted(unknown)[0]!r}: train, validation or test")
-    if "validation" not in parts.values():
-        training = sorted(screen for screen in screens if parts[screen] == "train")
-        count = round(PART_OF_TRAINING_FOR_VALIDATION * len(training))
-        drawn = np.random.default_rng(0).permutation(len(training))[:count]
-        parts.update({training[i]: "validation" for i in drawn})
-    return {screen: parts[screen] for screen in screens}
+    kept = {screen: parts[screen] for screen in screens}
+    return kept if "validation" in parts.values() else draw_validation(kept)
+
+
+def draw_validation(parts: Mapping[str, str]) -> dict[str, str]:
+    """Parts by screen with 15 % of the training screens, drawn with a fixed seed, as validation part."""
+    training = sorted(screen for screen, part in parts.items() if part == "train")
+    count = round(PART_OF_TRAINING_FOR_VALIDATION * len(training))
+    drawn = {training[i] for i in np.random.default_rng(0).permutation(len(training))[:count]}
+    return {screen: "validation" if screen in drawn else part for screen, part in parts.items()}
 
 
 def _refuse_strangers(table: Path, named: Iterable[str], screens: Collection[str]) -> None:

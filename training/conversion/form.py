@@ -1,0 +1,202 @@
+"""The data form, written: screens with their defects, parts, and the counts of what was written."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from rich.progress import track
+
+from training.conversion.names import screen_name
+from training.cutting import Defect
+from training.images import TAKEN, read_header, read_whole
+from training.rows import read_rows, write_rows
+
+PARTS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Labelled:
+    """An image of another form: the screen that it becomes, its file, the (height, width) its labels were drawn on.
+
+    `defects` makes them when they are written: the pixels of all masks of a data set would not fit in memory.
+    """
+
+    name: str
+    file: Path
+    size: tuple[int, int]
+    defects: Callable[[], list[Defect]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Converted:
+    """What was written: screens by part or fold, screens without a defect, defects by label, those with a mask."""
+
+    screens: dict[str, int]
+    clean: int
+    defects: dict[str, int]
+    masks: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Division:
+    """Which screen is in which part: a table of the data form, `splits.csv` or `folds.csv`, by screen."""
+
+    table: str
+    rows: dict[str, dict[str, str]]
+
+    @property
+    def column(self) -> str:
+        """Where a row names the part or the fold."""
+        return "fold" if self.table == "folds.csv" else "part"
+
+
+def read_division(table: Path, screens: Sequence[str]) -> Division:
+    """A CSV file with a column `screen`, a column `part` or `fold`, and any others, such as the phone, which are kept.
+
+    `screen` may also be the name of the image file.
+
+    Raises:
+        ValueError: it lacks a column, a screen, or has one twice or one that is not there.
+    """
+    rows = read_rows(table)
+    column = next((name for name in ("fold", "part") if rows and name in rows[0]), None)
+    if column is None or "screen" not in rows[0]:
+        raise ValueError(f"{table} needs the columns screen and part, or screen and fold, and a row")
+    divided: dict[str, dict[str, str]] = {}
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise ValueError(f"{table}, line {number}: not as many values as the header has")
+        if column == "part" and row["part"] not in PARTS:
+            raise ValueError(f"{table}, line {number}: unknown part {row['part']!r}: {', '.join(PARTS)}")
+        if column == "fold" and not row["fold"].isdecimal():
+            raise ValueError(f"{table}, line {number}: the fold {row['fold']!r} is no number")
+        name = screen_name(row["screen"])
+        if name in divided:
+            raise ValueError(f"{table}, line {number}: screen {name!r} is there twice")
+        divided[name] = {**row, "screen": name}
+    known = set(screens)
+    stranger = next((name for name in divided if name not in known), None)
+    if stranger is not None:
+        raise ValueError(f"{table} names the screen {stranger!r}, which is not there")
+    missing = [name for name in screens if name not in divided]
+    if missing:
+        raise ValueError(f"{table} lacks screen {missing[0]} (and {len(missing) - 1} more)")
+    return Division("folds.csv" if column == "fold" else "splits.csv", {name: divided[name] for name in screens})
+
+
+def division_of(parts: Mapping[str, str]) -> Division:
+    """Parts by screen as a table."""
+    return Division("splits.csv", {name: {"screen": name, "part": part} for name, part in parts.items()})
+
+
+def draw_division(screens: Sequence[str], *, test_share: float) -> Division:
+    """A test part drawn by screen, with a fixed seed; `cut` draws the validation part out of the rest.
+
+    Frames of one board or phone may come apart by it: where there are such, a table has to say what belongs together.
+    """
+    ordered = sorted(screens)
+    drawn = np.random.default_rng(0).permutation(len(ordered))[: round(test_share * len(ordered))]
+    test = {ordered[i] for i in drawn}
+    return division_of({name: "test" if name in test else "train" for name in screens})
+
+
+def write_form(out: Path, screens: Sequence[Labelled], division: Division, *, link: bool) -> Converted:
+    """Write a folder in the data form; it appears when it is whole.
+
+    Args:
+        out: a folder that does not exist yet or is empty.
+        screens: with names that differ, as `refuse_twins` has checked.
+        division: with a row for each.
+        link: symbolic links in the place of copies of PNG and JPEG files; a BMP becomes a PNG in either case.
+
+    Raises:
+        ValueError: `out` is not empty; an image is missing, no PNG, JPEG or BMP, of another size than its labels were
+            drawn on, or asks to be turned when it is shown; or what `defects` of a screen raises.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise ValueError(f"{out} is not empty")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        form = Path(temporary) / "form"
+        (form / "screens").mkdir(parents=True)
+        (form / "masks").mkdir()
+        boxes: list[Sequence[object]] = []
+        counted: Counter[str] = Counter()
+        clean = masks = 0
+        for screen in track(screens, description="convert"):
+            _place_image(screen, form / "screens", link=link)
+            defects = screen.defects()
+            masks += _write_masks(form / "masks" / f"{screen.name}.npz", defects, first=len(boxes))
+            boxes += [_box_row(screen.name, defect) for defect in defects]
+            counted.update(defect.label for defect in defects)
+            clean += not defects
+        header = ["screen", "label", "left", "top", "right", "bottom", "area_px"]
+        write_rows(form / "boxes.csv", header, boxes)
+        rows = [division.rows[screen.name] for screen in screens]
+        write_rows(form / division.table, list(rows[0]), (row.values() for row in rows))
+        if out.exists():
+            out.rmdir()
+        form.rename(out)
+    parts = Counter(row[division.column] for row in rows)
+    return Converted(
+        screens=dict(sorted(parts.items())), clean=clean, defects=dict(sorted(counted.items())), masks=masks
+    )
+
+
+def refuse_twins(names: Iterable[tuple[str, str]]) -> None:
+    """Refuse (screen, image file) pairs of which two make the same screen.
+
+    Raises:
+        ValueError: there are such; the message names both files.
+    """
+    files: dict[str, str] = {}
+    for screen, file in names:
+        if screen.lower() in files:  # not every disk tells them apart
+            raise ValueError(f"{files[screen.lower()]!r} and {file!r} would both be screen {screen!r}")
+        files[screen.lower()] = file
+
+
+def _place_image(screen: Labelled, folder: Path, *, link: bool) -> None:
+    header = read_header(screen.file)
+    if header.turned:
+        raise ValueError(f"{screen.file} asks to be turned when it is shown: save it upright, without orientation tag")
+    if header.size != screen.size:
+        (height, width), (theirs_high, theirs_wide) = header.size, screen.size
+        raise ValueError(
+            f"{screen.file} has {width} x {height} px, but its labels are of {theirs_wide} x {theirs_high}"
+        )
+    target = folder / f"{screen.name}{TAKEN[header.kind]}"
+    if header.kind == "BMP":  # larger, and not read by `cut`; nothing is lost
+        if not cv2.imwrite(str(target.with_suffix(".png")), read_whole(screen.file), [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+            raise OSError(f"{target} could not be written")
+    elif link:
+        target.symlink_to(screen.file.resolve())
+    else:
+        shutil.copyfile(screen.file, target)
+
+
+def _write_masks(path: Path, defects: Sequence[Defect], *, first: int) -> int:
+    """Write the pixels of those defects that have any; `first` is the row of the first of them in boxes.csv."""
+    masked = [(first + k, defect.rows, defect.columns) for k, defect in enumerate(defects)]
+    kept = [(np.full(len(r), k, np.int32), r, c) for k, r, c in masked if r is not None and c is not None]
+    if kept:
+        ids, rows, columns = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+        np.savez_compressed(path, row=rows, column=columns, id=ids)
+    return len(kept)
+
+
+def _box_row(screen: str, defect: Defect) -> Sequence[object]:
+    area = (defect.right - defect.left) * (defect.bottom - defect.top) if defect.rows is None else len(defect.rows)
+    return screen, defect.label, defect.left, defect.top, defect.right, defect.bottom, area

@@ -1,0 +1,58 @@
+"""Names of screens and labels in the data form, from those of other forms, by rules that are stated."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
+LABEL = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def screen_name(file_name: str) -> str:
+    """The screen of an image file: its path without suffix, folders joined by "-", "_" for what no screen_id may hold.
+
+    Raises:
+        ValueError: an absolute path, one that leads upwards, or a name of more than 64 characters.
+    """
+    path = PurePosixPath(file_name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]:
+        raise ValueError(f"{file_name!r} is no path below the folder of images")
+    stem = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(stem.parts))
+    if len(name) > 64:
+        raise ValueError(f"{file_name!r} makes a name of {len(name)} characters, a screen's has at most 64")
+    return name
+
+
+def label_name(original: str, renamed: Mapping[str, str]) -> str:
+    """The label for a class: as `renamed` says, else in lower case, what is no letter a-z or digit one underscore.
+
+    "Tin Ash" becomes tin_ash, "pin-hole" pin_hole.
+
+    Raises:
+        ValueError: nothing is left, or it does not begin with a letter; the message says how to name it.
+    """
+    label = renamed.get(original, re.sub(r"[^a-z0-9]+", "_", original.lower()).strip("_"))
+    if not LABEL.fullmatch(label):
+        raise ValueError(f"{original!r} makes no label (a-z, 0-9, _): name it by --rename '{original}=LABEL'")
+    return label
+
+
+def label_names(originals: list[str], renamed: Mapping[str, str]) -> dict[str, str]:
+    """Labels of the classes of a data set.
+
+    Raises:
+        ValueError: see `label_name`; two classes become one label without being told to, or `renamed` knows a class
+            that the data set does not.
+    """
+    stranger = next((original for original in renamed if original not in originals), None)
+    if stranger is not None:
+        raise ValueError(f"--rename names {stranger!r}, which is no class here ({', '.join(originals)})")
+    labels = {original: label_name(original, renamed) for original in originals}
+    for original, label in labels.items():
+        same = [other for other, theirs in labels.items() if theirs == label and other != original]
+        if same and not {original, *same} <= set(renamed):
+            raise ValueError(f"{original!r} and {same[0]!r} both become {label!r}: tell them apart by --rename")
+    return labels

@@ -1,0 +1,60 @@
+"""Polygons to pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+ROUNDING_PX = 1.0  # by which tools let a shape leave its image
+
+
+def polygon_pixels(
+    polygons: Sequence[Sequence[float]], height: int, width: int
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Rows and columns of the pixels of an image that lie in any of several polygons [x, y, x, y, ...].
+
+    A pixel lies in a polygon where its centre does (even-odd); pixel 0 reaches from 0 to 1, its centre is 0.5. A
+    polygon without a centre has the pixels that its outline runs through, or a thin scratch would have none.
+
+    Raises:
+        ValueError: fewer than three points, or one outside of the image by more than a pixel.
+    """
+    shapes = []
+    for polygon in polygons:
+        if len(polygon) < 6 or len(polygon) % 2:
+            raise ValueError(f"a polygon of {len(polygon)} numbers, not of x, y for each of three points or more")
+        points = np.array(polygon, np.float64).reshape(-1, 2)
+        if (points < -ROUNDING_PX).any() or (points > np.array([width, height]) + ROUNDING_PX).any():
+            raise ValueError(f"a polygon leaves the image of {width} x {height} px")
+        shapes.append(points)
+    corners = np.concatenate(shapes)
+    low = np.floor(corners.min(axis=0)).clip(0, [width - 1, height - 1]).astype(int)
+    high = np.ceil(corners.max(axis=0)).clip(low + 1, [width, height]).astype(int)
+    size = int(high[1] - low[1]), int(high[0] - low[0])
+    mask = np.zeros(size, bool)
+    for points in shapes:
+        inside = _centres_inside(points - low, *size)
+        mask |= inside if inside.any() else _outline(points - low, *size)
+    rows, columns = np.nonzero(mask)
+    return (rows + low[1]).astype(np.int32), (columns + low[0]).astype(np.int32)
+
+
+def _centres_inside(points: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+    """Where an edge crosses the line through the centres of a row the row changes sides; a running sum counts that."""
+    centres = np.arange(height) + 0.5
+    changes = np.zeros((height, width + 1), np.int32)
+    for (x, y), (next_x, next_y) in zip(points, np.roll(points, -1, axis=0), strict=True):
+        crossed = np.flatnonzero((centres < y) != (centres < next_y))
+        if len(crossed):
+            at = x + (centres[crossed] - y) / (next_y - y) * (next_x - x)
+            changes[crossed, np.ceil(at - 0.5).clip(0, width).astype(int)] += 1
+    inside: NDArray[np.bool_] = np.cumsum(changes[:, :-1], axis=1) % 2 == 1
+    return inside
+
+
+def _outline(points: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
+    corners = np.floor(points).clip(0, [width - 1, height - 1]).astype(np.int32)
+    return cv2.polylines(np.zeros((height, width), np.uint8), [corners], isClosed=True, color=1).astype(bool)

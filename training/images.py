@@ -1,0 +1,93 @@
+"""Image files of a data folder, whole or refused: a decoder that fills in what is missing would teach it.
+
+`cut` reads by OpenCV, which paints the lost end of a JPEG grey and goes on; this is the reader that says so before.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+
+from engine import to_grey
+
+TAKEN = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp"}
+END = {"PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+# what becomes grey or colour of 8 bits without a choice; the rest `to_grey` takes or refuses
+PLAIN = {"1": "L", "P": "RGB", "LA": "RGBA", "PA": "RGBA"}
+# what Pillow raises on files that are cut off, altered or absurd
+FOREIGN_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, struct.error, zlib.error)
+
+Image.MAX_IMAGE_PIXELS = None  # a data folder is one's own, and a line-scan frame may be larger than Pillow expects
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself: "PNG", "JPEG" or "BMP"; (height, width) as stored; whether it asks to be turned."""
+
+    kind: str
+    size: tuple[int, int]
+    turned: bool
+
+
+def read_header(path: Path) -> Header:
+    """The header of a file; no pixel is decoded.
+
+    Raises:
+        ValueError: there is no such file, or no PNG, JPEG or BMP.
+    """
+    try:
+        with Image.open(path, formats=tuple(TAKEN)) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            kind = "JPEG" if image.format == "MPO" else str(image.format)  # some phones append a second picture
+            return Header(kind, (image.height, image.width), turned)
+    except FileNotFoundError as error:
+        raise ValueError(f"{path} is missing") from error
+    except FOREIGN_ERRORS as error:
+        raise ValueError(f"{path} cannot be read as PNG, JPEG or BMP: {error}") from error
+
+
+def read_whole(path: Path) -> NDArray[np.uint8]:
+    """The grey pixels (H, W) of a file of which nothing is missing.
+
+    The end mark has to be there, the checksums of a PNG have to fit, and libjpeg must not warn: it warns where it
+    paints what is missing. A progressive JPEG that lacks a scan but has its end mark is not found out.
+
+    Raises:
+        ValueError: the file cannot be read, is incomplete, or holds values without a documented grey.
+    """
+    kind = read_header(path).kind
+    data = path.read_bytes()
+    # some encoders fill the last block of a file with zeros
+    if not data[-4096:].rstrip(b"\x00").endswith(END.get(kind, b"")):
+        raise ValueError(f"{path} is incomplete: it lacks its end mark")
+    try:
+        if kind == "JPEG":
+            return _read_jpeg(data)
+        if kind == "PNG":
+            with Image.open(io.BytesIO(data)) as image:
+                image.verify()  # the checksums, which decoding skips
+        with Image.open(io.BytesIO(data)) as image:
+            return to_grey(np.asarray(_made_plain(image)), red_first=True)
+    except FOREIGN_ERRORS as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def _read_jpeg(data: bytes) -> NDArray[np.uint8]:
+    colour = simplejpeg.decode_jpeg_header(data)[2]
+    if colour not in ("Gray", "YCbCr", "RGB"):
+        raise ValueError(f"the colours of a {colour} file have no documented grey")
+    return to_grey(simplejpeg.decode_jpeg(data, "GRAY" if colour == "Gray" else "RGB"), red_first=True)
+
+
+def _made_plain(image: Image.Image) -> Image.Image:
+    if "transparency" in image.info:
+        return image.convert("RGBA")
+    return image.convert(PLAIN[image.mode]) if image.mode in PLAIN else image
