@@ -45,7 +45,9 @@ def read_header(path: Path) -> Header:
     """
     try:
         with Image.open(path, formats=tuple(TAKEN)) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))  # Pillow's getexif would decode a PNG for it
+            turned = exif.get(ExifTags.Base.Orientation, 1) != 1
             kind = "JPEG" if image.format == "MPO" else str(image.format)  # some phones append a second picture
             return Header(kind, (image.height, image.width), turned)
     except FileNotFoundError as error:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Column, Table
 
 from training.borders import BANDS, Manner
 from training.judging import Judgement
 from training.measures import Share
+from training.validation.findings import CHECKS, Report
 
 
 def print_judgement(found: Judgement, console: Console) -> None:
@@ -68,6 +70,22 @@ def print_manners(title: str, found: Mapping[str, Manner], console: Console, *, 
     if decisions:
         _add_decisions(table, list(manners))
     console.print(table)
+
+
+def print_validation(found: Report, console: Console) -> None:
+    """What a folder has by part, and what was found in it, the first of each kind."""
+    columns = list(dict.fromkeys(column for count in found.counts.values() for column in count))
+    counts = Table("", *found.counts, title=str(found.folder))
+    for column in columns:
+        counts.add_row(column, *(str(count.get(column, 0)) for count in found.counts.values()))
+    console.print(counts)
+    table = Table("found", Column("count", justify="right"), "the first of them")
+    for key, findings in found.by_check().items():
+        colour = "red" if CHECKS[key].level == "error" else "yellow"
+        table.add_row(f"[{colour}]{CHECKS[key].title}[/]", str(len(findings)), escape(findings[0].text))
+    if found.findings:
+        console.print(table)
+    console.print(f"{found.errors} errors, {found.warnings} warnings")
 
 
 def _add_decisions(table: Table, manners: Sequence[Manner]) -> None:

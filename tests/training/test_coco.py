@@ -50,7 +50,7 @@ def write_images(folder: Path) -> None:
     Image.fromarray(grey).save(folder / "c.JPG", "JPEG")
 
 
-def write_set(folder: Path, change: Callable[[dict[str, Any]], None] = lambda coco: None) -> Path:
+def write_set(folder: Path, change: Callable[[dict[str, Any]], object] = lambda coco: None) -> Path:
     write_images(folder)
     coco = example()
     change(coco)
@@ -117,7 +117,7 @@ def test_parts_may_come_as_files_or_as_a_table(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "again" / "splits.csv")[0] == {"screen": "left-a_1", "part": "test", "phone": "P1"}
 
 
-def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, Any]], None]:
+def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, Any]], object]:
     return lambda coco: coco[where][number].update(values)
 
 
@@ -159,7 +159,7 @@ def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, An
         (lambda coco: coco["images"].clear() or coco["annotations"].clear(), "no image"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], None], said: str) -> None:
+def test_what_does_not_fit_is_refused(tmp_path: Path, change: Callable[[dict[str, Any]], object], said: str) -> None:
     file = write_set(tmp_path / "set", change)
     with pytest.raises(ValueError, match=said) as raised:
         convert_coco({file: None}, tmp_path / "form")

@@ -100,3 +100,29 @@ def _tell(found: Converted, json_file: Path | None) -> None:
     console.print(table)
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@app.command()
+def validate(
+    source: Annotated[Path, typer.Argument(help="In the data form, or cut.", exists=True, file_okay=False)],
+    patch: Annotated[int, typer.Option(help="Side of the patches that it will be cut into.", min=1)] = 1024,
+    label: Annotated[list[str] | None, typer.Option(help="A label that there should be; default: any.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures of what was found.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Find what would spoil training: broken files, leaks, boxes and masks that do not fit. Status 1 for an error."""
+    from training import tables
+    from training.validation.form import validate_form
+    from training.validation.page import write_page
+    from training.validation.patches import validate_cut
+
+    is_cut = (source / "cut.json").is_file()
+    wanted = label or ()
+    report = validate_cut(source, labels=wanted) if is_cut else validate_form(source, labels=wanted, patch_px=patch)
+    tables.print_validation(report, console)
+    if html is not None:
+        write_page(report, html)
+    if json_file is not None:
+        json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    if report.errors:
+        raise typer.Exit(1)
