@@ -99,6 +99,11 @@ def shift(folder: Path) -> None:
     masks(column=columns)(folder)
 
 
+def one_array(folder: Path) -> None:
+    np.save(folder / "one.npy", np.zeros(3, int))
+    (folder / "one.npy").replace(folder / "masks" / "t001.npz")
+
+
 def all_train(folder: Path) -> None:
     (folder / "splits.csv").write_text((folder / "splits.csv").read_text().replace(",test", ",train"))
 
@@ -114,6 +119,7 @@ FAULTS: list[tuple[Change, str, str]] = [
     (copied("t006.png"), "again", r"t000, t006 have the same pixels: 2 in train"),
     (copied("t099.png"), "part", r"splits.csv has no part for t099"),
     (replace("splits.csv", "^t000,train", "t000,training"), "part", r"row 0: 'training' is no part"),
+    (lambda f: (f / "splits.csv").write_text("screen,part\n"), "part", r"splits.csv has no part for t000, .* 9 more"),
     (append("splits.csv", "t500,train\n"), "ignored", r"there is no screen 't500'"),
     (copied("t000.jpeg"), "ignored", r"screens/t000.jpeg is no .png or .jpg"),
     (lambda f: (f / "splits.csv").unlink(), "table", r"splits.csv is missing"),
@@ -135,11 +141,12 @@ FAULTS: list[tuple[Change, str, str]] = [
     (append("boxes.csv", "t001,dot,1,2,7,9,42\n"), "no_pixels", r"masks/t001.npz, row \d+ \(dot\): no pixel"),
     (replace("boxes.csv", r"^(t001,.*,)\d+$", r"\g<1>7"), "area", r"row 0 \(\w+\): area_px is 7, the mask has \d+"),
     (shift, "mask", r"t001.npz, row 0 \(\w+\): \d+ of \d+ pixels lie outside of"),
-    (masks(id=None), "mask", r"t001.npz cannot be read: 'id"),
+    (masks(id=None), "mask", r"t001.npz cannot be read: there is no array 'id"),
     (masks(row=np.zeros(3, np.int32)), "mask", r"not equally long"),
-    (masks(row=[0.5], column=[1.5], id=[0.0]), "mask", r"not whole numbers"),
+    (masks(row=[0.5], column=[1.5], id=[0.0]), "mask", r"not all are whole numbers"),
     (masks(row=[5], column=[5], id=[9]), "mask", r"pixels of row 9, which is no box of this screen"),
-    (masks(row=[], column=[], id=np.array([], int)), "mask", r"not whole numbers"),
+    (masks(row=[], column=[], id=np.array([], int)), "mask", r"not all are whole numbers"),
+    (one_array, "mask", r"t001.npz cannot be read"),
     (lambda f: (f / "masks" / "t001.npz").write_bytes(b"PK"), "mask", r"t001.npz cannot be read"),
     (lambda f: (f / "masks" / "t900.npz").write_bytes(b""), "ignored", r"masks/t900.npz is no mask of a screen"),
     (all_train, "absent", r"no screen is in test"),

@@ -68,7 +68,10 @@ def coco(
     sources: dict[Path, str | None] = {}
     for text in source:
         part, equals, file = text.partition("=")
-        sources[Path(file if equals else text)] = part if equals else None
+        path = Path(file if equals else text)
+        if path in sources:
+            raise typer.BadParameter(f"{path} is there twice", param_hint="SOURCE")
+        sources[path] = part if equals else None
     found = convert_coco(
         sources,
         out,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from training.conversion.names import LABEL
 from training.validation.findings import Finding, Picture, Report
 from training.validation.parts import Parts, find_absent, find_groups, find_leaks, listed, rank, read_parts
 from training.validation.sight import Sight, see_all
-from training.validation.tables import read_table
+from training.validation.tables import read_arrays, read_table
 
 SUFFIXES = (".png", ".jpg")
 EDGES = ("left", "top", "right", "bottom")
@@ -155,7 +154,7 @@ def _check_masks(folder: Path, files: Mapping[str, Path], boxes: Sequence[Box]) 
             continue
         try:
             pixels = _read_mask(path)
-        except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except ValueError as error:
             findings.append(Finding("mask", f"masks/{path.name} cannot be read: {error}"))
             continue
         theirs = {box.row: box for box in on_screen.get(path.stem, [])}
@@ -174,12 +173,9 @@ def _check_masks(folder: Path, files: Mapping[str, Path], boxes: Sequence[Box]) 
 
 def _read_mask(path: Path) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Rows and columns of the pixels by the row of boxes.csv."""
-    with np.load(path, allow_pickle=False) as arrays:
-        rows, columns, ids = (arrays[key] for key in ("row", "column", "id"))
+    rows, columns, ids = read_arrays(path, ("row", "column", "id"))
     if not rows.shape == columns.shape == ids.shape or rows.ndim != 1:
         raise ValueError("row, column and id are not equally long")
-    if not all(np.issubdtype(values.dtype, np.integer) for values in (rows, columns, ids)):
-        raise ValueError("row, column and id are not whole numbers")
     order = np.argsort(ids, kind="stable")
     values, starts = np.unique(ids[order], return_index=True)
     split = zip(np.split(rows[order], starts[1:]), np.split(columns[order], starts[1:]), strict=True)

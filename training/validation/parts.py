@@ -15,7 +15,7 @@ from training.validation.sight import Sight
 from training.validation.tables import read_table
 
 PARTS = ("train", "validation", "test")
-NAMED = 12  # names in a line, and pictures beside it
+NAMED = 6  # names in a line, and pictures beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ def read_parts(folder: Path, screens: Collection[str]) -> tuple[Parts, list[Find
     folds = (folder / "folds.csv").is_file()
     table, column = folder / ("folds.csv" if folds else "splits.csv"), "fold" if folds else "part"
     rows, findings = read_table(table, ["screen", column])
+    lost_whole = bool(findings) and not rows
     parts = Parts()
     for number, row in rows:
         screen, value = row["screen"], row[column]
@@ -56,7 +57,7 @@ def read_parts(folder: Path, screens: Collection[str]) -> tuple[Parts, list[Find
     if column == "part" and "validation" not in parts.of.values():
         parts.of.update(draw_validation(parts.of))
     lost = [screen for screen in screens if screen not in parts.of]
-    if rows and lost:
+    if lost and not lost_whole:
         findings.append(Finding("part", f"{table.name} has no part for {listed(lost)}"))
     return parts, findings
 
@@ -106,14 +107,14 @@ def find_absent(counts: Mapping[str, Mapping[str, int]], labels: Iterable[str], 
         kind: what is counted.
     """
     findings = []
-    for label in labels:
+    for label in labels if counts else ():
         lacking = [part for part, count in counts.items() if not count.get(label)]
         if len(lacking) == len(counts):
             findings.append(Finding("absent", f"no {kind} has the label {label}"))
         else:
             findings += [Finding("absent", f"no {kind} in {part} has the label {label}") for part in lacking]
-    named = {part.split()[0] for part in counts}
-    missing = [part for part in ("train", "test") if part not in named] if named != {"fold"} else []
+    in_use = {part.split()[0] for part in counts}
+    missing = [part for part in ("train", "test") if part not in in_use] if in_use - {"fold"} else []
     return findings + [Finding("absent", f"no {kind} is in {part}") for part in missing]
 
 
