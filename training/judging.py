@@ -24,10 +24,12 @@ CONTRAST_BANDS = ((0.0, 6.0), (6.0, 12.0), (12.0, 24.0), (24.0, math.inf))  # in
 class LabelJudgement:
     """One label, of bundle or truth, over the screens: presence (tp, fp, fn by `present`), escapes, and boxes found.
 
+    `accuracy`: of the screens, those that are rightly told to have the label or not to have it.
     `escape`: of the screens that have the label, those that passed; `escape_by_contrast` the same by the contrast of
     the label's strongest defect on the screen, `by_contrast` the boxes found by the contrast of each.
     """
 
+    accuracy: float
     precision: float
     recall: float
     f_measure: float
@@ -45,8 +47,8 @@ class Judgement:
 
     `escape`: defective screens that passed. `overkill`: clean screens that failed. `review`: screens of either kind
     in review. `unanswered`: screens whose entry is a problem document. `missing`: screens of the folder, or of its
-    part, without an entry. `f_measure` is the macro over the labels that a screen has. `wrong` names the screens of the
-    first two.
+    part, without an entry. `accuracy`, `precision` and `recall` are means over the labels that a screen has, and
+    `f_measure` is 2PR/(P+R) of them, as in the paper's tables. `wrong` names the screens of the first two.
     """
 
     screens: int
@@ -56,6 +58,9 @@ class Judgement:
     review_of_clean: Share
     unanswered: int
     missing: int
+    accuracy: float
+    precision: float
+    recall: float
     f_measure: float
     labels: dict[str, LabelJudgement]
     wrong: list[dict[str, str]]
@@ -105,6 +110,9 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
         review_of_clean=_share(good.values(), "review"),
         unanswered=len(answers) - len(answered),
         missing=len(known) - len(answers),
+        accuracy=_mean(report.accuracy for report in seen),
+        precision=precision,
+        recall=recall,
         f_measure=f_measure(precision, recall),
         labels=per_label,
         wrong=[
@@ -179,6 +187,7 @@ def _judge_label(
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     return LabelJudgement(
+        accuracy=(len(answers) - fp - fn) / len(answers) if answers else 0.0,
         precision=precision,
         recall=recall,
         f_measure=f_measure(precision, recall),

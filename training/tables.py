@@ -31,14 +31,16 @@ def print_judgement(found: Judgement, console: Console) -> None:
         console.print(f"[red]{found.missing} screens are not in the list[/]")
 
     labels = Table(
-        "label", "precision", "recall", "F", "screens", "escaped", "boxes found", "95 % interval", "false boxes"
+        *("label", "accuracy", "precision", "recall", "F"),
+        *("screens", "escaped", "boxes found", "95 % interval", "false boxes"),
     )
     for name, r in found.labels.items():
-        figures = (f"{v:.3f}" for v in (r.precision, r.recall, r.f_measure))
+        figures = (f"{v:.3f}" for v in (r.accuracy, r.precision, r.recall, r.f_measure))
         count, _, interval = _cells(r.boxes_found)
         escaped = _cells(r.escape)[0]
         labels.add_row(name, *figures, str(r.screens_with), escaped, count, interval, str(r.false_boxes))
-    labels.add_row("macro", "", "", f"{found.f_measure:.3f}", style="bold")
+    macro = (found.accuracy, found.precision, found.recall, found.f_measure)
+    labels.add_row("macro", *(f"{value:.3f}" for value in macro), style="bold")
     console.print(labels)
 
     boxes = {name: r.by_contrast for name, r in found.labels.items()}

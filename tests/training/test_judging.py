@@ -61,6 +61,8 @@ def test_screens_labels_and_boxes_are_counted(source: Path) -> None:
     assert found.labels["line"].false_boxes == 1
     assert (found.labels["dot"].precision, found.labels["dot"].recall) == (0.5, 0.5)
     assert (found.labels["line"].precision, found.labels["line"].recall) == (1, 1)
+    assert (found.labels["dot"].accuracy, found.labels["line"].accuracy) == (4 / 6, 1)
+    assert (found.accuracy, found.precision, found.recall) == pytest.approx((5 / 6, 0.75, 0.75))
     assert found.f_measure == pytest.approx(0.75)
     assert found.wrong == [{"screen": "b", "error": "escape"}, {"screen": "d", "error": "overkill"}]
 

@@ -7,10 +7,11 @@ A class has one row for an image, however many defects that are: each connected 
 defect, or a window could hold too small a share of "the" defect to be labelled.
 
 How the whole images of Table 9 go on from here: `cut --patch 256 --stride 224` covers an image by seven windows, evenly
-spaced, and labels each by the masks. A label's score on a screen is its highest over the windows, and its truth whether
-the image has any defect of it, so that `judge` on the verdicts of `service inspect` gives precision, recall and F of
-labels of whole images, as the table does. That is not the paper's way, which shows the network whole images of a size
-that it does not state: what is learnt here is the window, what is judged the image.
+spaced, and labels each by the masks; `export --overlap 32` serves it by the same. A label's score on a screen is its
+highest over the windows, and its truth whether the image has any defect of it. So `judge --part test`, on the verdicts
+of `service inspect`, gives accuracy, precision, recall and F of the labels of whole images, as the table does;
+`evaluate` gives those of the windows. That is not the paper's way, which shows the network whole images, of a size that
+it does not state: here the window is learnt and the image judged.
 """
 
 from __future__ import annotations
