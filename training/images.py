@@ -20,12 +20,13 @@ from engine import to_grey
 
 TAKEN = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp"}
 END = {"PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+MOST_PIXELS = 2**30  # what OpenCV reads, and `cut` with it
 # what becomes grey or colour of 8 bits without a choice; the rest `to_grey` takes or refuses
 PLAIN = {"1": "L", "P": "RGB", "LA": "RGBA", "PA": "RGBA"}
 # what Pillow raises on files that are cut off, altered or absurd
 FOREIGN_ERRORS = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, struct.error, zlib.error)
 
-Image.MAX_IMAGE_PIXELS = None  # a data folder is one's own, and a line-scan frame may be larger than Pillow expects
+Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit is that of a photograph
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ def read_header(path: Path) -> Header:
         with Image.open(path, formats=tuple(TAKEN)) as image:
             exif = Image.Exif()
             exif.load(image.info.get("exif", b""))  # Pillow's getexif would decode a PNG for it
+            if image.height * image.width > MOST_PIXELS:
+                raise ValueError(f"{image.width} x {image.height} pixels")
             turned = exif.get(ExifTags.Base.Orientation, 1) != 1
             kind = "JPEG" if image.format == "MPO" else str(image.format)  # some phones append a second picture
             return Header(kind, (image.height, image.width), turned)

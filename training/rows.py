@@ -8,9 +8,16 @@ from pathlib import Path
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Every row of a CSV file, by the names of its header."""
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    """Every row of a CSV file, by the names of its header.
+
+    Raises:
+        ValueError: the file is no CSV file.
+    """
+    try:
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[object]]) -> None:

@@ -146,6 +146,8 @@ def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, An
             set_key("annotations", 3, segmentation={"size": [HEIGHT, WIDTH], "counts": [HEIGHT * WIDTH]}),
             "without a pixel",
         ),
+        (set_key("annotations", 3, segmentation={"size": [HEIGHT, WIDTH]}), "annotations.3.*counts: Field required"),
+        (set_key("annotations", 3, segmentation=[[1, 2, "x", 4, 5, 6]]), "annotations.3.segmentation.*0.2: Input"),
         (set_key("annotations", 4, segmentation={"size": [HEIGHT, WIDTH], "counts": "R33h"}), "counts"),
         (set_key("images", 0, width=WIDTH - 1), r"a 1.png has 128 x 96 px, but its labels are of 127 x 96"),
         (set_key("images", 0, width=0), "images.0.width"),

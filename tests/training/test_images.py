@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -87,6 +89,17 @@ def test_values_without_a_documented_grey_are_refused(tmp_path: Path, colour: ND
     for file in sorted(tmp_path.iterdir()):
         with pytest.raises(ValueError, match=f"{file.name} cannot be used"):
             read_whole(file)
+
+
+def test_a_header_that_claims_too_much_is_refused_before_memory_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "claim.png"
+    Image.new("L", (8, 8)).save(file)
+    data = bytearray(file.read_bytes())
+    data[16:24] = struct.pack(">II", 50_000, 50_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=r"claim.png .*50000 x 50000 pixels"):
+        read_whole(file)
 
 
 def test_what_is_no_image_is_refused(tmp_path: Path) -> None:

@@ -164,6 +164,9 @@ def test_tables_and_images_that_are_not_there_are_refused(tmp_path: Path) -> Non
         train.write_text(text)
         with pytest.raises(ValueError, match=said):
             convert_severstal(source, tmp_path / "form", division=source / "division")
+    train.write_bytes(b"img_names,\xff\n")
+    with pytest.raises(ValueError, match=r"train_label_train.csv cannot be read"):
+        convert_severstal(source, tmp_path / "form", division=source / "division")
     train.unlink()
     with pytest.raises(ValueError, match=r"train_label_train.csv is missing"):
         convert_severstal(source, tmp_path / "form", division=source / "division")

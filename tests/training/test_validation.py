@@ -188,7 +188,7 @@ def test_a_phone_in_two_parts_is_found(folder: Path) -> None:
     (folder / "splits.csv").write_text("screen,part,phone\n" + "\n".join(rows) + "\n")
     groups = [text for check, text in found(validate_form(folder, patch_px=PATCH)) if check == "group"]
     assert len(groups) == 3
-    assert groups[0].startswith("phone P0 stands in two parts: 1 in test, ")
+    assert groups[0].startswith("phone P0 is in more than one part: 1 in test, ")
 
 
 def test_folds_count_as_parts(folder: Path) -> None:

@@ -130,8 +130,9 @@ def read_coco(path: Path) -> Coco:
     try:
         coco = Coco.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{path}: {'.'.join(map(str, first['loc'])) or 'JSON'}: {first['msg']}") from error
+        # of a segmentation, which has two forms, the one that was meant is told from furthest inside
+        place, said = max(((one["loc"], one["msg"]) for one in error.errors()), key=lambda told: len(told[0]))
+        raise ValueError(f"{path}: {'.'.join(map(str, place)) or 'no annotations'}: {said}") from error
     for key, entries in (("images", coco.images), ("categories", coco.categories), ("annotations", coco.annotations)):
         seen: set[Id] = set()
         for entry in entries:

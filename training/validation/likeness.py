@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,26 +23,34 @@ def same(sights: Mapping[str, Sight]) -> list[list[str]]:
     return [names for names in groups.values() if len(names) > 1]
 
 
-def alike(sights: Mapping[str, Sight]) -> list[tuple[str, str, float]]:
-    """Pairs of images of one size that show nearly the same, with their correlation; equal ones are not among them.
+def alike(sights: Mapping[str, Sight], parts: Mapping[str, str]) -> list[tuple[list[str], float]]:
+    """Groups of images of one size that show nearly the same in two parts, with their highest correlation.
 
-    Frames of one line look alike as a whole, so what they share is taken off first: each is divided by its brightness,
-    and the median of all is subtracted. What is left at 32 x 32 is correlated. A picture that was saved again, a little
-    darker or in another quality, is found; one that was turned, or moved by more than 1 % of its side, need not be.
-    Fewer than five images of a size are not compared; and where a folder mixes products, those of one may look alike by
-    their design.
+    Each image is linked to the one of another part that is most like it; images with equal pixels are not. Frames of
+    one line look alike as a whole, so what they share is taken off first: each is divided by its brightness, and the
+    median of all is subtracted. What is left at 32 x 32 is correlated. A picture that was saved again, a little darker
+    or in another quality, is found; one that was turned, or moved by more than 1 % of its side, need not be. Fewer than
+    five images of a size are not compared; and where a folder mixes products, those of one may look alike by their
+    design.
     """
     by_size: dict[tuple[int, int], list[str]] = {}
     for name, sight in sights.items():
         by_size.setdefault(sight.size, []).append(name)
-    found = []
+    links: list[tuple[str, str, float]] = []
     for names in by_size.values():
         own, kept = _own([sights[name].small for name in names])
-        for i, j, correlation in _pairs(own):
-            first, second = names[kept[i]], names[kept[j]]
-            if sights[first].digest != sights[second].digest:
-                found.append((first, second, correlation))
-    return found
+        names = [names[k] for k in kept]
+        digests = np.unique([sights[name].digest.hex() for name in names], return_inverse=True)[1]
+        codes = np.unique([parts[name] for name in names], return_inverse=True)[1]
+        for start in range(0, len(own), BLOCK):
+            block = slice(start, start + BLOCK)
+            correlation = own[block] @ own.T
+            correlation[codes[block, None] == codes] = -1
+            correlation[digests[block, None] == digests] = -1
+            nearest = correlation.argmax(axis=1)
+            for i in np.flatnonzero(correlation.max(axis=1) > ALIKE).tolist():
+                links.append((names[start + i], names[nearest[i]], float(correlation[i, nearest[i]])))
+    return _linked(links)
 
 
 def _own(small: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -56,26 +64,17 @@ def _own(small: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDA
     return own[kept] / length[kept, None], kept
 
 
-def _pairs(own: NDArray[np.float32]) -> Iterator[tuple[int, int, float]]:
-    for start in range(0, len(own), BLOCK):
-        correlation = own[start : start + BLOCK] @ own[start:].T
-        for i, j in np.argwhere(np.triu(correlation > ALIKE, k=1)):
-            yield start + int(i), start + int(j), float(correlation[i, j])
-
-
-def groups(pairs: Sequence[tuple[str, str, float]]) -> list[list[str]]:
-    """Names that are linked by pairs, directly or over others."""
-    root: dict[str, str] = {}
-
-    def find(name: str) -> str:
-        while root.setdefault(name, name) != name:
-            root[name] = root[root[name]]
-            name = root[name]
-        return name
-
-    for first, second, _ in pairs:
-        root[find(first)] = find(second)
-    linked: dict[str, list[str]] = {}
-    for name in root:
-        linked.setdefault(find(name), []).append(name)
-    return [sorted(names) for names in linked.values()]
+def _linked(links: Sequence[tuple[str, str, float]]) -> list[tuple[list[str], float]]:
+    """Names that are linked, directly or over others, and the highest value among their links."""
+    group_of: dict[str, set[str]] = {}
+    for first, second, _ in links:
+        one, other = group_of.setdefault(first, {first}), group_of.setdefault(second, {second})
+        if one is not other:
+            small, large = sorted((one, other), key=len)
+            large |= small
+            group_of.update(dict.fromkeys(small, large))
+    highest: dict[int, float] = {}
+    for first, _, value in links:
+        highest[id(group_of[first])] = max(value, highest.get(id(group_of[first]), 0.0))
+    groups = {id(group): group for group in group_of.values()}
+    return [(sorted(group), highest[key]) for key, group in groups.items()]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from training.cutting import draw_validation
 from training.validation.findings import Finding, Picture
-from training.validation.likeness import alike, groups, same
+from training.validation.likeness import alike, same
 from training.validation.sight import Sight
 from training.validation.tables import read_table
 
@@ -72,15 +72,10 @@ def find_leaks(sights: Mapping[str, Sight], files: Mapping[str, Path], parts: Ma
     """
     findings = []
     for names in same(sights):
-        where = _spread(parts[name] for name in names)
-        text = f"{listed(names)} have the same pixels: {where}"
-        findings.append(
-            Finding("leak" if len({parts[n] for n in names}) > 1 else "again", text, _shown(names, files, parts))
-        )
-    pairs = [pair for pair in alike(sights) if parts[pair[0]] != parts[pair[1]]]
-    nearest = {frozenset(pair[:2]): pair[2] for pair in pairs}
-    for names in groups(pairs):
-        closest = max(value for pair, value in nearest.items() if pair <= set(names))
+        check = "leak" if len({parts[name] for name in names}) > 1 else "again"
+        text = f"{listed(names)} have the same pixels: {_spread(parts[name] for name in names)}"
+        findings.append(Finding(check, text, _shown(names, files, parts)))
+    for names, closest in alike(sights, parts):
         where = _spread(parts[name] for name in names)
         text = f"{listed(names)} look alike (correlation up to {closest:.3f}): {where}"
         findings.append(Finding("alike", text, _shown(names, files, parts)))
@@ -88,13 +83,15 @@ def find_leaks(sights: Mapping[str, Sight], files: Mapping[str, Path], parts: Ma
 
 
 def find_groups(parts: Parts) -> list[Finding]:
-    """Values of a column, such as a board or a phone, that stand in two parts."""
+    """Values of a column, such as a board or a phone, that stand in more than one part."""
     findings = []
     for column, values in parts.columns.items():
-        for value in sorted(set(values.values())):
-            inside = [parts.of[screen] for screen, theirs in values.items() if theirs == value]
-            if len(set(inside)) > 1:
-                findings.append(Finding("group", f"{column} {value} stands in two parts: {_spread(inside)}"))
+        inside: dict[str, list[str]] = {}
+        for screen, value in values.items():
+            inside.setdefault(value, []).append(parts.of[screen])
+        for value, found in sorted(inside.items()):
+            if len(set(found)) > 1:
+                findings.append(Finding("group", f"{column} {value} is in more than one part: {_spread(found)}"))
     return findings
 
 
