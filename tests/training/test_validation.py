@@ -121,6 +121,7 @@ FAULTS: list[tuple[Change, str, str]] = [
     (replace("splits.csv", "^t000,train", "t000,training"), "part", r"row 0: 'training' is no part"),
     (lambda f: (f / "splits.csv").write_text("screen,part\n"), "part", r"splits.csv has no part for t000, .* 9 more"),
     (append("splits.csv", "t500,train\n"), "ignored", r"there is no screen 't500'"),
+    (copied("t 99.png"), "name", r"screens/t 99.png: the service would call it otherwise"),
     (copied("t000.jpeg"), "ignored", r"screens/t000.jpeg is no .png or .jpg"),
     (lambda f: (f / "splits.csv").unlink(), "table", r"splits.csv is missing"),
     (lambda f: (f / "boxes.csv").unlink(), "table", r"boxes.csv is missing"),

@@ -132,6 +132,7 @@ FAULTS: list[tuple[Change, str, str]] = [
         r"labels.csv, row 1: windows.csv does not have t000_00_01.png",
     ),
     (replace("windows.csv", r"^(t000_00_00.png,.*),0,0$", r"\g<1>,0,-4"), "table", r"left and top pixels"),
+    (replace("windows.csv", r"^(t000_00_00.png,.*),0,0$", r"\g<1>,,0"), "table", r"left and top pixels"),
     (replace("labels.csv", r"^(.*),dot,", r"\g<1>,Dot,"), "label", r"the column 'Dot'"),
     (replace("splits.csv", "^t000,train\n", ""), "part", r"splits.csv has no part for t000"),
     (lambda f: (f / "splits.csv").unlink(), "table", r"splits.csv is missing"),
@@ -154,6 +155,11 @@ def test_a_fault_is_found(folder: Path, change: Change, check: str, text: str) -
     change(folder)
     report = validate_cut(folder)
     assert any(key == check and re.search(text, said) for key, said in found(report)), found(report)
+
+
+def test_a_window_far_away_takes_no_memory(folder: Path) -> None:
+    replace("windows.csv", r"^(t000_00_00.png,.*),0,0$", r"\g<1>,0,9000000000")(folder)
+    assert found(validate_cut(folder)) == []
 
 
 def test_patches_of_one_grey_level_are_no_duplicates(folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
+SCREEN = re.compile(r"[A-Za-z0-9._-]{1,64}")  # a screen_id of the service, by which verdicts are found again
 LABEL = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -21,7 +22,7 @@ def screen_name(file_name: str) -> str:
         raise ValueError(f"{file_name!r} is no path below the folder of images")
     stem = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
     name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(stem.parts))
-    if len(name) > 64:
+    if not SCREEN.fullmatch(name):
         raise ValueError(f"{file_name!r} makes a name of {len(name)} characters, a screen's has at most 64")
     return name
 

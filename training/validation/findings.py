@@ -33,6 +33,9 @@ CHECKS = {
     "mask": Check("error", "mask that does not fit its box", "Pixels of a mask lie in the box of their row."),
     "label": Check("error", "label that is none", "a-z, 0-9 and _, from a letter on; and one that was asked for."),
     "stale": Check("error", "patch that is not what fit reads", "Delete pixels.u8; the next fit decodes the images."),
+    "name": Check(
+        "warning", "name that no screen_id can be", "A-Z, a-z, 0-9, . _ - and at most 64, or judge lacks it."
+    ),
     "odd_size": Check("warning", "size that others do not have", "Was it scanned, cropped or scaled otherwise?"),
     "alike": Check("warning", "alike, in two parts", "If that is one board or phone twice, put it in one part."),
     "group": Check("warning", "board, phone or the like in two parts", "Figures of what was seen before flatter."),

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.conversion.names import LABEL
+from training.conversion.names import LABEL, SCREEN
+from training.cutting import draw_validation
 from training.validation.findings import Finding, Picture, Report
 from training.validation.parts import Parts, find_absent, find_groups, find_leaks, listed, rank, read_parts
 from training.validation.sight import Sight, see_all
@@ -49,6 +50,8 @@ def validate_form(folder: Path, *, labels: Sequence[str] = (), patch_px: int = 1
     findings += found
     parts, found = read_parts(folder, files)
     findings += found
+    if set(parts.of.values()) <= {"train", "test"}:
+        parts.of.update(draw_validation(parts.of))  # as `cut` would
     sights, found = see_all(files)
     findings += found
     findings += _check_sizes(files, sights, patch_px)
@@ -75,6 +78,8 @@ def _find_screens(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
             findings.append(Finding("twice", f"screens/{files[path.stem].name} and {path.name} are one screen"))
         else:
             files[path.stem] = path
+            if not SCREEN.fullmatch(path.stem):
+                findings.append(Finding("name", f"screens/{path.name}: the service would call it otherwise"))
     if not files:
         raise ValueError(f"{folder / 'screens'} holds no .png or .jpg")
     return files, findings

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
-from training.cutting import draw_validation
 from training.validation.findings import Finding, Picture
 from training.validation.likeness import alike, same
 from training.validation.sight import Sight
@@ -27,10 +26,7 @@ class Parts:
 
 
 def read_parts(folder: Path, screens: Collection[str]) -> tuple[Parts, list[Finding]]:
-    """From `folds.csv`, where there is one, else from `splits.csv`.
-
-    A fold counts as a part. Without a validation part there is the one that `cut` would draw.
-    """
+    """From `folds.csv`, where there is one, else from `splits.csv`; a fold counts as a part."""
     folds = (folder / "folds.csv").is_file()
     table, column = folder / ("folds.csv" if folds else "splits.csv"), "fold" if folds else "part"
     rows, findings = read_table(table, ["screen", column])
@@ -54,8 +50,6 @@ def read_parts(folder: Path, screens: Collection[str]) -> tuple[Parts, list[Find
         parts.of[screen] = part
         for key in row.keys() - {"screen", "part", "fold"}:
             parts.columns.setdefault(key, {})[screen] = row[key]
-    if column == "part" and "validation" not in parts.of.values():
-        parts.of.update(draw_validation(parts.of))
     lost = [screen for screen in screens if screen not in parts.of]
     if lost and not lost_whole:
         findings.append(Finding("part", f"{table.name} has no part for {listed(lost)}"))

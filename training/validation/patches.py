@@ -25,6 +25,7 @@ from training.validation.sight import SMALL_PX, Sight, see, shrink
 from training.validation.tables import read_arrays, read_table
 
 PATCH_SMALL_PX = 16  # side of what is kept of a patch
+WHOLE_SMALL_PX = 512  # longest side of a screen that is put together
 KNOWN = ("1", "0", "-1")
 
 
@@ -105,7 +106,7 @@ def _read_patches(folder: Path) -> tuple[list[Patch], list[Finding]]:
             findings.append(Finding("table", f"labels.csv, row {number}: windows.csv does not have {name}"))
         elif name in patches:
             findings.append(Finding("twice", f"labels.csv, row {number}: {name} is there already"))
-        elif not set(row.values()) <= set(KNOWN) or not (window["left"] + window["top"]).isdecimal():
+        elif not set(row.values()) <= set(KNOWN) or not all(window[k].isdecimal() for k in ("left", "top")):
             findings.append(Finding("table", f"row {number}: labels are 1, 0 or -1, left and top pixels ({name})"))
         else:
             place = int(window["left"]), int(window["top"])
@@ -194,12 +195,15 @@ def _whole_screens(patches: Sequence[Patch], sights: Mapping[str, Sight], patch_
 
 def _whole(patches: Sequence[Patch], sights: Mapping[str, Sight], patch_px: int) -> Sight:
     size = max(p.top for p in patches) + patch_px, max(p.left for p in patches) + patch_px
-    scale = PATCH_SMALL_PX / patch_px
-    canvas = np.zeros([round(side * scale) for side in size], np.float32)
+    scale = min(PATCH_SMALL_PX / patch_px, WHOLE_SMALL_PX / max(size))
+    side = max(round(patch_px * scale), 1)
+    canvas = np.zeros([max(round(length * scale), 1) for length in size], np.float32)
     digest = xxhash.xxh3_128()
     for patch in patches:
         top, left = round(patch.top * scale), round(patch.left * scale)
-        canvas[top : top + PATCH_SMALL_PX, left : left + PATCH_SMALL_PX] = sights[patch.name].small
+        small = sights[patch.name].small
+        place = canvas[top : top + side, left : left + side]
+        place[:] = shrink(small, side, side)[: place.shape[0], : place.shape[1]]
         digest.update(f"{patch.left}, {patch.top}: ".encode() + sights[patch.name].digest)
     return Sight(size, digest.digest(), shrink(canvas, SMALL_PX, SMALL_PX))
 
