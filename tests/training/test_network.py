@@ -13,7 +13,7 @@ from training.network import (
     TwoStageNetwork,
     parameter_table,
 )
-from training.trunks import LightTrunk, build_trunk, grey_stem
+from training.trunks import LightTrunk, build_trunk, stem
 
 SMALL = {"trunk": "light", "feature_width": 8, "projection_width": 8, "relation_width": 4}
 
@@ -171,10 +171,10 @@ def test_the_cosine_ignores_length_and_its_scale_is_positive() -> None:
     assert classifier.logits(torch.ones(1, 2)).flatten().tolist() == pytest.approx([10, 10])
 
 
-def test_the_grey_stem_equals_the_colour_stem_on_grey() -> None:
+def test_the_stem_equals_the_colour_stem_on_grey() -> None:
     colour = torchvision.models.resnet18(weights=None).conv1
     grey = torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(grey_stem(colour)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(stem(colour, 1)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["light", "resnet18"])
