@@ -278,29 +278,30 @@ class Run:
 def network_probability(
     network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
 ) -> NDArray[np.float32]:
-    """Probabilities (N, L) by the module.
+    """Probabilities (N, L) by the module; what is reasoned together is one of `training.evaluation.groups`."""
+    seen = see(network, patches, fabric)
+    return reasoned(network, seen, patches, fabric, group=group) if reason else _probability(seen.logit_NL)
 
-    The trunk takes `CHUNK` patches at a time; what is reasoned together is one of `training.evaluation.groups`.
-    """
-    network.eval()
+
+def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, *, group: str) -> NDArray[np.float32]:
+    """Probabilities (N, L) of a set that was seen, some of its patches reasoned together at a time."""
     probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
     with torch.inference_mode(), fabric.autocast():
-        seen = _seen(network, patches, fabric)
-        if not reason:
-            return _probability(seen.logit_NL)
         for indices in groups(patches, group):
             rows = torch.from_numpy(indices)
             probability[indices] = _probability(network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]))
     return probability
 
 
-def _seen(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
-    """What stage 1 gives of every patch of a set, in its order."""
+def see(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
+    """What stage 1 gives of every patch of a set, in its order; the trunk takes `CHUNK` patches at a time."""
+    network.eval()
     parts = []
     chunks = np.array_split(np.arange(len(patches)), -(-len(patches) // CHUNK))
-    for chunk in track(chunks, "probabilities", transient=True, disable=not fabric.is_global_zero):
-        pixels = torch.from_numpy(np.stack([patches.patch(int(index)) for index in chunk]))[:, None]
-        parts.append(network(fabric.to_device(pixels), reason=False))
+    with torch.inference_mode(), fabric.autocast():
+        for chunk in track(chunks, "probabilities", transient=True, disable=not fabric.is_global_zero):
+            pixels = torch.from_numpy(np.stack([patches.patch(int(index)) for index in chunk]))[:, None]
+            parts.append(network(fabric.to_device(pixels), reason=False))
     return Output(
         feature_NLF=torch.cat([part.feature_NLF for part in parts]),
         cosine_NL=torch.cat([part.cosine_NL for part in parts]),

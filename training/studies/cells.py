@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from lightning_fabric import Fabric
 
 from training.calibration import best_threshold
 from training.config import Config, read_config
 from training.datasets import PatchSet
 from training.evaluation import report
-from training.fit import fit, network_probability
+from training.fit import fit, reasoned, see
 from training.folder import data_id, load_run
 from training.studies.tables import Row
 
 GROUPS = ("screen", "batch:32", "single")
+FIGURES = ("accuracy", "precision", "recall", "f_measure")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +42,7 @@ class Cell:
     """What a trained row gives on the test part; F at 0.5 as in the paper, and at thresholds fitted on validation.
 
     `figures` holds for each group of patches that reason together accuracy, precision, recall and f_measure at 0.5, and
-    fitted_f_measure; `per_label` the F of each label at 0.5, by screen.
+    fitted_f_measure; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none.
     """
 
     row: str
@@ -50,7 +50,6 @@ class Cell:
     seed: int
     steps_only: bool
     seconds: float
-    patches: int
     figures: dict[str, dict[str, float]]
     per_label: dict[str, float]
 
@@ -65,7 +64,7 @@ def run_cell(
         division: the data.
         seed: of the training.
         preset: TOML file of the preset.
-        settings: as of `fit --set`, for every row.
+        settings: as of `fit --set`, for every row; its own come after them.
         out: the study's folder.
         base: run of the two-stage network of the same seed and data, for rows that begin with its phase 1.
 
@@ -94,7 +93,7 @@ def _config(
 ) -> Config:
     folders = f'data.folders=["{division.folder.resolve()}"]'
     start = [] if base is None else [f'start="{(base / "phase1.safetensors").resolve()}"']
-    return read_config(preset, [folders, f"seed={seed}", *row.settings, *settings, *start])
+    return read_config(preset, [folders, f"seed={seed}", *settings, *row.settings, *start])
 
 
 def _name(config: Config, base: Path | None) -> str:
@@ -107,30 +106,33 @@ def _name(config: Config, base: Path | None) -> str:
 
 
 def _measure(run: Path, row: Row, division: Division, seed: int, *, seconds: float) -> Cell:
-    network, config, labels = load_run(run)
-    fabric = Fabric(accelerator="cpu")
-    validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
-    figures: dict[str, dict[str, float]] = {}
-    per_label: dict[str, float] = {}
-    for group in GROUPS:
-        known = network_probability(network, validation, fabric, group=group)
-        found = network_probability(network, test, fabric, group=group)
-        fitted = [
-            best_threshold(known[target >= 0, k], target[target >= 0] == 1)
-            for k, target in enumerate(np.asarray(validation.labels).T)
-        ]
-        at_half = report(found, test.labels, labels=labels, thresholds=[0.5] * len(labels))
-        at_fitted = report(found, test.labels, labels=labels, thresholds=fitted)
-        figures[group] = {key: getattr(at_half, key) for key in ("accuracy", "precision", "recall", "f_measure")}
-        figures[group]["fitted_f_measure"] = at_fitted.f_measure
-        per_label = per_label or {label: one.f_measure for label, one in at_half.per_label.items()}
-    return Cell(
+    cell = Cell(
         row=row.title,
         division=division.name,
         seed=seed,
         steps_only=row.heavy,
         seconds=round(seconds, 1),
-        patches=len(test),
-        figures=figures,
-        per_label=per_label,
+        figures={},
+        per_label={},
     )
+    if row.heavy:  # what it has learnt in a few steps is nothing to report
+        return cell
+    network, config, labels = load_run(run)
+    fabric = Fabric(accelerator="cpu")
+    validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
+    known, seen = see(network, validation, fabric), see(network, test, fabric)
+    for group in GROUPS:
+        thresholds = [
+            best_threshold(score[target >= 0], target[target >= 0] == 1)
+            for score, target in zip(
+                reasoned(network, known, validation, fabric, group=group).T, validation.labels.T, strict=True
+            )
+        ]
+        probability = reasoned(network, seen, test, fabric, group=group)
+        at_half = report(probability, test.labels, labels=labels, thresholds=[0.5] * len(labels))
+        at_fitted = report(probability, test.labels, labels=labels, thresholds=thresholds)
+        cell.figures[group] = {key: getattr(at_half, key) for key in FIGURES}
+        cell.figures[group]["fitted_f_measure"] = at_fitted.f_measure
+        if group == GROUPS[0]:
+            cell.per_label.update({label: one.f_measure for label, one in at_half.per_label.items()})
+    return cell

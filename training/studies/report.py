@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.studies.cells import Cell
+from training.studies.cells import FIGURES, Cell
 from training.studies.study import Study
 from training.studies.tables import Row
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, THEIRS = "#0072B2", "#D55E00"  # told apart by the colour-blind
-FIGURES = ("accuracy", "precision", "recall", "f_measure")
 
 
 def spread(values: Sequence[float]) -> str:

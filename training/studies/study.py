@@ -30,9 +30,9 @@ class Preset:
         """The configuration that every row begins with."""
         return CONFIGS / f"study-{self.name}.toml"
 
-    def base(self) -> Config:
-        """That configuration."""
-        return read_config(self.file)
+    def base(self, settings: Sequence[str]) -> Config:
+        """That configuration, with changes for every row."""
+        return read_config(self.file, list(settings))
 
 
 PRESETS = {
@@ -77,14 +77,14 @@ def run(
         out: the study's folder; tables share its cells.
         seeds: one cell each.
         folds: of folds.csv; empty: all of them for a comparison of methods, else the first.
-        settings: as of `fit --set`, for every row.
+        settings: as of `fit --set`, for every row; its own come after them.
         patch_px: side of a patch; None: the preset's.
         console: where to show what is trained.
 
     Raises:
         ValueError: there is no such table, or the data does not fit.
     """
-    wanted = table(name, preset.name, preset.base())
+    wanted = table(name, preset.name, preset.base(settings))
     divisions = list(_divisions(data, out, preset, patch_px or preset.patch_px, folds, every=wanted.every_fold))
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
     cells = []
@@ -95,7 +95,8 @@ def run(
             first = Row(title="two-stage")
             _, base = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
         cell, _ = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
-        console.print(f"  F {cell.figures['screen']['f_measure']:.4f} in {cell.seconds:.0f} s", markup=False)
+        found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
+        console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
         cells.append(cell)
     return Study(table=wanted, preset=preset, data=data.name, settings=tuple(settings), cells=cells)
 
