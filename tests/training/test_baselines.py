@@ -157,7 +157,7 @@ def test_scales_are_mixed_at_the_largest() -> None:
 
 
 def test_the_stages_of_a_trunk_are_the_trunk() -> None:
-    for name in ("light", "resnet18"):
+    for name in ("light", "compact", "resnet18"):
         trunk, width = build_trunk(name)
         x = pixels = torch.randn(1, 1, 64, 64)
         stages = staged(trunk.eval())

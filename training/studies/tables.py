@@ -40,7 +40,7 @@ OF_BATCHES = {
     40: (0.9766, 0.9733),
     44: (0.9779, 0.9739),
 }
-NARROW = (8, 16, 32, 64, 128, 256)  # of the light trunk, whose map has 160 channels
+NARROW = (8, 16, 32, 64, 128, 256)  # of the compact trunk, whose map has 160 channels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
