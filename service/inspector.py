@@ -238,15 +238,14 @@ class Inspector:
             ServiceError: the rest will not come.
         """
         height, width = frame.pixels.shape
-        digest, meter, seen = xxhash.xxh3_128(), BrightnessMeter(height, width), 0
+        digest, meter, seen = FrameDigest(), BrightnessMeter(height, width), 0
         while seen < height:
             lines = self._lines_after(seen, frame, deadline_at)
             told(lines)  # first: a device may begin with them
-            digest.update(frame.pixels[seen:lines].data)
+            digest.add(frame.pixels[seen:lines])
             meter.add(frame.pixels[seen:lines])
             seen = lines
-        digest.update(_size_mark(frame.pixels))
-        return _Look(digest=digest.hexdigest(), brightness=meter.brightness)
+        return _Look(digest=digest.end(height, width), brightness=meter.brightness)
 
     def _lines_after(self, seen: int, frame: Frame, deadline_at: float) -> int:
         if frame.arrival is None:
@@ -284,19 +283,23 @@ class Inspector:
         return cover(height, width, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
 
 
-def digest_of(pixels: NDArray[np.uint8]) -> str:
+class FrameDigest:
     """What tells one frame (H, W) from another, whatever file it came in: XXH3-128 of its pixels and its size.
 
     A SHA-256 of a whole frame would take as long as receiving it; nobody who sends screens gains by a collision.
     """
-    digest = xxhash.xxh3_128(pixels.data)
-    digest.update(_size_mark(pixels))
-    return digest.hexdigest()
 
+    def __init__(self) -> None:
+        self._digest = xxhash.xxh3_128()
 
-def _size_mark(pixels: NDArray[np.uint8]) -> bytes:
-    """The same bytes in lines of another length are another frame."""
-    return repr(pixels.shape).encode()
+    def add(self, lines: NDArray[np.uint8]) -> None:
+        """The next lines (n, W)."""
+        self._digest.update(lines.data)
+
+    def end(self, height: int, width: int) -> str:
+        """The digest of all lines; the same bytes in lines of another length are another frame."""
+        self._digest.update(repr((height, width)).encode())
+        return self._digest.hexdigest()
 
 
 def to_json(verdict: Verdict) -> str:

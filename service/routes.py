@@ -4,6 +4,7 @@ import asyncio
 import functools
 import json
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import anyio.to_thread
@@ -121,16 +122,7 @@ async def inspect_screen(
     with running.admission.admit(screen_id) as place:
         if media_type == RAW:
             arrival = await _arrival(size, place, settings, deadline_at)
-            receiving = asyncio.create_task(
-                receive_lines(
-                    request, arrival, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()
-                )
-            )
-            source = Source(data=arrival, media_type=media_type, size=size)
-            try:
-                inspection = await anyio.to_thread.run_sync(inspect, source, limiter=running.threads)
-            finally:
-                await receiving  # a sender reads its answer once it has sent its frame, and not before
+            inspection = await _inspect_lines(request, arrival, inspect, running, deadline_at)
         else:
             needed = needed_bytes(request.headers.get("content-length"), settings=settings)
             await place.hold(needed, timeout_s=deadline_at - time.monotonic())
@@ -221,6 +213,19 @@ async def _arrival(size: tuple[int, int] | None, place: Place, settings: Setting
         raise ImageTooLarge(f"{width} x {height} pixels are over the limit of {settings.max_pixels}")
     await place.hold(height * width, timeout_s=deadline_at - time.monotonic())
     return Arrival(height, width)
+
+
+async def _inspect_lines(
+    request: Request, arrival: Arrival, inspect: Callable[[Source], Inspection], running: Running, deadline_at: float
+) -> Inspection:
+    """Inspect a raw frame while its lines arrive."""
+    left_s, limit_bytes = deadline_at - time.monotonic(), running.settings.max_body_bytes
+    receiving = asyncio.create_task(receive_lines(request, arrival, limit_bytes=limit_bytes, timeout_s=left_s))
+    source = Source(data=arrival, media_type=RAW, size=arrival.pixels.shape)
+    try:
+        return await anyio.to_thread.run_sync(inspect, source, limiter=running.threads)
+    finally:
+        await receiving  # a sender reads its answer once it has sent its frame, and not before
 
 
 def _inspect(

@@ -115,9 +115,8 @@ class Scheduler:
             QueueFull: no room for all of its patches now.
             NotReady: the service is stopping, or has lost a device for good.
         """
-        job = Job(frame, windows, deadline_at, queued_at=self._clock())
-        if after is not None:
-            job.again, job.device = True, after.device
+        device = None if after is None else after.device
+        job = Job(frame, windows, deadline_at, queued_at=self._clock(), device=device)
         self._queue.put(job)
         try:
             yield Queued(self._queue, job, self._clock)

@@ -58,11 +58,11 @@ class Job:
     """One screen, from its arrival to its answer.
 
     Attributes:
-        again: it is the second look of a screen whose turn it was already.
         ready: windows whose lines are there.
         whole_at: when the last of them was.
         begun: windows that its device has taken.
-        device: which took the first; the others follow there, and so does a second look.
+        device: which took the first; the others follow there. One that is queued with its device is the second look of
+            a screen whose turn it was already.
         running: batches that are at the device now.
         batches: answers, in order.
         features_s: time that the device worked on it.
@@ -74,7 +74,6 @@ class Job:
     windows: Sequence[Window]
     deadline_at: float
     queued_at: float
-    again: bool = False
     ready: int = 0
     whole_at: float = 0.0
     begun: int = 0
@@ -132,17 +131,17 @@ class Queue:
 
     def put(self, job: Job) -> None:
         """Append a screen; the exceptions are those of `Scheduler.queue`."""
-        count = len(job.windows)
-        if count > self._max_patches and not job.again:
+        count, again = len(job.windows), job.device is not None
+        if count > self._max_patches and not again:
             raise ImageTooLarge(f"{count} patches are over the limit of {self._max_patches}")
         with self._changed:
-            if self._refusal and (self.closed or not job.again):  # a screen that is under way ends as usual
+            if self._refusal and (self.closed or not again):  # a screen that is under way ends as usual
                 raise NotReady(self._refusal)
             over = self.patches + count - self._max_patches
-            if over > 0 and not job.again:
+            if over > 0 and not again:
                 taken = f"{self.patches} of {self._max_patches} places are taken"
                 raise QueueFull(taken, retry_after_s=over * self._patch_s / self._devices)
-            self._jobs.insert(0 if job.again else len(self._jobs), job)
+            self._jobs.insert(0 if again else len(self._jobs), job)
             self.patches += count
 
     def arrived(self, job: Job, lines: int, now: float) -> None:
@@ -194,9 +193,7 @@ class Queue:
         with self._changed:
             if job.over:
                 return
-            job.over = True
-            self._jobs.remove(job)
-            self.patches -= len(job.windows)
+            self._free(job)
         job.settle(outcome)
 
     def withdraw(self, job: Job) -> None:
@@ -205,11 +202,13 @@ class Queue:
             if job.over:
                 return
             job.abandoned = True
-            if job.running:
-                return
-            job.over = True
-            self._jobs.remove(job)
-            self.patches -= len(job.windows)
+            if not job.running:
+                self._free(job)
+
+    def _free(self, job: Job) -> None:
+        job.over = True
+        self._jobs.remove(job)
+        self.patches -= len(job.windows)
 
     def refuse(self, reason: str) -> None:
         """Take no more screens and answer those that wait, as not ready; what runs ends as usual."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,7 +20,7 @@ from training.datasets import PatchSet
 from training.evaluation import Report, report
 from training.fit import network_probability
 from training.folder import data_id, load_run
-from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork
+from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
@@ -65,6 +66,7 @@ def export_run(
             nothing is written then.
     """
     network, config, _ = load_run(run)
+    _refuse_shrunk(config.data.folders)
     fabric = Fabric(accelerator="cpu")
     validation = PatchSet(config.data.folders, "validation")
     probability = network_probability(network, validation, fabric)
@@ -128,8 +130,15 @@ def _unlearnt(folders: Sequence[Path], config: Config) -> list[Path]:
     return list(folders)
 
 
+def _refuse_shrunk(folders: Sequence[Path]) -> None:
+    for folder in folders:
+        shrink = json.loads((folder / "cut.json").read_text()).get("shrink", 1)
+        if shrink != 1:
+            raise ValueError(f"{folder} was cut from screens {shrink} times smaller, and the service shrinks none")
+
+
 def _limits(
-    network: TwoStageNetwork,
+    network: Network,
     fabric: Fabric,
     validation: PatchSet,
     probability: NDArray[np.float32],

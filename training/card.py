@@ -11,7 +11,7 @@ from typing import Any
 from engine import Manifest
 from training.config import Config
 from training.evaluation import Report
-from training.network import TwoStageNetwork, parameter_table
+from training.network import Network, NetworkConfig, parameter_table
 
 CARD_FILE = "MODEL_CARD.md"
 MEASURED = "## Measured on "
@@ -20,7 +20,7 @@ MEASURED = "## Measured on "
 def model_card(
     manifest: Manifest,
     config: Config,
-    network: TwoStageNetwork,
+    network: Network,
     measured: Mapping[str, Report],
     *,
     notes: str,
@@ -29,8 +29,7 @@ def model_card(
     lines = [
         f"# {manifest.name} {manifest.version}",
         "",
-        f"Two-stage multi-label network (Zhou et al. 2023), trunk `{config.network.trunk}`, "
-        f"{config.network.pooling} pooling, patches of {manifest.patch_px} px.",
+        f"{_what(config.network)}, trunk `{config.network.trunk}`, patches of {manifest.patch_px} px.",
         "",
     ]
     if notes:
@@ -61,6 +60,12 @@ def model_card(
     folders: dict[str, Any] = {section: {"folders"} for section in ("data", "phase1", "phase2")}
     shown = config.model_dump_json(indent=2, exclude={"run": True, "start": True, **folders})
     return "\n".join([*lines, "```json", shown, "```", ""])
+
+
+def _what(network: NetworkConfig) -> str:
+    if network.method == "two_stage":
+        return f"Two-stage multi-label network (Zhou et al. 2023), {network.pooling} pooling"
+    return f"`{network.method}`, a method to compare with the two-stage network"
 
 
 def add_figures(bundle: Path, *, on: str, evaluation: Path, judgement: Path) -> None:

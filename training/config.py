@@ -57,6 +57,7 @@ class Loss(_Section):
 
     contrast: float = Field(0.4, ge=0)  # alpha, phase 1 only
     temperature: float = Field(0.1, gt=0)
+    negative_focus: float = Field(0.0, ge=0)  # not the paper's: how much less an easy absent label counts
     map: float = Field(0.0, ge=0)  # loss on the labels' maps, both phases; needs attention pooling
     map_positive_weight: float = Field(4.0, gt=0)
 
@@ -88,8 +89,12 @@ class Config(_Section):
         """Refuse what cannot work together."""
         if self.start_share and self.start is None:
             raise ValueError("start_share needs start: there are no other weights to take a share of")
-        if self.loss.map > 0 and self.network.pooling != "attention":
+        if self.loss.map > 0 and not self.network.has_label_maps:
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
+        if self.network.stages == 1 and self.phase2.epochs:
+            raise ValueError(f"network.method = {self.network.method!r} has one stage: set phase2.epochs = 0")
+        if self.loss.contrast and not self.network.has_label_features:
+            raise ValueError(f"network.method = {self.network.method!r} has no label features: set loss.contrast = 0")
 
     @property
     def all_folders(self) -> list[Path]:

@@ -65,6 +65,23 @@ class Defect:
         long = rule == "known" and int(max(np.ptp(rows), np.ptp(columns))) + 1 >= patch_px / 8
         return 1 if long or len(rows) / len(self.rows) > VISIBLE_SHARE else -1
 
+    def shrunk(self, by: int) -> Defect:
+        """The same defect on a screen that is so many times smaller."""
+        if by == 1:
+            return self
+        rows, columns = self.rows, self.columns
+        if rows is not None and columns is not None:
+            rows, columns = np.unique(np.stack([rows, columns]) // by, axis=1)
+        return Defect(
+            label=self.label,
+            left=self.left // by,
+            top=self.top // by,
+            right=-(-self.right // by),
+            bottom=-(-self.bottom // by),
+            rows=rows,
+            columns=columns,
+        )
+
     def cells(self, window: Window, patch_px: int) -> NDArray[np.bool_]:
         """Map cells (h, w) of the window that the defect touches."""
         side = -(-patch_px // CELL_PX)
@@ -107,6 +124,7 @@ def cut(
     test_fold: int | None = None,
     labels: Sequence[str] = (),
     first: int | None = None,
+    shrink: int = 1,
 ) -> CutSummary:
     """Cut every screen of a data folder into equal patches and label them.
 
@@ -119,6 +137,8 @@ def cut(
         test_fold: where the folder has folds.csv, the fold to test on.
         labels: the labels in order; empty: those that boxes.csv names, sorted.
         first: cut only so many screens, by their names; the parts and labels are those of the whole folder.
+        shrink: take every screen so many times smaller before it is cut; `patch_px` and `stride_px` are then of the
+            smaller one. The service does not shrink, so `export` refuses a run on such patches.
 
     Raises:
         ValueError: the folder is not in the data form, a size does not fit, `out` is not empty, or boxes.csv names
@@ -129,6 +149,8 @@ def cut(
         raise ValueError(f"--patch must be a positive multiple of {CELL_PX}, not {patch_px}")
     if not 0 < stride_px <= patch_px:
         raise ValueError(f"--stride must lie in 1..{patch_px}, not {stride_px}")
+    if shrink < 1:
+        raise ValueError(f"--shrink must be at least 1, not {shrink}")
     if first is not None and first < 1:
         raise ValueError(f"--first must be at least 1, not {first}")
     if out.exists() and any(out.iterdir()):
@@ -142,15 +164,17 @@ def cut(
     (out / "images").mkdir(parents=True)
 
     def cut_screen(name: str) -> _Patches:
-        return _cut_screen(
-            screens[name], out, defects.get(name, []), labels, patch_px=patch_px, stride_px=stride_px, rule=rule
+        frame = _read_frame(screens[name], defects.get(name, []))
+        smaller = [defect.shrunk(shrink) for defect in defects.get(name, [])]
+        return _cut_frame(
+            name, _shrunk(frame, shrink), out, smaller, labels, patch_px=patch_px, stride_px=stride_px, rule=rule
         )
 
     with ThreadPoolExecutor() as pool:
         done = list(track(pool.map(cut_screen, screens), total=len(screens), description="cut"))
     _write_tables(out, dict(zip(screens, done, strict=True)), labels, {name: parts[name] for name in screens})
     summary = _summarise(dict(zip(screens, done, strict=True)), labels, parts)
-    facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule}
+    facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule, "shrink": shrink}
     (out / "cut.json").write_text(json.dumps({**facts, **asdict(summary)}, indent=2) + "\n")
     return summary
 
@@ -268,16 +292,7 @@ class _Patches:
     dropped: int
 
 
-def _cut_screen(
-    path: Path,
-    out: Path,
-    defects: list[Defect],
-    labels: list[str],
-    *,
-    patch_px: int,
-    stride_px: int,
-    rule: Rule,
-) -> _Patches:
+def _read_frame(path: Path, defects: list[Defect]) -> NDArray[np.uint8]:
     image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         raise ValueError(f"{path} cannot be read")
@@ -288,6 +303,29 @@ def _cut_screen(
                 f"boxes.csv has a {defect.label} on {path.stem} that ends at {defect.right}, {defect.bottom}, beyond "
                 f"the frame of {frame.shape[1]} x {frame.shape[0]}"
             )
+    return frame
+
+
+def _shrunk(frame: NDArray[np.uint8], by: int) -> NDArray[np.uint8]:
+    """Means of squares of pixels; a remainder at the right and the bottom is lost."""
+    if by == 1:
+        return frame
+    height, width = frame.shape[0] // by, frame.shape[1] // by
+    whole = np.ascontiguousarray(frame[: height * by, : width * by])
+    return np.asarray(cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _cut_frame(
+    screen: str,
+    frame: NDArray[np.uint8],
+    out: Path,
+    defects: list[Defect],
+    labels: list[str],
+    *,
+    patch_px: int,
+    stride_px: int,
+    rule: Rule,
+) -> _Patches:
     windows: list[Window] = []
     names: list[str] = []
     rows: list[NDArray[np.int8]] = []
@@ -298,7 +336,7 @@ def _cut_screen(
         if rule == "paper" and (presence < 0).any():
             dropped += 1
             continue
-        name = f"{path.stem}_{window.row:02d}_{window.column:02d}"
+        name = f"{screen}_{window.row:02d}_{window.column:02d}"
         patch = frame[window.top : window.top + patch_px, window.left : window.left + patch_px]
         _write_png(out / "images" / f"{name}.png", patch)
         cells.append(np.insert(touched, 0, len(names), axis=1))

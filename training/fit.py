@@ -7,7 +7,8 @@ weights as one that was not, however many processes load its data.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from training.augment import Augment
+from training.baselines import build_network
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
-from training.evaluation import Report, report
+from training.evaluation import Report, groups, report
 from training.folder import RunFolder, mix_with_start, start_from
 from training.journal import Journal, epoch_progress
 from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
-from training.network import Output, TwoStageNetwork
+from training.network import Network, Output
 
 CHUNK = 8  # patches at a time: a whole screen of activations of a large trunk fits no memory
 PHASES = ("phase1", "phase2")
@@ -63,7 +65,7 @@ class Run:
         self.difficulty = {name: np.full(len(patches), UNSEEN, np.float32) for name, patches in self.training.items()}
         labels = self.validation.label_names
         fabric.seed_everything(config.seed, verbose=False)
-        network = TwoStageNetwork(len(labels), config.network)
+        network = build_network(len(labels), config.network)
         if config.start is not None:
             start_from(network, config.start)
         self.network = network.to(memory_format=torch.channels_last)
@@ -94,12 +96,8 @@ class Run:
 
     def _run_phase(self, name: str, phase: Phase, resumed: dict[str, Any] | None) -> None:
         reason = name == "phase2"
-        if resumed is None and reason:
-            self.network.reasoning.start_from(
-                self.network.classifier1,
-                cooccurrence(torch.from_numpy(self.training[name].labels)),
-                self.config.network,
-            )
+        if resumed is None:
+            self.network.begin_phase(name, cooccurrence(torch.from_numpy(self.training[name].labels)))
         optimiser = _optimiser(self.network, phase)
         best = -1.0 if resumed is None else float(resumed["best"])
         first = 0 if resumed is None else int(resumed["epoch"]) + 1
@@ -220,7 +218,8 @@ class Run:
         )
         self._note_difficulty(name, batch, output)
         parts: dict[str, Tensor] = {}
-        stage1 = known_bce(output.logit_NL, batch.labels)
+        bce = partial(known_bce, target=batch.labels, negative_focus=weights.negative_focus)
+        stage1 = sum(map(bce, output.auxiliary), bce(output.logit_NL))
         if output.score_NL is None:
             parts["bce"] = stage1
             if weights.contrast:
@@ -230,7 +229,7 @@ class Run:
                 contrast = supervised_contrast(features, labels, temperature=weights.temperature)
                 parts["contrast"] = weights.contrast * contrast
         else:
-            parts["bce"] = (stage1 + known_bce(output.score_NL, batch.labels)) / 2
+            parts["bce"] = (stage1 + bce(output.score_NL)) / 2
         if weights.map and output.map_NLHW is not None:
             parts["map"] = weights.map * map_loss(
                 output.map_NLHW, batch.maps, positive_weight=weights.map_positive_weight
@@ -277,39 +276,47 @@ class Run:
 
 
 def network_probability(
-    network: TwoStageNetwork, patches: PatchSet, fabric: Fabric, *, reason: bool = True
+    network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
 ) -> NDArray[np.float32]:
-    """Probabilities (N, L) by the module, the patches of one screen reasoned together.
+    """Probabilities (N, L) by the module; what is reasoned together is one of `training.evaluation.groups`."""
+    seen = see(network, patches, fabric)
+    return reasoned(network, seen, patches, fabric, group=group) if reason else _probability(seen.logit_NL)
 
-    The trunk takes `CHUNK` patches at a time.
-    """
-    network.eval()
+
+def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, *, group: str) -> NDArray[np.float32]:
+    """Probabilities (N, L) of a set that was seen, some of its patches reasoned together at a time."""
     probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
-    screens = patches.by_screen()
     with torch.inference_mode(), fabric.autocast():
-        for indices in track(screens, "probabilities", transient=True, disable=not fabric.is_global_zero):
-            chunks = (
-                fabric.to_device(torch.from_numpy(np.stack([patches.patch(int(i)) for i in chunk]))[:, None])
-                for chunk in np.array_split(indices, -(-len(indices) // CHUNK))
-            )
-            probability[indices] = screen_probability(network, chunks, reason=reason)
+        for indices in groups(patches, group):
+            rows = torch.from_numpy(indices)
+            probability[indices] = _probability(network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]))
     return probability
 
 
-def screen_probability(
-    network: TwoStageNetwork, chunks: Iterable[Tensor], *, reason: bool = True
-) -> NDArray[np.float32]:
-    """Probabilities (K, L) of one screen, whose patches (n, 1, P, P) come some at a time and are reasoned together."""
-    parts = [network(pixels, reason=False) for pixels in chunks]
-    feature = torch.cat([p.feature_NLF for p in parts])
-    cosine = torch.cat([p.cosine_NL for p in parts])
-    logit = torch.cat([p.logit_NL for p in parts])
-    score = network.reasoning(feature, cosine, logit, None) if reason else logit
-    probability: NDArray[np.float32] = torch.sigmoid(score.float()).cpu().numpy()
+def see(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
+    """What stage 1 gives of every patch of a set, in its order; the trunk takes `CHUNK` patches at a time."""
+    network.eval()
+    parts = []
+    chunks = np.array_split(np.arange(len(patches)), -(-len(patches) // CHUNK))
+    with torch.inference_mode(), fabric.autocast():
+        for chunk in track(chunks, "probabilities", transient=True, disable=not fabric.is_global_zero):
+            pixels = torch.from_numpy(np.stack([patches.patch(int(index)) for index in chunk]))[:, None]
+            parts.append(network(fabric.to_device(pixels), reason=False))
+    return Output(
+        feature_NLF=torch.cat([part.feature_NLF for part in parts]),
+        cosine_NL=torch.cat([part.cosine_NL for part in parts]),
+        logit_NL=torch.cat([part.logit_NL for part in parts]),
+        score_NL=None,
+        map_NLHW=None,
+    )
+
+
+def _probability(score_NL: Tensor) -> NDArray[np.float32]:
+    probability: NDArray[np.float32] = torch.sigmoid(score_NL.float()).cpu().numpy()
     return probability
 
 
-def _optimiser(network: TwoStageNetwork, phase: Phase) -> torch.optim.Optimizer:
+def _optimiser(network: Network, phase: Phase) -> torch.optim.Optimizer:
     parameters = [p for p in network.parameters() if p.requires_grad]
     if phase.optimiser == "adamw":
         return torch.optim.AdamW(parameters, lr=phase.learning_rate, weight_decay=phase.weight_decay)

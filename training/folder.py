@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from training.baselines import build_network
 from training.config import Config
 from training.evaluation import Report
-from training.network import TwoStageNetwork
+from training.network import Network
 
 
 class RunFolder:
@@ -48,7 +49,7 @@ class RunFolder:
         if json.loads((self.path / "data.json").read_text()) != data:
             raise ValueError(f"{self.path} was begun with other data in these folders: choose another run folder")
 
-    def save_weights(self, phase: str, network: TwoStageNetwork) -> None:
+    def save_weights(self, phase: str, network: Network) -> None:
         """Keep the network as the best of its phase."""
         state = {key: value.contiguous() for key, value in network.state_dict().items()}
         _replace(self._weights(phase), lambda partial: save_file(state, partial))
@@ -78,7 +79,7 @@ class RunFolder:
         return self.path / f"{phase}.safetensors"
 
 
-def load_run(run: Path) -> tuple[TwoStageNetwork, Config, tuple[str, ...]]:
+def load_run(run: Path) -> tuple[Network, Config, tuple[str, ...]]:
     """The trained network of a finished run, its configuration and its labels.
 
     Raises:
@@ -93,13 +94,13 @@ def load_run(run: Path) -> tuple[TwoStageNetwork, Config, tuple[str, ...]]:
         raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
     labels = tuple(data["labels"])
     # the run brings the weights: a pretrained start is not fetched again
-    network = TwoStageNetwork(len(labels), dataclasses.replace(config.network, trunk_weights=None))
+    network = build_network(len(labels), dataclasses.replace(config.network, trunk_weights=None))
     start_from(network, run / "phase2.safetensors")
     mix_with_start(network, config)
     return network.eval(), config, labels
 
 
-def start_from(network: TwoStageNetwork, weights: Path) -> None:
+def start_from(network: Network, weights: Path) -> None:
     """Give a network the weights of a file.
 
     Raises:
@@ -111,7 +112,7 @@ def start_from(network: TwoStageNetwork, weights: Path) -> None:
         raise ValueError(f"{weights} does not fit: {error}") from error
 
 
-def mix_with_start(network: TwoStageNetwork, config: Config) -> None:
+def mix_with_start(network: Network, config: Config) -> None:
     """Take `start_share` of the weights that a run started from, the rest of its own; nothing where the share is 0.
 
     A run that learns something new forgets some of what it knew; half way between both weights it does better at

@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+MARGIN = 0.05  # an absent label with less probability than this is no loss at all, where negatives are focused
 
-def known_bce(logit: Tensor, target: Tensor, *, positive_weight: float = 1.0) -> Tensor:
+
+def known_bce(logit: Tensor, target: Tensor, *, positive_weight: float = 1.0, negative_focus: float = 0.0) -> Tensor:
     """Binary cross-entropy averaged over the known entries; 0 with a gradient path where none is known.
 
     Args:
         logit: any shape.
         target: the same shape; 1, 0 or -1.
         positive_weight: weight of the entries that are 1.
+        negative_focus: gamma- of the asymmetric loss (Ridnik et al., ICCV 2021, Eqs. 4-6): the loss of an entry that is
+            0 becomes -p^gamma log(1 - p) with p = max(probability - 0.05, 0); 0 is plain cross-entropy.
     """
     known = target >= 0
     weight = torch.where(target > 0, positive_weight, 1.0) * known
-    loss = functional.binary_cross_entropy_with_logits(
-        logit.float(), target.clamp_min(0).float(), weight=weight, reduction="sum"
-    )
-    return loss / weight.sum().clamp_min(1)
+    entry = functional.binary_cross_entropy_with_logits(logit.float(), target.clamp_min(0).float(), reduction="none")
+    if negative_focus:
+        shifted = (torch.sigmoid(logit.float()) - MARGIN).clamp_min(0)
+        entry = torch.where(target > 0, entry, -(shifted**negative_focus) * torch.log1p(-shifted))
+    return (entry * weight).sum() / weight.sum().clamp_min(1)
 
 
 def patch_bce(logit_NL: Tensor, target_NL: Tensor) -> Tensor:

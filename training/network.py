@@ -10,9 +10,10 @@ R relation width (the paper's r).
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from training.trunks import build_trunk
 
 Pooling = Literal["average", "attention"]
 Light = Literal["linear", "root"]
+Method = Literal["two_stage", "feature_clustering", "plain", "kssnet", "tdrg", "sewerml"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,7 @@ class NetworkConfig:
         ValueError: a width or the scale is not positive, or the pooling is unknown.
     """
 
+    method: Method = "two_stage"  # or a rival, see `training.baselines`
     trunk: str = "resnet50"
     trunk_weights: str | None = None  # a torchvision weights name, e.g. "IMAGENET1K_V2"
     light: Light = "linear"  # "root": square root of the grey level, see `preprocess`
@@ -39,20 +42,44 @@ class NetworkConfig:
     feature_width: int = 512  # d
     projection_width: int = 512  # of Z; the paper does not give it
     relation_width: int = 256  # r; the paper does not give it
+    classifier: Literal["cosine", "dot"] = "cosine"  # classifier 1; "dot" is linear, without norms and scale
     cosine_scale: float = 10.0  # start of the learnt scale on the cosine; see learn_scale
     learn_scale: bool = True  # False with cosine_scale = 1 is the paper's bare cosine
     relation_scores: Literal["bare", "scaled"] = "bare"  # which S enters the softmax of Eq. 6
+    relate_to: Literal["patches", "itself", "bank"] = "patches"  # the others are ours, see `GraphReasoning`
+    bank: int = 64  # entries that relate_to = "bank" learns
     symmetric: bool = False  # average E with its transpose, as an undirected graph would have it
     normalise_nodes: bool = False  # unit nodes at the start of stage 2
 
+    @property
+    def stages(self) -> int:
+        """How many phases of training the method has."""
+        return 2 if self.method == "two_stage" else 1
+
+    @property
+    def has_label_features(self) -> bool:
+        """Whether there are label features, which the contrast is taken over."""
+        return self.method in ("two_stage", "feature_clustering")
+
+    @property
+    def has_label_maps(self) -> bool:
+        """Whether each label has a map of its own that can be taught."""
+        return self.has_label_features and self.pooling == "attention"
+
     def __post_init__(self) -> None:
-        for name in ("feature_width", "projection_width", "relation_width", "cosine_scale"):
+        if self.method not in get_args(Method):
+            raise ValueError(f"network.method must be one of {', '.join(get_args(Method))}, not {self.method!r}")
+        for name in ("feature_width", "projection_width", "relation_width", "cosine_scale", "bank"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"network.{name} must be positive, not {getattr(self, name)}")
         if self.pooling not in ("average", "attention"):
             raise ValueError(f"network.pooling must be 'average' or 'attention', not {self.pooling!r}")
         if self.light not in ("linear", "root"):
             raise ValueError(f"network.light must be 'linear' or 'root', not {self.light!r}")
+        if self.classifier not in ("cosine", "dot"):
+            raise ValueError(f"network.classifier must be 'cosine' or 'dot', not {self.classifier!r}")
+        if self.relate_to not in ("patches", "itself", "bank"):
+            raise ValueError(f"network.relate_to must be 'patches', 'itself' or 'bank', not {self.relate_to!r}")
         if self.relation_scores not in ("bare", "scaled"):
             raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")
 
@@ -94,19 +121,24 @@ class CosineClassifier(nn.Module):
     """Classifier 1: S_ij = cos(X_ij, w_j), and a learnt positive scale that makes logits of cosines.
 
     A cosine in [-1, 1] alone cannot give a confident sigmoid; the scale is kept as its logarithm so that it stays
-    positive.
+    positive. Not `normalised`, S is the dot product, as in the paper's ablation, and needs no scale.
     """
 
-    def __init__(self, *, labels: int, feature_width: int, scale: float, learn_scale: bool) -> None:
+    def __init__(
+        self, *, labels: int, feature_width: int, scale: float, learn_scale: bool, normalised: bool = True
+    ) -> None:
         super().__init__()
+        self.normalised = normalised
         self.weight = nn.Parameter(torch.randn(labels, feature_width) * feature_width**-0.5)
-        log_scale = torch.tensor(float(scale)).log()
-        self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale)
+        log_scale = torch.tensor(float(scale) if normalised else 1.0).log()
+        self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale and normalised)
 
     def forward(self, feature_NLF: Tensor) -> Tensor:
         """Cosines (N, L) in [-1, 1], always in float32: half precision loses the norms."""
-        feature = functional.normalize(feature_NLF.float(), dim=-1, eps=1e-6)
-        weight = functional.normalize(self.weight.float(), dim=-1, eps=1e-6)
+        feature, weight = feature_NLF.float(), self.weight.float()
+        if self.normalised:
+            feature = functional.normalize(feature, dim=-1, eps=1e-6)
+            weight = functional.normalize(weight, dim=-1, eps=1e-6)
         return (feature * weight).sum(dim=-1)
 
     def logits(self, cosine_NL: Tensor) -> Tensor:
@@ -115,7 +147,11 @@ class CosineClassifier(nn.Module):
 
 
 class GraphReasoning(nn.Module):
-    """Stage 2: label graph (Eq. 3), image relations (Eqs. 4-6), enhanced features (Eq. 7) and classifier 2."""
+    """Stage 2: label graph (Eq. 3), image relations (Eqs. 4-6), enhanced features (Eq. 7) and classifier 2.
+
+    A patch relates to the patches beside it, as in the paper; or to itself alone, so that R is the identity; or to a
+    bank of learnt entries that stand in for other patches, so that a score depends on no other patch of the screen.
+    """
 
     def __init__(self, labels: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -124,7 +160,12 @@ class GraphReasoning(nn.Module):
         self.symmetric = config.symmetric
         self.nodes = nn.Parameter(torch.randn(labels, width) * width**-0.5)
         self.edges = nn.Parameter(torch.eye(labels))
-        self.projection = nn.Linear(labels * width, config.projection_width)
+        self.relate_to = config.relate_to
+        if config.relate_to != "itself":
+            self.projection = nn.Linear(labels * width, config.projection_width)
+        if config.relate_to == "bank":
+            self.bank_key = nn.Parameter(torch.randn(config.bank, config.projection_width) * width**-0.5)
+            self.bank_score = nn.Parameter(torch.zeros(config.bank, labels))
         self.relation = nn.Linear(width, config.relation_width, bias=False)  # W_RN
         self.classifier = nn.Linear(labels * width + config.relation_width, labels, bias=False)
 
@@ -164,15 +205,7 @@ class GraphReasoning(nn.Module):
             everything: features, cosines and logits of all M patches to relate to, where these N are only one
                 device's share of the batch.
         """
-        feature_MLF, cosine_ML, logit_ML = everything or (feature_NLF, cosine_NL, logit_NL)
-        flat = feature_NLF.flatten(1)
-        similarity_NM = self.projection(flat) @ self.projection(feature_MLF.flatten(1)).T
-        if group_N is not None:
-            foreign = group_N[:, None] != group_N[None, :]
-            similarity_NM = similarity_NM.masked_fill(foreign, float("-inf"))
-        relation_NM = torch.softmax(similarity_NM, dim=-1)
-        score_ML = logit_ML if self.scaled_scores else cosine_ML
-        to_label_NL = relation_NM @ torch.softmax(score_ML, dim=-1)
+        to_label_NL = self._to_labels(feature_NLF, everything or (feature_NLF, cosine_NL, logit_NL), group_N)
 
         edges_LL = self.edges.clamp_min(0)  # learnt edges may turn negative; zeros stay reachable
         if self.symmetric:
@@ -180,15 +213,32 @@ class GraphReasoning(nn.Module):
         degree_L = edges_LL.sum(dim=1).clamp_min(1e-6).rsqrt()
         nodes_LF = (degree_L[:, None] * edges_LL * degree_L[None, :]) @ self.nodes
         reasoned_NR = functional.relu(self.relation(to_label_NL @ nodes_LF))
-        score_NL: Tensor = self.classifier(torch.cat([flat, reasoned_NR], dim=1))
+        score_NL: Tensor = self.classifier(torch.cat([feature_NLF.flatten(1), reasoned_NR], dim=1))
         return score_NL
+
+    def _to_labels(
+        self, feature_NLF: Tensor, everything: tuple[Tensor, Tensor, Tensor], group_N: Tensor | None
+    ) -> Tensor:
+        """R' of Eq. 6, (N, L)."""
+        feature_MLF, cosine_ML, logit_ML = everything
+        score_ML = logit_ML if self.scaled_scores else cosine_ML
+        if self.relate_to == "itself":
+            return torch.softmax(score_ML, dim=-1)
+        projected_NZ = self.projection(feature_NLF.flatten(1))
+        if self.relate_to == "bank":
+            return torch.softmax(projected_NZ @ self.bank_key.T, dim=-1) @ torch.softmax(self.bank_score, dim=-1)
+        similarity_NM = projected_NZ @ self.projection(feature_MLF.flatten(1)).T
+        if group_N is not None:
+            foreign = group_N[:, None] != group_N[None, :]
+            similarity_NM = similarity_NM.masked_fill(foreign, float("-inf"))
+        return torch.softmax(similarity_NM, dim=-1) @ torch.softmax(score_ML, dim=-1)
 
 
 class Output(NamedTuple):
     """What one forward pass gives.
 
     `feature_NLF` X, `cosine_NL` S, `logit_NL` scaled S, `score_NL` S' (None in phase 1), `map_NLHW` the labels' map
-    logits (None with average pooling).
+    logits (None with average pooling), `auxiliary` further logits (N, L) that learn the same labels and decide nothing.
     """
 
     feature_NLF: Tensor
@@ -196,10 +246,16 @@ class Output(NamedTuple):
     logit_NL: Tensor
     score_NL: Tensor | None
     map_NLHW: Tensor | None
+    auxiliary: tuple[Tensor, ...] = ()
 
 
-class TwoStageNetwork(nn.Module):
-    """Patches in, label scores out; both stages."""
+class Network(nn.Module, ABC):
+    """What training, evaluation and export ask of a method: the two-stage network's parts, or a rival's.
+
+    Args:
+        labels: L, at least one.
+        config: the method and its widths.
+    """
 
     def __init__(self, labels: int, config: NetworkConfig) -> None:
         super().__init__()
@@ -207,18 +263,8 @@ class TwoStageNetwork(nn.Module):
             raise ValueError("the network needs at least one label")
         self.labels = labels
         self.config = config
-        self.trunk, channels = build_trunk(config.trunk, weights=config.trunk_weights)
-        self.pooling = CategoryPooling(
-            channels=channels, labels=labels, feature_width=config.feature_width, pooling=config.pooling
-        )
-        self.classifier1 = CosineClassifier(
-            labels=labels,
-            feature_width=config.feature_width,
-            scale=config.cosine_scale,
-            learn_scale=config.learn_scale,
-        )
-        self.reasoning = GraphReasoning(labels, config)
 
+    @abstractmethod
     def forward(
         self,
         pixel_NGPP: Tensor,
@@ -231,10 +277,54 @@ class TwoStageNetwork(nn.Module):
 
         Args:
             pixel_NGPP: grey pixels (N, 1, P, P) in [0, 255], any dtype.
-            reason: run stage 2 as well (phase 2, evaluation).
+            reason: run stage 2 as well (phase 2, evaluation), where there is one.
             group_N: screen of each patch, see `GraphReasoning.forward`.
             gather: makes the global batch of the batches of several devices; relations are taken over it.
         """
+
+    @abstractmethod
+    def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
+        """Deciding scores (K, L), before the sigmoid, of patches that relate to each other."""
+
+    @abstractmethod
+    def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `features.onnx` gives: label features (N, L, F), cosines (N, L) and activation (N, L, H, W)."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, nn.Module]:
+        """By name, in the order of the forward pass: for counting."""
+
+    def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
+        """Take what a phase starts from: the co-occurrence counts M (L, L) of its training set."""
+
+
+class TwoStageNetwork(Network):
+    """Patches in, label scores out; both stages. `channels` is 1, or 3 to count as the paper does."""
+
+    def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
+        super().__init__(labels, config)
+        self.trunk, width = build_trunk(config.trunk, weights=config.trunk_weights, channels=channels)
+        self.pooling = CategoryPooling(
+            channels=width, labels=labels, feature_width=config.feature_width, pooling=config.pooling
+        )
+        self.classifier1 = CosineClassifier(
+            labels=labels,
+            feature_width=config.feature_width,
+            scale=config.cosine_scale,
+            learn_scale=config.learn_scale,
+            normalised=config.classifier == "cosine",
+        )
+        self.reasoning = GraphReasoning(labels, config)
+
+    def forward(
+        self,
+        pixel_NGPP: Tensor,
+        *,
+        reason: bool = True,
+        group_N: Tensor | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> Output:
+        """One pass, see `Network.forward`."""
         feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP)
         logit_NL = self.classifier1.logits(cosine_NL)
         score_NL = None
@@ -242,6 +332,34 @@ class TwoStageNetwork(nn.Module):
             relate_to = None if gather is None else (gather(feature_NLF), gather(cosine_NL), gather(logit_NL))
             score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
         return Output(feature_NLF, cosine_NL, logit_NL, score_NL, map_NLHW)
+
+    def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
+        """Scores S' (K, L) of the patches of one screen."""
+        score_KL: Tensor = self.reasoning(feature_KLF, cosine_KL, self.classifier1.logits(cosine_KL))
+        return score_KL
+
+    def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Label features, cosines and activation.
+
+        With attention the activation is the map by which the features were pooled: the score depends on the trunk's
+        map through it, so no linear part of classifier 2 says where the label was seen.
+        """
+        feature_NLF, cosine_NL, map_NLHW, trunk_NDHW = self.stage1(pixel_NGPP)
+        return feature_NLF, cosine_NL, self.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
+
+    def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
+        """Stage 2 starts from what stage 1 has learnt."""
+        if phase == "phase2":
+            self.reasoning.start_from(self.classifier1, counts_LL, self.config)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Trunk, category pooling, classifier 1, graph reasoning with the nodes that begin as classifier 1's."""
+        return {
+            "trunk": self.trunk,
+            "category pooling": self.pooling,
+            "classifier 1": self.classifier1,
+            "graph reasoning": self.reasoning,
+        }
 
     def stage1(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
@@ -273,15 +391,9 @@ def preprocess(pixel_NGPP: Tensor, *, light: Light = "linear") -> Tensor:
     return (pixel_NGPP.float() - 128.0) / 128.0
 
 
-def parameter_table(network: TwoStageNetwork) -> list[tuple[str, int]]:
-    """Parameters by part, in the order of the forward pass; nodes and classifier 1 counted separately."""
-    parts: list[tuple[str, nn.Module]] = [
-        ("trunk", network.trunk),
-        ("category pooling", network.pooling),
-        ("classifier 1", network.classifier1),
-        ("graph reasoning", network.reasoning),
-    ]
-    return [(name, sum(p.numel() for p in part.parameters())) for name, part in parts]
+def parameter_table(network: Network) -> list[tuple[str, int]]:
+    """Parameters by part, in the order of the forward pass."""
+    return [(name, sum(p.numel() for p in part.parameters())) for name, part in network.parts().items()]
 
 
 class FeaturesGraph(nn.Module):
@@ -289,29 +401,22 @@ class FeaturesGraph(nn.Module):
 
     TRUNK = "network.trunk"  # the part that other precisions are made of
 
-    def __init__(self, network: TwoStageNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Pixels (N, 1, P, P) uint8 to label features (N, L, F), cosines (N, L) and activation (N, L, H, W).
-
-        With attention the activation is the map by which the features were pooled: the score depends on the trunk's
-        map through it, so no linear part of classifier 2 says where the label was seen.
-        """
-        feature_NLF, cosine_NL, map_NLHW, trunk_NDHW = self.network.stage1(pixels)
-        return feature_NLF, cosine_NL, self.network.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
+        """Pixels (N, 1, P, P) uint8 to label features (N, L, F), cosines (N, L) and activation (N, L, H, W)."""
+        return self.network.features(pixels)
 
 
 class ReasoningGraph(nn.Module):
     """What is exported as `reasoning.onnx`: the patches of one screen to probabilities."""
 
-    def __init__(self, network: TwoStageNetwork) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()
-        self.reasoning = network.reasoning
-        self.classifier1 = network.classifier1
+        self.network = network
 
     def forward(self, label_features: Tensor, stage1: Tensor) -> Tensor:
         """Label features (K, L, F) and cosines (K, L) to probabilities (K, L)."""
-        logit_NL = self.classifier1.logits(stage1)
-        return torch.sigmoid(self.reasoning(label_features, stage1, logit_NL))
+        return torch.sigmoid(self.network.reason(label_features, stage1))

@@ -21,12 +21,12 @@ from engine import Features, Manifest, Window, cover, look_again, to_grey
 from engine import cut as cut_windows
 from training.cutting import screen_files
 from training.fit import CHUNK
-from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork
+from training.network import FeaturesGraph, Network, ReasoningGraph
 
 SEALED_FILE = "sealed.json"
 
 
-def seal(network: TwoStageNetwork, manifest: Manifest, source: Path) -> int:
+def seal(network: Network, manifest: Manifest, source: Path) -> int:
     """Write `source/sealed.json`, replacing an earlier one; the number of screens.
 
     Args:
@@ -58,7 +58,7 @@ def seal(network: TwoStageNetwork, manifest: Manifest, source: Path) -> int:
 
 
 def _inspect(
-    network: TwoStageNetwork, manifest: Manifest, frame: NDArray[np.uint8]
+    network: Network, manifest: Manifest, frame: NDArray[np.uint8]
 ) -> tuple[tuple[Window, ...], NDArray[np.float32]]:
     """The windows of a frame (H, W) as the service takes them, and the module's probabilities (K, L) of them."""
     windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
@@ -72,7 +72,7 @@ def _inspect(
 
 
 @torch.inference_mode()
-def _features(network: TwoStageNetwork, pixels: NDArray[np.uint8]) -> Features:
+def _features(network: Network, pixels: NDArray[np.uint8]) -> Features:
     graph = FeaturesGraph(network)
     parts = [[out.numpy() for out in graph(some)] for some in torch.split(torch.from_numpy(pixels), CHUNK)]
     return Features.joined(
@@ -81,7 +81,7 @@ def _features(network: TwoStageNetwork, pixels: NDArray[np.uint8]) -> Features:
 
 
 @torch.inference_mode()
-def _reason(network: TwoStageNetwork, features: Features) -> NDArray[np.float32]:
+def _reason(network: Network, features: Features) -> NDArray[np.float32]:
     """Of all patches together, (K, L)."""
     graph = ReasoningGraph(network)
     probability = graph(torch.from_numpy(features.label_features), torch.from_numpy(features.stage1))

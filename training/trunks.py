@@ -7,12 +7,46 @@ import torchvision
 from torch import Tensor, nn
 
 
-def build_trunk(name: str, *, weights: str | None = None) -> tuple[nn.Module, int]:
+class Trunk(nn.Sequential):
+    """A trunk in four stages, at strides of 4, 8, 16 and 32 pixels.
+
+    Its modules stand one after the other; `ends` and `widths` say where each stage ends and how many channels leave it.
+    """
+
+    def __init__(self, *modules: nn.Module, ends: tuple[int, ...], widths: tuple[int, ...]) -> None:
+        super().__init__(*modules)
+        self.ends = ends
+        self.widths = widths
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        """One stage, 0 to 3: pixels or the map before it to its own map."""
+        start = self.ends[number - 1] if number else 0
+        for module in list(self)[start : self.ends[number]]:
+            x = module(x)
+        return x
+
+
+def staged(trunk: nn.Module) -> Trunk:
+    """The stages of a trunk that `build_trunk` made.
+
+    Raises:
+        ValueError: it has none.
+    """
+    layers = trunk.layers if isinstance(trunk, LightTrunk) else trunk
+    if not isinstance(layers, Trunk):
+        raise ValueError("this method takes a trunk in stages: 'light', 'compact' or a ResNet")
+    return layers
+
+
+def build_trunk(name: str, *, weights: str | None = None, channels: int = 1) -> tuple[nn.Module, int]:
     """The trunk called `name` and its number of channels D.
 
     Args:
-        name: "light" (ours, for CPUs), or a torchvision ResNet such as "resnet50" (the paper's).
+        name: "light" (ours, for CPUs), "compact" (ours, for studies on small patches), a torchvision ResNet such as
+            "resnet50" (the paper's), "vgg16" or "inception_v3"; the last has no padding, and gives a map that is
+            smaller by a few cells.
         weights: torchvision's weights name, e.g. "IMAGENET1K_V2", fetched by torchvision; None starts from scratch.
+        channels: 1; 3 keeps the stem of colour images, to count what the literature counts.
 
     Raises:
         ValueError: unknown name, or weights asked of a trunk that has none.
@@ -20,21 +54,55 @@ def build_trunk(name: str, *, weights: str | None = None) -> tuple[nn.Module, in
     if name == "light":
         if weights is not None:
             raise ValueError("the light trunk has no pretrained weights")
-        return LightTrunk(), LightTrunk.channels
+        return LightTrunk(channels), LightTrunk.channels
+    if name == "compact":
+        if weights is not None:
+            raise ValueError("the compact trunk has no pretrained weights")
+        return compact_trunk(channels), COMPACT[-1]
+    if name == "vgg16":
+        vgg = torchvision.models.vgg16(weights=weights)
+        vgg.features[0] = stem(vgg.features[0], channels)
+        return vgg.features, 512
+    if name == "inception_v3":
+        return _inception(weights, channels), 2048
     if name not in torchvision.models.list_models(include="resnet*"):
-        raise ValueError(f"unknown trunk {name!r}: 'light' or a torchvision ResNet such as 'resnet50'")
+        raise ValueError(f"unknown trunk {name!r}: 'light', 'compact', 'vgg16', 'inception_v3' or a torchvision ResNet")
     resnet = torchvision.models.get_model(name, weights=weights)
-    channels = resnet.fc.in_features
-    resnet.conv1 = grey_stem(resnet.conv1)
-    layers = [resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool]
-    return nn.Sequential(*layers, resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4), channels
+    layers = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
+    width = resnet.fc.in_features
+    first = [stem(resnet.conv1, channels), resnet.bn1, resnet.relu, resnet.maxpool]
+    widths = (width // 8, width // 4, width // 2, width)
+    return Trunk(*first, *layers, ends=(5, 6, 7, 8), widths=widths), width
 
 
-def grey_stem(colour: nn.Conv2d) -> nn.Conv2d:
-    """The colour stem folded to one grey channel by summing its weights: the same output for equal channels."""
-    grey = nn.Conv2d(1, colour.out_channels, (7, 7), stride=(2, 2), padding=(3, 3), bias=False)
+def _inception(weights: str | None, channels: int) -> nn.Sequential:
+    """Inception-v3 without its auxiliary and its own classifier."""
+    inception = torchvision.models.inception_v3(weights=weights, aux_logits=weights is not None, init_weights=False)
+    inception.Conv2d_1a_3x3.conv = stem(inception.Conv2d_1a_3x3.conv, channels)
+    return nn.Sequential(
+        *(part for name, part in inception.named_children() if name not in ("AuxLogits", "avgpool", "dropout", "fc"))
+    )
+
+
+def stem(colour: nn.Conv2d, channels: int) -> nn.Conv2d:
+    """The first convolution for grey patches: its weights summed over the colours, so equal channels give the same.
+
+    With three channels it is left as it is.
+    """
+    if channels == colour.in_channels:
+        return colour
+    grey = nn.Conv2d(
+        channels,
+        colour.out_channels,
+        colour.kernel_size,  # type: ignore[arg-type] # a pair
+        stride=colour.stride,  # type: ignore[arg-type]
+        padding=colour.padding,  # type: ignore[arg-type]
+        bias=colour.bias is not None,
+    )
     with torch.no_grad():
         grey.weight.copy_(colour.weight.sum(dim=1, keepdim=True))
+        if grey.bias is not None and colour.bias is not None:
+            grey.bias.copy_(colour.bias)
     return grey
 
 
@@ -47,10 +115,10 @@ class LightTrunk(nn.Module):
 
     channels = 160
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 1) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, 8, stride=4, padding=2, bias=False),
+        self.layers = Trunk(
+            nn.Conv2d(channels, 16, 8, stride=4, padding=2, bias=False),
             nn.BatchNorm2d(16),
             nn.ReLU(inplace=True),
             SeparableBlock(16, 48, stride=2),
@@ -62,12 +130,47 @@ class LightTrunk(nn.Module):
             SeparableBlock(160, 160),
             SeparableBlock(160, 160),
             SeparableBlock(160, 160),
+            ends=(3, 5, 8, 12),
+            widths=(16, 48, 96, 160),
         )
 
     def forward(self, pixel_NGPP: Tensor) -> Tensor:
         """Pixels (N, 1, P, P) to the map (N, 160, P/32, P/32)."""
         map_NDHW: Tensor = self.layers(pixel_NGPP)
         return map_NDHW
+
+
+COMPACT = 24, 48, 96, 128, 160  # channels at strides of 2 to 32
+
+
+def compact_trunk(channels: int = 1) -> Trunk:
+    """A plain small trunk of 3 x 3 convolutions, which keeps the detail of small patches for longer than `LightTrunk`.
+
+    0.14e9 products on a patch of 160 px.
+    """
+    first, *widths = COMPACT
+    modules: list[nn.Module] = [_convolution(channels, first, stride=2)]
+    for before, width in zip(COMPACT, widths, strict=False):
+        modules += [_convolution(before, width, stride=2), Residual(width)]
+    return Trunk(*modules, ends=(3, 5, 7, 9), widths=tuple(widths))
+
+
+def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:
+    layer = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+    return nn.Sequential(layer, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class Residual(nn.Module):
+    """A convolution that adds to what it takes."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = _convolution(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape (N, C, H, W)."""
+        y: Tensor = x + self.body(x)
+        return y
 
 
 class SeparableBlock(nn.Module):

@@ -12,8 +12,9 @@ import torch
 
 from engine import NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest
 from engine.export import export
+from training.baselines import build_network
 from training.config import read_config
-from training.network import FeaturesGraph, NetworkConfig, ReasoningGraph, TwoStageNetwork
+from training.network import FeaturesGraph, NetworkConfig, ReasoningGraph
 
 EMBEDDED = Path(__file__).parent / "configs" / "embedded.toml"
 NEVER = LabelLimits(threshold=1.0, review=(1.0, 1.0))  # no score reaches it: a clean screen, as most are
@@ -37,7 +38,7 @@ def untrained_bundle(
         ParityError: the exported graphs do not give the module's probabilities.
     """
     torch.manual_seed(seed)
-    module = TwoStageNetwork(labels, network or read_config(EMBEDDED).network).eval()
+    module = build_network(labels, network or read_config(EMBEDDED).network).eval()
     pixels = np.random.default_rng(seed).integers(0, 256, (2, 1, patch_px, patch_px), np.uint8)
     manifest = Manifest(
         name="untrained",

@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ FRAME = (10240, 5120)  # height and width, pixels
 SCREENS, SEED = 6, 7
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Work:
     """One run's work, the same for every part.
 
@@ -39,12 +40,12 @@ class Work:
     picture: Path | None = None
     tell: Callable[[str], None] = lambda text: None
 
-    @property
+    @cached_property
     def manifest(self) -> Manifest:
         """The bundle's."""
         return Manifest.read(self.bundle)
 
-    @property
+    @cached_property
     def windows(self) -> tuple[Window, ...]:
         """Of one frame."""
         manifest = self.manifest

@@ -16,6 +16,15 @@ def test_colour_becomes_grey_as_opencv_does_it(image: NDArray[np.uint8]) -> None
     assert (to_grey(image) == cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)).all()
 
 
+def test_every_colour_there_is_has_its_grey() -> None:
+    """float32 holds each sum of the rule exactly: nothing is rounded but by the rule."""
+    green, red = np.divmod(np.arange(1 << 16, dtype=np.uint32), 256)
+    for blue in np.arange(256, dtype=np.uint32):
+        image = np.stack([np.broadcast_to(blue, green.shape), green, red], axis=-1).astype(np.uint8)[None]
+        expected = (3735 * blue + 19235 * green + 9798 * red + (1 << 14)) >> 15
+        assert (to_grey(image)[0] == expected).all()
+
+
 def test_the_rule_over_many_colours_and_bands() -> None:
     image = np.random.default_rng(3).integers(0, 256, (500, 700, 3), np.uint8)
     assert (to_grey(image) == cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)).all()

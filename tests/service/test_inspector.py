@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from engine import InferenceError, cover
 from service.errors import Conflict, DeadlineExceeded, ServiceError
 from service.examples import VERDICTS
 from service.images import RAW, Source, decode
 from service.images import Frame as DecodedFrame
-from service.inspector import Forgetful, Inspector, digest_of, from_json, to_json
+from service.inspector import Forgetful, FrameDigest, Inspector, from_json, to_json
 from service.problems import problem
 from service.scheduler import Scheduler
 from service.store import Answered, StoreError
@@ -226,12 +227,21 @@ def test_a_screen_is_judged_with_the_guard_band_of_the_device_that_computed_it(f
     assert found == {0.290: ("pass", 0.0), 0.289: ("review", 0.02)}
 
 
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32 - 1))
-def test_a_digest_tells_sizes_and_pixels_apart(height: int, width: int, seed: int) -> None:
+def digest_of(pixels: NDArray[np.uint8], pieces: int = 1) -> str:
+    digest = FrameDigest()
+    for lines in np.array_split(pixels, pieces):
+        digest.add(lines)
+    return digest.end(*pixels.shape)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_a_digest_tells_sizes_and_pixels_apart_however_they_came(
+    height: int, width: int, pieces: int, seed: int
+) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
     digest = digest_of(pixels)
     assert len(digest) == 32
-    assert digest_of(pixels.copy()) == digest
+    assert digest_of(pixels, pieces) == digest
     other = pixels.copy()
     other[-1, -1] ^= 1
     assert digest_of(other) != digest

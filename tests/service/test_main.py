@@ -103,7 +103,7 @@ def test_a_server_with_an_altered_bundle_does_not_start(bundle: Path, tmp_path: 
 def test_a_server_without_a_place_for_its_record_does_not_start(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     line = one_line(run(tmp_path, INSPECT_BUNDLE=str(bundle), INSPECT_STATE_DIR=str(tmp_path / "file")))
-    assert line.startswith(f"cannot open the record in {tmp_path / 'file'}")
+    assert line.startswith(f"INSPECT_STATE_DIR: {tmp_path / 'file'} cannot be used")
 
 
 def test_files_become_a_list_in_their_order_with_a_picture_each(bundle: Path, files: Path) -> None:

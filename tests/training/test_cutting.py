@@ -265,3 +265,31 @@ def test_the_first_screens_alone_are_cut_as_they_are_among_all(tmp_path: Path) -
         assert few
     with pytest.raises(ValueError, match="--first"):
         cut(source, tmp_path / "none", patch_px=PATCH, first=0)
+
+
+@given(by=st.integers(1, 4), left=st.integers(0, 90), top=st.integers(0, 90), side=st.integers(1, 30))
+def test_a_shrunk_defect_covers_what_it_covered(by: int, left: int, top: int, side: int) -> None:
+    rows, columns = (part.ravel().astype(np.int32) for part in np.mgrid[top : top + side, left : left + side])
+    box = {"left": left, "top": top, "right": left + side, "bottom": top + side}
+    found = Defect(label="dot", **box, rows=rows, columns=columns).shrunk(by)
+    assert found.rows is not None
+    assert found.columns is not None
+    assert {*zip(found.rows.tolist(), found.columns.tolist(), strict=True)} == {
+        (row // by, column // by) for row, column in zip(rows.tolist(), columns.tolist(), strict=True)
+    }
+    assert (found.left, found.top) == (columns.min() // by, rows.min() // by)
+    assert (found.right, found.bottom) == (columns.max() // by + 1, rows.max() // by + 1)
+
+
+def test_screens_are_shrunk_before_they_are_cut(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=4)
+    summary = cut(source, tmp_path / "half", patch_px=32, shrink=2)
+    assert sum(summary.patches.values()) == 4 * (192 // 64) * (256 // 64)
+    whole = cv2.imread(str(source / "screens" / "t001.png"), cv2.IMREAD_GRAYSCALE)
+    patch = cv2.imread(str(tmp_path / "half" / "images" / "t001_00_01.png"), cv2.IMREAD_GRAYSCALE)
+    assert whole is not None
+    assert patch is not None
+    mean = whole[:64, 64:128].reshape(32, 2, 32, 2).mean(axis=(1, 3))
+    assert np.abs(patch - mean).max() <= 0.5
+    with pytest.raises(ValueError, match="--shrink"):
+        cut(source, tmp_path / "none", patch_px=32, shrink=0)

@@ -182,8 +182,7 @@ def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: P
         )
         np.testing.assert_allclose(probability, expected[indices], atol=1e-4)
         with torch.inference_mode():
-            maps = network.stage1(torch.from_numpy(pixels))[2]
-        assert maps is not None
+            maps = network.features(torch.from_numpy(pixels))[2]
         np.testing.assert_allclose(np.concatenate([f.activation for f in found]), maps.numpy(), atol=1e-3)
     for group in ("screen", "single", "batch:8"):
         assert evaluate(backend, config.data.folders, part="test", group=group).patches == len(patches)

@@ -99,3 +99,33 @@ def test_the_loss_of_a_patch_is_that_of_its_known_labels(seed: int, patches: int
     for row in range(patches):
         expected = known_bce(logit[row], target[row]) * known[row]
         torch.testing.assert_close(found[row], expected)
+
+
+@pytest.mark.parametrize("focus", [0.0, 1.0, 4.0])
+def test_asymmetric_loss_is_the_one_written_out(focus: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logit = torch.randn(6, 3, generator=generator, dtype=torch.float64) * 3
+    target = torch.randint(-1, 2, (6, 3), generator=generator)
+    total, known = 0.0, 0
+    for x, t in zip(logit.flatten().tolist(), target.flatten().tolist(), strict=True):
+        if t < 0:
+            continue
+        known += 1
+        p = 1 / (1 + math.exp(-x))
+        if t == 1:
+            total -= math.log(p)
+        elif focus:
+            shifted = max(p - 0.05, 0.0)
+            total -= shifted**focus * math.log(1 - shifted)
+        else:
+            total -= math.log(1 - p)
+    assert known_bce(logit, target, negative_focus=focus).item() == pytest.approx(total / known, rel=1e-5)
+
+
+def test_a_sure_absent_label_is_no_loss_where_negatives_are_focused() -> None:
+    logit = torch.tensor([[-4.0]], requires_grad=True)
+    loss = known_bce(logit, torch.tensor([[0]]), negative_focus=2.0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert logit.grad is not None
+    assert logit.grad.item() == 0

@@ -13,7 +13,7 @@ from training.network import (
     TwoStageNetwork,
     parameter_table,
 )
-from training.trunks import LightTrunk, build_trunk, grey_stem
+from training.trunks import LightTrunk, build_trunk, stem
 
 SMALL = {"trunk": "light", "feature_width": 8, "projection_width": 8, "relation_width": 4}
 
@@ -171,13 +171,13 @@ def test_the_cosine_ignores_length_and_its_scale_is_positive() -> None:
     assert classifier.logits(torch.ones(1, 2)).flatten().tolist() == pytest.approx([10, 10])
 
 
-def test_the_grey_stem_equals_the_colour_stem_on_grey() -> None:
+def test_the_stem_equals_the_colour_stem_on_grey() -> None:
     colour = torchvision.models.resnet18(weights=None).conv1
     grey = torch.randn(1, 1, 32, 32)
-    torch.testing.assert_close(grey_stem(colour)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(stem(colour, 1)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["light", "resnet18"])
+@pytest.mark.parametrize("name", ["light", "compact", "resnet18"])
 def test_trunks_have_stride_32(name: str) -> None:
     trunk, channels = build_trunk(name)
     assert trunk(torch.zeros(1, 1, 96, 64)).shape == (1, channels, 3, 2)
@@ -203,3 +203,39 @@ def test_the_two_graphs_are_the_network(pooling: str) -> None:
 def test_a_width_that_is_not_positive_is_refused(field: str) -> None:
     with pytest.raises(ValueError, match=field):
         NetworkConfig(**{field: 0})  # type: ignore[arg-type]
+
+
+def test_a_patch_that_relates_to_itself_is_a_screen_of_its_own() -> None:
+    """Relating to itself alone is the paper's network with every patch in a group of one."""
+    network = small_network(relate_to="itself")
+    full = small_network()
+    full.load_state_dict(network.state_dict(), strict=False)
+    pixels = patches(3)
+    torch.testing.assert_close(network(pixels).score_NL, full(pixels, group_N=torch.arange(3)).score_NL)
+    assert not hasattr(network.reasoning, "projection")  # which would only weigh on it
+
+
+def test_a_bank_is_read_by_similarity_and_by_no_other_patch() -> None:
+    network = small_network(relate_to="bank", bank=5)
+    stage = network.reasoning
+    torch.nn.init.normal_(stage.bank_score)
+    pixels = patches(3)
+    output = network(pixels)
+    torch.testing.assert_close(output.score_NL[:1], network(pixels[:1]).score_NL, atol=1e-5, rtol=1e-4)
+    projected = stage.projection(output.feature_NLF.flatten(1))
+    reference = torch.zeros(3, 3)
+    for n in range(3):
+        similarity = torch.stack([projected[n] @ key for key in stage.bank_key])
+        for share, score in zip(torch.softmax(similarity, dim=0), stage.bank_score, strict=True):
+            reference[n] += share * torch.softmax(score, dim=0)
+    everything = (output.feature_NLF, output.cosine_NL, output.logit_NL)
+    torch.testing.assert_close(stage._to_labels(output.feature_NLF, everything, None), reference)
+
+
+def test_the_dot_product_is_linear() -> None:
+    classifier = CosineClassifier(labels=2, feature_width=3, scale=10, learn_scale=True, normalised=False)
+    feature = torch.randn(4, 2, 3)
+    expected = torch.einsum("nlf,lf->nl", feature, classifier.weight)
+    torch.testing.assert_close(classifier(feature), expected)
+    torch.testing.assert_close(classifier.logits(expected), expected)
+    assert not classifier.log_scale.requires_grad

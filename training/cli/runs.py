@@ -37,6 +37,44 @@ def fit(
 
 
 @app.command()
+def describe(
+    method: Annotated[str, typer.Argument(help="A method of the paper, or all.")] = "all",
+    size: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=64)] = 1024,
+    labels: Annotated[int, typer.Option(help="How many labels.", min=1)] = 4,
+    json_file: Json = None,
+) -> None:
+    """Count parameters and multiply-accumulates of a method, beside the paper's Table 8."""
+    from training.complexity import describe as count
+    from training.methods import METHODS
+
+    found = {name: count(name, size_px=size, labels=labels) for name in (METHODS if method == "all" else [method])}
+    console.print(f"{labels} labels, one patch of {size} px; multiply-accumulates; grey is what runs here")
+    table = Table()
+    for heading in ("method", "param.\ne7", "Table 8", "of it", "prod.\ne10", "Table 8", "of it", "grey"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    for one in found.values():
+        parameters, products = one.colour.parameters, one.colour.products
+        paper = one.paper_products
+        table.add_row(
+            one.title,
+            f"{parameters / 1e7:.3f}",
+            f"{one.paper_parameters / 1e7:.3f}",
+            f"{parameters / one.paper_parameters:.1%}",
+            f"{products / 1e10:.3f}",
+            "-" if paper is None else f"{paper / 1e10:.3f}",
+            "-" if paper is None else f"{products / paper:.1%}",
+            f"{one.grey.products / 1e10:.3f}",
+        )
+    console.print(table)
+    if len(found) == 1:
+        for one in found.values():
+            for part, count_of in one.colour.parts.items():
+                console.print(f"{part}: {count_of:,} parameters")
+    if json_file is not None:
+        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+
+
+@app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
     data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],

@@ -48,6 +48,7 @@ def cut(
     test_fold: Annotated[int | None, typer.Option(help="Fold of folds.csv to test on.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label, in order; default: those in boxes.csv.")] = None,
     first: Annotated[int | None, typer.Option(help="Cut only so many screens, by their names.")] = None,
+    shrink: Annotated[int, typer.Option(help="Take screens so many times smaller first; for studies.", min=1)] = 1,
 ) -> None:
     """Cut screens into labelled patches, split by screen (no torch needed)."""
     from training import cutting
@@ -63,6 +64,7 @@ def cut(
         test_fold=test_fold,
         labels=label or (),
         first=first,
+        shrink=shrink,
     )
     table = Table("part", "patches", *summary.labels["train"])
     for part, count in summary.patches.items():

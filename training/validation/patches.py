@@ -68,8 +68,11 @@ def validate_cut(folder: Path, *, labels: Sequence[str] = ()) -> Report:
     sights, found = _see_patches(folder, patches, patch_px)
     findings += found
     divided = [p for p in patches if p.screen in parts.of and p.name in sights]
-    whole = _whole_screens(divided, sights, patch_px)
-    files = {patch.screen: folder / "images" / patch.name for patch in divided}
+    by_screen: dict[str, list[Patch]] = {}
+    for patch in divided:
+        by_screen.setdefault(patch.screen, []).append(patch)
+    whole = {screen: _whole(theirs, sights, patch_px) for screen, theirs in by_screen.items()}
+    files = {screen: folder / "images" / theirs[len(theirs) // 2].name for screen, theirs in by_screen.items()}
     findings += find_leaks(whole, files, parts.of)
     findings += _shared_patches(folder, divided, sights, whole, parts)
     counts = _count(parts, patches)
@@ -185,15 +188,8 @@ def _fits(file: Path, shape: tuple[int, int, int]) -> bool:
     return file.stat().st_size == int(np.prod(shape))
 
 
-def _whole_screens(patches: Sequence[Patch], sights: Mapping[str, Sight], patch_px: int) -> dict[str, Sight]:
-    """Each screen in little, from its patches; those that cover each other tell the same."""
-    by_screen: dict[str, list[Patch]] = {}
-    for patch in patches:
-        by_screen.setdefault(patch.screen, []).append(patch)
-    return {screen: _whole(theirs, sights, patch_px) for screen, theirs in by_screen.items()}
-
-
 def _whole(patches: Sequence[Patch], sights: Mapping[str, Sight], patch_px: int) -> Sight:
+    """A screen in little, from its patches; where they cover each other they show the same."""
     size = max(p.top for p in patches) + patch_px, max(p.left for p in patches) + patch_px
     scale = min(PATCH_SMALL_PX / patch_px, WHOLE_SMALL_PX / max(size))
     side = max(round(patch_px * scale), 1)

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from typer.testing import CliRunner
+
+from engine import infer, load
+from tests.training.data_form import TOML, write_screens
+from training.__main__ import app
+from training.baselines import METHODS, build_network
+from training.baselines.kssnet import KSSNet, label_graph
+from training.baselines.tdrg import mixed
+from training.bundling import export_run
+from training.complexity import describe
+from training.config import read_config
+from training.cutting import cut
+from training.datasets import PatchSet
+from training.fit import fit, network_probability
+from training.folder import load_run
+from training.methods import METHODS as PAPER
+from training.network import FeaturesGraph, Network, NetworkConfig, ReasoningGraph
+from training.trunks import LightTrunk, build_trunk, staged
+
+RIVALS = ("feature_clustering", "plain", "kssnet", "tdrg", "sewerml")
+
+
+def rival(method: str, labels: int = 3) -> Network:
+    torch.manual_seed(0)
+    config = NetworkConfig(method=method, trunk="light", feature_width=16)  # type: ignore[arg-type]
+    return build_network(labels, config).eval()
+
+
+def patches(count: int, *, side: int = 128) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (count, 1, side, side), generator=generator, dtype=torch.uint8)
+
+
+def test_every_method_has_a_network() -> None:
+    assert set(METHODS) == {*RIVALS, "two_stage"}
+    assert {row.method for row in PAPER.values()} | {"feature_clustering"} == set(METHODS)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_parameters_and_products_are_those_of_table_8(name: str) -> None:
+    """But for the two that the docstring of `training.complexity` explains."""
+    found = describe(name)
+    assert found.paper_products is not None
+    if name == "two_stage":  # the text's own parts, the nodes beside w, the scale, Proj, W_RN and its columns
+        assert found.colour.parameters == 27_714_640 + 2048 + 1 + (2048 + 1) * 512 + 512 * 256 + 4 * 256
+    else:
+        assert found.colour.parameters == pytest.approx(found.paper_parameters, rel=0.005)
+    if name == "tdrg":
+        trunk = describe("resnet50").colour.products
+        assert trunk == pytest.approx(found.paper_products, rel=0.005)
+        assert found.colour.products > 2 * trunk
+    else:
+        assert found.colour.products == pytest.approx(found.paper_products, rel=0.005)
+
+
+def test_describe_prints_them(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["describe", "vgg16", "--size", "256", "--json", str(tmp_path / "d.json")])
+    assert answer.exit_code == 0, answer.output
+    assert "VGG-16" in answer.output
+    found = json.loads((tmp_path / "d.json").read_text())["vgg16"]
+    assert found["colour"]["parameters"] == 14_716_740
+    assert found["paper_products"] is None  # the table is of 1024 px
+    assert CliRunner().invoke(app, ["describe", "vgg17"]).exception is not None
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_rival_is_one_patch_and_no_other(method: str) -> None:
+    network, pixels = rival(method), patches(3)
+    output = network(pixels)
+    assert output.score_NL is not None
+    alone = torch.cat([network(p[None]).score_NL for p in pixels])
+    torch.testing.assert_close(output.score_NL, alone, atol=1e-4, rtol=1e-4)
+    assert output.map_NLHW is None
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_the_two_graphs_are_the_rival(method: str) -> None:
+    network, pixels = rival(method), patches(3)
+    label_features, stage1, activation = FeaturesGraph(network)(pixels)
+    width = 16 if method == "feature_clustering" else 1
+    assert label_features.shape == (3, 3, width)
+    assert activation.shape[:2] == (3, 3)
+    probability = ReasoningGraph(network)(label_features, stage1)
+    torch.testing.assert_close(probability, torch.sigmoid(network(pixels).score_NL))
+
+
+@pytest.mark.parametrize("method", ["plain", "kssnet", "feature_clustering"])
+def test_the_activation_is_what_the_score_is_made_of(method: str) -> None:
+    """A constant and a factor apart, its mean is the score: over patches the two are on one line."""
+    network = rival(method)
+    _, stage1, activation = network.features(patches(16))
+    mean = activation.mean(dim=(2, 3))
+    if method == "feature_clustering":  # the cosine divides by a norm that the map does not know
+        assert all(np.corrcoef(mean[:, k].detach(), stage1[:, k].detach())[0, 1] > 0 for k in range(3))
+        return
+    gap = (stage1 - mean).detach()
+    torch.testing.assert_close(gap, gap[:1].expand_as(gap), atol=1e-4, rtol=1e-4)
+
+
+def test_a_rival_that_has_no_stage_2_says_so(tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(TOML)
+    plain = ["network.method=plain", "loss.contrast=0", "loss.map=0"]
+    assert read_config(tmp_path / "toy.toml", [*plain, "phase2.epochs=0"]).network.method == "plain"
+    with pytest.raises(ValueError, match="one stage"):
+        read_config(tmp_path / "toy.toml", plain)
+    with pytest.raises(ValueError, match="label features"):
+        read_config(tmp_path / "toy.toml", [plain[0], "loss.map=0", "phase2.epochs=0"])
+    with pytest.raises(ValueError, match="has no map"):
+        read_config(tmp_path / "toy.toml", [plain[0], "loss.contrast=0", "phase2.epochs=0"])
+    with pytest.raises(ValueError, match="two_stage"):
+        read_config(tmp_path / "toy.toml", ["network.method=resnet"])
+
+
+def test_the_label_graph_is_the_one_written_out() -> None:
+    counts = np.array([[100.0, 50, 2], [50, 80, 0], [2, 0, 10]])
+    mixed_LL = np.zeros((3, 3))
+    for i in range(3):
+        for j in range(3):
+            frequency = counts[i, j] / counts[i, i]
+            mixed_LL[i, j] = 0.4 * (frequency if frequency >= 0.03 else 0) + (0.6 if i == j else 0)
+    degree = [sum(mixed_LL[i, j] for i in range(3)) for j in range(3)]
+    expected = [[mixed_LL[i, j] / (degree[i] * degree[j]) ** 0.5 for j in range(3)] for i in range(3)]
+    torch.testing.assert_close(label_graph(torch.tensor(counts)), torch.tensor(expected, dtype=torch.float64))
+
+
+def test_a_label_that_never_occurs_keeps_itself() -> None:
+    graph = label_graph(torch.tensor([[4.0, 0], [0, 0]]))
+    assert torch.isfinite(graph).all()
+    assert graph[1, 1] > 0
+
+
+def test_kssnets_graph_is_made_of_the_training_part() -> None:
+    network = rival("kssnet")
+    assert isinstance(network, KSSNet)
+    before = network(patches(2)).logit_NL
+    network.begin_phase("phase1", torch.tensor([[5.0, 5, 0], [5, 5, 0], [0, 0, 5]]))
+    assert network.graph[0, 1] > 0
+    assert network.graph[0, 2] == 0
+    assert (network(patches(2)).logit_NL - before).abs().max() > 0
+    assert "graph" in network.state_dict()  # a bundle is made of what was trained
+
+
+def test_scales_are_mixed_at_the_largest() -> None:
+    maps = [torch.full((1, 2, side, side), float(value)) for side, value in ((8, 2), (4, 3), (1, 5))]
+    for found, own in zip(mixed(*maps), maps, strict=True):
+        torch.testing.assert_close(found, own + 30)
+
+
+def test_the_stages_of_a_trunk_are_the_trunk() -> None:
+    for name in ("light", "compact", "resnet18"):
+        trunk, width = build_trunk(name)
+        x = pixels = torch.randn(1, 1, 64, 64)
+        stages = staged(trunk.eval())
+        for number, expected in enumerate(stages.widths):
+            x = stages.stage(number, x)
+            assert x.shape == (1, expected, 16 >> number, 16 >> number)
+        assert width == stages.widths[-1]
+        torch.testing.assert_close(x, trunk(pixels))
+    with pytest.raises(ValueError, match="stages"):
+        staged(build_trunk("vgg16")[0])
+    assert LightTrunk().layers.widths[-1] == LightTrunk.channels
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("rivals")
+    cut(write_screens(base / "source", screens=16), base / "cut", patch_px=128)
+    (base / "toy.toml").write_text(TOML)
+    return base / "toy.toml"
+
+
+@pytest.mark.parametrize("method", RIVALS)
+def test_a_rival_is_trained_exported_and_served_by_the_same_commands(method: str, data: Path) -> None:
+    changes = ["phase1.epochs=1", "phase2.epochs=0", f"network.method={method}", f"run={method}"]
+    if method != "feature_clustering":
+        changes += ["loss.contrast=0", "loss.map=0"]
+    config = read_config(data, changes)
+    fit(config)
+    out = data.parent / f"{method}-bundle"
+    manifest, difference, _ = export_run(config.run, out, version="1")
+    assert difference.largest < manifest.parity_tolerance["fp32"]
+    network, _, _ = load_run(config.run)
+    validation = PatchSet(config.data.folders, "validation")
+    expected = network_probability(network, validation, Fabric(accelerator="cpu"))
+    indices = validation.by_screen()[0]
+    backend = load(out, "onnxruntime", threads=1)
+    try:
+        _, found = infer(backend, np.stack([validation.patch(int(i)) for i in indices])[:, None])
+    finally:
+        backend.close()
+    np.testing.assert_allclose(found, expected[indices], atol=1e-4)
+    assert f"`{method}`" in (out / "MODEL_CARD.md").read_text()

@@ -1,0 +1,42 @@
+"""What every rival is: pixels to logits in one stage, without relations between patches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+from torch import Tensor
+
+from training.network import Network, Output, preprocess
+
+
+class OneStage(Network):
+    """Logits of a patch from its pixels alone.
+
+    In a bundle its label features have the width 1 and are its logits, as `stage1` is; reasoning is a sigmoid.
+    """
+
+    def forward(
+        self,
+        pixel_NGPP: Tensor,
+        *,
+        reason: bool = True,
+        group_N: Tensor | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
+    ) -> Output:
+        """One pass, see `Network.forward`; there is nothing to reason, to group or to gather."""
+        logit_NL, _, auxiliary = self.see(preprocess(pixel_NGPP, light=self.config.light))
+        return Output(logit_NL[:, :, None], logit_NL, logit_NL, logit_NL if reason else None, None, auxiliary)
+
+    def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
+        """The logits as they are."""
+        return cosine_KL
+
+    def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (N, L, 1), logits (N, L) and activation (N, L, H, W)."""
+        logit_NL, activation_NLHW, _ = self.see(preprocess(pixel_NGPP, light=self.config.light))
+        return logit_NL[:, :, None], logit_NL, activation_NLHW
+
+    @abstractmethod
+    def see(self, x_NGPP: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Preprocessed pixels to logits (N, L), activation (N, L, H, W) and auxiliary logits, each (N, L)."""

@@ -1,0 +1,32 @@
+"""ResNet-50, VGG-16 and Inception-v3 as the paper compares with them: trunk, average pooling, one linear layer."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.baselines.one_stage import OneStage
+from training.network import NetworkConfig
+from training.trunks import build_trunk
+
+
+class Plain(OneStage):
+    """A trunk with a linear classifier, and its class activation map (Zhou et al. 2016).
+
+    VGG-16 has no dense layers here: with 512 to L it has the parameters that the paper gives, 1.472e7 of 13.8e7.
+    """
+
+    def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
+        super().__init__(labels, config)
+        self.trunk, width = build_trunk(config.trunk, weights=config.trunk_weights, channels=channels)
+        self.classifier = nn.Linear(width, labels)
+
+    def see(self, x_NGPP: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Logits and the map that they are the mean of, but for the bias."""
+        map_NDHW = self.trunk(x_NGPP)
+        activation_NLHW = functional.conv2d(map_NDHW, self.classifier.weight[:, :, None, None])
+        return self.classifier(map_NDHW.mean(dim=(2, 3))), activation_NLHW, ()
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Trunk and classifier."""
+        return {"trunk": self.trunk, "classifier": self.classifier}

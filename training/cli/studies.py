@@ -1,0 +1,49 @@
+"""Studies: methods and settings compared on equal terms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markdown import Markdown
+
+from training.cli import app, console
+
+
+@app.command()
+def table(
+    name: Annotated[str, typer.Argument(help="2 to 7 or 9 as in the paper, relations, or variants.")],
+    data: Annotated[Path, typer.Option(help="Folder in the data form, or one that is cut.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Folder of the study; tables share its cells.")] = Path("study"),
+    preset: Annotated[str, typer.Option(help="cpu: minutes a cell; full: the paper's protocol.")] = "cpu",
+    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
+    fold: Annotated[
+        list[int] | None, typer.Option(help="Folds of folds.csv; default: all for methods, else the first.")
+    ] = None,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch; default: 160 for cpu, 1024 for full.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for every row.")] = None,
+) -> None:
+    """Train what a table compares and write it as Markdown, CSV and a plot; finished cells are kept."""
+    from training.studies import report, study
+
+    if preset not in study.PRESETS:
+        raise typer.BadParameter("cpu or full", param_hint="--preset")
+    found = study.run(
+        name,
+        preset=study.PRESETS[preset],
+        data=data,
+        out=out,
+        seeds=range(seeds),
+        folds=fold or (),
+        settings=set_ or (),
+        patch_px=patch,
+        console=console,
+    )
+    text = report.markdown(found, name)
+    stem = f"table-{name}-{preset}-{data.name}"
+    (out / f"{stem}.md").write_text(text)
+    report.write_csv(found, out / f"{stem}.csv")
+    drawn = report.draw(found, out / f"{stem}.png")
+    console.print(Markdown(text))
+    console.print(f"{out / stem}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}", markup=False)

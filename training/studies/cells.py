@@ -1,0 +1,138 @@
+"""One cell of a table: a row trained with one seed on one division of the data, and measured on its test part.
+
+A finished cell is a JSON file named by all that decides its figures, so that tables share cells and a study that was
+killed goes on; a cell that was killed goes on after its last epoch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning_fabric import Fabric
+
+from training.calibration import best_threshold
+from training.config import Config, read_config
+from training.datasets import PatchSet
+from training.evaluation import report
+from training.fit import fit, reasoned, see
+from training.folder import data_id, load_run
+from training.studies.tables import Row
+
+GROUPS = ("screen", "batch:32", "single")
+FIGURES = ("accuracy", "precision", "recall", "f_measure")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Division:
+    """One division of the data: a cut folder, and what to call it."""
+
+    name: str
+    folder: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """What a trained row gives on the test part; F at 0.5 as in the paper, and at thresholds fitted on validation.
+
+    `figures` holds for each group of patches that reason together accuracy, precision, recall and f_measure at 0.5, and
+    fitted_f_measure; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none.
+    """
+
+    row: str
+    division: str
+    seed: int
+    steps_only: bool
+    seconds: float
+    figures: dict[str, dict[str, float]]
+    per_label: dict[str, float]
+
+
+def run_cell(
+    row: Row, division: Division, seed: int, *, preset: Path, settings: Sequence[str], out: Path, base: Path | None
+) -> tuple[Cell, Path]:
+    """Train a row, or read what it gave.
+
+    Args:
+        row: of a table.
+        division: the data.
+        seed: of the training.
+        preset: TOML file of the preset.
+        settings: as of `fit --set`, for every row; its own come after them.
+        out: the study's folder.
+        base: run of the two-stage network of the same seed and data, for rows that begin with its phase 1.
+
+    Returns:
+        The cell and the folder of its run.
+
+    Raises:
+        ValueError: a setting is wrong or the data does not fit.
+    """
+    config = _config(row, division, seed, preset=preset, settings=settings, base=base)
+    name = _name(config, base)
+    run, file = out / "runs" / name, out / "cells" / f"{name}.json"
+    if file.is_file():
+        return Cell(**{**json.loads(file.read_text()), "row": row.title, "division": division.name}), run
+    start = time.monotonic()
+    fit(config.model_copy(update={"run": run}))
+    cell = _measure(run, row, division, seed, seconds=time.monotonic() - start)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(dataclasses.asdict(cell), indent=2) + "\n")
+    (run / "last.ckpt").unlink(missing_ok=True)
+    return cell, run
+
+
+def _config(
+    row: Row, division: Division, seed: int, *, preset: Path, settings: Sequence[str], base: Path | None
+) -> Config:
+    folders = f'data.folders=["{division.folder.resolve()}"]'
+    start = [] if base is None else [f'start="{(base / "phase1.safetensors").resolve()}"']
+    return read_config(preset, [folders, f"seed={seed}", *settings, *row.settings, *start])
+
+
+def _name(config: Config, base: Path | None) -> str:
+    """Of all that decides the figures; where the data and the first weights lie does not."""
+    decides: dict[str, Any] = config.model_dump(mode="json", exclude={"run", "start", "name", "threads"})
+    decides["data"].pop("workers")
+    decides["data"]["folders"] = data_id(config.data.folders)
+    decides["start"] = None if base is None else base.name
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _measure(run: Path, row: Row, division: Division, seed: int, *, seconds: float) -> Cell:
+    cell = Cell(
+        row=row.title,
+        division=division.name,
+        seed=seed,
+        steps_only=row.heavy,
+        seconds=round(seconds, 1),
+        figures={},
+        per_label={},
+    )
+    if row.heavy:  # what it has learnt in a few steps is nothing to report
+        return cell
+    network, config, labels = load_run(run)
+    fabric = Fabric(accelerator="cpu")
+    validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
+    known, seen = see(network, validation, fabric), see(network, test, fabric)
+    for group in GROUPS:
+        thresholds = [
+            best_threshold(score[target >= 0], target[target >= 0] == 1)
+            for score, target in zip(
+                reasoned(network, known, validation, fabric, group=group).T, validation.labels.T, strict=True
+            )
+        ]
+        probability = reasoned(network, seen, test, fabric, group=group)
+        at_half = report(probability, test.labels, labels=labels, thresholds=[0.5] * len(labels))
+        at_fitted = report(probability, test.labels, labels=labels, thresholds=thresholds)
+        cell.figures[group] = {key: getattr(at_half, key) for key in FIGURES}
+        cell.figures[group]["fitted_f_measure"] = at_fitted.f_measure
+        if group == GROUPS[0]:
+            cell.per_label.update({label: one.f_measure for label, one in at_half.per_label.items()})
+    return cell

@@ -1,0 +1,119 @@
+"""A table as a command: cut the data, train every cell, write Markdown, CSV and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from training.config import Config, read_config
+from training.cutting import cut
+from training.rows import read_rows
+from training.studies.cells import Cell, Division, run_cell
+from training.studies.tables import PresetName, Row, StudyTable, table
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """How a study cuts its data and what it trains with."""
+
+    name: PresetName
+    patch_px: int
+    shrink: int
+
+    @property
+    def file(self) -> Path:
+        """The configuration that every row begins with."""
+        return CONFIGS / f"study-{self.name}.toml"
+
+    def base(self, settings: Sequence[str]) -> Config:
+        """That configuration, with changes for every row."""
+        return read_config(self.file, list(settings))
+
+
+PRESETS = {
+    "cpu": Preset(name="cpu", patch_px=160, shrink=2),
+    "full": Preset(name="full", patch_px=1024, shrink=1),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Study:
+    """What was asked for, and the cells that were found."""
+
+    table: StudyTable
+    preset: Preset
+    data: str
+    settings: tuple[str, ...]
+    cells: list[Cell]
+
+    def of(self, row: Row) -> list[Cell]:
+        """The cells of a row."""
+        return [cell for cell in self.cells if cell.row == row.title]
+
+
+def run(
+    name: str,
+    *,
+    preset: Preset,
+    data: Path,
+    out: Path,
+    seeds: Sequence[int],
+    folds: Sequence[int],
+    settings: Sequence[str],
+    patch_px: int | None,
+    console: Console,
+) -> Study:
+    """Train every cell of a table that is not there yet.
+
+    Args:
+        name: of the table, see `training.studies.tables.table`.
+        preset: how to cut and train.
+        data: a folder in the data form, which is cut here, or one that is cut.
+        out: the study's folder; tables share its cells.
+        seeds: one cell each.
+        folds: of folds.csv; empty: all of them for a comparison of methods, else the first.
+        settings: as of `fit --set`, for every row; its own come after them.
+        patch_px: side of a patch; None: the preset's.
+        console: where to show what is trained.
+
+    Raises:
+        ValueError: there is no such table, or the data does not fit.
+    """
+    wanted = table(name, preset.name, preset.base(settings))
+    divisions = list(_divisions(data, out, preset, patch_px or preset.patch_px, folds, every=wanted.every_fold))
+    work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
+    cells = []
+    for number, (row, division, seed) in enumerate(work, 1):
+        console.print(f"[{number}/{len(work)}] {row.title}, {division.name}, seed {seed}", markup=False)
+        base = None
+        if row.from_phase1:
+            first = Row(title="two-stage")
+            _, base = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
+        cell, _ = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
+        found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
+        console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
+        cells.append(cell)
+    return Study(table=wanted, preset=preset, data=data.name, settings=tuple(settings), cells=cells)
+
+
+def _divisions(
+    data: Path, out: Path, preset: Preset, patch_px: int, folds: Sequence[int], *, every: bool
+) -> Iterator[Division]:
+    if (data / "cut.json").is_file():
+        yield Division(name=data.name, folder=data)
+        return
+    wanted: Sequence[int | None] = [None]
+    if (data / "folds.csv").is_file():
+        there = sorted({int(row["fold"]) for row in read_rows(data / "folds.csv")})
+        wanted = folds or (there if every else there[:1])
+    for fold in wanted:
+        name = data.name if fold is None else f"{data.name}, fold {fold}"
+        folder = out / "cut" / f"{data.name}-{patch_px}-{preset.shrink}{'' if fold is None else f'-{fold}'}"
+        if not (folder / "cut.json").is_file():
+            cut(data, folder, patch_px=patch_px, shrink=preset.shrink, test_fold=fold)
+        yield Division(name=name, folder=folder)

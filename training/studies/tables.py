@@ -1,0 +1,209 @@
+"""The tables of Zhou et al. 2023, and two of ours: which rows they have and what the paper reports of them.
+
+A row is a title and settings in the language of `fit --set`; what it does not set is the preset's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from training.config import Config
+from training.methods import METHODS, PaperMethod
+
+PresetName = Literal["cpu", "full"]
+
+A_FEW_STEPS = ("data.patches_per_epoch=32", "phase1.epochs=1", "phase1.batch=8", "phase1.warmup_steps=0")
+# accuracy and F that the paper reports
+OF_WIDTHS = {
+    64: (0.971, 0.964),
+    128: (0.974, 0.965),
+    256: (0.972, 0.969),
+    512: (0.977, 0.973),
+    1024: (0.973, 0.968),
+    2048: (0.970, 0.965),
+}
+OF_ALPHAS = {
+    0.0: (0.971, 0.962),
+    0.2: (0.974, 0.969),
+    0.4: (0.977, 0.973),
+    0.6: (0.973, 0.964),
+    0.8: (0.972, 0.965),
+    1.0: (0.969, 0.957),
+}
+OF_BATCHES = {
+    2: (0.7911, 0.7276),
+    4: (0.8447, 0.7877),
+    8: (0.9676, 0.9603),
+    16: (0.9671, 0.9597),
+    32: (0.9766, 0.9727),
+    40: (0.9766, 0.9733),
+    44: (0.9779, 0.9739),
+}
+NARROW = (8, 16, 32, 64, 128, 256)  # of the compact trunk, whose map has 160 channels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One method or setting.
+
+    `x` is its place on the axis of a plot, `paper` what the paper reports (accuracy, F), `from_phase1` says that it
+    begins with the phase-1 weights of the two-stage network of the same seed and data, `heavy` that this preset only
+    shows that it runs.
+    """
+
+    title: str
+    settings: tuple[str, ...] = ()
+    x: float | None = None
+    paper: tuple[float, float] | None = None
+    from_phase1: bool = False
+    heavy: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyTable:
+    """A table: its title, its rows, over all folds or one, and what its axis is where it is a curve."""
+
+    title: str
+    rows: tuple[Row, ...]
+    every_fold: bool = False
+    axis: str = ""
+    logarithmic: bool = False
+    columns: tuple[str, ...] = field(default=("screen",))  # groups of patches that reason together, see `evaluate`
+
+
+def one_stage(epochs: int, *more: str) -> tuple[str, ...]:
+    """Settings of a method with one stage: as many epochs as the others have in both."""
+    return (f"phase1.epochs={epochs}", "phase2.epochs=0", "loss.contrast=0", *more)
+
+
+def table(name: str, preset: PresetName, base: Config) -> StudyTable:
+    """A table by its name.
+
+    Args:
+        name: "2" to "7" and "9" as in the paper, "relations" or "variants"; 8 is `describe`.
+        preset: whose rows.
+        base: the preset's configuration.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    epochs = base.phase1.epochs + base.phase2.epochs
+    slow_start = f"phase2.learning_rate={base.phase1.learning_rate}"
+    tables = {
+        "2": StudyTable(
+            title="Methods (Table 2)",
+            rows=tuple(_method(row, preset, epochs, (row.screens[0], row.screens[3])) for row in METHODS.values()),
+            every_fold=True,
+        ),
+        "3": StudyTable(
+            title="Graph reasoning and pretraining (Table 3)",
+            rows=(
+                Row(
+                    title="neither: stage 1 alone, without contrast",
+                    settings=("network.method=feature_clustering", *one_stage(epochs)),
+                    paper=(0.965, 0.959),
+                ),
+                Row(
+                    title="reasoning without pretraining",
+                    settings=("phase1.epochs=0", f"phase2.epochs={epochs}", slow_start),
+                    paper=(0.973, 0.965),
+                ),
+                Row(title="both", paper=(0.977, 0.973)),
+            ),
+        ),
+        "4": StudyTable(
+            title="Classifier 1 (Table 4)",
+            rows=(
+                Row(title="dot product", settings=("network.classifier=dot",), paper=(0.971, 0.963)),
+                Row(title="cosine", paper=(0.977, 0.973)),
+            ),
+        ),
+        "5": StudyTable(
+            title="Width of the label features d (Table 5)",
+            axis="d",
+            logarithmic=True,
+            rows=tuple(
+                Row(
+                    title=f"d = {d}",
+                    settings=(f"network.feature_width={d}",),
+                    x=d,
+                    paper=OF_WIDTHS[d] if preset == "full" else None,  # d of another trunk
+                )
+                for d in (OF_WIDTHS if preset == "full" else NARROW)
+            ),
+        ),
+        "6": StudyTable(
+            title="Weight of the contrast alpha (Table 6)",
+            axis="alpha",
+            rows=tuple(
+                Row(title=f"alpha = {alpha}", settings=(f"loss.contrast={alpha}",), x=alpha, paper=paper)
+                for alpha, paper in OF_ALPHAS.items()
+            ),
+        ),
+        "7": StudyTable(
+            title="Patches in a batch of phase 2, from the same phase-1 weights (Table 7)",
+            axis="B",
+            logarithmic=True,
+            rows=tuple(
+                Row(
+                    title=f"B = {size}",
+                    settings=("phase1.epochs=0", f"phase2.batch={size}"),
+                    x=size,
+                    paper=paper,
+                    from_phase1=True,
+                )
+                for size, paper in OF_BATCHES.items()
+            ),
+        ),
+        "9": StudyTable(
+            title="Methods on another data set (Table 9)",
+            rows=tuple(_method(row, preset, epochs, (row.steel[0], row.steel[3])) for row in METHODS.values()),
+            every_fold=True,
+        ),
+        "relations": StudyTable(
+            title="What patches relate to, trained and evaluated",
+            rows=(
+                Row(title="trained on mixed batches (the paper)"),
+                Row(title="trained by screen (as served)", settings=("relations=screen",)),
+                Row(title="trained on nothing but the patch itself", settings=("network.relate_to=itself",)),
+                Row(
+                    title="no reasoning at all: stage 1 with contrast",
+                    settings=("network.method=feature_clustering", f"phase1.epochs={epochs}", "phase2.epochs=0"),
+                ),
+            ),
+            columns=("screen", "batch:32", "single"),
+        ),
+        "variants": StudyTable(title="Beyond the paper", rows=_variants()),
+    }
+    if name not in tables:
+        raise ValueError(f"no table {name!r}: there are {', '.join(tables)}; Table 8 is `python -m training describe`")
+    return tables[name]
+
+
+def _method(row: PaperMethod, preset: PresetName, epochs: int, paper: tuple[float, float]) -> Row:
+    light = preset == "cpu" and row.chooses_trunk
+    settings: tuple[str, ...] = (f"network.method={row.method}",)
+    if not light:
+        settings += (f"network.trunk={row.trunk}",)
+    if row.method != "two_stage":
+        settings += one_stage(epochs)
+    heavy = preset == "cpu" and not row.chooses_trunk
+    title = "plain trunk, in the place of ResNet-50" if light and row.method == "plain" else row.title
+    return Row(title=title, settings=settings + A_FEW_STEPS * heavy, paper=paper, heavy=heavy)
+
+
+def _variants() -> tuple[Row, ...]:
+    attention = ("network.pooling=attention",)
+    taught = (*attention, "loss.map=4.0")
+    return (
+        Row(title="the paper's"),
+        Row(title="attention by each label's map", settings=attention),
+        Row(title="attention and map loss", settings=taught),
+        Row(title="map loss, by screen", settings=(*taught, "relations=screen")),
+        Row(title="map loss, contrast 0.1", settings=(*taught, "loss.contrast=0.1")),
+        Row(title="map loss, asymmetric", settings=(*taught, "loss.negative_focus=2.0")),
+        Row(title="map loss, bank of 64", settings=(*taught, "network.relate_to=bank")),
+        Row(title="asymmetric", settings=("loss.negative_focus=2.0",)),
+        Row(title="bank of 64 in place of the batch", settings=("network.relate_to=bank",)),
+    )
