@@ -76,7 +76,9 @@ class Settings(BaseSettings):
         None, ge=1, le=1024, description="patches in a batch; the bundle's manifest decides when unset"
     )
     threads: int | None = Field(None, ge=1, description="CPU threads of the runtime; it decides when unset")
-    state_dir: Path = Field(default_factory=default_state_dir, description="folder of the record of verdicts; of one service alone")
+    state_dir: Path = Field(
+        default_factory=default_state_dir, description="folder of the record of verdicts; of one service alone"
+    )
     frame_size: Annotated[tuple[int, int] | None, NoDecode, BeforeValidator(_frame_size)] = Field(
         None, description="the line's frame as WIDTHxHEIGHT; every other size is refused"
     )
