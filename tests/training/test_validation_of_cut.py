@@ -119,7 +119,7 @@ FAULTS: list[tuple[Change, str, str]] = [
     ),
     (lambda f: (f / "images" / "more.png").touch(), "ignored", r"images/ has 1 more, without a row: more.png"),
     (alter, "stale", rf"images/{FIRST} has other pixels than pixels.u8"),
-    (lose_images, "ignored", r"images/ lacks 60 of 60 .* pixels.u8 was looked at instead"),
+    (lose_images, "gone", r"images/ lacks 60 of 60 .* pixels.u8 was looked at instead"),
     (replace("labels.csv", r"^(t000_00_00.png,)\d", r"\g<1>2"), "table", r"row 0: labels are 1, 0 or -1"),
     (
         replace("labels.csv", r"^t000_00_00.png,.*\n", ""),

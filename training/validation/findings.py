@@ -44,6 +44,7 @@ CHECKS = {
     "no_pixels": Check("warning", "box without pixels in the mask of its screen", "Then all of the box counts."),
     "area": Check("warning", "area_px that is not that of the mask", "The mask counts."),
     "absent": Check("warning", "label or part without an example", "Nothing can be learnt or measured there."),
+    "gone": Check("warning", "images gone, decoded patches left", "`fit` reads pixels.u8 and goes on: keep it."),
     "ignored": Check("warning", "file or row that is not taken", "Only .png and .jpg are, and rows of screens there."),
 }
 

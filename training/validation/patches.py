@@ -155,7 +155,7 @@ def _see_patches(folder: Path, patches: Sequence[Patch], patch_px: int) -> tuple
             ", and pixels.u8 does not stand in for them" if decoded is None else ": pixels.u8 was looked at instead"
         )
         text = f"images/ lacks {len(lost)} of {len(patches)} patches ({listed(lost)}){instead}"
-        findings.append(Finding("missing" if decoded is None else "ignored", text))
+        findings.append(Finding("missing" if decoded is None else "gone", text))
     strangers = sorted(images - {patch.name for patch in patches})
     if strangers:
         findings.append(Finding("ignored", f"images/ has {len(strangers)} more, without a row: {listed(strangers)}"))
