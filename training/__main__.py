@@ -7,9 +7,9 @@ from typing import NoReturn
 from rich.console import Console
 
 from engine import EngineError
-from training.cli import app, bundles, runs, screens
+from training.cli import app, bundles, maps, runs, screens
 
-__all__ = ["app", "bundles", "main", "runs", "screens"]  # whose commands the app has once they are imported
+__all__ = ["app", "bundles", "main", "maps", "runs", "screens"]  # whose commands the app has once they are imported
 
 
 def main() -> None:
