@@ -111,9 +111,9 @@ def draw(
     found = attribution.explain(cut(frame, windows, manifest.patch_px))
     threshold = {label: limits.threshold for label, limits in manifest.labels.items()}
     highest = dict(zip(manifest.label_names, found.probability.max(axis=0).tolist(), strict=True))
-    present = {label for label in highest if highest[label] >= threshold[label]} | {label for label, _ in truth}
+    there = {label for label in highest if highest[label] >= threshold[label]} | highest.keys() & {t for t, _ in truth}
     nearest = max(highest, key=lambda label: highest[label] / threshold[label])
-    chosen = [label for label in highest if label in (labels or present or {nearest})]
+    chosen = [label for label in highest if label in (labels or there or {nearest})]
     view = View(frame, windows, manifest.patch_px)
     rows = []
     for label in chosen:
@@ -121,8 +121,10 @@ def draw(
         boxes = [box for of, box in truth if of == label]
         said = "present" if highest[label] >= threshold[label] else "not present"
         head = f"{label}: {said} ({highest[label]:.3f}, threshold {threshold[label]:.2f})"
-        head += f", truly {len(boxes)}" if truth else ""
-        panels = _panels(view, found, column, boxes, threshold[label])
+        head += f", true boxes: {len(boxes)}" if truth else ""
+        close, regions = _close_ups(view, found, column, boxes, threshold[label])
+        maps = _maps(view, found, column, boxes, one_stage=attribution.one_stage)
+        panels = [_frame(view, boxes, regions), *maps, close]
         width = sum(panel.shape[1] for panel in panels) + GAP_PX * (len(panels) - 1)
         rows.append(np.vstack([words([(head, PAPER)], width, size=20), _beside(panels)]))
     facts = [name, f"{frame.shape[1]} x {frame.shape[0]} px", f"{manifest.name} {manifest.version}"]
@@ -176,40 +178,50 @@ class View:
         return np.where(seen > 0, np.where(seen > -canvas, seen, canvas), canvas)
 
 
-def _panels(view: View, found: Explanation, column: int, boxes: Sequence[Rectangle], threshold: float) -> list[Picture]:
+def _maps(view: View, found: Explanation, column: int, boxes: Sequence[Rectangle], *, one_stage: bool) -> list[Picture]:
+    """The map of each stage over the frame, under its score for the window with the highest."""
     best = int(found.probability[:, column].argmax())
-    stages = (
-        ("stage 1", found.stage1, f"{found.stage1.score[best, column]:+z.2f}"),
-        ("stage 2", found.stage2, f"{found.probability[best, column]:.3f}"),
+    stages = [(f"stage 1: score {found.stage1.score[best, column]:+z.2f}", found.stage1)] if not one_stage else []
+    stages.append(
+        (f"{'' if one_stage else 'stage 2: '}probability {found.probability[best, column]:.3f}", found.stage2)
     )
-    panels = [("as inspected", "frames: where it is shown close", view.small())]
-    for name, stage, score in stages:
-        part = stage.map[:, column]
-        strongest = float(np.abs(part).max()) or 1.0
-        panels.append(
-            (f"{name}: {score}", _sum(stage, best, column), heated(view.small(), view.merged(part) / strongest))
-        )
-    for _, _, panel in panels:
+    panels = []
+    for title, stage in stages:
+        strongest = float(np.abs(stage.map[:, column]).max()) or 1.0
+        panel = heated(view.small(), view.merged(stage.map[:, column]) / strongest)
         for box in boxes:
             outline(panel, view.placed(box), TRUTH)
-    close: list[Picture] = []
+        panels.append(_titled(panel, title, _sum(stage, best, column)))
+    return panels
+
+
+def _frame(view: View, boxes: Sequence[Rectangle], regions: Sequence[Rectangle]) -> Picture:
+    panel = view.small()
+    for box in boxes:
+        outline(panel, view.placed(box), TRUTH)
+    for region in regions:
+        outline(panel, view.placed(region), PAPER)
+    return _titled(panel, "the frame", "white: what is shown close, on the right")
+
+
+def _close_ups(
+    view: View, found: Explanation, column: int, boxes: Sequence[Rectangle], threshold: float
+) -> tuple[Picture, list[Rectangle]]:
+    """The window with the highest score close up, and others that have the label where there is room; their places."""
+    score = found.probability[:, column]
     room = max(1, view.size[1] // view.size[0])
-    surest = np.argsort(-found.probability[:, column], kind="stable")[:room].tolist()
-    for number, k in enumerate(k for k in surest if k == best or found.probability[k, column] >= threshold):
+    surest = np.argsort(-score, kind="stable")[:room].tolist()
+    pieces, regions = [], []
+    for k in surest[:1] + [k for k in surest[1:] if score[k] >= threshold]:
         piece, region = _close_up(view, *_strongest(view, k, found.stage2.map[k, column]), boxes)
-        outline(panels[0][2], view.placed(region), PAPER)
-        place = "" if len(view.windows) == 1 else f"window {view.windows[k].row}, {view.windows[k].column}: "
-        facts = f"{place}{found.probability[k, column]:.3f}"
-        close += [*([words([(facts, PAPER)], piece.shape[1])] if number else []), piece]
-        if not number:
-            head = [("strongest cell of stage 2, more contrast", PAPER), (facts, QUIET)]
-    return [
-        *(
-            np.vstack([words([(title, PAPER), (facts, QUIET)], panel.shape[1]), panel])
-            for title, facts, panel in panels
-        ),
-        np.vstack([words(head, view.size[0]), *close]),
-    ]
+        window = f"window {view.windows[k].row}, {view.windows[k].column}: " if len(view.windows) > 1 else ""
+        pieces.append(_titled(piece, f"{window}{score[k]:.3f}", f"its strongest cell, {CLOSE_PX} px, more contrast"))
+        regions.append(region)
+    return np.vstack(pieces), regions
+
+
+def _titled(panel: Picture, title: str, facts: str) -> Picture:
+    return np.vstack([words([(title, PAPER), (facts, QUIET)], panel.shape[1]), panel])
 
 
 def _sum(stage: Stage, patch: int, column: int) -> str:

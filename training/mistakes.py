@@ -94,12 +94,12 @@ def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None,
         for column, (label, threshold, wrong) in enumerate(zip(manifest.labels, thresholds, found, strict=True)):
             missed, false_alarms = shown(wrong.missed, wrong.false_alarms, count)
             with_it, without = ((patches.labels[:, column] == truth).sum() for truth in (1, 0))
-            head = f"{label}, threshold {threshold:.2f}: {len(wrong.missed)} of {with_it} missed, "
-            head += f"seen in {len(wrong.false_alarms)} of {without} without it"
+            head = f"{label}, threshold {threshold:.2f}: missed {len(wrong.missed)} of {with_it}, "
+            head += f"false alarms {len(wrong.false_alarms)} of {without}"
             strips.append(words([(head, PAPER)], width, size=20))
             for said, chosen in (
                 ("missed, the lowest score first", missed),
-                ("seen without it, the highest score first", false_alarms),
+                ("false alarms, the highest score first", false_alarms),
             ):
                 if chosen:
                     drawn = [_tile(backend, patches, k, column, float(probability[k, column])) for k in chosen]

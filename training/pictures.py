@@ -20,6 +20,7 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; right and bot
 # tell apart on grey, and for most colour-blind readers (after Okabe and Ito 2008)
 FOR, STRONGLY_FOR, AGAINST, TRUTH = (240, 150, 0), (225, 20, 0), (0, 114, 200), (0, 220, 150)
 INK, PAPER, BACKGROUND, QUIET = (0, 0, 0), (255, 255, 255), (32, 32, 32), (170, 170, 170)
+FRAME = (110, 110, 110)
 LINE_PX = 4  # of words, between two lines
 
 
@@ -43,8 +44,8 @@ def crop(picture: Picture, row: int, column: int, side: int) -> tuple[Picture, i
 
 def tiles(pictures: Sequence[Picture], columns: int) -> Picture:
     """Pictures of one size, grey or coloured, in rows of `columns`, each in a thin frame."""
-    padded = [*pictures, *[np.full_like(pictures[0], BACKGROUND[0])] * (-len(pictures) % columns)]
-    framed = [cv2.copyMakeBorder(one, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=QUIET) for one in padded]
+    framed = [cv2.copyMakeBorder(one, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=FRAME) for one in pictures]
+    framed += [np.full_like(framed[0], BACKGROUND[0])] * (-len(framed) % columns)
     rows = [np.hstack(framed[first : first + columns]) for first in range(0, len(framed), columns)]
     return np.asarray(np.vstack(rows), np.uint8)
 

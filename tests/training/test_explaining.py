@@ -35,7 +35,7 @@ def test_a_screen_and_a_patch_are_drawn_with_a_row_for_each_label(
     assert [file.name for file in both] == ["screen.jpg", "patch.jpg"]
     (one,) = explain(one_stage, [patch], tmp_path / "one", labels=LABELS[:1])
     with Image.open(both[1]) as two_rows, Image.open(one) as one_row:
-        assert two_rows.width == one_row.width > 4 * 400
+        assert two_rows.width == one_row.width > 3 * 400
         assert two_rows.height > 1.9 * one_row.height
 
 
@@ -50,6 +50,13 @@ def test_a_label_that_is_there_by_the_boxes_is_drawn_even_where_it_was_missed(
         with Image.open(file) as picture:
             heights.append(picture.height)
     assert heights[0] == heights[1]
+
+
+def test_a_label_of_the_boxes_that_the_bundle_does_not_know_is_left_out(
+    one_stage: Path, screen: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "boxes.csv").write_text("screen,label,left,top,right,bottom,area_px\nscreen,dust,3,3,9,9,36\n")
+    assert explain(one_stage, [screen], tmp_path / "out", data=tmp_path)
 
 
 def test_boxes_come_from_screens_or_from_cut_patches(tmp_path: Path) -> None:
