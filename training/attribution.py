@@ -93,6 +93,10 @@ class Attribution:
         """Whether both stages are the same."""
         return not isinstance(self._head, TwoStage)
 
+    def stages(self, found: Explanation) -> dict[str, Stage]:
+        """The stages by name, those that are different."""
+        return {"one stage": found.stage2} if self.one_stage else {"stage 1": found.stage1, "stage 2": found.stage2}
+
     def explain(self, pixels: NDArray[np.uint8]) -> Explanation:
         """Take the scores of the patches of one screen apart.
 

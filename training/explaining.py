@@ -123,7 +123,7 @@ def draw(
         head = f"{label}: {said} ({highest[label]:.3f}, threshold {threshold[label]:.2f})"
         head += f", true boxes: {len(boxes)}" if truth else ""
         close, regions = _close_ups(view, found, column, boxes, threshold[label])
-        maps = _maps(view, found, column, boxes, one_stage=attribution.one_stage)
+        maps = _maps(view, attribution.stages(found), found.probability[:, column], column, boxes)
         panels = [_frame(view, boxes, regions), *maps, close]
         width = sum(panel.shape[1] for panel in panels) + GAP_PX * (len(panels) - 1)
         rows.append(np.vstack([words([(head, PAPER)], width, size=20), _beside(panels)]))
@@ -178,20 +178,21 @@ class View:
         return np.where(seen > 0, np.where(seen > -canvas, seen, canvas), canvas)
 
 
-def _maps(view: View, found: Explanation, column: int, boxes: Sequence[Rectangle], *, one_stage: bool) -> list[Picture]:
+def _maps(
+    view: View, stages: dict[str, Stage], probability: NDArray[np.float32], column: int, boxes: Sequence[Rectangle]
+) -> list[Picture]:
     """The map of each stage over the frame, under its score for the window with the highest."""
-    best = int(found.probability[:, column].argmax())
-    stages = [(f"stage 1: score {found.stage1.score[best, column]:+z.2f}", found.stage1)] if not one_stage else []
-    stages.append(
-        (f"{'' if one_stage else 'stage 2: '}probability {found.probability[best, column]:.3f}", found.stage2)
-    )
+    best = int(probability.argmax())
     panels = []
-    for title, stage in stages:
+    for name, stage in stages.items():
+        score = (
+            f"score {stage.score[best, column]:+z.2f}" if name == "stage 1" else f"probability {probability[best]:.3f}"
+        )
         strongest = float(np.abs(stage.map[:, column]).max()) or 1.0
         panel = heated(view.small(), view.merged(stage.map[:, column]) / strongest)
         for box in boxes:
             outline(panel, view.placed(box), TRUTH)
-        panels.append(_titled(panel, title, _sum(stage, best, column)))
+        panels.append(_titled(panel, f"{name}: {score}", _sum(stage, best, column)))
     return panels
 
 

@@ -148,6 +148,8 @@ def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage
     if seen.kind("stage1") != "ReduceSum":
         return OneStage(features=("label_features", "stage1", "activation"), reasoning=("probability", score))
     first = _read_first(seen, trunk)
+    if score == "stage1":
+        return FirstStage(first=first, reasoning=("probability", score), scale=1.0)
     if reasoned.kind(score) == "Mul":
         scale, _ = reasoned.factor(score, "Mul")
         return FirstStage(first=first, reasoning=("probability", score), scale=float(scale))

@@ -109,9 +109,7 @@ def localise(bundle: Path, folders: Sequence[Path], *, part: str | None) -> dict
     pairs: list[_Pair] = []
     for row in track(rows, f"localise {attribution.manifest.name}"):
         found = attribution.explain(patches.patch(row)[None, None])
-        stages = (
-            {"one stage": found.stage2} if attribution.one_stage else {"stage 1": found.stage1, "stage 2": found.stage2}
-        )
+        stages = attribution.stages(found)
         for column in np.flatnonzero(patches.labels[row] == 1).tolist():
             label, side = patches.label_names[column], patches.patch_px
             boxes = [one for one in visible[row] if one.label == label]
@@ -128,14 +126,14 @@ def localisation_tables(found: Mapping[str, Mapping[str, Localisation]]) -> Iter
         ("energy", "energy", "share of the positive map in the boxes"),
         ("pointing", "pointed", "patches whose strongest cell lies in a box"),
     ):
-        table = Table(Column("bundle"), "stage", *some.energy, "mean", title=title)
+        table = Table("bundle", *(Column(label, no_wrap=True) for label in [*some.energy, "mean"]), title=title)
         for bundle, stages in found.items():
             for stage, one in stages.items():
                 values = [*getattr(one, figure).values(), getattr(one, f"{figure}_mean")]
-                table.add_row(Path(bundle).name, stage, *map(_value, values))
+                table.add_row(f"{Path(bundle).name}, {stage}", *map(_value, values))
         flat = [getattr(hit, of_flat) for hit in some.flat.values()]
-        table.add_row("a flat map", "", *(f"{v:.3f}" for v in [*flat, sum(flat) / len(flat)]), style="dim")
-        table.add_row("patches", "", *(str(v.total) for v in [*some.energy.values(), some.energy_mean]), style="dim")
+        table.add_row("a flat map", *(f"{v:.3f}" for v in [*flat, sum(flat) / len(flat)]), style="dim")
+        table.add_row("patches", *(str(v.total) for v in [*some.energy.values(), some.energy_mean]), style="dim")
         yield table
 
 

@@ -137,6 +137,15 @@ def test_stage_1_may_decide_alone(tmp_path: Path) -> None:
     whole = found.stage2.map.sum(axis=(2, 3)) + found.stage2.constant
     np.testing.assert_allclose(1 / (1 + np.exp(-whole)), found.probability, atol=1e-5)
     assert np.abs(found.stage1.score).max() > 1
+    manifest, reasoning = Manifest.read(bundle), onnx.load(bundle / "reasoning.onnx")
+    factor, sigmoid = reasoning.graph.node
+    sigmoid.input[0] = "stage1"  # as where the scale is 1
+    reasoning.graph.node.remove(factor)
+    onnx.save(reasoning, bundle / "reasoning.onnx")
+    manifest.sign(bundle)
+    plain = Attribution(bundle).explain(PATCHES)
+    np.testing.assert_array_equal(plain.stage2.map, plain.stage1.map)
+    np.testing.assert_array_equal(plain.stage2.score, plain.stage1.score)
 
 
 def test_one_stage_has_one_map(one_stage: Path) -> None:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from tests.training.data_form import write_screens
+from training.__main__ import app
 from training.attribution import Attribution
 from training.cutting import cut
 from training.datasets import PatchSet
@@ -137,6 +139,16 @@ def test_a_bundle_is_measured_over_the_patches_that_have_a_label(one_stage: Path
     assert 0 < one.flat["bubble"].energy < one.flat["bubble"].pointed < 1
     assert len(list(localisation_tables({"b": found}))) == 2
     assert json.loads(json.dumps(one.as_dict()))["energy_mean"][0] == one.energy_mean.value
+
+
+def test_the_command_measures_several_bundles(one_stage: Path, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    arguments = ["localise", "--bundle", str(one_stage), "--bundle", f"{one_stage}/.", "--data", str(data)]
+    answer = CliRunner().invoke(app, [*arguments, "--part", "all", "--json", str(file)])
+    assert answer.exit_code == 0, answer.output
+    assert "bundle, one stage" in answer.output
+    (figures,) = json.loads(file.read_text()).values()  # the same folder, however it is written
+    assert figures["one stage"]["pointing"]["bubble"][1] > 3
 
 
 def test_data_without_boxes_or_labels_is_refused(one_stage: Path, data: Path, tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from typer.testing import CliRunner
 
 from tests.bundles import tiny_bundle
 from tests.training.data_form import write_screens
+from training.__main__ import app
 from training.cutting import cut
 from training.mistakes import COLUMNS, CROP_PX, mistakes, shown, worst
 
@@ -48,6 +50,11 @@ def test_the_sheet_has_a_row_of_tiles_for_each_kind_of_mistake(data: Path, tmp_p
     """The hand-made bundle looks for grey levels that dots and lines do not have: all are missed."""
     bundle = tiny_bundle(tmp_path / "bundle", labels=LABELS, patch_px=64)
     found = worst(bundle, [data], tmp_path / "worst.png", part=None, count=5)
+    arguments = ["worst", "--bundle", str(bundle), "--data", str(data), "--part", "all", "--count", "5"]
+    answer = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "again.png")])
+    assert answer.exit_code == 0, answer.output
+    assert f"dot: {len(found['dot'].missed)} missed, 0 false alarms" in answer.output
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "worst.png").read_bytes()
     assert list(found) == list(LABELS)
     assert all(len(wrong.missed) >= 5 for wrong in found.values())
     with Image.open(tmp_path / "worst.png") as sheet:
