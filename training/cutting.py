@@ -195,13 +195,12 @@ def read_defects(source: Path) -> dict[str, list[Defect]]:
     """Defects of each screen that has any, with their masks where there are masks.
 
     Raises:
-        ValueError: boxes.csv is missing or a row of it is malformed; the message names the row.
+        ValueError: boxes.csv is missing, or a row of it or of conditions.csv is malformed; the message names the file.
     """
     table = source / "boxes.csv"
     if not table.is_file():
         raise ValueError(f"{table} is missing")
-    conditions = source / "conditions.csv"
-    contrasts = {row["id"]: float(row["contrast"]) for row in read_rows(conditions)} if conditions.is_file() else {}
+    contrasts = _read_contrasts(source / "conditions.csv")
     found: dict[str, list[Defect]] = {}
     masks: dict[str, dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]] = {}
     with table.open(newline="") as file:
@@ -217,11 +216,18 @@ def read_defects(source: Path) -> dict[str, list[Defect]]:
                 masks[screen] = _read_masks(source / "masks" / f"{screen}.npz")
             rows, columns = masks[screen].get(index, (None, None))
             box = {"left": left, "top": top, "right": right, "bottom": bottom}
-            contrast = contrasts.get(str(index))
             found.setdefault(screen, []).append(
-                Defect(label=label, **box, rows=rows, columns=columns, contrast=contrast)
+                Defect(label=label, **box, rows=rows, columns=columns, contrast=contrasts.get(index))
             )
     return found
+
+
+def _read_contrasts(table: Path) -> dict[int, float]:
+    """Contrast by row of boxes.csv; none where there is no such table."""
+    try:
+        return {int(row["id"]): float(row["contrast"]) for row in read_rows(table)} if table.is_file() else {}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{table}: {error!r}") from error
 
 
 def _read_masks(path: Path) -> dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]:

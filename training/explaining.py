@@ -85,16 +85,20 @@ def read_truth(data: Path) -> Truth:
     """The boxes of a folder's images: of screens in the data form, of patches in a cut folder.
 
     Raises:
-        ValueError: the folder has neither boxes.csv nor defects.csv.
+        ValueError: the folder has neither boxes.csv nor defects.csv, or the table is malformed; the message names it.
     """
-    for file, column in (("boxes.csv", "screen"), (VISIBLE_FILE, "img_names")):
-        if (data / file).is_file():
-            found: Truth = {}
-            for row in read_rows(data / file):
-                left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
-                found.setdefault(Path(row[column]).stem, []).append((row["label"], (left, top, right, bottom)))
-            return found
-    raise ValueError(f"{data} has neither boxes.csv nor {VISIBLE_FILE}")
+    tables = [(data / "boxes.csv", "screen"), (data / VISIBLE_FILE, "img_names")]
+    table, column = next(((table, column) for table, column in tables if table.is_file()), (None, ""))
+    if table is None:
+        raise ValueError(f"{data} has neither boxes.csv nor {VISIBLE_FILE}")
+    found: Truth = {}
+    try:
+        for row in read_rows(table):
+            left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
+            found.setdefault(Path(row[column]).stem, []).append((row["label"], (left, top, right, bottom)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{table}: {error!r}") from error
+    return found
 
 
 def draw(

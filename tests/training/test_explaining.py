@@ -67,6 +67,12 @@ def test_boxes_come_from_screens_or_from_cut_patches(tmp_path: Path) -> None:
     assert read_truth(tmp_path) == {"a": [("dot", (1, 2, 3, 4)), ("dot", (5, 6, 7, 8))]}
 
 
+def test_a_malformed_table_of_boxes_is_named(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("screen,label,left,top,right\na,dot,1,2,3\n")
+    with pytest.raises(ValueError, match=r"boxes.csv: KeyError\('bottom'\)"):
+        read_truth(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

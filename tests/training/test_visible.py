@@ -116,3 +116,11 @@ def test_what_is_not_told_is_none(tmp_path: Path) -> None:
     (tmp_path / "defects.csv").write_text(f"{header}\na.png,dot,-1,0,0,5,5,,\n")
     ((one,),) = read_visible(tmp_path).values()
     assert (one.border_px, one.contrast, one.presence) == (None, None, -1)
+
+
+@pytest.mark.parametrize("row", ["t000,0,dot,much,9", "t000,x,dot,2.5,9", "t000,0"])
+def test_a_malformed_condition_is_named(source: Path, tmp_path: Path, row: str) -> None:
+    (tmp_path / "boxes.csv").write_bytes((source / "boxes.csv").read_bytes())
+    (tmp_path / "conditions.csv").write_text(f"screen,id,label,contrast,size\n{row}\n")
+    with pytest.raises(ValueError, match=r"conditions.csv: "):
+        read_defects(tmp_path)
