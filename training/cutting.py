@@ -328,22 +328,10 @@ def _visible(
     defects: list[Defect], window: Window, patch_px: int, shape: tuple[int, ...], *, rule: Rule
 ) -> list[Visible]:
     seen = []
-    for defect in defects:
-        if presence := defect.presence(window, patch_px, rule=rule):
-            left, top, right, bottom = defect.extent(window, patch_px)
-            box = (defect.left, defect.top, defect.right, defect.bottom)
-            seen.append(
-                Visible(
-                    label=defect.label,
-                    presence=presence,
-                    left=left,
-                    top=top,
-                    right=right,
-                    bottom=bottom,
-                    border_px=border_px(box, window, patch_px, shape),
-                    contrast=defect.contrast,
-                )
-            )
+    for one in defects:
+        if presence := one.presence(window, patch_px, rule=rule):
+            distance = border_px((one.left, one.top, one.right, one.bottom), window, patch_px, shape)
+            seen.append(Visible(one.label, presence, *one.extent(window, patch_px), distance, one.contrast))
     return seen
 
 

@@ -16,7 +16,7 @@ VISIBLE_FILE = "defects.csv"
 CROSSED = -1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Visible:
     """The part of one defect that lies in one patch.
 
