@@ -158,7 +158,7 @@ class View:
     def small(self) -> Picture:
         """The small picture, with more contrast."""
         return coloured(
-            np.asarray(cv2.resize(stretched(self.frame), self.size, interpolation=cv2.INTER_AREA), np.uint8)
+            stretched(np.asarray(cv2.resize(self.frame, self.size, interpolation=cv2.INTER_AREA), np.uint8))
         )
 
     def placed(self, box: Rectangle) -> Rectangle:

@@ -88,7 +88,9 @@ def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None,
         probability = bundle_probability(backend, patches, group="screen")
         thresholds = [limits.threshold for limits in manifest.labels.values()]
         found = mistakes(probability, patches.labels, thresholds)
-        title = f"{manifest.name} {manifest.version}   green: where the defect is; orange: where the label was seen"
+        title = (
+            f"{manifest.name} {manifest.version}   green: where the defect is; orange: where the label's map is warm"
+        )
         width = COLUMNS * (CROP_PX + 2)
         strips = [words([(title, QUIET)], width)]
         for column, (label, threshold, wrong) in enumerate(zip(manifest.labels, thresholds, found, strict=True)):
@@ -116,7 +118,7 @@ def shown(missed: list[int], false_alarms: list[int], count: int) -> tuple[list[
 
 
 def _tile(backend: Backend, patches: PatchSet, index: int, column: int, score: float) -> Picture:
-    """One patch at the place of its defect, or else where the label was seen, under its score and name."""
+    """One patch at the place of its defect, or else where the label's map is warmest, under its score and name."""
     patch, side = patches.patch(index), patches.patch_px
     defect = patches.cells(index)[column] == 1
     activation = backend.features(patch[None, None]).activation[0, column]
@@ -125,8 +127,8 @@ def _tile(backend: Backend, patches: PatchSet, index: int, column: int, score: f
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
     cell = side / len(cells)
     extent = cell * (max(np.ptp(rows), np.ptp(columns)) + 3)  # with a cell on either side
-    row, column = (int((line.min() + line.max() + 1) / 2 * cell) for line in (rows, columns))
-    piece, top, left = crop(patch, row, column, min(side, max(CROP_PX, round(extent))))
+    y, x = (int((line.min() + line.max() + 1) / 2 * cell) for line in (rows, columns))
+    piece, top, left = crop(patch, y, x, min(side, max(CROP_PX, round(extent))))
     picture = coloured(_resized(stretched(piece), cv2.INTER_AREA))
     for region, colour in ((seen, FOR), (defect, TRUTH)):
         whole = cv2.resize(region.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
