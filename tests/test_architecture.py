@@ -15,13 +15,15 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("engine", "service", "training")
 # training -> engine <- service
 MAY_KNOW = {"engine": {"engine"}, "service": {"service", "engine"}, "training": {"training", "engine"}}
-# outside of their own package: everything from the root, but for what needs torch, serves the export, or times
+# outside of their own package: everything from the root, but for what needs torch, serves the export, takes graphs
+# apart, or times
 ENGINE_DOORS = {
     "engine",
     "engine.bench",
     "engine.bfloat",
     "engine.cpus",
     "engine.export",
+    "engine.graphs",
     "engine.half",
     "engine.quantise",
     "engine.speed",

@@ -7,10 +7,10 @@ from typing import NoReturn
 from rich.console import Console
 
 from engine import EngineError
-from training.cli import app, bundles, data, runs, screens, studies
+from training.cli import app, bundles, data, maps, runs, screens, studies
 
 # whose commands the app has once they are imported
-__all__ = ["app", "bundles", "data", "main", "runs", "screens", "studies"]
+__all__ = ["app", "bundles", "data", "main", "maps", "runs", "screens", "studies"]
 
 
 def main() -> None:

@@ -19,12 +19,11 @@ import cv2
 import numpy as np
 
 from engine import NO_SECOND_LOOK, RELEASE_FILE, Manifest, SecondLook, cover
-from training.cutting import Defect, read_defects, screen_files
+from training.bands import BORDER_BANDS
+from training.cutting import read_defects, screen_files
 from training.judging import Judgement, judge, overlap, read_answers
 from training.measures import Share, wilson
-
-# of a defect's box to the nearest inner border: pixels from the first to the second, the second exclusive
-BANDS = {"crossed": (-1, 0), "0-16 px": (0, 16), "16-64 px": (16, 64), "from 64 px": (64, sys.maxsize)}
+from training.truth import Defect
 
 SECOND_LOOK = SecondLook(score_min=0.05, ratio_max=0.5)
 """What `export --second-look` asks for: see LOG.md for how it was chosen."""
@@ -178,7 +177,7 @@ def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Scree
         proof, boxes = answers[name]["proof"], answers[name]["defects"]
         costs.append((proof["windows_inferred"] + proof["windows_extra"]) / screen.windows)
         for defect, pixels in screen.defects:
-            band = next(band for band, (low, high) in BANDS.items() if low <= pixels < high)
+            band = next(band for band, (low, high) in BORDER_BANDS.items() if low <= pixels < high)
             best = max((iou(defect, b["box"]) for b in boxes if b["label"] == defect.label), default=0.0)
             looks.append(_Look(band, defect.label, best))
         wrong = sum(not any(d.label == b["label"] and overlap(d, b["box"]) for d, _ in screen.defects) for b in boxes)
@@ -198,12 +197,12 @@ def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Scree
 
 
 def _found(looks: Sequence[_Look]) -> dict[str, Share]:
-    bands = {band: [look.overlap > 0 for look in looks if look.band == band] for band in BANDS}
+    bands = {band: [look.overlap > 0 for look in looks if look.band == band] for band in BORDER_BANDS}
     return {band: wilson(sum(found), len(found)) for band, found in bands.items() if found}
 
 
 def _box_overlap(looks: Sequence[_Look]) -> dict[str, float]:
-    bands = {band: [look.overlap for look in looks if look.band == band] for band in BANDS}
+    bands = {band: [look.overlap for look in looks if look.band == band] for band in BORDER_BANDS}
     return {band: float(np.mean(found)) for band, found in bands.items() if found}
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from rich.progress import track
 
-from training.cutting import Defect, read_defects, screen_files
+from training.cutting import read_defects, read_frame, screen_files
 from training.rows import write_rows
+from training.truth import Defect
 
 BESIDE_PX = 16  # a border passes a defect nearer than this
 
@@ -44,7 +44,7 @@ def cross(source: Path, out: Path, *, patch_px: int, most: int, seed: int) -> in
     open_screen, image = "", np.empty((0, 0), np.uint8)
     for screen, defect in track(chosen, "frames with a defect on a border"):
         if screen != open_screen:
-            open_screen, image = screen, _read(files[screen])
+            open_screen, image = screen, read_frame(files[screen])
         corner = _corner(defect, image.shape, patch_px, rng)
         if corner is None:
             continue
@@ -79,10 +79,3 @@ def _corner(defect: Defect, shape: tuple[int, ...], patch_px: int, rng: np.rando
             corner[along] = int(rng.integers(first, last + 1))
             return corner[0], corner[1]
     return None
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise ValueError(f"{path} cannot be read")
-    return np.asarray(image, np.uint8)

@@ -1,7 +1,8 @@
 """Screens with boxes to patches with labels: the `cut` command. numpy and OpenCV only.
 
-Reads the data form (`screens/`, `boxes.csv`, `masks/`, `splits.csv` or `folds.csv`) and writes `images/*.png`,
-`labels.csv`, `windows.csv`, `splits.csv`, `maps.npz` and `cut.json`. The split is by screen, never by patch.
+Reads the data form (`screens/`, `boxes.csv`, `masks/`, `conditions.csv`, `splits.csv` or `folds.csv`) and writes
+`images/*.png`, `labels.csv`, `windows.csv`, `defects.csv`, `splits.csv`, `maps.npz` and `cut.json`. The split is by
+screen, never by patch.
 """
 
 from __future__ import annotations
@@ -11,9 +12,8 @@ import itertools
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -21,97 +21,12 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from engine import Window, cover, to_grey
-from training.rows import read_rows, write_rows
+from training.patches import CutSummary, Patches, summarise, write_tables
+from training.rows import read_rows
+from training.truth import CELL_PX, Defect, Rule
+from training.visible import Visible, border_px
 
-Rule = Literal["known", "paper"]
-CELL_PX = 32  # side of a map cell: the trunks' stride
-VISIBLE_SHARE = 0.2  # of a defect's area; more than this in a patch makes its label present
 PART_OF_TRAINING_FOR_VALIDATION = 0.15
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defect:
-    """One row of boxes.csv: where a defect lies, in pixels of its screen; right and bottom exclusive.
-
-    `rows` and `columns` are its pixels where there is a mask, else None.
-    """
-
-    label: str
-    left: int
-    top: int
-    right: int
-    bottom: int
-    rows: NDArray[np.int32] | None = None
-    columns: NDArray[np.int32] | None = None
-
-    def presence(self, window: Window, patch_px: int, *, rule: Rule = "known") -> int:
-        """1 present, -1 unknown (some of it, but too little to be sure), 0 absent in this window.
-
-        Present: more than 20 % of the area lies in the window, or, by the rule "known", the part inside is at least P/8
-        long by its mask, P/2 by its box. Without the second clause a scratch over five patches would be labelled
-        nowhere; the paper has no such clause.
-        """
-        if self.rows is None or self.columns is None:
-            height = min(self.bottom, window.top + patch_px) - max(self.top, window.top)
-            width = min(self.right, window.left + patch_px) - max(self.left, window.left)
-            if height <= 0 or width <= 0:
-                return 0
-            share = height * width / ((self.bottom - self.top) * (self.right - self.left))
-            long = rule == "known" and max(height, width) >= patch_px / 2
-            return 1 if long or share > VISIBLE_SHARE else -1
-        rows, columns = self._inside(window, patch_px)
-        if len(rows) == 0:
-            return 0
-        long = rule == "known" and int(max(np.ptp(rows), np.ptp(columns))) + 1 >= patch_px / 8
-        return 1 if long or len(rows) / len(self.rows) > VISIBLE_SHARE else -1
-
-    def shrunk(self, by: int) -> Defect:
-        """The same defect on a screen that is so many times smaller."""
-        if by == 1:
-            return self
-        rows, columns = self.rows, self.columns
-        if rows is not None and columns is not None:
-            rows, columns = np.unique(np.stack([rows, columns]) // by, axis=1)
-        return Defect(
-            label=self.label,
-            left=self.left // by,
-            top=self.top // by,
-            right=-(-self.right // by),
-            bottom=-(-self.bottom // by),
-            rows=rows,
-            columns=columns,
-        )
-
-    def cells(self, window: Window, patch_px: int) -> NDArray[np.bool_]:
-        """Map cells (h, w) of the window that the defect touches."""
-        side = -(-patch_px // CELL_PX)
-        touched = np.zeros((side, side), bool)
-        if self.rows is None or self.columns is None:
-            top, left = max(self.top - window.top, 0), max(self.left - window.left, 0)
-            bottom = min(self.bottom - window.top, patch_px)
-            right = min(self.right - window.left, patch_px)
-            if bottom > top and right > left:
-                touched[top // CELL_PX : -(-bottom // CELL_PX), left // CELL_PX : -(-right // CELL_PX)] = True
-            return touched
-        rows, columns = self._inside(window, patch_px)
-        touched[(rows - window.top) // CELL_PX, (columns - window.left) // CELL_PX] = True
-        return touched
-
-    def _inside(self, window: Window, patch_px: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        assert self.rows is not None
-        assert self.columns is not None
-        inside = (self.rows >= window.top) & (self.rows < window.top + patch_px)
-        inside &= (self.columns >= window.left) & (self.columns < window.left + patch_px)
-        return self.rows[inside], self.columns[inside]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CutSummary:
-    """What `cut` wrote: patches by part, present labels by part, and patches dropped by the paper's rule."""
-
-    patches: dict[str, int]
-    labels: dict[str, dict[str, int]]
-    dropped: int
 
 
 def cut(
@@ -163,8 +78,8 @@ def cut(
     screens = dict(itertools.islice(screens.items(), first))
     (out / "images").mkdir(parents=True)
 
-    def cut_screen(name: str) -> _Patches:
-        frame = _read_frame(screens[name], defects.get(name, []))
+    def cut_screen(name: str) -> Patches:
+        frame = _frame_of(screens[name], defects.get(name, []))
         smaller = [defect.shrunk(shrink) for defect in defects.get(name, [])]
         return _cut_frame(
             name, _shrunk(frame, shrink), out, smaller, labels, patch_px=patch_px, stride_px=stride_px, rule=rule
@@ -172,8 +87,8 @@ def cut(
 
     with ThreadPoolExecutor() as pool:
         done = list(track(pool.map(cut_screen, screens), total=len(screens), description="cut"))
-    _write_tables(out, dict(zip(screens, done, strict=True)), labels, {name: parts[name] for name in screens})
-    summary = _summarise(dict(zip(screens, done, strict=True)), labels, parts)
+    write_tables(out, dict(zip(screens, done, strict=True)), labels, {name: parts[name] for name in screens})
+    summary = summarise(dict(zip(screens, done, strict=True)), labels, parts)
     facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule, "shrink": shrink}
     (out / "cut.json").write_text(json.dumps({**facts, **asdict(summary)}, indent=2) + "\n")
     return summary
@@ -200,15 +115,28 @@ def screen_files(source: Path) -> dict[str, Path]:
     return files
 
 
+def read_frame(path: Path) -> NDArray[np.uint8]:
+    """The pixels (H, W) of an image file, grey by the service's rule.
+
+    Raises:
+        ValueError: it cannot be read, or is none that the rule knows.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f"{path} cannot be read")
+    return to_grey(image)
+
+
 def read_defects(source: Path) -> dict[str, list[Defect]]:
     """Defects of each screen that has any, with their masks where there are masks.
 
     Raises:
-        ValueError: boxes.csv is missing or a row of it is malformed; the message names the row.
+        ValueError: boxes.csv is missing, or a row of it or of conditions.csv is malformed; the message names the file.
     """
     table = source / "boxes.csv"
     if not table.is_file():
         raise ValueError(f"{table} is missing")
+    contrasts = _read_contrasts(source / "conditions.csv")
     found: dict[str, list[Defect]] = {}
     masks: dict[str, dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]] = {}
     with table.open(newline="") as file:
@@ -223,10 +151,19 @@ def read_defects(source: Path) -> dict[str, list[Defect]]:
             if screen not in masks:
                 masks[screen] = _read_masks(source / "masks" / f"{screen}.npz")
             rows, columns = masks[screen].get(index, (None, None))
+            box = {"left": left, "top": top, "right": right, "bottom": bottom}
             found.setdefault(screen, []).append(
-                Defect(label=label, left=left, top=top, right=right, bottom=bottom, rows=rows, columns=columns)
+                Defect(label=label, **box, rows=rows, columns=columns, contrast=contrasts.get(index))
             )
     return found
+
+
+def _read_contrasts(table: Path) -> dict[int, float]:
+    """Contrast by row of boxes.csv; none where there is no such table."""
+    try:
+        return {int(row["id"]): float(row["contrast"]) for row in read_rows(table)} if table.is_file() else {}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{table}: {error!r}") from error
 
 
 def _read_masks(path: Path) -> dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]:
@@ -281,22 +218,8 @@ def _refuse_strangers(table: Path, named: Iterable[str], screens: Collection[str
         raise ValueError(f"{table} names the screen {stranger!r}, which is not there (names have no suffix)")
 
 
-@dataclass(frozen=True, slots=True)
-class _Patches:
-    """The patches of one screen: windows, names, labels (K, L), map cells (n, 5): patch, label, row, column, value."""
-
-    windows: list[Window]
-    names: list[str]
-    labels: NDArray[np.int8]
-    cells: NDArray[np.int32]
-    dropped: int
-
-
-def _read_frame(path: Path, defects: list[Defect]) -> NDArray[np.uint8]:
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"{path} cannot be read")
-    frame = to_grey(image)
+def _frame_of(path: Path, defects: list[Defect]) -> NDArray[np.uint8]:
+    frame = read_frame(path)
     for defect in defects:  # of a frame of another size, or rows and columns confused: it would be labelled elsewhere
         if defect.right > frame.shape[1] or defect.bottom > frame.shape[0]:
             raise ValueError(
@@ -325,11 +248,12 @@ def _cut_frame(
     patch_px: int,
     stride_px: int,
     rule: Rule,
-) -> _Patches:
+) -> Patches:
     windows: list[Window] = []
     names: list[str] = []
     rows: list[NDArray[np.int8]] = []
     cells: list[NDArray[np.int64]] = []
+    visible: list[list[Visible]] = []
     dropped = 0
     for window in cover(*frame.shape, patch_px=patch_px, overlap_px=patch_px - stride_px):
         presence, touched = _label_window(defects, labels, window, patch_px, rule=rule)
@@ -343,13 +267,26 @@ def _cut_frame(
         windows.append(window)
         names.append(name)
         rows.append(presence)
-    return _Patches(
+        visible.append(_visible(defects, window, patch_px, frame.shape, rule=rule))
+    return Patches(
         windows,
         names,
         np.array(rows, np.int8).reshape(-1, len(labels)),
         np.concatenate([*cells, np.empty((0, 5), np.int64)]).astype(np.int32),
+        visible,
         dropped,
     )
+
+
+def _visible(
+    defects: list[Defect], window: Window, patch_px: int, shape: tuple[int, ...], *, rule: Rule
+) -> list[Visible]:
+    seen = []
+    for one in defects:
+        if presence := one.presence(window, patch_px, rule=rule):
+            distance = border_px((one.left, one.top, one.right, one.bottom), window, patch_px, shape)
+            seen.append(Visible(one.label, presence, *one.extent(window, patch_px), distance, one.contrast))
+    return seen
 
 
 def _label_window(
@@ -375,35 +312,3 @@ def _write_png(path: Path, patch: NDArray[np.uint8]) -> None:
     # level 1: a noisy frame hardly compresses, and higher levels take four times as long
     if not cv2.imwrite(str(path), patch, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
         raise OSError(f"{path} could not be written")
-
-
-def _write_tables(out: Path, done: dict[str, _Patches], labels: list[str], parts: dict[str, str]) -> None:
-    patches = [(screen, cut_, k) for screen, cut_ in done.items() for k in range(len(cut_.names))]
-    write_rows(out / "labels.csv", ["img_names", *labels], ([f"{c.names[k]}.png", *c.labels[k]] for _, c, k in patches))
-    write_rows(
-        out / "windows.csv",
-        ["img_names", "screen", "row", "column", "left", "top"],
-        (
-            [f"{c.names[k]}.png", s, c.windows[k].row, c.windows[k].column, c.windows[k].left, c.windows[k].top]
-            for s, c, k in patches
-        ),
-    )
-    write_rows(out / "splits.csv", ["screen", "part"], parts.items())
-    first, shifted = 0, []
-    for cut_ in done.values():
-        cells = cut_.cells.copy()
-        cells[:, 0] += first
-        shifted.append(cells)
-        first += len(cut_.names)
-    np.savez_compressed(out / "maps.npz", cells=np.concatenate(shifted))
-
-
-def _summarise(done: dict[str, _Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:
-    patches = dict.fromkeys(("train", "validation", "test"), 0)
-    present = {part: dict.fromkeys(labels, 0) for part in patches}
-    for screen, cut_ in done.items():
-        part = parts[screen]
-        patches[part] += len(cut_.names)
-        for label, count in zip(labels, (cut_.labels == 1).sum(axis=0), strict=True):
-            present[part][label] += int(count)
-    return CutSummary(patches=patches, labels=present, dropped=sum(c.dropped for c in done.values()))

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from training.cutting import CELL_PX
+from training.truth import CELL_PX
+from training.visible import VISIBLE_FILE, Visible, read_visible
 
 _EASIEST, _HARDEST = (
     0.02,
@@ -70,6 +71,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
         self.screen_names = [cuts[c].screens[k] for c, k in self._rows]
         numbers = {key: n for n, key in enumerate(dict.fromkeys((c, cuts[c].screens[k]) for c, k in self._rows))}
         self.screens = np.array([numbers[c, cuts[c].screens[k]] for c, k in self._rows])
+        self._folders = [cut.folder for cut in cuts]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -94,6 +96,24 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
     def by_screen(self) -> list[NDArray[np.int64]]:
         """Indices of the patches of each screen."""
         return [np.flatnonzero(self.screens == number) for number in np.unique(self.screens)]
+
+    def cells(self, index: int) -> NDArray[np.int8]:
+        """Where the labels are in one patch: (L, h, w) with 1 present, 0 absent, -1 unknown."""
+        return self._dense_map(*self._rows[index])
+
+    @property
+    def tells_visible(self) -> bool:
+        """Whether all the folders have the table that `visible` reads."""
+        return all((folder / VISIBLE_FILE).is_file() for folder in self._folders)
+
+    def visible(self) -> list[list[Visible]]:
+        """What lies in each patch.
+
+        Raises:
+            ValueError: a folder was cut before there was a table of it.
+        """
+        tables = [read_visible(folder) for folder in self._folders]
+        return [tables[folder].get(name, []) for (folder, _), name in zip(self._rows, self.names, strict=True)]
 
     def _dense_map(self, folder: int, row: int) -> NDArray[np.int8]:
         side = -(-self.patch_px // CELL_PX)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from rich.progress import Progress
 from torchmetrics.functional.classification import multilabel_stat_scores
 
 from engine import Backend, Manifest, infer
+from training.bands import recall_by_band
 from training.datasets import PatchSet
-from training.measures import f_measure, wilson
+from training.measures import Share, f_measure, wilson
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,7 +41,8 @@ class Report:
     """Macro figures over the labels that a patch has, in [0, 1]: of a label that none has there is no recall.
 
     `accuracy`, `precision` and `recall` are means over the labels; `f_measure` is 2PR/(P+R) of the averaged P and R
-    (not the mean of the labels' F), which gives every F of the paper's tables.
+    (not the mean of the labels' F), which gives every F of the paper's tables. `bands` has the recall by size, contrast
+    and distance to a border, see `recall_by_band`; it is empty where the folders do not tell these.
     """
 
     accuracy: float
@@ -49,6 +51,7 @@ class Report:
     f_measure: float
     patches: int
     per_label: dict[str, LabelReport]
+    bands: dict[str, dict[str, dict[str, Share]]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -170,4 +173,9 @@ def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, gro
     patches = fitting_patches(manifest, folders, part=part)
     probability = bundle_probability(backend, patches, group=group)
     thresholds = [limits.threshold for limits in manifest.labels.values()]
-    return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
+    found = report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
+    if not patches.tells_visible:
+        return found
+    predicted = probability >= np.asarray(thresholds, np.float32)
+    bands = recall_by_band(predicted, patches.labels, patches.visible(), labels=patches.label_names)
+    return replace(found, bands=bands)

@@ -7,17 +7,15 @@ numpy only; nothing of the service is imported.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.cutting import Defect, read_defects, read_parts, screen_files
+from training.bands import CONTRAST_BANDS, by_band
+from training.cutting import read_defects, read_parts, screen_files
 from training.measures import Share, f_measure, wilson
-from training.rows import read_rows
-
-CONTRAST_BANDS = ((0.0, 6.0), (6.0, 12.0), (12.0, 24.0), (24.0, math.inf))  # in multiples of the local noise
+from training.truth import Defect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,13 +90,12 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
         answers = {name: answer for name, answer in answers.items() if parts[name] == part}
         known = {name: file for name, file in known.items() if parts[name] == part}
     truth = read_defects(source)
-    contrast = _read_contrast(source)
     answered = {name: a for name, a in answers.items() if "verdict" in a}
     bad = {name: a["verdict"] for name, a in answered.items() if name in truth}
     good = {name: a["verdict"] for name, a in answered.items() if name not in truth}
     inspected = [defect.label for name in answered for defect in truth.get(name, [])]
     labels = sorted({*inspected, *(label for a in answered.values() for label in a["labels"])})
-    per_label = {label: _judge_label(label, answered, truth, contrast) for label in labels}
+    per_label = {label: _judge_label(label, answered, truth) for label in labels}
     seen = [report for report in per_label.values() if report.screens_with]
     precision = _mean(report.precision for report in seen)
     recall = _mean(report.recall for report in seen)
@@ -152,30 +149,12 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
     return answers
 
 
-def _read_contrast(source: Path) -> dict[str, list[float]]:
-    """Contrast of each screen's defects in the order of boxes.csv, where the renderer has told it."""
-    table = source / "conditions.csv"
-    if not table.is_file():
-        return {}
-    found: dict[str, list[float]] = {}
-    for row in read_rows(table):
-        found.setdefault(row["screen"], []).append(float(row["contrast"]))
-    return found
-
-
-def _judge_label(
-    label: str,
-    answers: dict[str, dict[str, Any]],
-    truth: dict[str, list[Defect]],
-    contrast: dict[str, list[float]],
-) -> LabelJudgement:
+def _judge_label(label: str, answers: dict[str, dict[str, Any]], truth: dict[str, list[Defect]]) -> LabelJudgement:
     tp = fp = fn = false_boxes = 0
     hits: list[tuple[bool, float | None]] = []
     passed: list[tuple[bool, float | None]] = []
     for name, answer in answers.items():
-        defects = truth.get(name, [])
-        contrasts: list[float | None] = list(contrast.get(name, [])) or [None] * len(defects)
-        real = [(d, c) for d, c in zip(defects, contrasts, strict=True) if d.label == label]
+        real = [(d, d.contrast) for d in truth.get(name, []) if d.label == label]
         boxes = [d["box"] for d in answer["defects"] if d["label"] == label]
         present = label in answer["labels"] and answer["labels"][label]["present"]
         tp, fp, fn = tp + (present and bool(real)), fp + (present and not real), fn + (not present and bool(real))
@@ -193,21 +172,11 @@ def _judge_label(
         f_measure=f_measure(precision, recall),
         screens_with=tp + fn,
         escape=wilson(sum(escaped for escaped, _ in passed), len(passed)),
-        escape_by_contrast=_by_band(passed),
+        escape_by_contrast=by_band(passed, CONTRAST_BANDS),
         boxes_found=wilson(sum(hit for hit, _ in hits), len(hits)),
         false_boxes=false_boxes,
-        by_contrast=_by_band(hits),
+        by_contrast=by_band(hits, CONTRAST_BANDS),
     )
-
-
-def _by_band(outcomes: list[tuple[bool, float | None]]) -> dict[str, Share]:
-    """The share of true outcomes in each band of contrast that has any."""
-    bands = {}
-    for low, high in CONTRAST_BANDS:
-        inside = [outcome for outcome, contrast in outcomes if contrast is not None and low <= contrast < high]
-        if inside:
-            bands[f"{low:g}-{high:g}"] = wilson(sum(inside), len(inside))
-    return bands
 
 
 def overlap(defect: Defect, box: dict[str, int]) -> bool:

@@ -9,6 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.cutting import read_frame
+from training.pictures import crop, tiles
+
 _CROP_PX = 256
 _COLUMNS, _ROWS = 6, 4
 _WHOLE_PX = 1400  # longer side of the downscaled frame
@@ -29,12 +32,14 @@ def write_previews(folder: Path) -> None:
         rows = sorted((k for k, row in enumerate(boxes) if row["label"] == label), key=contrasts.__getitem__)
         chosen = [rows[round(k)] for k in np.linspace(0, len(rows) - 1, min(_COLUMNS * _ROWS, len(rows)))]
         crops = [_around_box(folder, boxes[k]) for k in chosen]
-        cv2.imwrite(str(folder / f"preview_{label}.png"), _sheet(crops))
+        cv2.imwrite(str(folder / f"preview_{label}.png"), tiles(crops, min(_COLUMNS, len(crops))))
     defective = {row["screen"] for row in boxes}
     clean = [name for name in names if name not in defective][: _COLUMNS * _ROWS]
     if clean:
-        crops = [_crop(frame := _read(folder, name), frame.shape[0] // 2, frame.shape[1] // 2) for name in clean]
-        cv2.imwrite(str(folder / "preview_clean.png"), _sheet(crops))
+        crops = [
+            crop(frame := _read(folder, name), frame.shape[0] // 2, frame.shape[1] // 2, _CROP_PX)[0] for name in clean
+        ]
+        cv2.imwrite(str(folder / "preview_clean.png"), tiles(crops, min(_COLUMNS, len(crops))))
     cv2.imwrite(str(folder / "preview_frames.png"), _whole(folder, names[:6]))
 
 
@@ -47,25 +52,10 @@ def _around_box(folder: Path, row: dict[str, str]) -> NDArray[np.uint8]:
         inside = np.flatnonzero((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right))
         pixel = inside[len(inside) // 2]
         middle_row, middle_column = int(rows[pixel]), int(columns[pixel])
-    crop = _crop(_read(folder, row["screen"]), middle_row, middle_column)
-    crop[:4, _CROP_PX // 2] = 255
-    crop[_CROP_PX // 2, :4] = 255
-    return crop
-
-
-def _crop(frame: NDArray[np.uint8], row: int, column: int) -> NDArray[np.uint8]:
-    """A square of `frame`, moved inwards at its borders."""
-    top = min(max(row - _CROP_PX // 2, 0), frame.shape[0] - _CROP_PX)
-    left = min(max(column - _CROP_PX // 2, 0), frame.shape[1] - _CROP_PX)
-    return frame[top : top + _CROP_PX, left : left + _CROP_PX].copy()
-
-
-def _sheet(crops: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    columns = min(_COLUMNS, len(crops))
-    blank = np.zeros((_CROP_PX, _CROP_PX), np.uint8)
-    padded = crops + [blank] * (-len(crops) % columns)
-    framed = [cv2.copyMakeBorder(crop, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=255) for crop in padded]
-    return np.vstack([np.hstack(framed[k : k + columns]) for k in range(0, len(framed), columns)])
+    around, _, _ = crop(_read(folder, row["screen"]), middle_row, middle_column, _CROP_PX)
+    around[:4, _CROP_PX // 2] = 255
+    around[_CROP_PX // 2, :4] = 255
+    return around
 
 
 def _whole(folder: Path, names: list[str]) -> NDArray[np.uint8]:
@@ -75,8 +65,4 @@ def _whole(folder: Path, names: list[str]) -> NDArray[np.uint8]:
 
 
 def _read(folder: Path, name: str) -> NDArray[np.uint8]:
-    path = folder / "screens" / f"{name}.png"
-    frame = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if frame is None:
-        raise OSError(f"cannot read {path}")
-    return np.asarray(frame, np.uint8)
+    return read_frame(folder / "screens" / f"{name}.png")

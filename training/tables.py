@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from training.borders import BANDS, Manner
+from training.bands import BORDER_BANDS, CONTRAST_BANDS, SIZE_BANDS, Bands
+from training.borders import Manner
 from training.judging import Judgement
 from training.measures import Share
 from training.validation.findings import CHECKS, Report
@@ -46,7 +47,7 @@ def print_judgement(found: Judgement, console: Console) -> None:
     boxes = {name: r.by_contrast for name, r in found.labels.items()}
     escapes = {name: r.escape_by_contrast for name, r in found.labels.items()}
     for title, by_label in (("boxes found, by contrast", boxes), ("screens escaped, by contrast", escapes)):
-        _print_bands(title, by_label, console)
+        _print_bands(title, by_label, CONTRAST_BANDS, console)
     for wrong in found.wrong:
         console.print(f"{wrong['error']}: {wrong['screen']}")
 
@@ -60,7 +61,7 @@ def print_manners(title: str, found: Mapping[str, Manner], console: Console, *, 
     table = Table(Column(no_wrap=True), *found, title=title)
     manners = found.values()
     table.add_row("windows, times the fewest", *(f"{m.windows:.3f} (at most {m.windows_most:.2f})" for m in manners))
-    bands = [band for band in BANDS if any(band in m.found for m in manners)]
+    bands = [band for band in BORDER_BANDS if any(band in m.found for m in manners)]
     for band in bands:
         table.add_row(f"boxes found, {band}", *(_cells(m.found[band])[0] for m in manners), style="bold")
         for label in labels:
@@ -97,15 +98,27 @@ def _add_decisions(table: Table, manners: Sequence[Manner]) -> None:
     table.add_row("false boxes (on clean screens)", *(f"{m.false_boxes} ({m.false_boxes_clean})" for m in manners))
 
 
-def _print_bands(title: str, by_label: dict[str, dict[str, Share]], console: Console) -> None:
-    """Shares by label and band of contrast, which is in multiples of the local noise."""
-    bands = sorted({band for shares in by_label.values() for band in shares}, key=lambda b: float(b.split("-")[0]))
+def print_recall(bands: Mapping[str, Mapping[str, Mapping[str, Share]]], console: Console) -> None:
+    """Recall of patches by size, contrast and distance to a border; see `recall_by_band`."""
+    for kind, title, order in (
+        ("size", "recall by the longer side of what lies in the patch", SIZE_BANDS),
+        ("contrast", "recall by contrast, in multiples of the local noise", CONTRAST_BANDS),
+        ("border", "recall by distance to a border of the window", BORDER_BANDS),
+    ):
+        _print_bands(title, bands.get(kind, {}), order, console)
+
+
+def _print_bands(title: str, by_label: Mapping[str, Mapping[str, Share]], order: Bands, console: Console) -> None:
+    """Shares by label and band, in the order of the bands; nothing where no band has any."""
+    bands = [band for band in order if any(band in shares for shares in by_label.values())]
     if not bands:
         return
-    table = Table(title, *bands)
+    table = Table("label", *bands, title=title)
     for name, shares in by_label.items():
-        cells = (_cells(shares[band]) if band in shares else ("", "", "") for band in bands)
-        table.add_row(name, *(f"{count}\n[dim]{interval}[/]" for count, _, interval in cells))
+        cells = (shares.get(band) for band in bands)
+        table.add_row(
+            name, *("" if s is None else f"{s.hits}/{s.total} [dim]{s.low:.0%}-{s.high:.0%}[/]" for s in cells)
+        )
     console.print(table)
 
 

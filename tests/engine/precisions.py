@@ -35,10 +35,15 @@ def network(trunk: str = "light", pooling: str = "attention", light: str = "line
 
 def write_bundle(out: Path, made: TwoStageNetwork) -> Path:
     """Write the float32 bundle of a network."""
+    return write_graphs(out, FeaturesGraph(made), ReasoningGraph(made))
+
+
+def write_graphs(out: Path, features: nn.Module, reasoning: nn.Module) -> Path:
+    """Write the float32 bundle of two modules."""
     export(
         out,
-        features=FeaturesGraph(made),
-        reasoning=ReasoningGraph(made),
+        features=features,
+        reasoning=reasoning,
         manifest=fake_manifest(LABELS, patch_px=PATCH_PX, batch_size=BATCH),
         golden_pixels=PATCHES[:2],
         parity_pixels=PATCHES,

@@ -15,10 +15,12 @@ from typer.testing import CliRunner
 from engine import Manifest, SecondLook, cover
 from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
 from training.__main__ import app
-from training.borders import BANDS, compare, distance, iou, manners
+from training.bands import BORDER_BANDS
+from training.borders import compare, distance, iou, manners
 from training.crossing import BESIDE_PX, cross
-from training.cutting import Defect, read_defects
+from training.cutting import read_defects
 from training.rows import read_rows
+from training.truth import Defect
 
 PATCH_PX = 64
 BOX = ["left", "top", "right", "bottom"]
@@ -124,8 +126,9 @@ def test_windows_that_shift_inwards_have_two_borders_each() -> None:
 
 
 def test_a_frame_of_one_window_has_no_border() -> None:
-    assert distance(3, 5, {0}, 64) in range(*BANDS["from 64 px"])
-    assert BANDS["from 64 px"][1] == sys.maxsize
+    low, high = BORDER_BANDS["from 64 px"]
+    assert low <= distance(3, 5, {0}, 64) < high
+    assert BORDER_BANDS["from 64 px"][1] == sys.maxsize
 
 
 SPANS = st.tuples(st.integers(0, 40), st.integers(1, 20)).map(lambda span: (span[0], span[0] + span[1]))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from engine import Window, cover
 from tests.training.data_form import write_screens
-from training.cutting import CELL_PX, Defect, cut, read_defects, read_parts
+from training.cutting import cut, read_defects, read_parts
+from training.truth import CELL_PX, Defect
 
 PATCH = 128
 

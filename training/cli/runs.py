@@ -85,6 +85,7 @@ def evaluate(
     """Measure a bundle on patches at its own thresholds."""
     from engine import load
     from training.evaluation import evaluate as measure
+    from training.tables import print_recall
 
     backend = load(bundle)
     try:
@@ -98,6 +99,10 @@ def evaluate(
     macro = (f"{v:.4f}" for v in (found.accuracy, found.precision, found.recall, found.f_measure))
     table.add_row("macro", *macro, "", "", style="bold")
     console.print(table)
+    if found.bands:
+        print_recall(found.bands, console)
+    else:
+        console.print("no recall by size, contrast and border: a folder has no defects.csv; cut it anew")
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
 

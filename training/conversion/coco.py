@@ -38,7 +38,7 @@ from training.conversion.form import (
 from training.conversion.names import label_names, screen_name
 from training.conversion.polygons import ROUNDING_PX, polygon_pixels
 from training.conversion.runs import runs_of_counts, unpack_counts
-from training.cutting import Defect
+from training.truth import Defect
 
 Id = int | str
 

@@ -15,9 +15,9 @@ import numpy as np
 from rich.progress import track
 
 from training.conversion.names import screen_name
-from training.cutting import Defect
 from training.images import TAKEN, read_header, read_whole
 from training.rows import read_rows, write_rows
+from training.truth import Defect
 
 PARTS = ("train", "validation", "test")
 

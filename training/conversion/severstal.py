@@ -25,8 +25,8 @@ import numpy as np
 from training.conversion.form import Converted, Labelled, division_of, draw_division, refuse_twins, write_form
 from training.conversion.names import label_names, screen_name
 from training.conversion.runs import Runs, runs_of_pairs
-from training.cutting import Defect
 from training.rows import read_rows
+from training.truth import Defect
 
 HEIGHT, WIDTH = 256, 1600
 CLASSES = ("1", "2", "3", "4")

@@ -16,8 +16,8 @@ import xxhash
 from rich.progress import track
 
 from training.conversion.names import LABEL
-from training.cutting import CELL_PX
 from training.images import read_whole
+from training.truth import CELL_PX
 from training.validation.findings import Finding, Picture, Report
 from training.validation.likeness import same
 from training.validation.parts import Parts, find_absent, find_leaks, listed, rank, read_parts

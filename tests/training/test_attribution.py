@@ -1,0 +1,186 @@
+"""The maps of both stages and what stands beside them are the scores, whatever the pooling."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from engine import Manifest, infer, load
+from tests.bundles import tiny_bundle
+from tests.engine.precisions import LABELS, PATCHES, write_graphs
+from tests.training.heads import CELLS, OneStage, Scaled, StageOne, two_stage
+from training.attribution import Attribution, Explanation
+from training.heads import TwoStage
+from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, preprocess
+
+POOLINGS = ["average", "attention"]
+Array = NDArray[np.float64]
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("attribution")
+    return {
+        pooling: write_graphs(folder / pooling, FeaturesGraph(two_stage(pooling)), ReasoningGraph(two_stage(pooling)))
+        for pooling in POOLINGS
+    }
+
+
+@pytest.fixture(scope="module")
+def explained(bundles: dict[str, Path]) -> dict[str, Explanation]:
+    return {pooling: Attribution(bundle).explain(PATCHES) for pooling, bundle in bundles.items()}
+
+
+def by_loops(network: TwoStageNetwork, pooling: str) -> dict[str, Array]:
+    """Equation by equation, cell by cell, in float64 from the module's own parameters."""
+    network = network.double()
+    labels, width = len(LABELS), network.config.feature_width
+    with torch.inference_mode():
+        trunk = network.trunk(preprocess(torch.from_numpy(PATCHES)).double()).numpy()
+        logits = None if network.pooling.label_map is None else network.pooling.label_map(torch.from_numpy(trunk))
+    linear = network.pooling.linear.weight.detach().numpy().reshape(labels, width, -1)
+    bias = network.pooling.linear.bias.detach().numpy().reshape(labels, width)
+    classifier1 = network.classifier1.weight.detach().numpy()
+    classifier2 = network.reasoning.classifier.weight.detach().numpy()
+    count = len(PATCHES)
+    shape = (count, labels, CELLS, CELLS)
+    found = {"map1": np.zeros(shape), "map2": np.zeros(shape)}
+    found |= {"constant1": np.zeros((count, labels)), "constant2": np.zeros((count, labels))}
+    cells = [(y, x) for y in range(CELLS) for x in range(CELLS)]
+    for n in range(count):
+        share = np.full((labels, CELLS, CELLS), 1 / len(cells))
+        if logits is not None and network.pooling.sharpness is not None:
+            for j in range(labels):
+                warm = np.exp(logits[n, j].numpy() * network.pooling.sharpness[j].item())
+                share[j] = warm / warm.sum()
+        feature = bias.copy()
+        for j in range(labels):
+            for y, x in cells:
+                feature[j] += share[j, y, x] * (linear[j] @ trunk[n, :, y, x])
+        for i in range(labels):
+            unit, norm = classifier1[i] / np.linalg.norm(classifier1[i]), np.linalg.norm(feature[i])
+            found["constant1"][n, i] = unit @ bias[i] / norm
+            for y, x in cells:
+                found["map1"][n, i, y, x] = share[i, y, x] * (unit @ linear[i] @ trunk[n, :, y, x]) / norm
+            for j in range(labels):
+                columns = classifier2[i, j * width : (j + 1) * width]
+                found["constant2"][n, i] += columns @ bias[j]
+                for y, x in cells:
+                    found["map2"][n, i, y, x] += share[j, y, x] * (columns @ linear[j] @ trunk[n, :, y, x])
+    return found
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_maps_and_constants_are_those_of_the_equations(pooling: str, explained: dict[str, Explanation]) -> None:
+    found, expected = explained[pooling], by_loops(two_stage(pooling), pooling)
+    for name, part in (
+        ("map1", found.stage1.map),
+        ("constant1", found.stage1.constant),
+        ("map2", found.stage2.map),
+        ("constant2", found.stage2.constant),
+    ):
+        np.testing.assert_allclose(part, expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_a_map_and_what_does_not_depend_on_the_trunk_give_the_score(
+    pooling: str, explained: dict[str, Explanation]
+) -> None:
+    """The module's own scores, and the graph's part from the module's own relations."""
+    found, network = explained[pooling], two_stage(pooling)
+    with torch.inference_mode():
+        output = network(torch.from_numpy(PATCHES))
+        assert output.score_NL is not None
+        own = output.feature_NLF.flatten(1) @ network.reasoning.classifier.weight[:, : output.feature_NLF[0].numel()].T
+        graph = (output.score_NL - own).numpy()
+    np.testing.assert_allclose(found.stage2.graph, graph, atol=1e-5)
+    assert np.abs(graph).max() > 1e-3  # it has something to say here
+    for stage, score in ((found.stage1, output.cosine_NL), (found.stage2, output.score_NL)):
+        np.testing.assert_allclose(stage.score, score.numpy(), atol=1e-5)
+        whole = stage.map.sum(axis=(2, 3)) + stage.constant + stage.graph
+        np.testing.assert_allclose(whole, score.numpy(), atol=1e-5)
+    assert not found.stage1.graph.any()
+    np.testing.assert_allclose(found.probability, torch.sigmoid(output.score_NL).numpy(), atol=1e-5)
+
+
+def test_with_average_pooling_stage_2_is_the_activation_of_the_bundle(
+    bundles: dict[str, Path], explained: dict[str, Explanation]
+) -> None:
+    backend = load(bundles["average"], "onnxruntime", threads=1)
+    features, _ = infer(backend, PATCHES)
+    backend.close()
+    np.testing.assert_allclose(explained["average"].stage2.map * CELLS**2, features.activation, rtol=1e-4, atol=1e-5)
+
+
+def test_a_patch_has_the_same_maps_alone(bundles: dict[str, Path], explained: dict[str, Explanation]) -> None:
+    """Only the graph's part comes from the other patches."""
+    alone = Attribution(bundles["attention"]).explain(PATCHES[2:3])
+    for own, whole in ((alone.stage1, explained["attention"].stage1), (alone.stage2, explained["attention"].stage2)):
+        np.testing.assert_array_equal(own.map[0], whole.map[2])
+    assert (alone.stage2.graph != explained["attention"].stage2.graph[2:3]).any()
+
+
+def test_stage_1_may_decide_alone(tmp_path: Path) -> None:
+    """By the dot product, as in the paper's ablation; the cosine is tested above."""
+    bundle = write_graphs(tmp_path / "bundle", StageOne(two_stage("attention")), Scaled())
+    attribution = Attribution(bundle)
+    assert attribution.one_stage
+    found = attribution.explain(PATCHES)
+    np.testing.assert_allclose(found.stage2.map, 7 * found.stage1.map, rtol=1e-6)
+    whole = found.stage2.map.sum(axis=(2, 3)) + found.stage2.constant
+    np.testing.assert_allclose(1 / (1 + np.exp(-whole)), found.probability, atol=1e-5)
+    assert np.abs(found.stage1.score).max() > 1
+    manifest, reasoning = Manifest.read(bundle), onnx.load(bundle / "reasoning.onnx")
+    factor, sigmoid = reasoning.graph.node
+    sigmoid.input[0] = "stage1"  # as where the scale is 1
+    reasoning.graph.node.remove(factor)
+    onnx.save(reasoning, bundle / "reasoning.onnx")
+    manifest.sign(bundle)
+    plain = Attribution(bundle).explain(PATCHES)
+    np.testing.assert_array_equal(plain.stage2.map, plain.stage1.map)
+    np.testing.assert_array_equal(plain.stage2.score, plain.stage1.score)
+
+
+def test_one_stage_has_one_map(one_stage: Path) -> None:
+    attribution = Attribution(one_stage)
+    assert attribution.one_stage
+    found = attribution.explain(PATCHES)
+    np.testing.assert_array_equal(found.stage1.map, found.stage2.map)
+    bias = OneStage().classifier.bias.detach().numpy()
+    np.testing.assert_allclose(found.stage2.constant, np.tile(bias, (len(PATCHES), 1)), atol=1e-5)
+
+
+def test_a_score_that_is_no_mean_of_its_map_is_refused(one_stage: Path, tmp_path: Path) -> None:
+    bundle = shutil.copytree(one_stage, tmp_path / "bundle")
+    manifest, model = Manifest.read(bundle), onnx.load(bundle / "features.onnx")
+    (weight,) = (node.input[1] for node in model.graph.node if "activation" in node.output)
+    for constant in model.graph.initializer:
+        if constant.name == weight:
+            constant.CopyFrom(numpy_helper.from_array(1.1 * numpy_helper.to_array(constant), weight))
+    onnx.save(model, bundle / "features.onnx")
+    manifest.sign(bundle)
+    with pytest.raises(ValueError, match="not the mean of its maps and a constant"):
+        Attribution(bundle)
+
+
+def test_a_graph_of_another_form_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"bundle: scores of this form cannot be taken apart \(activation is made by Max"
+    ):
+        Attribution(tiny_bundle(tmp_path / "bundle"))
+
+
+def test_parts_that_miss_the_score_are_an_error(bundles: dict[str, Path]) -> None:
+    attribution = Attribution(bundles["average"])
+    head = attribution._head
+    assert isinstance(head, TwoStage)
+    head.constant_L[:] += 0.01
+    with pytest.raises(ValueError, match="the parts of stage 2 miss its score"):
+        attribution.explain(PATCHES)

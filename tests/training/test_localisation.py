@@ -1,0 +1,165 @@
+"""What the maps hit, against references that look at every cell and every pixel."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from typer.testing import CliRunner
+
+from tests.training.data_form import write_screens
+from training.__main__ import app
+from training.attribution import Attribution
+from training.cutting import cut
+from training.datasets import PatchSet
+from training.localisation import TOLERANCE_PX, energy, inside, localisation_tables, localise, near
+from training.measures import bootstrap
+from training.visible import Visible
+
+LABELS = ["bubble", "pinhole", "scratch", "tin_ash"]
+PATCH = 64
+
+
+def box(left: int, top: int, right: int, bottom: int) -> Visible:
+    return Visible(
+        label="dot", presence=1, left=left, top=top, right=right, bottom=bottom, border_px=None, contrast=None
+    )
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> list[Visible]:
+    found = []
+    for _ in range(draw(st.integers(1, 3))):
+        left, top = draw(st.integers(0, PATCH - 1)), draw(st.integers(0, PATCH - 1))
+        found.append(box(left, top, draw(st.integers(left + 1, PATCH)), draw(st.integers(top + 1, PATCH))))
+    return found
+
+
+MAPS = hnp.arrays(np.float64, st.sampled_from([(2, 2), (4, 4), (8, 8)]), elements=st.floats(-5, 5, width=32))
+
+
+@given(MAPS, boxes())
+def test_energy_is_the_share_of_the_cells_that_hold_a_pixel_of_a_box(
+    part: NDArray[np.float64], found: list[Visible]
+) -> None:
+    side = PATCH // len(part)
+    pixels = np.zeros((PATCH, PATCH), bool)
+    for one in found:
+        for y in range(one.top, one.bottom):
+            for x in range(one.left, one.right):
+                pixels[y, x] = True
+    within = total = 0.0
+    for row in range(len(part)):
+        for column in range(len(part)):
+            value = max(0.0, float(part[row, column]))
+            total += value
+            touched = pixels[row * side : (row + 1) * side, column * side : (column + 1) * side].any()
+            assert touched == inside(found, part.shape, PATCH)[row, column]
+            within += value if touched else 0.0
+    assert energy(part, found, PATCH) == pytest.approx(within / total if total else 0.0)
+
+
+@given(MAPS, boxes())
+def test_a_cell_is_near_where_its_centre_is(part: NDArray[np.float64], found: list[Visible]) -> None:
+    side = PATCH / len(part)
+    cells = near(found, part.shape, PATCH)
+    for row in range(len(part)):
+        for column in range(len(part)):
+            y, x = (row + 0.5) * side, (column + 0.5) * side
+            reach = [max(one.left - x, x - one.right, one.top - y, y - one.bottom) <= TOLERANCE_PX for one in found]
+            assert cells[row, column] == any(reach)
+
+
+def test_a_map_without_a_positive_cell_has_no_energy() -> None:
+    assert energy(-np.ones((2, 2)), [box(0, 0, 64, 64)], PATCH) == 0
+
+
+def test_the_bootstrap_draws_whole_screens() -> None:
+    """Against a loop that draws them one by one; and two patches of one screen are no more certain than one."""
+    rng = np.random.default_rng(1)
+    screens = [rng.integers(0, 12, 40), rng.integers(0, 12, 15)]
+    values = [rng.random(40) + screens[0] / 10, rng.random(15)]
+    each, mean = bootstrap(values, screens)
+    drawn: list[list[float]] = [[], [], []]
+    for _ in range(4000):
+        chosen = rng.integers(0, 12, 12)
+        means = []
+        for kind in range(2):
+            picked = [v for screen in chosen for v, s in zip(values[kind], screens[kind], strict=True) if s == screen]
+            if picked:
+                drawn[kind].append(float(np.mean(picked)))
+                means.append(drawn[kind][-1])
+        drawn[2].append(float(np.mean(means)))
+    for found, expected in zip([*each, mean], drawn, strict=True):
+        assert found.low == pytest.approx(np.quantile(expected, 0.025), abs=0.03)
+        assert found.high == pytest.approx(np.quantile(expected, 0.975), abs=0.03)
+    assert each[0].value == pytest.approx(values[0].mean())
+    assert mean.value == pytest.approx((values[0].mean() + values[1].mean()) / 2)
+    twice, _ = bootstrap([np.tile(values[0], 2)], [np.tile(screens[0], 2)])
+    assert twice[0].high - twice[0].low == pytest.approx(each[0].high - each[0].low, abs=0.02)
+
+
+def test_one_screen_gives_no_interval_but_its_own_value() -> None:
+    each, mean = bootstrap([np.array([0.25, 0.75])], [np.array([3, 3])])
+    assert each[0] == mean == (0.5, 0.5, 0.5, 2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    source = write_screens(folder / "source", screens=12)
+    table = (source / "boxes.csv").read_text().replace(",dot,", ",bubble,").replace(",line,", ",scratch,")
+    (source / "boxes.csv").write_text(table)
+    cut(source, folder / "cut", patch_px=PATCH, labels=LABELS)
+    return folder / "cut"
+
+
+def test_a_bundle_is_measured_over_the_patches_that_have_a_label(one_stage: Path, data: Path) -> None:
+    found = localise(one_stage, [data], part=None)
+    assert list(found) == ["one stage"]
+    one, patches = found["one stage"], PatchSet([data], None)
+    assert list(one.energy) == list(one.pointing) == ["bubble", "scratch"]  # no patch has the others
+    attribution, visible = Attribution(one_stage), patches.visible()
+    for label in one.energy:
+        column = LABELS.index(label)
+        energies, hits = [], 0
+        for row in np.flatnonzero(patches.labels[:, column] == 1).tolist():
+            part = attribution.explain(patches.patch(row)[None, None]).stage2.map[0, column]
+            true = [v for v in visible[row] if v.label == label]
+            energies.append(energy(part, true, PATCH))
+            hits += bool(near(true, part.shape, PATCH)[np.unravel_index(part.argmax(), part.shape)])
+        assert one.energy[label].value == pytest.approx(np.mean(energies))
+        assert one.pointing[label][:2] == (hits, len(energies))
+    assert 0 < one.flat["bubble"].energy < one.flat["bubble"].pointed < 1
+    assert len(list(localisation_tables({"b": found}))) == 2
+    assert json.loads(json.dumps(one.as_dict()))["energy_mean"][0] == one.energy_mean.value
+
+
+def test_the_command_measures_several_bundles(one_stage: Path, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "found.json"
+    arguments = ["localise", "--bundle", str(one_stage), "--bundle", f"{one_stage}/.", "--data", str(data)]
+    answer = CliRunner().invoke(app, [*arguments, "--part", "all", "--json", str(file)])
+    assert answer.exit_code == 0, answer.output
+    assert "bundle, one stage" in answer.output
+    (figures,) = json.loads(file.read_text()).values()  # the same folder, however it is written
+    assert figures["one stage"]["pointing"]["bubble"][1] > 3
+
+
+def test_data_without_boxes_or_labels_is_refused(one_stage: Path, data: Path, tmp_path: Path) -> None:
+    for file in data.iterdir():
+        if file.is_file() and file.name != "defects.csv":
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "images").symlink_to(data / "images")
+    with pytest.raises(ValueError, match=r"has no defects.csv"):
+        localise(one_stage, [tmp_path], part="test")
+    (tmp_path / "defects.csv").write_bytes((data / "defects.csv").read_bytes())
+    header, *rows = (tmp_path / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text("\n".join([header, *(f"{r.split(',')[0]},0,0,0,0" for r in rows), ""]))
+    with pytest.raises(ValueError, match="no patch of the part 'test' has a label"):
+        localise(one_stage, [tmp_path], part="test")

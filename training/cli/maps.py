@@ -1,0 +1,68 @@
+"""Maps: where scores come from, whether that is where the defects are, and what was told wrongly."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from training.cli import Json, app, console
+
+Data = Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)]
+Part = Annotated[str, typer.Option(help="train, validation, test or all.")]
+
+
+@app.command()
+def explain(
+    images: Annotated[list[Path], typer.Argument(help="Screens or patches.", exists=True, dir_okay=False)],
+    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    label: Annotated[
+        list[str] | None, typer.Option(help="A label; may be given again. Default: the present ones.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder with their true boxes, in the data form or cut.", exists=True)
+    ] = None,
+) -> None:
+    """Draw where the scores of both stages come from, one picture an image (no torch needed)."""
+    from training import explaining
+
+    for picture in explaining.explain(bundle, images, out, labels=label or (), data=data):
+        console.print(str(picture))
+
+
+@app.command()
+def localise(
+    bundle: Annotated[list[Path], typer.Option(help="A bundle; may be given again.", exists=True, file_okay=False)],
+    data: Data,
+    part: Part = "test",
+    json_file: Json = None,
+) -> None:
+    """Measure whether the maps of both stages point at the true boxes."""
+    from training.localisation import localisation_tables
+    from training.localisation import localise as measure
+
+    found = {str(one): measure(one, data, part=None if part == "all" else part) for one in bundle}
+    for table in localisation_tables(found):
+        console.print(table)
+    if json_file is not None:
+        figures = {name: {stage: one.as_dict() for stage, one in stages.items()} for name, stages in found.items()}
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@app.command()
+def worst(
+    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    data: Data,
+    out: Annotated[Path, typer.Option(help="The picture, such as worst.jpg.")],
+    part: Part = "test",
+    count: Annotated[int, typer.Option(help="Patches of a label at most.", min=1)] = 24,
+) -> None:
+    """Draw each label's worst mistakes: defects missed by the lowest scores, false alarms by the highest."""
+    from training import mistakes
+
+    for label, wrong in mistakes.worst(bundle, data, out, part=None if part == "all" else part, count=count).items():
+        console.print(f"{label}: {len(wrong.missed)} missed, {len(wrong.false_alarms)} false alarms")
+    console.print(str(out))

@@ -1,0 +1,264 @@
+"""Pictures of where the scores of both stages come from: `explain`.
+
+One row a label: the frame with what is true of it, the maps of stage 1 and of stage 2 over it, and the strongest cell
+of stage 2 at close quarters (after Fig. 7 of Zhou et al. 2023). Orange speaks for the label, blue against it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from engine import Window, cover, cut
+from training.attribution import Attribution, Explanation, Stage
+from training.cutting import read_frame
+from training.pictures import (
+    BACKGROUND,
+    PAPER,
+    QUIET,
+    TRUTH,
+    Picture,
+    Rectangle,
+    coloured,
+    crop,
+    heated,
+    outline,
+    stretched,
+    words,
+    write,
+)
+from training.rows import read_rows
+from training.visible import VISIBLE_FILE
+
+PANEL_PX = (480, 960)  # at most so wide and so high
+LEAST_CELL_PX = 9  # what speaks for a label is drawn at least so large, to be seen on a small picture of a screen
+CLOSE_PX = 192  # of the frame, in a close-up
+GAP_PX = 8
+
+Truth = dict[str, list[tuple[str, Rectangle]]]  # boxes of each image, by the stem of its name
+
+
+def explain(
+    bundle: Path, images: Sequence[Path], out: Path, *, labels: Sequence[str] = (), data: Path | None = None
+) -> list[Path]:
+    """Draw where the scores of images come from.
+
+    Args:
+        bundle: its folder.
+        images: files at least as large as a patch; a larger one is covered by windows, which are reasoned together.
+        out: folder for the pictures, one JPEG for each image, under its name.
+        labels: to draw; empty: those that are present, by score or by `data`, or else the one nearest its threshold.
+        data: folder in the data form, or cut, with the true boxes of these images.
+
+    Returns:
+        The pictures' files.
+
+    Raises:
+        BundleError: the bundle is not whole.
+        ValueError: it cannot be taken apart, lacks a label, or an image cannot be read, is smaller than a patch, or is
+            there twice by name.
+    """
+    attribution = Attribution(bundle)
+    known = attribution.manifest.label_names
+    stranger = next((label for label in labels if label not in known), None)
+    if stranger is not None:
+        raise ValueError(f"the bundle has no label {stranger!r}; it has {', '.join(known)}")
+    if len({image.stem for image in images}) < len(images):
+        raise ValueError("two images have the same name, and so would their pictures")
+    truth = read_truth(data) if data is not None else {}
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for image in track(images, "explain"):
+        picture = draw(attribution, read_frame(image), truth.get(image.stem, []), name=image.stem, labels=labels)
+        written.append(out / f"{image.stem}.jpg")
+        write(written[-1], picture)
+    return written
+
+
+def read_truth(data: Path) -> Truth:
+    """The boxes of a folder's images: of screens in the data form, of patches in a cut folder.
+
+    Raises:
+        ValueError: the folder has neither boxes.csv nor defects.csv, or the table is malformed; the message names it.
+    """
+    tables = [(data / "boxes.csv", "screen"), (data / VISIBLE_FILE, "img_names")]
+    table, column = next(((table, column) for table, column in tables if table.is_file()), (None, ""))
+    if table is None:
+        raise ValueError(f"{data} has neither boxes.csv nor {VISIBLE_FILE}")
+    found: Truth = {}
+    try:
+        for row in read_rows(table):
+            left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
+            found.setdefault(Path(row[column]).stem, []).append((row["label"], (left, top, right, bottom)))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{table}: {error!r}") from error
+    return found
+
+
+def draw(
+    attribution: Attribution,
+    frame: NDArray[np.uint8],
+    truth: Sequence[tuple[str, Rectangle]],
+    *,
+    name: str,
+    labels: Sequence[str] = (),
+) -> Picture:
+    """The picture of one frame (H, W); see `explain`."""
+    manifest = attribution.manifest
+    windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
+    found = attribution.explain(cut(frame, windows, manifest.patch_px))
+    threshold = {label: limits.threshold for label, limits in manifest.labels.items()}
+    highest = dict(zip(manifest.label_names, found.probability.max(axis=0).tolist(), strict=True))
+    there = {label for label in highest if highest[label] >= threshold[label]} | highest.keys() & {t for t, _ in truth}
+    nearest = max(highest, key=lambda label: highest[label] / threshold[label])
+    chosen = [label for label in highest if label in (labels or there or {nearest})]
+    view = View(frame, windows, manifest.patch_px)
+    rows = []
+    for label in chosen:
+        column = manifest.label_names.index(label)
+        boxes = [box for of, box in truth if of == label]
+        said = "present" if highest[label] >= threshold[label] else "not present"
+        head = f"{label}: {said} ({highest[label]:.3f}, threshold {threshold[label]:.2f})"
+        head += f", true boxes: {len(boxes)}" if truth else ""
+        close, regions = _close_ups(view, found, column, boxes, threshold[label])
+        maps = _maps(view, attribution.stages(found), found.probability[:, column], column, boxes)
+        panels = [_frame(view, boxes, regions), *maps, close]
+        width = sum(panel.shape[1] for panel in panels) + GAP_PX * (len(panels) - 1)
+        rows.append(np.vstack([words([(head, PAPER)], width, size=20), _beside(panels)]))
+    facts = [name, f"{frame.shape[1]} x {frame.shape[0]} px", f"{manifest.name} {manifest.version}"]
+    legend = "orange and red: speaks for the label; blue: against it" + ("; green: true boxes" if truth else "")
+    return np.vstack([words([("   ".join([*facts, legend]), QUIET)], rows[0].shape[1]), *rows])
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A frame (H, W), its windows, and how small it is drawn."""
+
+    frame: NDArray[np.uint8]
+    windows: Sequence[Window]
+    patch_px: int
+
+    @property
+    def scale(self) -> float:
+        """Pixels of the small picture for each of the frame."""
+        height, width = self.frame.shape
+        return float(min(PANEL_PX[0] / width, PANEL_PX[1] / height))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the small picture."""
+        return round(self.frame.shape[1] * self.scale), round(self.frame.shape[0] * self.scale)
+
+    def small(self) -> Picture:
+        """The small picture, with more contrast."""
+        return coloured(
+            stretched(np.asarray(cv2.resize(self.frame, self.size, interpolation=cv2.INTER_AREA), np.uint8))
+        )
+
+    def placed(self, box: Rectangle) -> Rectangle:
+        """A box of the frame on the small picture."""
+        left, top, right, bottom = (edge * self.scale for edge in box)
+        return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
+
+    def merged(self, part: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Maps (K, h, w) of the windows over the small picture; where windows overlap, the stronger."""
+        canvas = np.zeros(self.size[::-1])
+        for window, of_window in zip(self.windows, part, strict=True):
+            right, bottom = window.left + self.patch_px, window.top + self.patch_px
+            left, top, right, bottom = self.placed((window.left, window.top, right, bottom))
+            place = canvas[top:bottom, left:right]
+            here = cv2.resize(of_window, place.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            canvas[top:bottom, left:right] = np.where(np.abs(here) > np.abs(place), here, place)
+        grow = round(LEAST_CELL_PX - self.patch_px * self.scale / part.shape[-1])
+        if grow <= 0:
+            return canvas
+        seen = cv2.dilate(canvas, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (grow + 1, grow + 1)))
+        return np.where(seen > 0, np.where(seen > -canvas, seen, canvas), canvas)
+
+
+def _maps(
+    view: View, stages: dict[str, Stage], probability: NDArray[np.float32], column: int, boxes: Sequence[Rectangle]
+) -> list[Picture]:
+    """The map of each stage over the frame, under its score for the window with the highest."""
+    best = int(probability.argmax())
+    panels = []
+    for name, stage in stages.items():
+        score = (
+            f"score {stage.score[best, column]:+z.2f}" if name == "stage 1" else f"probability {probability[best]:.3f}"
+        )
+        strongest = float(np.abs(stage.map[:, column]).max()) or 1.0
+        panel = heated(view.small(), view.merged(stage.map[:, column]) / strongest)
+        for box in boxes:
+            outline(panel, view.placed(box), TRUTH)
+        panels.append(_titled(panel, f"{name}: {score}", _sum(stage, best, column)))
+    return panels
+
+
+def _frame(view: View, boxes: Sequence[Rectangle], regions: Sequence[Rectangle]) -> Picture:
+    panel = view.small()
+    for box in boxes:
+        outline(panel, view.placed(box), TRUTH)
+    for region in regions:
+        outline(panel, view.placed(region), PAPER)
+    return _titled(panel, "the frame", "white: what is shown close, on the right")
+
+
+def _close_ups(
+    view: View, found: Explanation, column: int, boxes: Sequence[Rectangle], threshold: float
+) -> tuple[Picture, list[Rectangle]]:
+    """The window with the highest score close up, and others that have the label where there is room; their places."""
+    score = found.probability[:, column]
+    room = max(1, view.size[1] // view.size[0])
+    surest = np.argsort(-score, kind="stable")[:room].tolist()
+    pieces, regions = [], []
+    for k in surest[:1] + [k for k in surest[1:] if score[k] >= threshold]:
+        piece, region = _close_up(view, *_strongest(view, k, found.stage2.map[k, column]), boxes)
+        window = f"window {view.windows[k].row}, {view.windows[k].column}: " if len(view.windows) > 1 else ""
+        pieces.append(_titled(piece, f"{window}{score[k]:.3f}", f"its strongest cell, {CLOSE_PX} px, more contrast"))
+        regions.append(region)
+    return np.vstack(pieces), regions
+
+
+def _titled(panel: Picture, title: str, facts: str) -> Picture:
+    return np.vstack([words([(title, PAPER), (facts, QUIET)], panel.shape[1]), panel])
+
+
+def _sum(stage: Stage, patch: int, column: int) -> str:
+    """The score of one patch as the sum that it is."""
+    parts = [("cells", stage.map[patch, column].sum()), ("constant", stage.constant[patch, column])]
+    parts += [("graph", stage.graph[patch, column])] if stage.graph.any() else []
+    named = ", ".join(f"{name} {value:+z.2f}" for name, value in parts)
+    return f"{stage.score[patch, column]:+z.2f} = {named}"
+
+
+def _strongest(view: View, k: int, part: NDArray[np.float64]) -> tuple[int, int]:
+    """Row and column in the frame of the middle of the strongest cell of the map (h, w) of a window."""
+    row, column = np.unravel_index(int(np.argmax(part)), part.shape)
+    down, across = view.patch_px / part.shape[0], view.patch_px / part.shape[1]
+    return view.windows[k].top + int((row + 0.5) * down), view.windows[k].left + int((column + 0.5) * across)
+
+
+def _close_up(view: View, row: int, column: int, boxes: Sequence[Rectangle]) -> tuple[Picture, Rectangle]:
+    side = min(CLOSE_PX, *view.frame.shape)
+    piece, top, left = crop(view.frame, row, column, side)
+    zoom = view.size[0] / side
+    large = coloured(np.asarray(cv2.resize(stretched(piece), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_NEAREST)))
+    for box in boxes:
+        x, y, end_x, end_y = (round((edge - start) * zoom) for edge, start in zip(box, (left, top) * 2, strict=True))
+        outline(large, (x, y, end_x, end_y), TRUTH)
+    return large, (left, top, left + side, top + side)
+
+
+def _beside(panels: Sequence[Picture]) -> Picture:
+    """Panels side by side, the shorter ones filled up."""
+    height = max(len(panel) for panel in panels)
+    gap = np.full((height, GAP_PX, 3), BACKGROUND, np.uint8)
+    filled = [np.pad(p, ((0, height - len(p)), (0, 0), (0, 0)), constant_values=BACKGROUND[0]) for p in panels]
+    parts = [part for panel in filled for part in (panel, gap)]
+    return np.hstack(parts[:-1])

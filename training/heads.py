@@ -1,0 +1,226 @@
+"""How the scores of a bundle are linear in its trunk's map: read out of its two graphs as export writes them.
+
+The equations stand in `attribution`, which uses this and checks what comes out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Pooled:
+    """Stage 1 of the two-stage network; L labels, D channels of the trunk's map, F label-feature width, S cells.
+
+    Attributes:
+        trunk, attention: values of the graph; no attention with average pooling.
+        weight_LD, constant_L: u_j . W_j and u_j . b_j.
+        cosine: whether the score is divided by the norm of the label's feature.
+        linear_LFD, bias_LF: W and b.
+    """
+
+    trunk: str
+    attention: tuple[str, ...]
+    weight_LD: Array
+    constant_L: Array
+    cosine: bool
+    linear_LFD: Array
+    bias_LF: Array
+
+    def weights(self, trunk_DHW: Array, *attention_LS: Array) -> Array:
+        """a_j(p), (L, S)."""
+        cells = trunk_DHW[0].size
+        return attention_LS[0] if attention_LS else np.full((len(self.weight_LD), cells), 1 / cells)
+
+    def take_apart(self, feature_LF: Array, trunk_DHW: Array, weight_LS: Array) -> tuple[Array, Array]:
+        """Map (L, h, w) and constant (L,)."""
+        norm_L = np.ones(len(feature_LF))
+        if self.cosine:
+            norm_L = np.maximum(np.linalg.norm(feature_LF, axis=1), 1e-6)  # as the cosine bounds it
+        part_LS = weight_LS * (self.weight_LD @ trunk_DHW.reshape(len(trunk_DHW), -1)) / norm_L[:, None]
+        return part_LS.reshape(-1, *trunk_DHW.shape[1:]), self.constant_L / norm_L
+
+
+class Head(Protocol):
+    """How the scores of both stages are linear, and which values of the two graphs tell it."""
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Values of the features graph, from `label_features` and `stage1` on."""
+
+    @property
+    def reasoning(self) -> tuple[str, ...]:
+        """Values of the reasoning graph, from `probability` on."""
+
+    def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
+        """Map and constant of stage 1, map and constant of stage 2 of one patch, from its values of the graph."""
+
+    def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
+        """Scores of stage 2, and the graph's part in them, from the values behind `probability`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class TwoStage:
+    """Both stages; `weight_LLD` is c_ij . W_j, `constant_L` the sum over j of c_ij . b_j, `relation_LR` c_iR."""
+
+    first: Pooled
+    reasoning: tuple[str, ...]
+    weight_LLD: Array
+    constant_L: Array
+    relation_LR: Array
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """See `Head`."""
+        return ("label_features", "stage1", self.first.trunk, *self.first.attention)
+
+    def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
+        """See `Head`."""
+        trunk_DHW = others[0]
+        weight_LS = self.first.weights(*others)
+        part_LS = (weight_LS * (self.weight_LLD @ trunk_DHW.reshape(len(trunk_DHW), -1))).sum(axis=1)
+        own = self.first.take_apart(feature_LF, trunk_DHW, weight_LS)
+        return (*own, part_LS.reshape(-1, *trunk_DHW.shape[1:]), self.constant_L)
+
+    def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
+        """See `Head`."""
+        return score_NL, others[0] @ self.relation_LR.T
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class FirstStage:
+    """Stage 1 alone, which decides by `scale` times its score."""
+
+    first: Pooled
+    reasoning: tuple[str, ...]
+    scale: float
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """See `Head`."""
+        return ("label_features", "stage1", self.first.trunk, *self.first.attention)
+
+    def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
+        """See `Head`."""
+        part_LHW, constant_L = self.first.take_apart(feature_LF, others[0], self.first.weights(*others))
+        return part_LHW, constant_L, self.scale * part_LHW, self.scale * constant_L
+
+    def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
+        """See `Head`."""
+        return score_NL, np.zeros_like(score_NL)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class OneStage:
+    """A network of which both outputs are its logits, each the mean of its activation map and a constant."""
+
+    features: tuple[str, ...]
+    reasoning: tuple[str, ...]
+
+    def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
+        """See `Head`."""
+        part_LHW = others[0] / others[0][0].size
+        constant_L = score_L - part_LHW.sum(axis=(1, 2))
+        return part_LHW, constant_L, part_LHW, constant_L
+
+    def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
+        """See `Head`."""
+        return score_NL, np.zeros_like(score_NL)
+
+
+def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage | FirstStage | OneStage:
+    """The form of a bundle's scores.
+
+    Raises:
+        KeyError, ValueError: it is none that is known.
+    """
+    seen, reasoned = _Graph(features), _Graph(reasoning)
+    score = reasoned.maker("probability", "Sigmoid").input[0]
+    trunk = seen.maker("activation", "Conv").input[0]  # 1 x 1, in every form
+    if seen.kind("stage1") != "ReduceSum":
+        return OneStage(features=("label_features", "stage1", "activation"), reasoning=("probability", score))
+    first = _read_first(seen, trunk)
+    if score == "stage1":
+        return FirstStage(first=first, reasoning=("probability", score), scale=1.0)
+    if reasoned.kind(score) == "Mul":
+        scale, _ = reasoned.factor(score, "Mul")
+        return FirstStage(first=first, reasoning=("probability", score), scale=float(scale))
+    enhanced, weight = reasoned.maker(score, "Gemm").input  # classifier 2 on concat(X, R'), without bias
+    classifier = reasoned.constant(weight)
+    labels, width = first.bias_LF.shape
+    own_LLF = classifier[:, : labels * width].reshape(labels, labels, width)
+    return TwoStage(
+        first=first,
+        reasoning=("probability", score, reasoned.maker(enhanced, "Concat").input[1]),
+        weight_LLD=np.einsum("ijf,jfd->ijd", own_LLF, first.linear_LFD),
+        constant_L=np.einsum("ijf,jf->i", own_LLF, first.bias_LF),
+        relation_LR=classifier[:, labels * width :],
+    )
+
+
+def _read_first(graph: _Graph, trunk: str) -> Pooled:
+    summed = graph.maker("stage1", "ReduceSum").input[0]
+    classifier_LF, feature = graph.factor(summed, "Mul")
+    linear_LFD, bias_LF = _read_linear(graph, *classifier_LF.shape)
+    return Pooled(
+        trunk=trunk,
+        attention=graph.softmax(),
+        weight_LD=np.einsum("lf,lfd->ld", classifier_LF, linear_LFD),
+        constant_L=(classifier_LF * bias_LF).sum(axis=1),
+        cosine=feature != "label_features",
+        linear_LFD=linear_LFD,
+        bias_LF=bias_LF,
+    )
+
+
+def _read_linear(graph: _Graph, labels: int, width: int) -> tuple[Array, Array]:
+    """Weight (L, F, D) and bias (L, F) of the pooling's linear layer: one layer on the mean, or one for each label."""
+    if graph.kind("label_features") == "Reshape":
+        _, weight, bias = graph.maker(graph.maker("label_features", "Reshape").input[0], "Gemm").input
+        return graph.constant(weight).reshape(labels, width, -1), graph.constant(bias).reshape(labels, width)
+    bias_L1F, product = graph.factor(graph.maker("label_features", "Transpose").input[0], "Add")
+    weight = graph.maker(product, "MatMul").input[1]  # (L, D, F), which the exporter folds where it is small
+    if graph.kind(weight):
+        weight = graph.maker(graph.maker(weight, "Transpose").input[0], "Reshape").input[0]
+        return graph.constant(weight).reshape(labels, width, -1), bias_L1F[:, 0]
+    return graph.constant(weight).transpose(0, 2, 1), bias_L1F[:, 0]
+
+
+class _Graph:
+    """An ONNX graph to be looked up: its constants by name, the node that makes a value."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self._constants = {one.name: one for one in model.graph.initializer}
+        self._makers = {output: node for node in model.graph.node for output in node.output}
+
+    def constant(self, name: str) -> Array:
+        return numpy_helper.to_array(self._constants[name]).astype(np.float64)
+
+    def maker(self, value: str, kind: str) -> onnx.NodeProto:
+        node: onnx.NodeProto = self._makers[value]
+        if node.op_type != kind:
+            raise ValueError(f"{value} is made by {node.op_type}, not by {kind}")
+        return node
+
+    def kind(self, value: str) -> str:
+        """What makes a value; empty for a constant."""
+        return str(self._makers[value].op_type) if value in self._makers else ""
+
+    def factor(self, value: str, kind: str) -> tuple[Array, str]:
+        """The constant from which a value is made, and the name of the other value that it is made from."""
+        names = self.maker(value, kind).input
+        (constant,) = (name for name in names if name in self._constants)
+        (other,) = (name for name in names if name not in self._constants)
+        return self.constant(constant), other
+
+    def softmax(self) -> tuple[str, ...]:
+        """The output of the only softmax, if there is one."""
+        return tuple(value for value, node in self._makers.items() if node.op_type == "Softmax")

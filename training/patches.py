@@ -1,0 +1,72 @@
+"""What `cut` writes of its patches besides their pixels: the tables of a cut folder. numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine import Window
+from training.rows import write_rows
+from training.visible import Visible, write_visible
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CutSummary:
+    """What `cut` wrote: patches by part, present labels by part, and patches dropped by the paper's rule."""
+
+    patches: dict[str, int]
+    labels: dict[str, dict[str, int]]
+    dropped: int
+
+
+@dataclass(frozen=True, slots=True)
+class Patches:
+    """The patches of one screen: windows, names, labels (K, L), map cells (n, 5): patch, label, row, column, value.
+
+    `visible` is what lies in each.
+    """
+
+    windows: list[Window]
+    names: list[str]
+    labels: NDArray[np.int8]
+    cells: NDArray[np.int32]
+    visible: list[list[Visible]]
+    dropped: int
+
+
+def write_tables(out: Path, done: dict[str, Patches], labels: list[str], parts: dict[str, str]) -> None:
+    """Write all tables of a cut folder but for cut.json, from the patches of each screen and its part."""
+    patches = [(screen, cut_, k) for screen, cut_ in done.items() for k in range(len(cut_.names))]
+    write_rows(out / "labels.csv", ["img_names", *labels], ([f"{c.names[k]}.png", *c.labels[k]] for _, c, k in patches))
+    write_rows(
+        out / "windows.csv",
+        ["img_names", "screen", "row", "column", "left", "top"],
+        (
+            [f"{c.names[k]}.png", s, c.windows[k].row, c.windows[k].column, c.windows[k].left, c.windows[k].top]
+            for s, c, k in patches
+        ),
+    )
+    write_visible(out, ((f"{c.names[k]}.png", c.visible[k]) for _, c, k in patches))
+    write_rows(out / "splits.csv", ["screen", "part"], parts.items())
+    first, shifted = 0, []
+    for cut_ in done.values():
+        cells = cut_.cells.copy()
+        cells[:, 0] += first
+        shifted.append(cells)
+        first += len(cut_.names)
+    np.savez_compressed(out / "maps.npz", cells=np.concatenate(shifted))
+
+
+def summarise(done: dict[str, Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:
+    """Count patches and labels by part."""
+    patches = dict.fromkeys(("train", "validation", "test"), 0)
+    present = {part: dict.fromkeys(labels, 0) for part in patches}
+    for screen, cut_ in done.items():
+        part = parts[screen]
+        patches[part] += len(cut_.names)
+        for label, count in zip(labels, (cut_.labels == 1).sum(axis=0), strict=True):
+            present[part][label] += int(count)
+    return CutSummary(patches=patches, labels=present, dropped=sum(c.dropped for c in done.values()))

@@ -1,0 +1,95 @@
+"""What pictures for people share: crops, heat over grey, outlines, words and tiles. numpy, OpenCV and Pillow only.
+
+A picture is (h, w, 3) uint8 RGB, or (h, w) where it is grey.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+Picture = NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; right and bottom exclusive
+
+# tell apart on grey, and for most colour-blind readers (after Okabe and Ito 2008)
+FOR, STRONGLY_FOR, AGAINST, TRUTH = (240, 150, 0), (225, 20, 0), (0, 114, 200), (0, 220, 150)
+INK, PAPER, BACKGROUND, QUIET = (0, 0, 0), (255, 255, 255), (32, 32, 32), (170, 170, 170)
+FRAME = (110, 110, 110)
+LINE_PX = 4  # of words, between two lines
+
+
+def coloured(grey: Picture) -> Picture:
+    """A grey picture as an RGB one."""
+    return np.asarray(cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), np.uint8)
+
+
+def stretched(grey: Picture) -> Picture:
+    """More contrast: nearly all of its grey levels over the whole range, so that what is faint is seen."""
+    low, high = np.percentile(grey, (0.5, 99.5))
+    return np.asarray(np.clip((grey - low) * (255 / max(high - low, 16)), 0, 255), np.uint8)
+
+
+def crop(picture: Picture, row: int, column: int, side: int) -> tuple[Picture, int, int]:
+    """A square around a pixel, moved inwards at the borders; it, its first row and its first column."""
+    top = min(max(row - side // 2, 0), max(picture.shape[0] - side, 0))
+    left = min(max(column - side // 2, 0), max(picture.shape[1] - side, 0))
+    return picture[top : top + side, left : left + side].copy(), top, left
+
+
+def tiles(pictures: Sequence[Picture], columns: int) -> Picture:
+    """Pictures of one size, grey or coloured, in rows of `columns`, each in a thin frame."""
+    framed = [cv2.copyMakeBorder(one, 1, 1, 1, 1, cv2.BORDER_CONSTANT, value=FRAME) for one in pictures]
+    framed += [np.full_like(framed[0], BACKGROUND[0])] * (-len(framed) % columns)
+    rows = [np.hstack(framed[first : first + columns]) for first in range(0, len(framed), columns)]
+    return np.asarray(np.vstack(rows), np.uint8)
+
+
+def heated(picture: Picture, heat: NDArray[np.float64]) -> Picture:
+    """Heat over a picture, both (h, w): from 0 to 1 orange to red, from 0 to -1 blue, 0 leaves it as it is."""
+    warm = np.clip(heat, 0, 1)[..., None]
+    colour = np.where(heat[..., None] < 0, AGAINST, (1 - warm) * np.array(FOR) + warm * np.array(STRONGLY_FOR))
+    cover = 0.75 * np.abs(heat)[..., None] ** 0.7  # the faint is lifted a little, or only the strongest cell is seen
+    return np.asarray(np.clip((1 - cover) * picture + cover * colour, 0, 255), np.uint8)
+
+
+def outline(picture: Picture, box: Rectangle, colour: Colour) -> None:
+    """Draw a rectangle around a box: dark around bright shows on any grey."""
+    left, top, right, bottom = box
+    for line, thickness in ((INK, 3), (colour, 1)):
+        cv2.rectangle(picture, (left - 2, top - 2), (right + 1, bottom + 1), line, thickness)
+
+
+def outline_cells(picture: Picture, cells: NDArray[np.bool_], colour: Colour) -> None:
+    """Draw the outline of a region (h, w) of a picture of the same size."""
+    contours, _ = cv2.findContours(cells.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    for line, thickness in ((INK, 3), (colour, 1)):
+        cv2.drawContours(picture, contours, -1, line, thickness)
+
+
+def words(
+    lines: Sequence[tuple[str, Colour]], width: int, *, size: int = 14, background: Colour = BACKGROUND
+) -> Picture:
+    """A strip of `width` pixels with one line of words under the other, each in its colour; too long a line is cut."""
+    font = ImageFont.load_default(size)
+    row = size + 2 * LINE_PX
+    strip = Image.new("RGB", (width, row * len(lines) + LINE_PX), background)
+    draw = ImageDraw.Draw(strip)
+    for number, (text, colour) in enumerate(lines):
+        draw.text((6, LINE_PX + number * row), text, fill=colour, font=font)
+    return np.asarray(strip, np.uint8)
+
+
+def write(path: Path, picture: Picture) -> None:
+    """Write a picture, in the format that its name ends with.
+
+    Raises:
+        ValueError: no picture's name ends like that.
+        OSError: it cannot be written.
+    """
+    Image.fromarray(picture).save(path, quality=90)
