@@ -24,6 +24,7 @@ def model_card(
     measured: Mapping[str, Report],
     *,
     notes: str,
+    revision: str | None = None,
 ) -> str:
     """MODEL_CARD.md: what the bundle is, what it learnt from and how well."""
     lines = [
@@ -54,7 +55,8 @@ def model_card(
     lines += [
         f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()
     ]
-    lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}.", ""]
+    by = "" if revision is None else f", revision `{revision}`"
+    lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}{by}.", ""]
     if config.start is not None:
         sha256 = hashlib.sha256(config.start.read_bytes()).hexdigest()
         lines += [f"Begun with the weights `{config.start.name}`, SHA-256 `{sha256}`.", ""]

@@ -187,6 +187,9 @@ class BalancedSampler(Sampler[int]):
         seed: with the epoch it decides the order.
         epoch: number of the epoch.
         rank, world: this device's number and how many there are; each takes its share.
+
+    Raises:
+        ValueError: there are more devices than patches in an epoch.
     """
 
     def __init__(
@@ -206,6 +209,8 @@ class BalancedSampler(Sampler[int]):
         self._pools = [np.flatnonzero(present), np.flatnonzero(~present)]
         self._positives = positives if min(map(len, self._pools)) else None
         self._count = (count if count is not None else len(labels)) // world * world
+        if not self._count:
+            raise ValueError(f"an epoch has fewer patches than the {world} devices that share it")
         self._seed = [seed, epoch]
         self._rank, self._world = rank, world
         self._difficulty = None if difficulty is None or not hard else np.clip(difficulty, _EASIEST, _HARDEST)
@@ -241,6 +246,9 @@ class ScreenBatches(Sampler[list[int]]):
 
     The arguments are those of `BalancedSampler`. A last batch that is too small is left out, and so are batches that
     would give one device more work than another.
+
+    Raises:
+        ValueError: there are more devices than such batches.
     """
 
     def __init__(
@@ -262,6 +270,8 @@ class ScreenBatches(Sampler[list[int]]):
             if len(batches[-1]) >= batch:
                 batches.append([])
         whole = batches[:-1] or batches  # fewer patches than one batch: that is the batch
+        if len(whole) < world:
+            raise ValueError(f"there are {len(whole)} batches of {batch} patches in whole screens for {world} devices")
         limit = len(whole) if count is None else max(1, min(len(whole), count // batch))
         self._batches = whole[: max(limit // world, 1) * world][rank::world]
 

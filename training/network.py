@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.parts import in_parts
 from training.trunks import build_trunk
 
 Pooling = Literal["average", "attention"]
@@ -104,9 +105,10 @@ class CosineClassifier(nn.Module):
         self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale)
 
     def forward(self, feature_NLF: Tensor) -> Tensor:
-        """Cosines (N, L) in [-1, 1], always in float32: half precision loses the norms."""
-        feature = functional.normalize(feature_NLF.float(), dim=-1, eps=1e-6)
-        weight = functional.normalize(self.weight.float(), dim=-1, eps=1e-6)
+        """Cosines (N, L) in [-1, 1], in float32 at least: half precision loses the norms."""
+        width = torch.promote_types(feature_NLF.dtype, torch.float32)
+        feature = functional.normalize(feature_NLF.to(width), dim=-1, eps=1e-6)
+        weight = functional.normalize(self.weight.to(width), dim=-1, eps=1e-6)
         return (feature * weight).sum(dim=-1)
 
     def logits(self, cosine_NL: Tensor) -> Tensor:
@@ -226,6 +228,7 @@ class TwoStageNetwork(nn.Module):
         reason: bool = True,
         group_N: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
+        parts: int = 1,
     ) -> Output:
         """One pass.
 
@@ -234,8 +237,9 @@ class TwoStageNetwork(nn.Module):
             reason: run stage 2 as well (phase 2, evaluation).
             group_N: screen of each patch, see `GraphReasoning.forward`.
             gather: makes the global batch of the batches of several devices; relations are taken over it.
+            parts: in so many the patches go through the trunk while it learns, see `in_parts`.
         """
-        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP)
+        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP, parts=parts)
         logit_NL = self.classifier1.logits(cosine_NL)
         score_NL = None
         if reason:
@@ -243,11 +247,11 @@ class TwoStageNetwork(nn.Module):
             score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
         return Output(feature_NLF, cosine_NL, logit_NL, score_NL, map_NLHW)
 
-    def stage1(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def stage1(self, pixel_NGPP: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
-        trunk_NDHW = self.trunk(preprocess(pixel_NGPP, light=self.config.light))
+        trunk_NDHW = in_parts(self.trunk, preprocess(pixel_NGPP, light=self.config.light), parts)
         feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
-        feature_NLF = feature_NLF.float()
+        feature_NLF = feature_NLF.to(torch.promote_types(feature_NLF.dtype, torch.float32))
         return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
 
     def activation(self, trunk_NDHW: Tensor) -> Tensor:

@@ -37,6 +37,25 @@ def fit(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", exists=True, file_okay=False)],
+    plot: Annotated[Path | None, typer.Option(help="Draw loss and validation F by epoch into this file.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Set runs beside each other: what differs in their configurations, data, F, time (no torch needed)."""
+    from training import comparison, curves, tables
+
+    if plot is not None:
+        curves.require()
+    found = comparison.compare(runs)
+    tables.print_comparison(found, console)
+    if plot is not None:
+        curves.draw(found.runs, plot)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+
+
+@app.command()
 def evaluate(
     bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
     data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
