@@ -81,7 +81,10 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
         if self.transform is not None:
             # neither the process nor the device that draws it changes a patch
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(np.random.SeedSequence([*self.seed, index]).generate_state(1, np.uint64)[0]))
+                # the CPU's alone: seeding every device costs as much as turning a patch
+                torch.default_generator.manual_seed(
+                    int(np.random.SeedSequence([*self.seed, index]).generate_state(1, np.uint64)[0])
+                )
                 pixels, target = self.transform(pixels, target)
         return pixels, torch.from_numpy(self.labels[index]), target, int(self.screens[index]), index
 

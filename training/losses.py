@@ -29,7 +29,7 @@ def known_bce(
             instead, they average over the devices to what one device gives for the whole batch, gradients included.
     """
     logit, known = _float(logit), target >= 0
-    weight = torch.where(target > 0, positive_weight, 1.0).to(logit.dtype) * known
+    weight = torch.ones_like(logit).masked_fill(target > 0, positive_weight) * known
     loss = functional.binary_cross_entropy_with_logits(
         logit, target.clamp_min(0).to(logit.dtype), weight=weight, reduction="sum"
     )
@@ -39,8 +39,9 @@ def known_bce(
 
 def patch_bce(logit_NL: Tensor, target_NL: Tensor) -> Tensor:
     """Binary cross-entropy of each patch (N,), summed over its known labels."""
+    logit_NL = _float(logit_NL)
     loss_NL = functional.binary_cross_entropy_with_logits(
-        logit_NL.float(), target_NL.clamp_min(0).float(), reduction="none"
+        logit_NL, target_NL.clamp_min(0).to(logit_NL.dtype), reduction="none"
     )
     return (loss_NL * (target_NL >= 0)).sum(dim=1)
 
