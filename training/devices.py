@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import TorchElasticEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from torch import Tensor, nn
 
 from training.config import Config
@@ -49,13 +49,18 @@ def gather(fabric: Fabric, tensor: Tensor) -> Tensor:
     return gathered.flatten(0, 1)
 
 
-def mean(fabric: Fabric, tensor: Tensor) -> Tensor:
-    """The mean over the devices, without a gradient."""
+def total(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """The sum over the devices, without a gradient."""
     if fabric.world_size == 1:
         return tensor
-    reduced = fabric.all_reduce(tensor.detach().clone(), reduce_op="mean")
-    assert isinstance(reduced, Tensor)
-    return reduced
+    summed = fabric.all_reduce(tensor.detach().clone(), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed
+
+
+def mean(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """The mean over the devices, without a gradient."""
+    return total(fabric, tensor) / fabric.world_size
 
 
 def share_statistics(fabric: Fabric, network: nn.Module) -> None:

@@ -28,7 +28,7 @@ from torch.utils.data import BatchSampler, DataLoader
 from training.augment import Augment
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
-from training.devices import gather, launch, mean, share_statistics
+from training.devices import gather, launch, mean, share_statistics, total
 from training.evaluation import Report, report
 from training.folder import RunFolder, mix_with_start, start_from
 from training.journal import Journal, epoch_progress
@@ -338,9 +338,8 @@ def network_probability(
                 for chunk in np.array_split(indices, -(-len(indices) // CHUNK))
             )
             probability[indices] = screen_probability(network, chunks, reason=reason)
-    if fabric.world_size > 1:
-        probability = fabric.all_reduce(torch.from_numpy(probability), reduce_op="sum").cpu().numpy()
-    return probability
+    everyones: NDArray[np.float32] = total(fabric, torch.from_numpy(probability)).cpu().numpy()  # others left theirs 0
+    return everyones
 
 
 def screen_probability(

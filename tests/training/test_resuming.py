@@ -55,7 +55,7 @@ def _train(config: Config, place: str | None, count: int) -> None:
             "validation": (fit, "screen_probability"),
             "weights": (folder, "save_file"),
             "row": (journal.Journal, "write"),
-            "checkpoint": (folder.torch, "save"),
+            "checkpoint": (torch, "save"),
             "end": (folder.RunFolder, "end"),
         }
         owner, name = modules[place]
@@ -76,6 +76,7 @@ def _deadly(function: Callable[..., Any], count: int, *, half_written: bool) -> 
             file = Path(str(arguments[1]))
             os.truncate(file, file.stat().st_size // 2)
         os.kill(os.getpid(), signal.SIGKILL)
+        return None
 
     return called
 

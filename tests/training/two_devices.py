@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from types import MethodType
+from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -37,8 +38,12 @@ def frozen(run: Run) -> Run:
     for norm in run.network.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eval()
-            norm.train = lambda mode=True, norm=norm: norm  # type: ignore[method-assign]
+            norm.train = MethodType(_stay, norm)  # type: ignore[method-assign]
     return run
+
+
+def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
+    return module
 
 
 def share(run: Run, by_screen: bool) -> list[int]:
@@ -100,13 +105,13 @@ def interrupted(run: Run, steps: int) -> Run:
     """The run, that ends before it has made so many steps more."""
     left, one = [steps], run._step
 
-    def step(*arguments: object) -> dict[str, float]:
+    def step(*arguments: Any) -> dict[str, float]:  # noqa: ANN401
         if not left[0]:
             raise Interrupted
         left[0] -= 1
-        return one(*arguments)  # type: ignore[arg-type]
+        return one(*arguments)
 
-    run._step = step  # type: ignore[method-assign]
+    run._step = step  # type: ignore[assignment, method-assign]
     return run
 
 
