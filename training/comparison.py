@@ -124,7 +124,7 @@ def _machine(machine: dict[str, Any]) -> str:
     learns_on = machine["cpu"] if machine["learns_on"] == "cpu" else machine["gpus"][0]
     processes, threads = machine["processes"], machine["threads"]
     times = f"{processes} x " if processes > 1 else ""
-    on_threads = f", {threads} threads" if machine["learns_on"] == "cpu" else ""
+    on_threads = f", threads {threads}" if machine["learns_on"] == "cpu" else ""
     return f"{times}{learns_on}{on_threads}"
 
 

@@ -27,7 +27,7 @@ def require() -> None:
 
 
 def draw(runs: Sequence[Trained], path: Path) -> None:
-    """Draw loss (logarithmic) and validation F of each phase, a colour a run, a ring at its best epoch.
+    """Draw loss and validation F of each phase, a colour a run, a ring at its best epoch.
 
     Args:
         runs: at least one.
@@ -39,6 +39,7 @@ def draw(runs: Sequence[Trained], path: Path) -> None:
     """
     require()
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=SIZE_IN, layout="constrained")
     grid = figure.subplots(2, len(PHASES), sharex="col", squeeze=False)
@@ -52,10 +53,10 @@ def draw(runs: Sequence[Trained], path: Path) -> None:
             if best is not None:
                 below.plot([best.epoch], [best.f_measure], "o", color=colour, fillstyle="none", markersize=9)
         above.set_title(phase, loc="left", fontweight="bold")
-        above.set_yscale("log")
         above.set_ylabel("loss")
         below.set_ylabel("validation F at 0.5")
         below.set_xlabel("epoch")
+        below.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in (above, below):
             axes.grid(alpha=0.25)
             axes.spines[["top", "right"]].set_visible(False)

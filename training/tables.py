@@ -74,7 +74,7 @@ def print_manners(title: str, found: Mapping[str, Manner], console: Console, *, 
 def print_comparison(found: Comparison, console: Console) -> None:
     """Runs side by side: the keys that differ, then what they learnt from, how well and for how long."""
     runs = found.runs
-    table = Table("", *(one.run for one in runs))
+    table = Table(Column(no_wrap=True), *(one.run for one in runs))
     for key in found.differing:
         table.add_row(key, *(_value(one.config.get(key)) for one in runs))
     table.add_section()
@@ -89,7 +89,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
         table.add_row(f"{phase}: best validation F", *(_best(one, phase) for one in runs))
     table.add_row("seconds", *("-" if one.seconds is None else f"{one.seconds:.0f}" for one in runs))
     table.add_section()
-    table.add_row("macro F at 0.5, in the end", *(_final(one, None) for one in runs), style="bold")
+    table.add_row("macro F in the end", *(_final(one, None) for one in runs), style="bold")
     for label in dict.fromkeys(label for one in runs if one.finished for label in one.finished["per_label"]):
         table.add_row(f"  {label}: F (P, R)", *(_final(one, label) for one in runs))
     console.print(table)

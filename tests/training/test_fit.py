@@ -21,9 +21,13 @@ from training.datasets import PatchSet
 from training.evaluation import evaluate
 from training.fit import fit, network_probability
 from training.folder import load_run
+from training.record import revision_of
 from training.rows import read_rows
 
-GOLDEN = {"phase1": [0.0] * 10, "phase2": [0.0] * 10}
+GOLDEN = {
+    "phase1": [2.09157, 1.80995, 1.9437, 1.92772, 1.58567, 2.14428, 1.68166, 1.37851, 1.55632, 1.67877],
+    "phase2": [1.56799, 1.5928, 1.55391, 1.53923, 1.54497, 1.61936, 1.55711, 1.58384, 1.45685, 1.4591],
+}
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +57,15 @@ def test_training_learns(run: Config) -> None:
 
 
 def test_the_first_ten_steps_of_each_phase_lose_what_they_lost(toml: Path) -> None:
-    """Golden losses: what changes them changes every run."""
+    """Golden losses: what changes them changes every run. Other CPUs and threads moved them by up to 0.2 %."""
     one_step = ["data.patches_per_epoch=16", "phase1.epochs=10", "phase2.epochs=10"]
-    calm = [f"{phase}.{word}" for phase in ("phase1", "phase2") for word in ("optimiser=sgd", "learning_rate=5e-3")]
+    calm = [f"{phase}.{word}" for phase in ("phase1", "phase2") for word in ("optimiser=sgd", "learning_rate=1e-4")]
     config = read_config(toml, ["run=golden", *one_step, *calm])
     fit(config)
     rows = read_rows(config.run / "metrics.csv")
     for phase, expected in GOLDEN.items():
         losses = [float(row["loss"]) for row in rows if row["phase"] == phase]
-        assert losses == pytest.approx(expected, rel=2e-3), phase
+        assert losses == pytest.approx(expected, rel=5e-3), phase
 
 
 def test_other_names_of_the_labels_give_the_same_numbers(run: Config, toml: Path) -> None:
@@ -199,6 +203,8 @@ def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: P
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "toy 7" in card
     assert "| dot |" in card
+    commit = revision_of(run.run)
+    assert (f"revision `{commit}`" in card) == (commit is not None)  # there is none outside of a repository
 
     network, config, _ = load_run(run.run)
     patches = PatchSet(config.data.folders, "test")

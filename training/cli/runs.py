@@ -28,12 +28,15 @@ def fit(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. phase1.epochs=2.")] = None,
 ) -> None:
     """Train both phases; the same command resumes a run that was stopped."""
+    from lightning_fabric.utilities import rank_zero_only
+
     from training.config import read_config
     from training.fit import fit as run_fit
 
     settings = read_config(config, set_)
     found = run_fit(settings)
-    console.print(f"validation F {found.f_measure:.4f} at 0.5 over {found.patches} patches: {settings.run}")
+    tell = rank_zero_only(console.print)  # of the processes that learnt together the first one speaks
+    tell(f"validation F {found.f_measure:.4f} at 0.5 over {found.patches} patches: {settings.run}")
 
 
 @app.command()
