@@ -139,11 +139,11 @@ def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]
 def _warnings(runs: Sequence[Trained]) -> Iterator[str]:
     judged = {one.validation_id for one in runs}
     if len({one.data_id for one in runs}) > 1:
-        yield "the runs have other data: see data id"
+        yield "the runs have different data: see data id"
         if None in judged:
             yield "whether they are judged by the same validation patches is not known: a run has no run.json"
     if len(judged - {None}) > 1:
-        yield "the runs are judged by other validation patches: their F is not comparable"
+        yield "the runs are judged by different validation patches: their F is not comparable"
     for one in runs:
         if one.finished is None:
             yield f"{one.run} has not ended: {len(one.epochs)} epochs so far"

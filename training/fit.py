@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,10 @@ from rich.progress import track
 from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader
 
+from training import devices
 from training.augment import Augment
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
-from training.devices import gather, launch, mean, share_statistics, total
 from training.evaluation import Report, report
 from training.folder import RunFolder, mix_with_start, start_from
 from training.journal import Journal, epoch_progress
@@ -49,7 +50,7 @@ def fit(config: Config) -> Report:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return Run(config, launch(config)).finish()
+    return Run(config, devices.launch(config)).finish()
 
 
 @dataclass(slots=True)
@@ -69,6 +70,7 @@ class Run:
     def __init__(self, config: Config, fabric: Fabric) -> None:
         self.config = config
         self.fabric = fabric
+        self._gather, self._mean = partial(devices.gather, fabric), partial(devices.mean, fabric)
         self.folder = RunFolder(config.run)
         refuse_leaks(config.all_folders)
         with fabric.rank_zero_first():  # the first device decodes the pixels and begins the folder
@@ -126,7 +128,7 @@ class Run:
             while at.epoch < phase.epochs:
                 losses = self._epoch(module, optimiser, phase, name=name, at=at)
                 began = time.monotonic()
-                share_statistics(self.fabric, self.network)
+                devices.share_statistics(self.fabric, self.network)
                 found = self._validate(reason=reason)
                 at.seconds += time.monotonic() - began
                 if found.f_measure > at.best:
@@ -213,7 +215,7 @@ class Run:
         """Learn from one batch; the parts of its loss over all devices."""
         parts = self._losses(module, batch, name)
         loss = torch.stack(list(parts.values())).sum()
-        means = mean(self.fabric, torch.stack([*parts.values(), loss]).detach()).tolist()
+        means = self._mean(torch.stack([*parts.values(), loss]).detach()).tolist()
         if not math.isfinite(means[-1]):
             raise FloatingPointError(f"{name}, epoch {at.epoch + 1}, step {at.step}: the loss is {means[-1]}")
         self.fabric.backward(loss)
@@ -244,9 +246,7 @@ class Run:
         if output.score_NL is None:
             parts["bce"] = stage1
             if weights.contrast:
-                features, labels = output.feature_NLF, batch.labels
-                if gather is not None:
-                    features, labels = gather(features), gather(labels)
+                features, labels = self._gather(output.feature_NLF), self._gather(batch.labels)
                 contrast = supervised_contrast(features, labels, temperature=weights.temperature)
                 parts["contrast"] = weights.contrast * contrast
         else:
@@ -266,9 +266,7 @@ class Run:
             return
         deciding = output.logit_NL if output.score_NL is None else output.score_NL
         indices, loss = batch.indices, patch_bce(deciding.detach(), batch.labels)
-        if self.fabric.world_size > 1:
-            indices, loss = self._gather(indices), self._gather(loss)
-        self.difficulty[name][indices.cpu().numpy()] = loss.cpu().numpy()
+        self.difficulty[name][self._gather(indices).cpu().numpy()] = self._gather(loss).cpu().numpy()
 
     def _by_screen(self, name: str) -> bool:
         return name == "phase2" and self.config.relations == "screen"
@@ -280,12 +278,6 @@ class Run:
         """What a step draws, as dropout does, hangs on nothing that came before; each device draws its own."""
         numbers = [self._seed(name), at.epoch, at.step, self.fabric.global_rank]
         return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        return gather(self.fabric, tensor)
-
-    def _mean(self, tensor: Tensor) -> Tensor:
-        return mean(self.fabric, tensor)
 
     def _validate(self, *, reason: bool) -> Report:
         """Figures on the validation part, patches of one screen reasoned together, at 0.5."""
@@ -338,8 +330,9 @@ def network_probability(
                 for chunk in np.array_split(indices, -(-len(indices) // CHUNK))
             )
             probability[indices] = screen_probability(network, chunks, reason=reason)
-    everyones: NDArray[np.float32] = total(fabric, torch.from_numpy(probability)).cpu().numpy()  # others left theirs 0
-    return everyones
+    # each device has left the patches of the others 0
+    whole: NDArray[np.float32] = devices.total(fabric, torch.from_numpy(probability)).cpu().numpy()
+    return whole
 
 
 def screen_probability(

@@ -10,8 +10,6 @@ from torch.utils.tensorboard import SummaryWriter
 from training.rows import read_rows, write_rows
 from training.whole import replace
 
-METRICS_FILE = "metrics.csv"
-
 
 def epoch_progress(*, visible: bool) -> Progress:
     """A bar over the steps of an epoch that shows the loss."""
@@ -33,7 +31,7 @@ class Journal:
     )
 
     def __init__(self, run: Path, active: bool) -> None:
-        self._file = run / METRICS_FILE
+        self._file = run / "metrics.csv"
         self._board = SummaryWriter(str(run / "tensorboard")) if active else None
 
     def __enter__(self) -> Journal:

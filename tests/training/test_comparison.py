@@ -68,8 +68,8 @@ def test_runs_are_held_beside_each_other(base: Path) -> None:
 def test_what_is_not_comparable_is_said(base: Path) -> None:
     runs = [base / "first", base / "elsewhere"]
     assert compare(runs).warnings == [
-        "the runs have other data: see data id",
-        "the runs are judged by other validation patches: their F is not comparable",
+        "the runs have different data: see data id",
+        "the runs are judged by different validation patches: their F is not comparable",
     ]
     assert compare(runs).differing == ["data.folders"]
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 from tests.training.data_form import TOML, write_screens
@@ -50,9 +51,13 @@ def process(config: Config, place: str | None = None, count: int = 0) -> int | N
 def _train(config: Config, place: str | None, count: int) -> None:
     from training import fit, folder, journal, trunks
 
-    # as the trunks of rivals have it: what it draws must go on as well
-    forward = trunks.LightTrunk.forward
-    trunks.LightTrunk.forward = lambda self, x: functional.dropout(forward(self, x), 0.1, self.training)  # type: ignore[method-assign]
+    whole = trunks.LightTrunk.forward
+
+    def forward(self: trunks.LightTrunk, pixel_NGPP: Tensor) -> Tensor:
+        """With dropout: what a step draws must go on as well."""
+        return functional.dropout(whole(self, pixel_NGPP), 0.1, self.training)
+
+    trunks.LightTrunk.forward = forward  # type: ignore[method-assign]
     if place is not None:
         modules: dict[str, tuple[Any, str]] = {
             "step": (fit.Run, "_step"),
@@ -112,7 +117,8 @@ def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not(toml: Path, u
     rng = np.random.default_rng(0)
     last = STEPS_OF_AN_EPOCH  # after which nothing is kept before the epoch has ended
     # where, and at which time that this is come to; each process goes on where the one before was killed
-    anywhere = [("step", int(rng.integers(2, last + 1))), ("validation", 2), ("weights", 1), ("row", 1)]
+    at_step = ("step", int(rng.integers(2, last + 1)))
+    anywhere = [at_step, ("validation", 2), ("weights", 1), ("row", 1), ("checkpoint", 1)]
     second_epoch = ("checkpoint", last)
     third_step_or_less = ("step", last - 1 + int(rng.integers(1, last + 1)))  # of the second phase
     kills = {
