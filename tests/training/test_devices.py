@@ -73,6 +73,7 @@ def test_the_gradient_of_two_devices_is_that_of_one_with_the_whole_batch(
     for key, expected in one.gradient.items():
         torch.testing.assert_close(found["gradient"][key], expected, atol=1e-5, rtol=1e-5, msg=key)
     torch.testing.assert_close(found["difficulty"], one.difficulty, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["probability"], one.probability, atol=1e-5, rtol=1e-5)
 
 
 def test_two_devices_learn_what_one_does(two: Path, toml: Path) -> None:
@@ -87,7 +88,7 @@ def test_two_devices_learn_what_one_does(two: Path, toml: Path) -> None:
     rows, others = read_rows(config.run / "metrics.csv"), read_rows(two / "two-frozen" / "metrics.csv")
     assert len(rows) == len(others) == 4
     for row, other in zip(rows, others, strict=True):
-        for key in ("loss", "bce", "map", "f_measure", "learning_rate"):
+        for key in ("loss", "bce", "map", "accuracy", "learning_rate"):
             assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-4), (row["phase"], key)
 
 

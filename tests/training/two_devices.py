@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.config import Config, read_config
 from training.datasets import collate
 from training.devices import launch, mean
-from training.fit import Run
+from training.fit import Run, network_probability
 
 # a case of each kind of loss: phase, how patches relate
 CASES = (("phase1", "batch"), ("phase2", "batch"), ("phase2", "screen"))
@@ -22,11 +22,12 @@ PATCHES = 24
 
 
 class Step(NamedTuple):
-    """What one batch gave: its loss over all devices, its gradient, and how badly each patch was told."""
+    """What one batch gave, and what is told of the validation part, each device of its screens."""
 
-    loss: Tensor
+    loss: Tensor  # over all devices
     gradient: dict[str, Tensor]
-    difficulty: Tensor
+    difficulty: Tensor  # how badly each patch was told
+    probability: Tensor
 
 
 class Interrupted(Exception):
@@ -70,7 +71,9 @@ def step(config: Config, fabric: Fabric, name: str) -> Step:
     loss = torch.stack(list(run._losses(module, batch, name).values())).sum()
     fabric.backward(loss)
     gradient = {key: p.grad.clone() for key, p in run.network.named_parameters() if p.grad is not None}
-    return Step(mean(fabric, loss.detach()), gradient, torch.from_numpy(run.difficulty[name].copy()))
+    probability = network_probability(run.network, run.validation, fabric, reason=name == "phase2")
+    difficulty = torch.from_numpy(run.difficulty[name].copy())
+    return Step(mean(fabric, loss.detach()), gradient, difficulty, torch.from_numpy(probability))
 
 
 def configuration(toml: Path, *words: str) -> Config:
