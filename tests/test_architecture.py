@@ -178,3 +178,7 @@ def test_serving_a_screen_never_loads_torch(tmp_path: Path) -> None:
 
 def test_the_command_line_loads_neither_torch_nor_a_peer() -> None:
     assert not loaded_by("import service.__main__") & {"training", *TRAINING_LIBRARIES, *PEER_LIBRARIES}
+
+
+def test_runs_are_compared_without_torch() -> None:
+    assert not loaded_by("from training import comparison, curves, tables") & TRAINING_LIBRARIES

@@ -18,10 +18,11 @@ from training.card import model_card
 from training.config import Config
 from training.datasets import PatchSet
 from training.evaluation import Report, report
-from training.fit import network_probability
 from training.folder import data_id, load_run
+from training.inference import network_probability
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
+from training.record import revision_of
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
 PARITY_PATCHES = 16
@@ -116,7 +117,7 @@ def export_run(
         manifest=manifest,
         golden_pixels=patches[:GOLDEN_PATCHES],
         parity_pixels=patches,
-        card=model_card(manifest, config, network, measured, notes=notes),
+        card=model_card(manifest, config, network, measured, notes=notes, revision=revision_of(run)),
         finish=finish if precisions else None,
     )
     return Manifest.read(out), difference, made

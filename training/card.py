@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import Manifest
+from training.architecture import NetworkConfig
 from training.config import Config
 from training.evaluation import Report
-from training.network import Network, NetworkConfig, parameter_table
+from training.network import Network, parameter_table
 
 CARD_FILE = "MODEL_CARD.md"
 MEASURED = "## Measured on "
@@ -24,6 +25,7 @@ def model_card(
     measured: Mapping[str, Report],
     *,
     notes: str,
+    revision: str | None = None,
 ) -> str:
     """MODEL_CARD.md: what the bundle is, what it learnt from and how well."""
     lines = [
@@ -53,7 +55,8 @@ def model_card(
     lines += [
         f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()
     ]
-    lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}.", ""]
+    by = "" if revision is None else f", revision `{revision}`"
+    lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}{by}.", ""]
     if config.start is not None:
         sha256 = hashlib.sha256(config.start.read_bytes()).hexdigest()
         lines += [f"Begun with the weights `{config.start.name}`, SHA-256 `{sha256}`.", ""]

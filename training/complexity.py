@@ -19,9 +19,10 @@ import torch
 from ptflops import get_model_complexity_info
 from torch import Tensor, nn
 
+from training.architecture import NetworkConfig
 from training.baselines import build_network
 from training.methods import METHODS
-from training.network import NetworkConfig, parameter_table
+from training.network import parameter_table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from training.network import NetworkConfig
+from training.architecture import NetworkConfig
 
 
 class _Section(BaseModel):
@@ -43,7 +43,8 @@ class Phase(_Section):
 
     folders: list[Path] = []  # learns from these instead of data.folders, e.g. smaller patches of the same screens
     epochs: int = Field(40, ge=0)
-    batch: int = Field(32, ge=1)  # patches, of all devices together
+    batch: int = Field(32, ge=1)  # patches of a step, of all devices together
+    accumulate: int = Field(1, ge=1)  # parts in which a device's share goes through the trunk: see `training.parts`
     optimiser: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # SGD only
@@ -75,8 +76,10 @@ class Config(_Section):
     start_share: float = Field(0.0, ge=0, lt=1)  # of those weights in the finished run's: see `training.folder`
     seed: int = 0
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
-    devices: int = Field(1, ge=1)
+    devices: int = Field(1, ge=1)  # of this machine, or of each node
+    nodes: int = Field(1, ge=1)  # machines; several are started by torchrun and see the same folders
     threads: int | None = Field(None, ge=1)  # CPU threads; None: torch's choice
+    checkpoint_minutes: float = Field(10.0, ge=0)  # the most that a killed run loses; 0: saved after every step
     relations: Literal["batch", "screen"] = "batch"
     data: Data
     network: NetworkConfig = NetworkConfig()
@@ -93,6 +96,9 @@ class Config(_Section):
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
         if self.network.stages == 1 and self.phase2.epochs:
             raise ValueError(f"network.method = {self.network.method!r} has one stage: set phase2.epochs = 0")
+        whole = self.network.method in ("kssnet", "tdrg")
+        if whole and max(self.phase1.accumulate, self.phase2.accumulate) > 1:
+            raise ValueError(f"network.method = {self.network.method!r} takes a batch whole: accumulate = 1")
         if self.loss.contrast and not self.network.has_label_features:
             raise ValueError(f"network.method = {self.network.method!r} has no label features: set loss.contrast = 0")
 

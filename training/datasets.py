@@ -83,7 +83,10 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
         if self.transform is not None:
             # neither the process nor the device that draws it changes a patch
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(np.random.SeedSequence([*self.seed, index]).generate_state(1, np.uint64)[0]))
+                # the CPU's alone: seeding every device costs as much as turning a patch
+                torch.default_generator.manual_seed(
+                    int(np.random.SeedSequence([*self.seed, index]).generate_state(1, np.uint64)[0])
+                )
                 pixels, target = self.transform(pixels, target)
         return pixels, torch.from_numpy(self.labels[index]), target, int(self.screens[index]), index
 
@@ -207,6 +210,9 @@ class BalancedSampler(Sampler[int]):
         seed: with the epoch it decides the order.
         epoch: number of the epoch.
         rank, world: this device's number and how many there are; each takes its share.
+
+    Raises:
+        ValueError: there are more devices than patches in an epoch.
     """
 
     def __init__(
@@ -226,6 +232,8 @@ class BalancedSampler(Sampler[int]):
         self._pools = [np.flatnonzero(present), np.flatnonzero(~present)]
         self._positives = positives if min(map(len, self._pools)) else None
         self._count = (count if count is not None else len(labels)) // world * world
+        if not self._count:
+            raise ValueError(f"an epoch has fewer patches than the {world} devices that share it")
         self._seed = [seed, epoch]
         self._rank, self._world = rank, world
         self._difficulty = None if difficulty is None or not hard else np.clip(difficulty, _EASIEST, _HARDEST)
@@ -261,6 +269,9 @@ class ScreenBatches(Sampler[list[int]]):
 
     The arguments are those of `BalancedSampler`. A last batch that is too small is left out, and so are batches that
     would give one device more work than another.
+
+    Raises:
+        ValueError: there are more devices than such batches.
     """
 
     def __init__(
@@ -282,6 +293,8 @@ class ScreenBatches(Sampler[list[int]]):
             if len(batches[-1]) >= batch:
                 batches.append([])
         whole = batches[:-1] or batches  # fewer patches than one batch: that is the batch
+        if len(whole) < world:
+            raise ValueError(f"there are {len(whole)} batches of {batch} patches in whole screens for {world} devices")
         limit = len(whole) if count is None else max(1, min(len(whole), count // batch))
         self._batches = whole[: max(limit // world, 1) * world][rank::world]
 

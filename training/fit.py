@@ -1,35 +1,42 @@
 """The two phases of training: feature clustering, then graph reasoning end to end.
 
-Each epoch draws its own seed, and each patch of it its own, so a run that was killed and resumed ends with the same
-weights as one that was not, however many processes load its data.
+Each epoch draws its own seed, and each step and each patch of it its own, so a run that was killed anywhere and resumed
+ends with the same weights as one that was not, however many processes load its data.
+
+Several devices share every batch. What compares patches, contrast and relations, is taken over all of their rows, and
+what is averaged, over all of their known entries, so that the gradient is that of one device with the whole batch;
+batch normalisation alone takes each device's share for itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import BatchSampler, DataLoader
 
+from training import devices
 from training.augment import Augment
 from training.baselines import build_network
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
-from training.evaluation import Report, groups, report
+from training.evaluation import Report, report
 from training.folder import RunFolder, mix_with_start, start_from
+from training.inference import network_probability
 from training.journal import Journal, epoch_progress
 from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
 from training.network import Network, Output
+from training.record import begin_session, describe_data
 
-CHUNK = 8  # patches at a time: a whole screen of activations of a large trunk fits no memory
 PHASES = ("phase1", "phase2")
 UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 
@@ -42,11 +49,18 @@ def fit(config: Config) -> Report:
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    # phase 1 leaves stage 2 without gradients, which plain DDP refuses
-    strategy = "ddp_find_unused_parameters_true" if config.devices > 1 else "auto"
-    fabric = Fabric(accelerator="auto", strategy=strategy, devices=config.devices, precision=config.precision)
-    fabric.launch()
-    return Run(config, fabric).finish()
+    return Run(config, devices.launch(config)).finish()
+
+
+@dataclass(slots=True)
+class Standing:
+    """How far a phase has come, and what goes with that besides weights."""
+
+    epoch: int = 0  # that is learnt next, or is being learnt
+    step: int = 0  # steps of it that are done
+    best: float = -1.0  # highest validation F so far
+    sums: dict[str, float] = field(default_factory=dict)  # of the parts of the loss over the steps done
+    seconds: float = 0.0  # that they took
 
 
 class Run:
@@ -55,14 +69,17 @@ class Run:
     def __init__(self, config: Config, fabric: Fabric) -> None:
         self.config = config
         self.fabric = fabric
+        self._gather, self._mean = partial(devices.gather, fabric), partial(devices.mean, fabric)
         self.folder = RunFolder(config.run)
         refuse_leaks(config.all_folders)
         with fabric.rank_zero_first():  # the first device decodes the pixels and begins the folder
             self.validation = PatchSet(config.data.folders, "validation")
             self.folder.begin(config, self.validation.label_names)
             self.training = {name: self._training_set(getattr(config, name)) for name in PHASES}
-        # how badly each patch was told when it was last seen; none has been seen yet
+        # how badly each patch was told when it was last seen, now and when the epoch was drawn; none has been seen yet
         self.difficulty = {name: np.full(len(patches), UNSEEN, np.float32) for name, patches in self.training.items()}
+        self.drawn_by = {name: difficulty.copy() for name, difficulty in self.difficulty.items()}
+        self.kept_at = time.monotonic()
         labels = self.validation.label_names
         fabric.seed_everything(config.seed, verbose=False)
         network = build_network(len(labels), config.network)
@@ -79,9 +96,10 @@ class Run:
 
     def finish(self) -> Report:
         """Train what is left to train."""
+        if self.fabric.is_global_zero and not self.folder.finished:
+            data = describe_data(self.folder.data_id, self.validation, self.training)
+            begin_session(self.config.run, seed=self.config.seed, data=data, fabric=self.fabric)
         last = self.folder.load_last()
-        if last is not None:
-            self.network.load_state_dict(last["network"])
         for number, name in enumerate(PHASES):
             if last is not None and PHASES.index(last["phase"]) > number:
                 continue
@@ -99,109 +117,106 @@ class Run:
         if resumed is None:
             self.network.begin_phase(name, cooccurrence(torch.from_numpy(self.training[name].labels)))
         optimiser = _optimiser(self.network, phase)
-        best = -1.0 if resumed is None else float(resumed["best"])
-        first = 0 if resumed is None else int(resumed["epoch"]) + 1
         module, optimiser = self.fabric.setup(self.network, optimiser)
-        if resumed is not None:
-            self.network.load_state_dict(resumed["network"])
-            optimiser.load_state_dict(resumed["optimiser"])
-            self.difficulty[name][:] = resumed["difficulty"].numpy()
-        batches = self._batches(name, phase)
+        at = Standing() if resumed is None else self._resume(name, optimiser, resumed)
         with Journal(self.config.run, self.fabric.is_global_zero) as log:
-            for epoch in range(first, phase.epochs):
-                self.fabric.seed_everything(self.config.seed * 1_000 + 500 * reason + epoch, verbose=False)
-                losses = self._epoch(module, optimiser, batches(epoch), phase, name=name, epoch=epoch)
+            while at.epoch < phase.epochs:
+                losses = self._epoch(module, optimiser, phase, name=name, at=at)
+                began = time.monotonic()
+                devices.share_statistics(self.fabric, self.network)
                 found = self._validate(reason=reason)
-                if found.f_measure > best:
-                    best = found.f_measure
+                at.seconds += time.monotonic() - began
+                if found.f_measure > at.best:
+                    at.best = found.f_measure
                     self._save_weights(name)
-                self._save_last(name, epoch, best, optimiser)
-                log.write(name, epoch, {**losses, "accuracy": found.accuracy, "f_measure": found.f_measure})
+                figures = {"accuracy": found.accuracy, "f_measure": found.f_measure, "seconds": at.seconds}
+                log.write(name, at.epoch, {**losses, **figures})
+                at = Standing(epoch=at.epoch + 1, best=at.best)
+                self.drawn_by[name][:] = self.difficulty[name]
+                self._save_last(name, at, optimiser)
         if phase.epochs == 0:
             self._save_weights(name)
         self.fabric.barrier()
 
-    def _batches(self, name: str, phase: Phase) -> Callable[[int], DataLoader[Any]]:
+    def _order(self, name: str, phase: Phase, epoch: int) -> list[list[int]]:
+        """The batches of one epoch that are this device's, as indices of patches."""
         data, fabric, training = self.config.data, self.fabric, self.training[name]
-        by_screen = name == "phase2" and self.config.relations == "screen"
         share = phase.batch // fabric.world_size
         if share * fabric.world_size != phase.batch:
             raise ValueError(f"{name}.batch = {phase.batch} does not divide over {fabric.world_size} devices")
-        # forked, they share the memory-mapped pixels; other ways to start them would copy every one
-        workers: dict[str, Any] = {"num_workers": data.workers}
-        if data.workers:
+        drawn: dict[str, Any] = {
+            "count": data.patches_per_epoch,
+            "seed": self._seed(name),
+            "epoch": epoch,
+            "rank": fabric.global_rank,
+            "world": fabric.world_size,
+        }
+        if self._by_screen(name):
+            return list(ScreenBatches(training, batch=share, **drawn))
+        shuffled = BalancedSampler(
+            training.labels, positives=data.positives, difficulty=self.drawn_by[name], hard=data.hard, **drawn
+        )
+        return list(BatchSampler(shuffled, share, drop_last=len(shuffled) >= share))
+
+    def _loader(self, name: str, batches: list[list[int]]) -> DataLoader[Any]:
+        workers: dict[str, Any] = {"num_workers": self.config.data.workers}
+        if self.config.data.workers:
+            # forked, they share the memory-mapped pixels; other ways to start them would copy every one
             workers["multiprocessing_context"] = "fork"
-
-        def of_epoch(epoch: int) -> DataLoader[Any]:
-            seed = self.config.seed * 2 + (name == "phase2")
-            training.seed = (seed, epoch)
-            if by_screen:
-                whole = ScreenBatches(
-                    training,
-                    batch=share,
-                    count=data.patches_per_epoch,
-                    seed=seed,
-                    epoch=epoch,
-                    rank=fabric.global_rank,
-                    world=fabric.world_size,
-                )
-                loader = DataLoader(training, batch_sampler=whole, **workers, collate_fn=collate)
-            else:
-                shuffled = BalancedSampler(
-                    training.labels,
-                    positives=data.positives,
-                    difficulty=self.difficulty[name],
-                    hard=data.hard,
-                    count=data.patches_per_epoch,
-                    seed=seed,
-                    epoch=epoch,
-                    rank=fabric.global_rank,
-                    world=fabric.world_size,
-                )
-                loader = DataLoader(
-                    training,
-                    batch_size=share,
-                    sampler=shuffled,
-                    **workers,
-                    collate_fn=collate,
-                    drop_last=len(shuffled) >= share,
-                )
-            return loader
-
-        return of_epoch
+        return DataLoader(self.training[name], batch_sampler=batches, **workers, collate_fn=collate)
 
     def _epoch(
         self,
         module: Any,  # noqa: ANN401 - Fabric's wrapper has no narrower type
         optimiser: Any,  # noqa: ANN401
-        batches: DataLoader[Any],
         phase: Phase,
         *,
         name: str,
-        epoch: int,
+        at: Standing,
     ) -> dict[str, float]:
-        """One pass over the training part; mean of each part of the loss and the learning rate."""
+        """What is left of one pass over the training part; mean of each part of the loss and the learning rate."""
+        order = self._order(name, phase, at.epoch)
+        steps = len(order)
+        self.training[name].seed = (self._seed(name), at.epoch)
         self.network.train()
-        sums: dict[str, float] = {}
-        steps = len(batches)
-        rate = phase.learning_rate
+        began = time.monotonic()
         with epoch_progress(visible=self.fabric.is_global_zero) as progress:
-            task = progress.add_task(f"{name} epoch {epoch + 1}/{phase.epochs}", total=steps, loss=float("nan"))
-            for step, batch in enumerate(self._on_device(batches)):
-                rate = _learning_rate(phase, step=epoch * steps + step, total=phase.epochs * steps)
+            text = f"{name} epoch {at.epoch + 1}/{phase.epochs}"
+            task = progress.add_task(text, total=steps, completed=at.step, loss=float("nan"))
+            for batch in self._on_device(self._loader(name, order[at.step :])):
+                rate = _learning_rate(phase, step=at.epoch * steps + at.step, total=phase.epochs * steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
-                parts = self._losses(module, batch, name)
-                loss = torch.stack(list(parts.values())).sum()
-                if not torch.isfinite(loss):
-                    raise FloatingPointError(f"{name}, epoch {epoch + 1}, step {step}: the loss is {loss.item()}")
-                self.fabric.backward(loss)
-                optimiser.step()
-                optimiser.zero_grad()
-                for key, value in {**parts, "loss": loss}.items():
-                    sums[key] = sums.get(key, 0.0) + value.item()
-                progress.update(task, advance=1, loss=loss.item())
-        return {**{key: value / steps for key, value in sums.items()}, "learning_rate": rate}
+                torch.manual_seed(self._step_seed(name, at))
+                for key, value in self._step(module, optimiser, batch, name, at).items():
+                    at.sums[key] = at.sums.get(key, 0.0) + value
+                at.step += 1
+                at.seconds, began = at.seconds + time.monotonic() - began, time.monotonic()
+                progress.update(task, advance=1, loss=at.sums["loss"] / at.step)
+                # after the last step the devices' statistics differ until they are shared
+                if at.step < steps and time.monotonic() - self.kept_at >= 60 * self.config.checkpoint_minutes:
+                    self._save_last(name, at, optimiser)
+        rate = _learning_rate(phase, step=at.epoch * steps + steps - 1, total=phase.epochs * steps)
+        return {**{key: value / steps for key, value in at.sums.items()}, "learning_rate": rate}
+
+    def _step(
+        self,
+        module: Any,  # noqa: ANN401
+        optimiser: Any,  # noqa: ANN401
+        batch: Batch,
+        name: str,
+        at: Standing,
+    ) -> dict[str, float]:
+        """Learn from one batch; the parts of its loss over all devices."""
+        parts = self._losses(module, batch, name)
+        loss = torch.stack(list(parts.values())).sum()
+        means = self._mean(torch.stack([*parts.values(), loss]).detach()).tolist()
+        if not math.isfinite(means[-1]):
+            raise FloatingPointError(f"{name}, epoch {at.epoch + 1}, step {at.step}: the loss is {means[-1]}")
+        self.fabric.backward(loss)
+        optimiser.step()
+        optimiser.zero_grad()
+        return dict(zip((*parts, "loss"), means, strict=True))
 
     def _on_device(self, batches: DataLoader[Any]) -> Iterator[Batch]:
         for batch in batches:
@@ -210,48 +225,55 @@ class Run:
     def _losses(self, module: Any, batch: Batch, name: str) -> dict[str, Tensor]:  # noqa: ANN401
         """The weighted parts of the loss of one batch."""
         weights = self.config.loss
-        reason = name == "phase2"
-        by_screen = reason and self.config.relations == "screen"
+        phase: Phase = getattr(self.config, name)
+        reason, by_screen = name == "phase2", self._by_screen(name)
         gather = None if by_screen or self.fabric.world_size == 1 else self._gather
         output: Output = module(
-            batch.pixels, reason=reason, group_N=batch.screens if by_screen else None, gather=gather
+            batch.pixels,
+            reason=reason,
+            group_N=batch.screens if by_screen else None,
+            gather=gather,
+            parts=phase.accumulate,
         )
         self._note_difficulty(name, batch, output)
         parts: dict[str, Tensor] = {}
-        bce = partial(known_bce, target=batch.labels, negative_focus=weights.negative_focus)
+        bce = partial(known_bce, target=batch.labels, negative_focus=weights.negative_focus, device_mean=self._mean)
         stage1 = sum(map(bce, output.auxiliary), bce(output.logit_NL))
         if output.score_NL is None:
             parts["bce"] = stage1
             if weights.contrast:
-                features, labels = output.feature_NLF, batch.labels
-                if gather is not None:
-                    features, labels = gather(features), gather(labels)
+                features, labels = self._gather(output.feature_NLF), self._gather(batch.labels)
                 contrast = supervised_contrast(features, labels, temperature=weights.temperature)
                 parts["contrast"] = weights.contrast * contrast
         else:
             parts["bce"] = (stage1 + bce(output.score_NL)) / 2
         if weights.map and output.map_NLHW is not None:
             parts["map"] = weights.map * map_loss(
-                output.map_NLHW, batch.maps, positive_weight=weights.map_positive_weight
+                output.map_NLHW,
+                batch.maps,
+                positive_weight=weights.map_positive_weight,
+                device_mean=self._mean,
             )
         return parts
 
     def _note_difficulty(self, name: str, batch: Batch, output: Output) -> None:
         """Remember how badly each patch was told; every device hears of all, so that they draw the same order."""
-        by_screen = name == "phase2" and self.config.relations == "screen"
-        if not self.config.data.hard or by_screen:  # whole screens are drawn evenly
+        if not self.config.data.hard or self._by_screen(name):  # whole screens are drawn evenly
             return
         deciding = output.logit_NL if output.score_NL is None else output.score_NL
         indices, loss = batch.indices, patch_bce(deciding.detach(), batch.labels)
-        if self.fabric.world_size > 1:
-            indices, loss = self._gather(indices), self._gather(loss)
-        self.difficulty[name][indices.cpu().numpy()] = loss.cpu().numpy()
+        self.difficulty[name][self._gather(indices).cpu().numpy()] = self._gather(loss).cpu().numpy()
 
-    def _gather(self, tensor: Tensor) -> Tensor:
-        """The global batch, gradients included: relations and contrast are taken over all devices."""
-        gathered = self.fabric.all_gather(tensor, sync_grads=tensor.is_floating_point())
-        assert isinstance(gathered, Tensor)
-        return gathered.flatten(0, 1)
+    def _by_screen(self, name: str) -> bool:
+        return name == "phase2" and self.config.relations == "screen"
+
+    def _seed(self, name: str) -> int:
+        return self.config.seed * 2 + (name == "phase2")
+
+    def _step_seed(self, name: str, at: Standing) -> int:
+        """What a step draws, as dropout does, hangs on nothing that came before; each device draws its own."""
+        numbers = [self._seed(name), at.epoch, at.step, self.fabric.global_rank]
+        return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
     def _validate(self, *, reason: bool) -> Report:
         """Figures on the validation part, patches of one screen reasoned together, at 0.5."""
@@ -263,57 +285,28 @@ class Run:
         if self.fabric.is_global_zero:
             self.folder.save_weights(name, self.network)
 
-    def _save_last(self, phase: str, epoch: int, best: float, optimiser: Any) -> None:  # noqa: ANN401
-        state = {"phase": phase, "epoch": epoch, "best": best}
+    def _save_last(self, name: str, at: Standing, optimiser: Any) -> None:  # noqa: ANN401
+        """Keep what is needed to go on; every device has the same."""
+        self.kept_at = time.monotonic()
+        if not self.fabric.is_global_zero:
+            return
         tensors = {
             "network": self.network.state_dict(),
-            "optimiser": optimiser.state_dict(),  # gathered from every device
-            "difficulty": torch.from_numpy(self.difficulty[phase]),
+            "optimiser": optimiser.state_dict(),
+            "difficulty": torch.from_numpy(self.difficulty[name]),
+            "drawn_by": torch.from_numpy(self.drawn_by[name]),
         }
-        if self.fabric.is_global_zero:
-            self.folder.save_last({**state, **tensors})
-        self.fabric.barrier()
+        scale = self.fabric.strategy.precision.state_dict()  # of a loss in half precision
+        self.folder.save_last({"phase": name, "standing": dataclasses.asdict(at), "scale": scale, **tensors})
 
-
-def network_probability(
-    network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
-) -> NDArray[np.float32]:
-    """Probabilities (N, L) by the module; what is reasoned together is one of `training.evaluation.groups`."""
-    seen = see(network, patches, fabric)
-    return reasoned(network, seen, patches, fabric, group=group) if reason else _probability(seen.logit_NL)
-
-
-def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, *, group: str) -> NDArray[np.float32]:
-    """Probabilities (N, L) of a set that was seen, some of its patches reasoned together at a time."""
-    probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
-    with torch.inference_mode(), fabric.autocast():
-        for indices in groups(patches, group):
-            rows = torch.from_numpy(indices)
-            probability[indices] = _probability(network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]))
-    return probability
-
-
-def see(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
-    """What stage 1 gives of every patch of a set, in its order; the trunk takes `CHUNK` patches at a time."""
-    network.eval()
-    parts = []
-    chunks = np.array_split(np.arange(len(patches)), -(-len(patches) // CHUNK))
-    with torch.inference_mode(), fabric.autocast():
-        for chunk in track(chunks, "probabilities", transient=True, disable=not fabric.is_global_zero):
-            pixels = torch.from_numpy(np.stack([patches.patch(int(index)) for index in chunk]))[:, None]
-            parts.append(network(fabric.to_device(pixels), reason=False))
-    return Output(
-        feature_NLF=torch.cat([part.feature_NLF for part in parts]),
-        cosine_NL=torch.cat([part.cosine_NL for part in parts]),
-        logit_NL=torch.cat([part.logit_NL for part in parts]),
-        score_NL=None,
-        map_NLHW=None,
-    )
-
-
-def _probability(score_NL: Tensor) -> NDArray[np.float32]:
-    probability: NDArray[np.float32] = torch.sigmoid(score_NL.float()).cpu().numpy()
-    return probability
+    def _resume(self, name: str, optimiser: Any, last: dict[str, Any]) -> Standing:  # noqa: ANN401
+        """Go on from what `_save_last` kept."""
+        self.network.load_state_dict(last["network"])
+        optimiser.load_state_dict(last["optimiser"])
+        self.fabric.strategy.precision.load_state_dict(last["scale"])
+        self.difficulty[name][:] = last["difficulty"].numpy()
+        self.drawn_by[name][:] = last["drawn_by"].numpy()
+        return Standing(**last["standing"])
 
 
 def _optimiser(network: Network, phase: Phase) -> torch.optim.Optimizer:

@@ -1,8 +1,8 @@
 """The folder of a training run: what it was begun with, how far it has come, what it ended with.
 
 `config.json`, `data.json` (labels, and the identity of the data), `last.ckpt` (to resume), `phase1.safetensors` and
-`phase2.safetensors` (best epoch of each phase by validation F), `finished.json` (last validation figures),
-`metrics.csv` and TensorBoard events.
+`phase2.safetensors` (best epoch of each phase by validation F), `finished.json` (last validation figures), `run.json`
+(`training.record`), `metrics.csv` (`training.journal`) and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from training.baselines import build_network
 from training.config import Config
 from training.evaluation import Report
 from training.network import Network
+from training.whole import replace
 
 
 class RunFolder:
@@ -42,38 +42,51 @@ class RunFolder:
         data = {"labels": list(labels), "data_id": data_id(config.all_folders)}
         file = self.path / "config.json"
         if not file.is_file():
-            (self.path / "data.json").write_text(json.dumps(data) + "\n")
-            file.write_text(config.model_dump_json(indent=2) + "\n")
+            replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(data) + "\n"))
+            replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
         if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
             raise ValueError(f"{self.path} was begun with another configuration: choose another run folder")
         if json.loads((self.path / "data.json").read_text()) != data:
             raise ValueError(f"{self.path} was begun with other data in these folders: choose another run folder")
 
+    @property
+    def data_id(self) -> str:
+        """Identity of the data that the folder was begun with."""
+        return str(json.loads((self.path / "data.json").read_text())["data_id"])
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has ended."""
+        return (self.path / "finished.json").is_file()
+
     def save_weights(self, phase: str, network: Network) -> None:
         """Keep the network as the best of its phase."""
         state = {key: value.contiguous() for key, value in network.state_dict().items()}
-        _replace(self._weights(phase), lambda partial: save_file(state, partial))
+        replace(self._weights(phase), lambda partial: save_file(state, partial))
 
     def load_weights(self, phase: str) -> dict[str, Tensor]:
         """The best weights of a phase."""
         return load_file(self._weights(phase))
 
     def save_last(self, state: dict[str, Any]) -> None:
-        """Keep what is needed to go on after an epoch."""
-        _replace(self.path / "last.ckpt", lambda partial: torch.save(state, partial))
+        """Keep what is needed to go on."""
+        replace(self.path / "last.ckpt", lambda partial: torch.save(state, partial))
 
     def load_last(self) -> dict[str, Any] | None:
-        """What `save_last` kept, or None where no epoch has ended yet."""
+        """What `save_last` kept, or None where nothing was kept yet."""
         last = self.path / "last.ckpt"
         if not last.is_file():
             return None
         state: dict[str, Any] = torch.load(last, map_location="cpu", weights_only=True)
+        if "standing" not in state:  # of a version that kept it only between epochs
+            state["standing"] = {"epoch": state["epoch"] + 1, "best": state["best"]}
+            state |= {"drawn_by": state["difficulty"], "scale": {}}
         return state
 
     def end(self, found: Report) -> None:
         """Say that the run is finished, and with what figures."""
         text = json.dumps(found.as_dict(), indent=2) + "\n"
-        _replace(self.path / "finished.json", lambda partial: partial.write_text(text))
+        replace(self.path / "finished.json", lambda partial: partial.write_text(text))
 
     def _weights(self, phase: str) -> Path:
         return self.path / f"{phase}.safetensors"
@@ -86,7 +99,7 @@ def load_run(run: Path) -> tuple[Network, Config, tuple[str, ...]]:
         ValueError: the folder holds no finished run, its data has changed since, or its weights are of another
             network than this version builds.
     """
-    if not (run / "finished.json").is_file():
+    if not RunFolder(run).finished:
         raise ValueError(f"{run} holds no finished run (finished.json is missing)")
     config = Config.model_validate_json((run / "config.json").read_text())
     data = json.loads((run / "data.json").read_text())
@@ -146,12 +159,6 @@ def data_id(folders: Sequence[Path]) -> str:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What decides the outcome of a run: not where its folders are seen from, nor how many hands it has."""
+    """What decides the outcome of a run: not where its folders are, how many hands it has, how often it is kept."""
     kept = config.moved(Path.resolve)
-    return kept.model_dump(exclude={"run": True, "threads": True, "data": {"workers"}})
-
-
-def _replace(file: Path, write: Callable[[Path], object]) -> None:
-    partial = file.with_suffix(".partial")
-    write(partial)
-    os.replace(partial, file)
+    return kept.model_dump(exclude={"run": True, "threads": True, "checkpoint_minutes": True, "data": {"workers"}})

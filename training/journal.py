@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
+
+from training.rows import read_rows, write_rows
+from training.whole import replace
 
 
 def epoch_progress(*, visible: bool) -> Progress:
@@ -21,9 +23,12 @@ def epoch_progress(*, visible: bool) -> Progress:
 
 
 class Journal:
-    """Appends a row an epoch to metrics.csv and to TensorBoard; only the first device writes."""
+    """Keeps a row an epoch in metrics.csv and in TensorBoard; only the first device writes."""
 
-    columns = ("phase", "epoch", "loss", "bce", "contrast", "map", "learning_rate", "accuracy", "f_measure")
+    columns = (
+        *("phase", "epoch", "loss", "bce", "contrast", "map", "learning_rate", "accuracy", "f_measure"),
+        "seconds",  # that the epoch took, validation and all
+    )
 
     def __init__(self, run: Path, active: bool) -> None:
         self._file = run / "metrics.csv"
@@ -37,14 +42,13 @@ class Journal:
             self._board.close()
 
     def write(self, phase: str, epoch: int, values: dict[str, float]) -> None:
-        """Add what was measured in one epoch, counted from 0."""
+        """Write what was measured in one epoch, counted from 0; in the place of the row that a killed run left."""
         if self._board is None:
             return
-        new = not self._file.is_file()
-        with self._file.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerow({"phase": phase, "epoch": epoch + 1, **{k: f"{v:.6g}" for k, v in values.items()}})
+        row = {"phase": phase, "epoch": str(epoch + 1), **{key: f"{value:.6g}" for key, value in values.items()}}
+        kept = read_rows(self._file) if self._file.is_file() else []
+        kept = [old for old in kept if (old["phase"], old["epoch"]) != (row["phase"], row["epoch"])]
+        table = [[one.get(column, "") for column in self.columns] for one in (*kept, row)]
+        replace(self._file, lambda partial: write_rows(partial, self.columns, table))
         for key, value in values.items():
             self._board.add_scalar(f"{phase}/{key}", value, epoch + 1)

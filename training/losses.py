@@ -6,14 +6,25 @@ Shape suffixes: N patches, L labels, F label-feature width, H W map rows and col
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+Mean = Callable[[Tensor], Tensor]  # of a number, its mean over the devices that share a batch
+
 MARGIN = 0.05  # an absent label with less probability than this is no loss at all, where negatives are focused
 
 
-def known_bce(logit: Tensor, target: Tensor, *, positive_weight: float = 1.0, negative_focus: float = 0.0) -> Tensor:
+def known_bce(
+    logit: Tensor,
+    target: Tensor,
+    *,
+    positive_weight: float = 1.0,
+    negative_focus: float = 0.0,
+    device_mean: Mean | None = None,
+) -> Tensor:
     """Binary cross-entropy averaged over the known entries; 0 with a gradient path where none is known.
 
     Args:
@@ -22,20 +33,25 @@ def known_bce(logit: Tensor, target: Tensor, *, positive_weight: float = 1.0, ne
         positive_weight: weight of the entries that are 1.
         negative_focus: gamma- of the asymmetric loss (Ridnik et al., ICCV 2021, Eqs. 4-6): the loss of an entry that is
             0 becomes -p^gamma log(1 - p) with p = max(probability - 0.05, 0); 0 is plain cross-entropy.
+        device_mean: given where these are one device's share of a batch. The shares know differently many entries,
+            so that the mean of their means is not the mean of all; divided by the mean number of known entries
+            instead, they average over the devices to what one device gives for the whole batch, gradients included.
     """
-    known = target >= 0
-    weight = torch.where(target > 0, positive_weight, 1.0) * known
-    entry = functional.binary_cross_entropy_with_logits(logit.float(), target.clamp_min(0).float(), reduction="none")
+    logit, known = _float(logit), target >= 0
+    weight = torch.ones_like(logit).masked_fill(target > 0, positive_weight) * known
+    entry = functional.binary_cross_entropy_with_logits(logit, target.clamp_min(0).to(logit.dtype), reduction="none")
     if negative_focus:
-        shifted = (torch.sigmoid(logit.float()) - MARGIN).clamp_min(0)
+        shifted = (torch.sigmoid(logit) - MARGIN).clamp_min(0)
         entry = torch.where(target > 0, entry, -(shifted**negative_focus) * torch.log1p(-shifted))
-    return (entry * weight).sum() / weight.sum().clamp_min(1)
+    total = weight.sum()
+    return (entry * weight).sum() / (total if device_mean is None else device_mean(total)).clamp_min(1e-6)
 
 
 def patch_bce(logit_NL: Tensor, target_NL: Tensor) -> Tensor:
     """Binary cross-entropy of each patch (N,), summed over its known labels."""
+    logit_NL = _float(logit_NL)
     loss_NL = functional.binary_cross_entropy_with_logits(
-        logit_NL.float(), target_NL.clamp_min(0).float(), reduction="none"
+        logit_NL, target_NL.clamp_min(0).to(logit_NL.dtype), reduction="none"
     )
     return (loss_NL * (target_NL >= 0)).sum(dim=1)
 
@@ -48,9 +64,9 @@ def supervised_contrast(feature_NLF: Tensor, target_NL: Tensor, *, temperature: 
     divided by the number of all anchors; no active pair at all gives 0 with a gradient path.
     """
     patch_A, label_A = torch.nonzero(target_NL == 1, as_tuple=True)
-    active_AF = functional.normalize(feature_NLF[patch_A, label_A].float(), dim=-1, eps=1e-6)
+    active_AF = functional.normalize(_float(feature_NLF[patch_A, label_A]), dim=-1, eps=1e-6)
     if len(active_AF) < 2:
-        return feature_NLF.float().sum() * 0.0
+        return _float(feature_NLF).sum() * 0.0
     similarity_AA = active_AF @ active_AF.T / temperature
     itself_AA = torch.eye(len(active_AF), dtype=torch.bool, device=active_AF.device)
     log_sum_A = similarity_AA.masked_fill(itself_AA, float("-inf")).logsumexp(dim=1)
@@ -61,15 +77,22 @@ def supervised_contrast(feature_NLF: Tensor, target_NL: Tensor, *, temperature: 
     return term_A.mean()
 
 
-def map_loss(map_NLHW: Tensor, target_NLHW: Tensor, *, positive_weight: float = 4.0) -> Tensor:
+def map_loss(
+    map_NLHW: Tensor, target_NLHW: Tensor, *, positive_weight: float = 4.0, device_mean: Mean | None = None
+) -> Tensor:
     """Cross-entropy of the labels' maps against where the defects are, per cell; unknown cells (-1) take no part.
 
     Not in the paper: it teaches a label's own map to find what is a thousandth of the patch.
     """
-    return known_bce(map_NLHW, target_NLHW, positive_weight=positive_weight)
+    return known_bce(map_NLHW, target_NLHW, positive_weight=positive_weight, device_mean=device_mean)
 
 
 def cooccurrence(target_NL: Tensor) -> Tensor:
     """Counts M (L, L) of label pairs that are both present, the diagonal counting the label itself."""
     present = (target_NL == 1).float()
     return present.T @ present
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """In float32 at least: half precision loses sums, and double precision stays what it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from training.network import Method
+from training.architecture import Method
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

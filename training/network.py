@@ -12,76 +12,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.architecture import Light, NetworkConfig, Pooling
+from training.parts import in_parts
 from training.trunks import build_trunk
-
-Pooling = Literal["average", "attention"]
-Light = Literal["linear", "root"]
-Method = Literal["two_stage", "feature_clustering", "plain", "kssnet", "tdrg", "sewerml"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class NetworkConfig:
-    """What the network is. The defaults are the paper's.
-
-    Raises:
-        ValueError: a width or the scale is not positive, or the pooling is unknown.
-    """
-
-    method: Method = "two_stage"  # or a rival, see `training.baselines`
-    trunk: str = "resnet50"
-    trunk_weights: str | None = None  # a torchvision weights name, e.g. "IMAGENET1K_V2"
-    light: Light = "linear"  # "root": square root of the grey level, see `preprocess`
-    pooling: Pooling = "average"  # "attention": each label looks where its own map is warm
-    feature_width: int = 512  # d
-    projection_width: int = 512  # of Z; the paper does not give it
-    relation_width: int = 256  # r; the paper does not give it
-    classifier: Literal["cosine", "dot"] = "cosine"  # classifier 1; "dot" is linear, without norms and scale
-    cosine_scale: float = 10.0  # start of the learnt scale on the cosine; see learn_scale
-    learn_scale: bool = True  # False with cosine_scale = 1 is the paper's bare cosine
-    relation_scores: Literal["bare", "scaled"] = "bare"  # which S enters the softmax of Eq. 6
-    relate_to: Literal["patches", "itself", "bank"] = "patches"  # the others are ours, see `GraphReasoning`
-    bank: int = 64  # entries that relate_to = "bank" learns
-    symmetric: bool = False  # average E with its transpose, as an undirected graph would have it
-    normalise_nodes: bool = False  # unit nodes at the start of stage 2
-
-    @property
-    def stages(self) -> int:
-        """How many phases of training the method has."""
-        return 2 if self.method == "two_stage" else 1
-
-    @property
-    def has_label_features(self) -> bool:
-        """Whether there are label features, which the contrast is taken over."""
-        return self.method in ("two_stage", "feature_clustering")
-
-    @property
-    def has_label_maps(self) -> bool:
-        """Whether each label has a map of its own that can be taught."""
-        return self.has_label_features and self.pooling == "attention"
-
-    def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise ValueError(f"network.method must be one of {', '.join(get_args(Method))}, not {self.method!r}")
-        for name in ("feature_width", "projection_width", "relation_width", "cosine_scale", "bank"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"network.{name} must be positive, not {getattr(self, name)}")
-        if self.pooling not in ("average", "attention"):
-            raise ValueError(f"network.pooling must be 'average' or 'attention', not {self.pooling!r}")
-        if self.light not in ("linear", "root"):
-            raise ValueError(f"network.light must be 'linear' or 'root', not {self.light!r}")
-        if self.classifier not in ("cosine", "dot"):
-            raise ValueError(f"network.classifier must be 'cosine' or 'dot', not {self.classifier!r}")
-        if self.relate_to not in ("patches", "itself", "bank"):
-            raise ValueError(f"network.relate_to must be 'patches', 'itself' or 'bank', not {self.relate_to!r}")
-        if self.relation_scores not in ("bare", "scaled"):
-            raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")
 
 
 class CategoryPooling(nn.Module):
@@ -134,8 +73,9 @@ class CosineClassifier(nn.Module):
         self.log_scale = nn.Parameter(log_scale, requires_grad=learn_scale and normalised)
 
     def forward(self, feature_NLF: Tensor) -> Tensor:
-        """Cosines (N, L) in [-1, 1], always in float32: half precision loses the norms."""
-        feature, weight = feature_NLF.float(), self.weight.float()
+        """Cosines (N, L) in [-1, 1], in float32 at least: half precision loses the norms."""
+        width = torch.promote_types(feature_NLF.dtype, torch.float32)
+        feature, weight = feature_NLF.to(width), self.weight.to(width)
         if self.normalised:
             feature = functional.normalize(feature, dim=-1, eps=1e-6)
             weight = functional.normalize(weight, dim=-1, eps=1e-6)
@@ -272,6 +212,7 @@ class Network(nn.Module, ABC):
         reason: bool = True,
         group_N: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
+        parts: int = 1,
     ) -> Output:
         """One pass.
 
@@ -280,6 +221,7 @@ class Network(nn.Module, ABC):
             reason: run stage 2 as well (phase 2, evaluation), where there is one.
             group_N: screen of each patch, see `GraphReasoning.forward`.
             gather: makes the global batch of the batches of several devices; relations are taken over it.
+            parts: in so many the patches go through the trunk while it learns, see `in_parts`.
         """
 
     @abstractmethod
@@ -291,7 +233,7 @@ class Network(nn.Module, ABC):
         """What `features.onnx` gives: label features (N, L, F), cosines (N, L) and activation (N, L, H, W)."""
 
     @abstractmethod
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """By name, in the order of the forward pass: for counting."""
 
     def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
@@ -323,9 +265,10 @@ class TwoStageNetwork(Network):
         reason: bool = True,
         group_N: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
+        parts: int = 1,
     ) -> Output:
         """One pass, see `Network.forward`."""
-        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP)
+        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP, parts=parts)
         logit_NL = self.classifier1.logits(cosine_NL)
         score_NL = None
         if reason:
@@ -352,7 +295,7 @@ class TwoStageNetwork(Network):
         if phase == "phase2":
             self.reasoning.start_from(self.classifier1, counts_LL, self.config)
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Trunk, category pooling, classifier 1, graph reasoning with the nodes that begin as classifier 1's."""
         return {
             "trunk": self.trunk,
@@ -361,11 +304,11 @@ class TwoStageNetwork(Network):
             "graph reasoning": self.reasoning,
         }
 
-    def stage1(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    def stage1(self, pixel_NGPP: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
-        trunk_NDHW = self.trunk(preprocess(pixel_NGPP, light=self.config.light))
+        trunk_NDHW = in_parts(self.trunk, preprocess(pixel_NGPP, light=self.config.light), parts)
         feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
-        feature_NLF = feature_NLF.float()
+        feature_NLF = feature_NLF.to(torch.promote_types(feature_NLF.dtype, torch.float32))
         return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
 
     def activation(self, trunk_NDHW: Tensor) -> Tensor:
@@ -393,7 +336,7 @@ def preprocess(pixel_NGPP: Tensor, *, light: Light = "linear") -> Tensor:
 
 def parameter_table(network: Network) -> list[tuple[str, int]]:
     """Parameters by part, in the order of the forward pass."""
-    return [(name, sum(p.numel() for p in part.parameters())) for name, part in network.parts().items()]
+    return [(name, sum(p.numel() for p in part.parameters())) for name, part in network.components().items()]
 
 
 class FeaturesGraph(nn.Module):

@@ -20,7 +20,7 @@ from rich.progress import track
 from engine import Features, Manifest, Window, cover, look_again, to_grey
 from engine import cut as cut_windows
 from training.cutting import screen_files
-from training.fit import CHUNK
+from training.inference import CHUNK
 from training.network import FeaturesGraph, Network, ReasoningGraph
 
 SEALED_FILE = "sealed.json"

@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from training.bands import BORDER_BANDS, CONTRAST_BANDS, SIZE_BANDS, Bands
 from training.borders import Manner
+from training.comparison import PHASES, Comparison, Trained
 from training.judging import Judgement
 from training.measures import Share
 from training.validation.findings import CHECKS, Report
@@ -89,6 +90,55 @@ def print_validation(found: Report, console: Console) -> None:
     if found.findings:
         console.print(table)
     console.print(f"{found.errors} errors, {found.warnings} warnings")
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Runs side by side: the keys that differ, then what they learnt from, how well and for how long."""
+    runs = found.runs
+    table = Table(Column(no_wrap=True), *(one.run for one in runs))
+    for key in found.differing:
+        table.add_row(key, *(_value(one.config.get(key)) for one in runs))
+    table.add_section()
+    table.add_row("data id", *(one.data_id for one in runs))
+    table.add_row("validation id", *(one.validation_id or "-" for one in runs))
+    table.add_row("revision", *(_revision(one) for one in runs))
+    table.add_row("machine", *(one.machine or "-" for one in runs))
+    table.add_row("begun and resumed", *(str(one.sessions or "-") for one in runs))
+    table.add_section()
+    for phase in PHASES:
+        table.add_row(f"{phase}: epochs", *(str(sum(e.phase == phase for e in one.epochs)) for one in runs))
+        table.add_row(f"{phase}: best validation F", *(_best(one, phase) for one in runs))
+    table.add_row("seconds", *("-" if one.seconds is None else f"{one.seconds:.0f}" for one in runs))
+    table.add_section()
+    table.add_row("macro F in the end", *(_final(one, None) for one in runs), style="bold")
+    for label in dict.fromkeys(label for one in runs if one.finished for label in one.finished["per_label"]):
+        table.add_row(f"  {label}: F (P, R)", *(_final(one, label) for one in runs))
+    console.print(table)
+    for warning in found.warnings:
+        console.print(f"[yellow]{warning}[/]")
+
+
+def _value(value: object) -> str:
+    return "-" if value is None else ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _revision(one: Trained) -> str:
+    """Its first twelve digits, and whether the code differed from it."""
+    return "-" if one.revision is None else one.revision[:12] + ("+" if one.revision.endswith("+") else "")
+
+
+def _best(one: Trained, phase: str) -> str:
+    best = one.best(phase)
+    return "-" if best is None else f"{best.f_measure:.4f} (epoch {best.epoch})"
+
+
+def _final(one: Trained, label: str | None) -> str:
+    if one.finished is None:
+        return "-"
+    if label is None:
+        return f"{one.finished['f_measure']:.4f}"
+    r = one.finished["per_label"].get(label)
+    return "-" if r is None else f"{r['f_measure']:.4f} ({r['precision']:.3f}, {r['recall']:.3f})"
 
 
 def _add_decisions(table: Table, manners: Sequence[Manner]) -> None:

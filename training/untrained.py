@@ -12,9 +12,10 @@ import torch
 
 from engine import NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest
 from engine.export import export
+from training.architecture import NetworkConfig
 from training.baselines import build_network
 from training.config import read_config
-from training.network import FeaturesGraph, NetworkConfig, ReasoningGraph
+from training.network import FeaturesGraph, ReasoningGraph
 
 EMBEDDED = Path(__file__).parent / "configs" / "embedded.toml"
 NEVER = LabelLimits(threshold=1.0, review=(1.0, 1.0))  # no score reaches it: a clean screen, as most are

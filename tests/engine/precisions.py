@@ -12,7 +12,8 @@ from engine import Manifest, fake_manifest
 from engine.export import export
 from engine.half import write_half
 from engine.quantise import quantise
-from training.network import FeaturesGraph, NetworkConfig, ReasoningGraph, TwoStageNetwork
+from training.architecture import NetworkConfig
+from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork
 
 LABELS = ("bubble", "pinhole", "scratch", "tin_ash")
 PATCH_PX, BATCH = 64, 3

@@ -24,7 +24,8 @@ from engine.layers import heavy_counts, real_precision
 from engine.manifest import FEATURES_FILES
 from engine.quantise import quantise
 from tests.engine.precisions import BATCH, PATCHES, network, write_bundle
-from training.network import FeaturesGraph, NetworkConfig, TwoStageNetwork
+from training.architecture import NetworkConfig
+from training.network import FeaturesGraph, TwoStageNetwork
 
 rtx = pytest.importorskip(
     "tensorrt_rtx", reason="TensorRT-RTX is not installed: pip install '.[compile-check]', 260 MB", exc_type=ImportError

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from engine import Manifest, ParityError, fake_manifest, load, read_golden, self_test
 from engine.export import export, module_probability
-from training.network import FeaturesGraph, NetworkConfig, Pooling, ReasoningGraph, TwoStageNetwork
+from training.architecture import NetworkConfig, Pooling
+from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork
 
 LABELS = ("bubble", "pinhole", "scratch", "tin_ash")
 PATCH_PX = 64

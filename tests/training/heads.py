@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.engine.precisions import LABELS, PATCH_PX, WIDTHS
-from training.network import NetworkConfig, TwoStageNetwork, preprocess
+from training.architecture import NetworkConfig
+from training.network import TwoStageNetwork, preprocess
 
 CHANNELS = 160  # those of the light trunk, for which the rest of the network is made
 CELLS = PATCH_PX // 8

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from engine import infer, load
 from tests.training.data_form import TOML, write_screens
 from training.__main__ import app
+from training.architecture import NetworkConfig
 from training.baselines import METHODS, build_network
 from training.baselines.kssnet import KSSNet, label_graph
 from training.baselines.tdrg import mixed
@@ -21,10 +22,11 @@ from training.complexity import describe
 from training.config import read_config
 from training.cutting import cut
 from training.datasets import PatchSet
-from training.fit import fit, network_probability
+from training.fit import fit
 from training.folder import load_run
+from training.inference import network_probability
 from training.methods import METHODS as PAPER
-from training.network import FeaturesGraph, Network, NetworkConfig, ReasoningGraph
+from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.trunks import LightTrunk, build_trunk, staged
 
 RIVALS = ("feature_clustering", "plain", "kssnet", "tdrg", "sewerml")

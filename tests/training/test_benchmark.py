@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from tests.bundles import tiny_bundle
 from training import benchmark
 from training.__main__ import app
-from training.network import NetworkConfig, TwoStageNetwork
+from training.architecture import NetworkConfig
+from training.network import TwoStageNetwork
 
 torch_compile = torch.compile
 

@@ -11,29 +11,89 @@ from torch import Tensor
 from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
 
 
-def contrast_by_the_formula(feature: Tensor, target: Tensor, temperature: float) -> float:
+def contrast_by_the_formula(feature: Tensor, target: Tensor, temperature: float) -> Tensor:
     """Eq. 2 written with loops, anchor by anchor."""
     anchors = [(i, j) for i in range(target.shape[0]) for j in range(target.shape[1]) if target[i, j] == 1]
     unit = {a: feature[a] / feature[a].norm() for a in anchors}
-    total = 0.0
+    total = feature.sum() * 0
     for anchor in anchors:
         others = [a for a in anchors if a != anchor]
         positives = [a for a in others if a[1] == anchor[1]]
-        if not positives:
-            continue
-        below = sum(math.exp(float(unit[anchor] @ unit[a]) / temperature) for a in others)
-        logs = [math.log(math.exp(float(unit[anchor] @ unit[p]) / temperature) / below) for p in positives]
-        total += -sum(logs) / len(positives)
-    return total / len(anchors) if anchors else 0.0
+        for positive in positives:
+            below = sum(torch.exp(unit[anchor] @ unit[a] / temperature) for a in others)
+            total = total - torch.log(torch.exp(unit[anchor] @ unit[positive] / temperature) / below) / len(positives)
+    return total / max(1, len(anchors))
+
+
+def bce_by_the_formula(logit: Tensor, target: Tensor, positive_weight: float) -> Tensor:
+    """Weighted mean of -log of what was told of each known entry, entry by entry."""
+    total, weights = logit.sum() * 0, 0.0
+    for x, y in zip(logit.flatten(), target.flatten().tolist(), strict=True):
+        if y >= 0:
+            weight = positive_weight if y else 1.0
+            told = 1 / (1 + torch.exp(-x))
+            total = total - weight * torch.log(told if y else 1 - told)
+            weights += weight
+    return total / weights if weights else total
+
+
+def draw(seed: int, *shape: int, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Targets of a shape, and what is told of them in float64; of each by so many numbers where a width is given."""
+    generator = torch.Generator().manual_seed(seed)
+    told = torch.randn(*shape, *([width] if width else []), generator=generator, dtype=torch.float64)
+    return told.requires_grad_(), torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8)
+
+
+def check_equal(found: Tensor, expected: Tensor, told: Tensor) -> None:
+    """The same number and the same gradient, in double precision."""
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    gradients = [torch.autograd.grad(loss, told, retain_graph=True)[0] for loss in (found, expected)]
+    torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
 @given(seed=st.integers(0, 10_000), patches=st.integers(1, 6), labels=st.integers(1, 4))
 def test_contrast_is_equation_2(seed: int, patches: int, labels: int) -> None:
+    feature, target = draw(seed, patches, labels, width=5)
+    check_equal(supervised_contrast(feature, target), contrast_by_the_formula(feature, target, 0.1), feature)
+
+
+@given(seed=st.integers(0, 10_000), patches=st.integers(1, 6), labels=st.integers(1, 4), weight=st.floats(0.1, 9))
+def test_known_entropy_is_its_formula(seed: int, patches: int, labels: int, weight: float) -> None:
+    logit, target = draw(seed, patches, labels)
+    check_equal(known_bce(logit, target, positive_weight=weight), bce_by_the_formula(logit, target, weight), logit)
+
+
+def test_gradients_are_those_of_small_steps() -> None:
+    feature, target = draw(3, 4, 3, width=5)
+    assert ((target == 1).sum(dim=0) > 1).any()  # there are pairs
+    assert torch.autograd.gradcheck(lambda x: supervised_contrast(x, target), feature)
+    logit, target = draw(4, 4, 3)
+    assert torch.autograd.gradcheck(lambda x: known_bce(x, target), logit)
+    assert torch.autograd.gradcheck(lambda x: patch_bce(x, target), logit)
+    maps, target = draw(5, 2, 3, 4, 4)
+    assert torch.autograd.gradcheck(lambda x: map_loss(x, target), maps)
+
+
+@given(seed=st.integers(0, 10_000), patches=st.integers(2, 6), labels=st.integers(2, 4))
+def test_neither_the_order_of_patches_nor_of_labels_matters(seed: int, patches: int, labels: int) -> None:
+    feature, target = draw(seed, patches, labels, width=5)
     generator = torch.Generator().manual_seed(seed)
-    feature = torch.randn(patches, labels, 5, generator=generator)
-    target = torch.randint(-1, 2, (patches, labels), generator=generator)
-    expected = contrast_by_the_formula(feature, target, 0.1)
-    assert supervised_contrast(feature, target).item() == pytest.approx(expected, abs=1e-3, rel=1e-3)
+    rows, columns = torch.randperm(patches, generator=generator), torch.randperm(labels, generator=generator)
+    other, as_other = feature[rows][:, columns], target[rows][:, columns]
+    torch.testing.assert_close(supervised_contrast(other, as_other), supervised_contrast(feature, target))
+    torch.testing.assert_close(known_bce(other[..., 0], as_other), known_bce(feature[..., 0], target))
+
+
+@given(seed=st.integers(0, 10_000), patches=st.integers(2, 8))
+def test_means_of_shares_are_the_mean_of_all(seed: int, patches: int) -> None:
+    """Two devices with unlike numbers of known entries, each told the mean of both numbers."""
+    logit, target = draw(seed, patches, 3)
+    shares = [slice(0, patches // 2), slice(patches // 2, patches)]
+    weights = [torch.where(target[s] > 0, 4.0, 1.0).double() * (target[s] >= 0) for s in shares]
+    mean = sum(weight.sum() for weight in weights) / 2
+    assert isinstance(mean, Tensor)
+    parts = [known_bce(logit[s], target[s], positive_weight=4, device_mean=lambda _: mean) for s in shares]
+    check_equal((parts[0] + parts[1]) / 2, known_bce(logit, target, positive_weight=4), logit)
 
 
 def test_contrast_falls_when_labels_cluster() -> None:

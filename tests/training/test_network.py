@@ -5,10 +5,11 @@ import torch
 import torchvision
 from torch import Tensor
 
+from training.architecture import NetworkConfig
 from training.network import (
     CosineClassifier,
     FeaturesGraph,
-    NetworkConfig,
+    GraphReasoning,
     ReasoningGraph,
     TwoStageNetwork,
     parameter_table,
@@ -107,26 +108,82 @@ def test_a_symmetric_graph_stays_symmetric() -> None:
     torch.testing.assert_close(network(patches(2)).score_NL, directed)
 
 
-def test_reasoning_follows_the_equations() -> None:
-    """Equations 3 to 7, written out with loops over three patches."""
-    network = small_network()
-    stage = network.reasoning
-    stage.start_from(network.classifier1, torch.tensor([[4.0, 2, 0], [2, 5, 1], [0, 1, 3]]), network.config)
-    feature = torch.randn(3, 3, 8)
-    cosine = torch.rand(3, 3) * 2 - 1
-    edges = stage.edges
-    degree = torch.diag(edges.sum(dim=1) ** -0.5)
-    nodes = degree @ edges @ degree @ stage.nodes
-    z = [stage.projection(feature[k].flatten()) for k in range(3)]
+def reasoning_by_the_equations(stage: GraphReasoning, feature: Tensor, cosine: Tensor) -> Tensor:
+    """Equations 3 to 7, written out with loops over patches and labels."""
+    count, labels = cosine.shape
+    degree = [sum(stage.edges[i, k] for k in range(labels)) for i in range(labels)]
+    nodes = [
+        sum(degree[i] ** -0.5 * stage.edges[i, k] * degree[k] ** -0.5 * stage.nodes[k] for k in range(labels))
+        for i in range(labels)
+    ]
+    z = [stage.projection.weight @ feature[k].flatten() + stage.projection.bias for k in range(count)]
     rows = []
-    for i in range(3):
-        relation = torch.softmax(torch.stack([z[i] @ z[k] for k in range(3)]), dim=0)
-        to_label = sum(relation[k] * torch.softmax(cosine[k], dim=0) for k in range(3))
-        assert isinstance(to_label, Tensor)
-        enhanced = torch.relu(to_label @ nodes @ stage.relation.weight.T)
+    for i in range(count):
+        weights = [torch.exp(z[i] @ z[k]) for k in range(count)]
+        below = [sum(torch.exp(cosine[k, m]) for m in range(labels)) for k in range(count)]
+        to_label = [
+            sum(weights[k] / sum(weights) * torch.exp(cosine[k, j]) / below[k] for k in range(count))
+            for j in range(labels)
+        ]
+        mixed = sum(to_label[j] * nodes[j] for j in range(labels))
+        enhanced = (stage.relation.weight @ mixed).clamp_min(0)
         rows.append(stage.classifier.weight @ torch.cat([feature[i].flatten(), enhanced]))
-    scores = stage(feature, cosine, cosine * 10)
-    torch.testing.assert_close(scores, torch.stack(rows), atol=1e-5, rtol=1e-4)
+    return torch.stack(rows)
+
+
+def test_reasoning_follows_the_equations() -> None:
+    """Its scores, and the gradient of each of its weights, in double precision."""
+    network = small_network().double()
+    stage = network.reasoning
+    counts = torch.tensor([[4.0, 2, 1], [2, 5, 1], [1, 1, 3]])
+    stage.start_from(network.classifier1, counts, network.config)
+    feature = (torch.randn(4, 3, 8) / 4).double().requires_grad_()
+    cosine = (torch.rand(4, 3) * 2 - 1).double().requires_grad_()
+    inputs = [feature, cosine, *stage.parameters()]
+    scores = [stage(feature, cosine, cosine * 10), reasoning_by_the_equations(stage, feature, cosine)]
+    torch.testing.assert_close(*scores, atol=1e-10, rtol=1e-10)
+    weight = torch.randn(4, 3).double()
+    for found, expected in zip(*(torch.autograd.grad((weight * s).sum(), inputs) for s in scores), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-9)
+    assert torch.autograd.gradcheck(lambda x, s: stage(x, s, s * 10), (feature, cosine), fast_mode=True)
+
+
+@pytest.mark.parametrize("pooling", ["average", "attention"])
+def test_stage_1_follows_the_equations(pooling: str) -> None:
+    """Category pooling and the cosine, position by position and label by label, in double precision."""
+    network = small_network(pooling=pooling).double()
+    trunk = torch.randn(2, LightTrunk.channels, 2, 2).double().requires_grad_()
+    feature, label_map = network.pooling(trunk)
+    cosine = network.classifier1(feature)
+    weight = network.pooling.linear.weight.reshape(3, 8, -1)
+    bias = network.pooling.linear.bias.reshape(3, 8)
+    for i in range(2):
+        positions = [trunk[i, :, r, c] for r in range(2) for c in range(2)]
+        for j in range(3):
+            share = [torch.ones(()).double() / 4] * 4
+            if network.pooling.label_map is not None:
+                convolution = network.pooling.label_map
+                assert convolution.bias is not None
+                logits = [convolution.weight[j, :, 0, 0] @ p + convolution.bias[j] for p in positions]
+                torch.testing.assert_close(torch.stack(logits), label_map[i, j].flatten())
+                share = [torch.exp(logit) / sum(torch.exp(other) for other in logits) for logit in logits]
+            read = sum(s * (weight[j] @ p) for s, p in zip(share, positions, strict=True)) + bias[j]
+            torch.testing.assert_close(feature[i, j], read, atol=1e-10, rtol=1e-9)
+            w = network.classifier1.weight[j]
+            torch.testing.assert_close(cosine[i, j], read @ w / (read.norm() * w.norm()), atol=1e-10, rtol=1e-9)
+    assert torch.autograd.gradcheck(lambda x: network.classifier1(network.pooling(x)[0]), trunk, fast_mode=True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("by_screen", [False, True])
+def test_permuting_the_batch_permutes_the_outputs(training: bool, by_screen: bool) -> None:
+    network = small_network(pooling="attention").train(training)
+    group = torch.tensor([0, 0, 1, 1, 1, 2]) if by_screen else None
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    output = network(patches(6), group_N=group)
+    permuted = network(patches(6)[order], group_N=None if group is None else group[order])
+    for value, other in zip(output, permuted, strict=True):
+        torch.testing.assert_close(other, value[order], atol=1e-5, rtol=1e-4)
 
 
 def test_edges_start_from_normalised_counts_and_an_empty_row_is_the_identity() -> None:

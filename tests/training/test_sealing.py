@@ -11,7 +11,8 @@ import torch
 
 from engine import NO_SECOND_LOOK, LabelLimits, Manifest, SecondLook, cover, cut, fake_manifest
 from tests.training.data_form import write_screens
-from training.network import NetworkConfig, TwoStageNetwork
+from training.architecture import NetworkConfig
+from training.network import TwoStageNetwork
 from training.sealing import SEALED_FILE, seal
 
 PATCH_PX = 64

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine import NO_GUARD, infer, load
-from training.network import NetworkConfig
+from training.architecture import NetworkConfig
 from training.untrained import untrained_bundle
 
 SMALL = NetworkConfig(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from training.architecture import NetworkConfig
 from training.baselines.clustering import FeatureClustering
 from training.baselines.kssnet import KSSNet
 from training.baselines.plain import Plain
 from training.baselines.sewerml import SewerML
 from training.baselines.tdrg import TDRG
-from training.network import Network, NetworkConfig, TwoStageNetwork
+from training.network import Network, TwoStageNetwork
 
 METHODS: dict[str, type[TwoStageNetwork | FeatureClustering | Plain | KSSNet | TDRG | SewerML]] = {
     "two_stage": TwoStageNetwork,

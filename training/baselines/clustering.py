@@ -7,7 +7,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.network import CategoryPooling, CosineClassifier, Network, NetworkConfig, Output, preprocess
+from training.architecture import NetworkConfig
+from training.network import CategoryPooling, CosineClassifier, Network, Output, preprocess
+from training.parts import in_parts
 from training.trunks import build_trunk
 
 
@@ -35,9 +37,11 @@ class FeatureClustering(Network):
         reason: bool = True,
         group_N: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
+        parts: int = 1,
     ) -> Output:
         """One pass, see `Network.forward`; there is nothing to reason, to group or to gather."""
-        feature_NLF, map_NLHW = self.pooling(self.trunk(preprocess(pixel_NGPP, light=self.config.light)))
+        trunk_NDHW = in_parts(self.trunk, preprocess(pixel_NGPP, light=self.config.light), parts)
+        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
         cosine_NL = self.classifier1(feature_NLF)
         logit_NL = self.classifier1.logits(cosine_NL)
         return Output(feature_NLF.float(), cosine_NL, logit_NL, logit_NL if reason else None, map_NLHW)
@@ -56,6 +60,6 @@ class FeatureClustering(Network):
             map_NLHW = functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])
         return feature_NLF.float(), self.classifier1(feature_NLF), map_NLHW
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Trunk, category pooling, classifier 1."""
         return {"trunk": self.trunk, "category pooling": self.pooling, "classifier 1": self.classifier1}

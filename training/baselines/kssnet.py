@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
-from training.network import NetworkConfig
 from training.trunks import build_trunk, staged
 
 RARE = 0.03  # a conditional frequency below it is no edge
@@ -56,7 +56,7 @@ class KSSNet(OneStage):
             x_LD = functional.leaky_relu(raw_LD, SLOPE)
         return found
 
-    def see(self, x_NGPP: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def see(self, x_NGPP: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Logits and the map that they are the mean of, but for the bias."""
         trunk, embeddings = staged(self.trunk), [e.tanh() for e in self.embeddings()]
         x = x_NGPP
@@ -68,7 +68,7 @@ class KSSNet(OneStage):
         activation_NLHW = functional.conv2d(map_NDHW, weight_LD[:, :, None, None])
         return map_NDHW.mean(dim=(2, 3)) @ weight_LD.T + self.classifier.bias, activation_NLHW, ()
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Trunk, graph convolutions, lateral connections, classifier."""
         return {
             "trunk": self.trunk,

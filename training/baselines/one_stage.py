@@ -23,9 +23,10 @@ class OneStage(Network):
         reason: bool = True,
         group_N: Tensor | None = None,
         gather: Callable[[Tensor], Tensor] | None = None,
+        parts: int = 1,
     ) -> Output:
         """One pass, see `Network.forward`; there is nothing to reason, to group or to gather."""
-        logit_NL, _, auxiliary = self.see(preprocess(pixel_NGPP, light=self.config.light))
+        logit_NL, _, auxiliary = self.see(preprocess(pixel_NGPP, light=self.config.light), parts)
         return Output(logit_NL[:, :, None], logit_NL, logit_NL, logit_NL if reason else None, None, auxiliary)
 
     def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
@@ -38,5 +39,8 @@ class OneStage(Network):
         return logit_NL[:, :, None], logit_NL, activation_NLHW
 
     @abstractmethod
-    def see(self, x_NGPP: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Preprocessed pixels to logits (N, L), activation (N, L, H, W) and auxiliary logits, each (N, L)."""
+    def see(self, x_NGPP: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """Preprocessed pixels to logits (N, L), activation (N, L, H, W) and auxiliary logits, each (N, L).
+
+        `parts` is in how many the trunk takes them while it learns, see `in_parts`.
+        """

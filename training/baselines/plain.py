@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
-from training.network import NetworkConfig
+from training.parts import in_parts
 from training.trunks import build_trunk
 
 
@@ -21,12 +22,12 @@ class Plain(OneStage):
         self.trunk, width = build_trunk(config.trunk, weights=config.trunk_weights, channels=channels)
         self.classifier = nn.Linear(width, labels)
 
-    def see(self, x_NGPP: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def see(self, x_NGPP: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Logits and the map that they are the mean of, but for the bias."""
-        map_NDHW = self.trunk(x_NGPP)
+        map_NDHW = in_parts(self.trunk, x_NGPP, parts)
         activation_NLHW = functional.conv2d(map_NDHW, self.classifier.weight[:, :, None, None])
         return self.classifier(map_NDHW.mean(dim=(2, 3))), activation_NLHW, ()
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Trunk and classifier."""
         return {"trunk": self.trunk, "classifier": self.classifier}

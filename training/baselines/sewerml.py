@@ -5,8 +5,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
-from training.network import NetworkConfig
+from training.parts import in_parts
 
 KERNELS = 11, 3, 3
 WIDTHS = 64, 128, 128
@@ -42,13 +43,13 @@ class SewerML(OneStage):
             nn.Linear(DENSE[1], labels),
         )
 
-    def see(self, x_NGPP: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def see(self, x_NGPP: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Logits, and a flat map."""
-        map_NDHW = self.trunk(x_NGPP)
+        map_NDHW = in_parts(self.trunk, x_NGPP, parts)
         logit_NL = self.classifier(_pooled(map_NDHW).flatten(1))
         return logit_NL, logit_NL[:, :, None, None] * map_NDHW.new_zeros(1, 1, SIDE, SIDE), ()
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Convolutions and dense layers."""
         return {"trunk": self.trunk, "classifier": self.classifier}
 

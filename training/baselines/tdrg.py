@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
-from training.network import NetworkConfig
 from training.trunks import build_trunk, staged
 
 HEADS = 4
@@ -53,7 +53,7 @@ class TDRG(OneStage):
         self.relate = nn.Conv1d(2 * d, 2 * d, 1)
         self.semantic = nn.Conv1d(2 * d, labels, 1)
 
-    def see(self, x_NGPP: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def see(self, x_NGPP: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
         """Logits, the labels' own maps, and the logits of both branches and of those maps."""
         trunk = staged(self.trunk)
         middle = trunk.stage(2, trunk.stage(1, trunk.stage(0, x_NGPP)))
@@ -88,7 +88,7 @@ class TDRG(OneStage):
         guide = self.guide_edges(torch.cat([t.mean(dim=2, keepdim=True) for t in tokens], dim=1))
         return torch.sigmoid(self.edges(torch.cat([guide.expand(-1, -1, self.labels), nodes_NDL], dim=1)))
 
-    def parts(self) -> dict[str, nn.Module]:
+    def components(self) -> dict[str, nn.Module]:
         """Trunk, transformer with what leads into it and out of it, graph."""
         structural = [self.to_16, self.to_32, self.to_64, self.transformer, self.structural]
         semantic = [self.label_map, self.to_nodes, self.guide_nodes, self.guide_edges, self.edges, self.relate]

@@ -28,12 +28,34 @@ def fit(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value, e.g. phase1.epochs=2.")] = None,
 ) -> None:
     """Train both phases; the same command resumes a run that was stopped."""
+    from lightning_fabric.utilities import rank_zero_only
+
     from training.config import read_config
     from training.fit import fit as run_fit
 
     settings = read_config(config, set_)
     found = run_fit(settings)
-    console.print(f"validation F {found.f_measure:.4f} at 0.5 over {found.patches} patches: {settings.run}")
+    tell = rank_zero_only(console.print)  # of the processes that learnt together the first one speaks
+    tell(f"validation F {found.f_measure:.4f} at 0.5 over {found.patches} patches: {settings.run}")
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", exists=True, file_okay=False)],
+    plot: Annotated[Path | None, typer.Option(help="Draw loss and validation F by epoch into this file.")] = None,
+    json_file: Json = None,
+) -> None:
+    """Set runs beside each other: what differs in their configurations, data, F, time (no torch needed)."""
+    from training import comparison, curves, tables
+
+    if plot is not None:
+        curves.require()
+    found = comparison.compare(runs)
+    tables.print_comparison(found, console)
+    if plot is not None:
+        curves.draw(found.runs, plot)
+    if json_file is not None:
+        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
 
 
 @app.command()

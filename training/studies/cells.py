@@ -21,8 +21,9 @@ from training.calibration import best_threshold
 from training.config import Config, read_config
 from training.datasets import PatchSet
 from training.evaluation import report
-from training.fit import fit, reasoned, see
+from training.fit import fit
 from training.folder import data_id, load_run
+from training.inference import reasoned, see
 from training.studies.tables import Row
 
 GROUPS = ("screen", "batch:32", "single")

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file
+
+from tests.training.data_form import TOML, write_screens
+from tests.training.two_devices import CASES, configuration, frozen, share, step
+from training.config import read_config
+from training.cutting import cut
+from training.devices import launch
+from training.fit import Run
+from training.rows import read_rows
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    base = tmp_path_factory.mktemp("devices")
+    cut(write_screens(base / "source", screens=20), base / "cut", patch_px=64)
+    (base / "toy.toml").write_text(TOML)
+    return base / "toy.toml"
+
+
+@pytest.fixture(scope="module")
+def two(toml: Path) -> Path:
+    """Two processes, as torchrun starts them on two nodes, have done what `two_devices.both` does; where it lies."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
+    torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
+    nodes = [
+        subprocess.Popen(
+            [*torchrun, f"--node-rank={node}", "-m", "tests.training.two_devices", str(toml)],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for node in (0, 1)
+    ]
+    told = [node.communicate(timeout=250)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], "\n".join(told)
+    return toml.parent
+
+
+def alone() -> Fabric:
+    return Fabric(accelerator="cpu", devices=1)
+
+
+@pytest.mark.parametrize(("name", "relations"), CASES)
+def test_the_gradient_of_two_devices_is_that_of_one_with_the_whole_batch(
+    two: Path, toml: Path, name: str, relations: str
+) -> None:
+    """Contrast, relations, maps, and unknown entries of which one device has more than the other."""
+    found = torch.load(two / f"{name}-{relations}.pt")
+    one = step(configuration(toml, f"run=one-{name}-{relations}", f"relations={relations}"), alone(), name)
+    torch.testing.assert_close(found["loss"], one.loss, atol=1e-5, rtol=1e-5)
+    assert found["gradient"].keys() == one.gradient.keys()
+    assert any(key.startswith("reasoning.") for key in one.gradient) == (name == "phase2")
+    for key, expected in one.gradient.items():
+        torch.testing.assert_close(found["gradient"][key], expected, atol=1e-5, rtol=1e-5, msg=key)
+    torch.testing.assert_close(found["difficulty"], one.difficulty, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found["probability"], one.probability, atol=1e-5, rtol=1e-5)
+
+
+def test_two_devices_learn_what_one_does(two: Path, toml: Path) -> None:
+    """Whole runs with frozen batch normalisation: the same order, losses, figures and weights."""
+    sgd = ["phase1.optimiser=sgd", "phase2.optimiser=sgd", "relations=batch"]
+    config = configuration(toml, "run=one-frozen", *sgd)
+    frozen(Run(config, alone())).finish()
+    for file in ("phase1.safetensors", "phase2.safetensors"):
+        first, second = load_file(config.run / file), load_file(two / "two-frozen" / file)
+        for key, value in first.items():
+            torch.testing.assert_close(second[key], value, atol=1e-5, rtol=1e-4, msg=key)
+    rows, others = read_rows(config.run / "metrics.csv"), read_rows(two / "two-frozen" / "metrics.csv")
+    assert len(rows) == len(others) == 4
+    for row, other in zip(rows, others, strict=True):
+        for key in ("loss", "bce", "map", "accuracy", "learning_rate"):
+            assert float(row[key]) == pytest.approx(float(other[key]), rel=1e-4), (row["phase"], key)
+
+
+def test_two_devices_resume_bit_for_bit(two: Path) -> None:
+    for file in ("phase1.safetensors", "phase2.safetensors"):
+        assert (two / "two-broken" / file).read_bytes() == (two / "two-whole" / file).read_bytes()
+    sessions = json.loads((two / "two-broken" / "run.json").read_text())["sessions"]
+    assert [session["machine"]["processes"] for session in sessions] == [2, 2, 2]
+
+
+def test_shares_of_whole_screens_are_uneven(toml: Path) -> None:
+    """So that the gradients above would tell."""
+    run = Run(configuration(toml, "run=shares"), alone())
+    assert len(share(run, by_screen=True)) == sum(len(screen) for screen in run.training["phase2"].by_screen()[:5])
+    assert len({len(run.training["phase2"].by_screen()[k]) for k in range(5)}) == 1  # two screens against three
+
+
+@pytest.mark.parametrize(
+    ("started", "message"),
+    [
+        ({"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, "--set devices=2 --set nodes=2"),
+        ({}, "nodes = 2: start"),
+    ],
+)
+def test_processes_are_as_many_as_the_configuration_says(
+    toml: Path, monkeypatch: pytest.MonkeyPatch, started: dict[str, str], message: str
+) -> None:
+    for key, value in {**started, **({"TORCHELASTIC_RUN_ID": "1"} if started else {})}.items():
+        monkeypatch.setenv(key, value)
+    with pytest.raises(ValueError, match=message):
+        launch(read_config(toml, ["nodes=2"]))
+
+
+def test_a_batch_has_patches_for_every_device(toml: Path) -> None:
+    run = Run(configuration(toml, "run=few", "data.patches_per_epoch=1"), alone())
+    run.fabric = type("Two", (), {"world_size": 2, "global_rank": 1})()
+    with pytest.raises(ValueError, match="fewer patches than the 2 devices"):
+        run._order("phase1", run.config.phase1, 0)
+    with pytest.raises(ValueError, match="1 batches of 1000 patches in whole screens for 2 devices"):
+        run._order("phase2", run.config.phase2.model_copy(update={"batch": 2000}), 0)
+    with pytest.raises(ValueError, match=r"phase1\.batch = 3 does not divide"):
+        run._order("phase1", run.config.phase1.model_copy(update={"batch": 3}), 0)

@@ -1,0 +1,153 @@
+"""Runs beside each other: what differs in their configurations, how well they did, how long they took.
+
+Reads what `training.folder`, `training.record` and `training.journal` write; nothing of it needs torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from training.rows import read_rows
+
+PHASES = ("phase1", "phase2")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """One epoch: which, its mean loss, validation F at 0.5, and how long it took where that is known."""
+
+    phase: str
+    epoch: int
+    loss: float
+    f_measure: float
+    seconds: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """What is known of one run; None or nothing where it is not known, as of a run that has not ended."""
+
+    run: str
+    config: dict[str, Any]  # flat, the keys dotted
+    data_id: str
+    validation_id: str | None
+    revision: str | None  # of the last session; with a + where the code differed from it
+    machine: str | None
+    sessions: int
+    epochs: list[Epoch]
+    finished: dict[str, Any] | None  # last validation figures at 0.5
+
+    def best(self, phase: str) -> Epoch | None:
+        """The epoch of the highest validation F of a phase."""
+        return max((e for e in self.epochs if e.phase == phase), key=lambda e: e.f_measure, default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """That the epochs took, if it is known of all."""
+        known = [e.seconds for e in self.epochs if e.seconds is not None]
+        return sum(known) if known and len(known) == len(self.epochs) else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """Runs, the keys of the configuration in which they differ, and why their figures may not be held together."""
+
+    runs: list[Trained]
+    differing: list[str]
+    warnings: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        best = [{phase: one.best(phase) for phase in PHASES} for one in self.runs]
+        told = [
+            {**asdict(one), "best": {phase: e and asdict(e) for phase, e in of.items()}, "seconds": one.seconds}
+            for one, of in zip(self.runs, best, strict=True)
+        ]
+        return {"runs": told, "differing": self.differing, "warnings": self.warnings}
+
+
+def compare(runs: Sequence[Path]) -> Comparison:
+    """Read runs, finished or not, and set them beside each other.
+
+    Raises:
+        ValueError: a folder is not a run's.
+    """
+    read = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
+    keys = dict.fromkeys(key for one in read for key in one.config)
+    differing = [key for key in keys if len({json.dumps(one.config.get(key)) for one in read}) > 1]
+    return Comparison(runs=read, differing=differing, warnings=list(_warnings(read)))
+
+
+def _read(run: Path, name: str) -> Trained:
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run} is not the folder of a run (config.json is missing)")
+    record = _json(run / "run.json") or {"data": {}, "sessions": []}
+    session = record["sessions"][-1] if record["sessions"] else None
+    config = dict(_flat(_json(run / "config.json")))
+    config.pop("run")
+    return Trained(
+        run=name,
+        config=config,
+        data_id=_json(run / "data.json")["data_id"],
+        validation_id=record["data"].get("validation_id"),
+        revision=session and session["revision"] and session["revision"] + "+" * bool(session["changed"]),
+        machine=session and _machine(session["machine"]),
+        sessions=len(record["sessions"]),
+        epochs=[_epoch(row) for row in read_rows(run / "metrics.csv")] if (run / "metrics.csv").is_file() else [],
+        finished=_json(run / "finished.json"),
+    )
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """The folders' names, where two share one with what is before it."""
+    whole = [run.resolve() for run in runs]
+    often = Counter(run.name for run in whole)
+    return [run.name if often[run.name] == 1 else f"{run.parent.name}/{run.name}" for run in whole]
+
+
+def _epoch(row: dict[str, str]) -> Epoch:
+    return Epoch(
+        phase=row["phase"],
+        epoch=int(row["epoch"]),
+        loss=float(row["loss"]),
+        f_measure=float(row["f_measure"]),
+        seconds=float(row["seconds"]) if row.get("seconds") else None,
+    )
+
+
+def _machine(machine: dict[str, Any]) -> str:
+    learns_on = machine["cpu"] if machine["learns_on"] == "cpu" else machine["gpus"][0]
+    processes, threads = machine["processes"], machine["threads"]
+    times = f"{processes} x " if processes > 1 else ""
+    on_threads = f", threads {threads}" if machine["learns_on"] == "cpu" else ""
+    return f"{times}{learns_on}{on_threads}"
+
+
+def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value
+
+
+def _warnings(runs: Sequence[Trained]) -> Iterator[str]:
+    judged = {one.validation_id for one in runs}
+    if len({one.data_id for one in runs}) > 1:
+        yield "the runs have different data: see data id"
+        if None in judged:
+            yield "whether they are judged by the same validation patches is not known: a run has no run.json"
+    if len(judged - {None}) > 1:
+        yield "the runs are judged by different validation patches: their F is not comparable"
+    for one in runs:
+        if one.finished is None:
+            yield f"{one.run} has not ended: {len(one.epochs)} epochs so far"
+
+
+def _json(file: Path) -> Any:  # noqa: ANN401 - JSON
+    return json.loads(file.read_text()) if file.is_file() else None

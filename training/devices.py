@@ -1,0 +1,72 @@
+"""The devices that train one network together, each a process with its share of every batch."""
+
+from __future__ import annotations
+
+import os
+
+from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from torch import Tensor, nn
+
+from training.config import Config
+
+
+def launch(config: Config) -> Fabric:
+    """Start the processes that the configuration asks for, or join those that torchrun started.
+
+    Raises:
+        ValueError: torchrun started another number of them, or several nodes are asked for without it.
+    """
+    world = config.devices * config.nodes
+    if TorchElasticEnvironment.detect():
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        nodes = int(os.environ["WORLD_SIZE"]) // here
+        if (here, nodes) != (config.devices, config.nodes):
+            raise ValueError(
+                f"torchrun started {here} processes on {nodes} nodes, but devices = {config.devices} and "
+                f"nodes = {config.nodes}: they decide what is learnt, so say --set devices={here} --set nodes={nodes}"
+            )
+    elif config.nodes > 1:
+        raise ValueError(f"nodes = {config.nodes}: start `-m training fit` by torchrun on each of them")
+    # phase 1 leaves stage 2 without gradients, which plain DDP refuses
+    fabric = Fabric(
+        accelerator="auto",
+        strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
+        devices=config.devices,
+        num_nodes=config.nodes,
+        precision=config.precision,
+    )
+    fabric.launch()
+    return fabric
+
+
+def gather(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """The rows of every device, gradients included; each device must have as many."""
+    if fabric.world_size == 1:
+        return tensor
+    gathered = fabric.all_gather(tensor, sync_grads=tensor.is_floating_point())
+    assert isinstance(gathered, Tensor)
+    return gathered.flatten(0, 1)
+
+
+def total(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """The sum over the devices, without a gradient."""
+    if fabric.world_size == 1:
+        return tensor
+    summed = fabric.all_reduce(tensor.detach().clone(), reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return summed
+
+
+def mean(fabric: Fabric, tensor: Tensor) -> Tensor:
+    """The mean over the devices, without a gradient."""
+    return total(fabric, tensor) / fabric.world_size
+
+
+def share_statistics(fabric: Fabric, network: nn.Module) -> None:
+    """Give every device the mean of the running statistics of batch normalisation, which each took of its own share."""
+    if fabric.world_size == 1:
+        return
+    for buffer in network.buffers():
+        if buffer.is_floating_point():
+            buffer.copy_(mean(fabric, buffer))

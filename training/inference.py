@@ -1,0 +1,64 @@
+"""What a network says of a set of patches, by the module itself: the trunk a few at a time, then what reasons together.
+
+Several devices take turns with the patches, and each has the whole in the end.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from training import devices
+from training.datasets import PatchSet
+from training.evaluation import groups
+from training.network import Network, Output
+
+CHUNK = 8  # patches at a time: a whole screen of activations of a large trunk fits no memory
+
+
+def network_probability(
+    network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
+) -> NDArray[np.float32]:
+    """Probabilities (N, L) by the module; what is reasoned together is one of `training.evaluation.groups`."""
+    seen = see(network, patches, fabric)
+    return reasoned(network, seen, patches, fabric, group=group) if reason else _probability(seen.logit_NL)
+
+
+def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, *, group: str) -> NDArray[np.float32]:
+    """Probabilities (N, L) of a set that was seen, some of its patches reasoned together at a time."""
+    probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
+    with torch.inference_mode(), fabric.autocast():
+        for indices in groups(patches, group):
+            rows = torch.from_numpy(indices)
+            probability[indices] = _probability(network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]))
+    return probability
+
+
+def see(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
+    """What stage 1 gives of every patch of a set, in its order; there are no maps."""
+    network.eval()
+    chunks = np.array_split(np.arange(len(patches)), -(-len(patches) // CHUNK))
+    own = range(fabric.global_rank, len(chunks), fabric.world_size)
+    parts: dict[int, Output] = {}
+    with torch.inference_mode(), fabric.autocast():
+        for number in track(own, "probabilities", transient=True, disable=not fabric.is_global_zero):
+            pixels = torch.from_numpy(np.stack([patches.patch(int(index)) for index in chunks[number]]))[:, None]
+            parts[number] = network(fabric.to_device(pixels), reason=False)
+
+    def whole(field: str, *width: int) -> Tensor:
+        rows = torch.zeros(len(patches), len(patches.label_names), *width, device=fabric.device)
+        for number, part in parts.items():
+            rows[torch.from_numpy(chunks[number])] = getattr(part, field).float()
+        return devices.total(fabric, rows)  # each device has left the rows of the others 0
+
+    width = network.config.feature_width if network.config.has_label_features else 1
+    return Output(whole("feature_NLF", width), whole("cosine_NL"), whole("logit_NL"), None, None)
+
+
+def _probability(score_NL: Tensor) -> NDArray[np.float32]:
+    probability: NDArray[np.float32] = torch.sigmoid(score_NL.float()).cpu().numpy()
+    return probability
