@@ -182,7 +182,7 @@ def test_permuting_the_batch_permutes_the_outputs(training: bool, by_screen: boo
     order = torch.tensor([4, 0, 5, 2, 1, 3])
     output = network(patches(6), group_N=group)
     permuted = network(patches(6)[order], group_N=None if group is None else group[order])
-    for value, other in zip(output, permuted, strict=True):
+    for value, other in zip(output[:5], permuted[:5], strict=True):  # there are no auxiliary logits
         torch.testing.assert_close(other, value[order], atol=1e-5, rtol=1e-4)
 
 
