@@ -109,7 +109,7 @@ def test_table_7_begins_with_the_phase_1_of_the_network(
     assert [cell.row for cell in found.cells] == ["B = 4"]
     runs = [load_file(folder / "phase1.safetensors") for folder in (tmp_path / "runs").iterdir()]
     assert len(runs) == 2  # the network itself, and the row
-    trunk = "trunk.layers.0.weight"
+    trunk = "trunk.0.0.weight"
     assert (runs[0][trunk] == runs[1][trunk]).all()
 
 
