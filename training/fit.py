@@ -279,12 +279,19 @@ class Run:
 def network_probability(
     network: TwoStageNetwork, patches: PatchSet, fabric: Fabric, *, reason: bool = True
 ) -> NDArray[np.float32]:
-    """Probabilities (N, L) by the module, the patches of one screen reasoned together.
+    """Probabilities (N, L) by the module; the arguments are those of `network_score`."""
+    return torch.sigmoid(torch.from_numpy(network_score(network, patches, fabric, reason=reason))).numpy()
+
+
+def network_score(
+    network: TwoStageNetwork, patches: PatchSet, fabric: Fabric, *, reason: bool = True
+) -> NDArray[np.float32]:
+    """Scores (N, L) before the sigmoid by the module, the patches of one screen reasoned together.
 
     The trunk takes `CHUNK` patches at a time.
     """
     network.eval()
-    probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
+    score = np.zeros((len(patches), len(patches.label_names)), np.float32)
     screens = patches.by_screen()
     with torch.inference_mode(), fabric.autocast():
         for indices in track(screens, "probabilities", transient=True, disable=not fabric.is_global_zero):
@@ -292,21 +299,19 @@ def network_probability(
                 fabric.to_device(torch.from_numpy(np.stack([patches.patch(int(i)) for i in chunk]))[:, None])
                 for chunk in np.array_split(indices, -(-len(indices) // CHUNK))
             )
-            probability[indices] = screen_probability(network, chunks, reason=reason)
-    return probability
+            score[indices] = _screen_score(network, chunks, reason=reason)
+    return score
 
 
-def screen_probability(
-    network: TwoStageNetwork, chunks: Iterable[Tensor], *, reason: bool = True
-) -> NDArray[np.float32]:
-    """Probabilities (K, L) of one screen, whose patches (n, 1, P, P) come some at a time and are reasoned together."""
+def _screen_score(network: TwoStageNetwork, chunks: Iterable[Tensor], *, reason: bool) -> NDArray[np.float32]:
+    """Scores (K, L) of one screen, whose patches (n, 1, P, P) come some at a time and are reasoned together."""
     parts = [network(pixels, reason=False) for pixels in chunks]
     feature = torch.cat([p.feature_NLF for p in parts])
     cosine = torch.cat([p.cosine_NL for p in parts])
     logit = torch.cat([p.logit_NL for p in parts])
     score = network.reasoning(feature, cosine, logit, None) if reason else logit
-    probability: NDArray[np.float32] = torch.sigmoid(score.float()).cpu().numpy()
-    return probability
+    found: NDArray[np.float32] = score.float().cpu().numpy()
+    return found
 
 
 def _optimiser(network: TwoStageNetwork, phase: Phase) -> torch.optim.Optimizer:

@@ -250,6 +250,11 @@ class TwoStageNetwork(nn.Module):
         feature_NLF = feature_NLF.float()
         return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
 
+    @torch.no_grad()
+    def temper(self, temperature_L: Tensor) -> None:
+        """Divide the scores S' of each label by its temperature: the weights of classifier 2, which has no bias."""
+        self.reasoning.classifier.weight.div_(temperature_L[:, None])
+
     def activation(self, trunk_NDHW: Tensor) -> Tensor:
         """Where each label's score comes from with average pooling, (N, L, H, W), linear in the trunk's map.
 
