@@ -62,6 +62,18 @@ class Calibration:
             )
         return said
 
+    def facts(self) -> dict[str, float | str]:
+        """For the manifest: what the limits were chosen for and on, and what they do."""
+        found = self.tally
+        return {
+            "limits_costs": str(self.costs),
+            "limits_screens": f"{found.defective} defective, {found.clean} clean",
+            "limits_escape": round(found.escape, 4),
+            "limits_escape_bound": round(found.escape_bound, 4),
+            "limits_overkill": round(found.overkill, 4),
+            "limits_review": round(found.review(self.costs), 4),
+        }
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON: limits, costs, counts, shares and intervals."""
         labels = list(self.limits)
@@ -136,7 +148,7 @@ def whole_screens(
     unsure = np.array([(target[group] < 0).any() for group in groups])
     highest = np.array([probability[group].max(axis=0) for group in groups], np.float64)
     known = has.any(axis=1) | ~unsure
-    return Screens(highest[known], has[known].any(axis=1)), has[known]
+    return Screens(highest[known], np.asarray(has[known].any(axis=1))), has[known]
 
 
 def best_threshold(score: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:

@@ -67,7 +67,7 @@ def frontier(
         kept, left = (((scores <= top) | (scores < least)).all(axis=0) for scores in (clean, bad))
         waiting.setdefault(int(left.sum()), {})[kept.tobytes()] = kept, left, top[:, 0]
 
-    wait((clean < most).all(axis=0))
+    wait(np.asarray((clean < most).all(axis=0)))
     best: list[Box] = []
     while waiting:
         defective = max(waiting)
@@ -92,7 +92,7 @@ def _limits(screens: Screens, top: NDArray[np.float64], place: float) -> NDArray
     Of the screens outside only those count that a label has to keep there: each is left to the label by which it
     stands out most. Where there is none the gap ends at 1.
     """
-    outside = (screens.highest > top).any(axis=1)
+    outside: Mask = np.asarray((screens.highest > top).any(axis=1))
     keeper = (_logit(screens.highest) - _logit(top)).argmax(axis=1)
     kept = outside[:, None] & (keeper[:, None] == np.arange(len(top)))
     above = np.where(kept, screens.highest, 1.0).min(axis=0)

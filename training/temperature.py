@@ -8,7 +8,7 @@ without a further step in any runtime, and what `calibrate` changes later are li
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,6 +75,11 @@ def fit_temperatures(
     return found
 
 
+def temperature_facts(found: Mapping[str, Sureness]) -> dict[str, float | str]:
+    """For the manifest."""
+    return {f"temperature_{label}": round(one.temperature, 4) for label, one in found.items()}
+
+
 def _sureness(score: Scores, truth: NDArray[np.bool_], fold: NDArray[np.int64]) -> Sureness:
     temperature, cooled = fit_temperature(score, truth), score.copy()
     for part in range(FOLDS):
@@ -91,7 +96,6 @@ def _sureness(score: Scores, truth: NDArray[np.bool_], fold: NDArray[np.int64]) 
         before=reliability(before, truth),
         after=reliability(after, truth),
     )
-
 
 
 def fit_temperature(score: Scores, truth: NDArray[np.bool_]) -> float:

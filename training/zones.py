@@ -93,8 +93,8 @@ def provable(defective: int, cap: float) -> int:
 def worth(found: Tally, costs: Costs) -> tuple[float, ...]:
     """What is compared: less is better, and the first that differs decides.
 
-    Escapes beyond the cap; review beyond the capacity; cost. Of so few screens that one escape is more than the cap, one
-    is allowed: a single defect that the network does not see would else send every screen to review.
+    Escapes beyond the cap; review beyond the capacity; cost. Of so few screens that one escape is more than the cap,
+    one is allowed: a single defect that the network does not see would else send every screen to review.
     """
     allowed = max(math.floor(costs.escape_cap * found.defective + 1e-9), 1)
     return (
@@ -104,9 +104,7 @@ def worth(found: Tally, costs: Costs) -> tuple[float, ...]:
     )
 
 
-def best_zones(
-    screens: Screens, costs: Costs, thresholds: NDArray[np.float64], *, width: int = WIDTH
-) -> Zones:
+def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], *, width: int = WIDTH) -> Zones:
     """The zones that are best by `worth` on these screens, then `widened` where they do not prove the cap.
 
     What passes is a box in the space of scores, and what does not fail is another (`training.frontier`): the first
@@ -128,12 +126,12 @@ def best_zones(
     # in the outer quarters of the gaps between screens: nobody knows what lies in a gap
     lows = frontier(screens, np.zeros(labels), thresholds, place=0.25, width=width)
     highs = frontier(screens, beyond, np.full(labels, _HIGHEST), place=0.75, width=width)
-    low, high = min(product(lows, highs), key=lambda pair: _promise(*pair, screens, costs))
+    low, high = min(product(lows, highs), key=lambda pair: _promise(screens, costs, *pair))
     zones = np.stack([low.limits, high.limits], axis=1)
     return widened(np.round(zones, _DIGITS), screens, costs)
 
 
-def _promise(low: Box, high: Box, screens: Screens, costs: Costs) -> tuple[float, ...]:
+def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float, ...]:
     """What the zones of two boxes are worth."""
     defective = int(screens.defective.sum())
     clean = len(screens) - defective

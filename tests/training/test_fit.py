@@ -163,14 +163,15 @@ def test_a_phase_may_learn_from_smaller_patches(run: Config, toml: Path) -> None
 
 
 def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: Path) -> None:
-    manifest, difference, _ = export_run(run.run, tmp_path / "bundle", version="7")
-    assert difference.largest <= manifest.parity_tolerance["fp32"]
+    done = export_run(run.run, tmp_path / "bundle", version="7")
+    manifest = done.manifest
+    assert done.difference.largest <= manifest.parity_tolerance["fp32"]
     assert (manifest.name, manifest.version, manifest.label_names) == ("toy", "7", ("dot", "line"))
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "toy 7" in card
     assert "| dot |" in card
 
-    network, config, _ = load_run(run.run)
+    network, config = done.network, run
     patches = PatchSet(config.data.folders, "test")
     expected = network_probability(network, patches, Fabric(accelerator="cpu"))
     backend = load(tmp_path / "bundle", threads=1)
@@ -196,8 +197,8 @@ def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path
     boxes = (source / "boxes.csv").read_text().splitlines()
     (source / "boxes.csv").write_text("\n".join([boxes[0], *boxes[1:3], ""]))  # the others are taken for clean
     cut(source, few, patch_px=128, labels=("dot", "line"))
-    usual, _, _ = export_run(run.run, tmp_path / "usual", version="1")
-    line, _, _ = export_run(run.run, tmp_path / "line", version="1", calibration=[few])
+    usual = export_run(run.run, tmp_path / "usual", version="1").manifest
+    line = export_run(run.run, tmp_path / "line", version="1", calibration=[few]).manifest
     assert all(line.labels[name].review[1] >= usual.labels[name].review[1] for name in ("dot", "line"))
     assert line.labels != usual.labels
     assert line.data_id != usual.data_id
