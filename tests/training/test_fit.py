@@ -21,6 +21,7 @@ from engine import load
 from tests.training.data_form import TOML, write_screens
 from training.bundling import export_run
 from training.config import Config, read_config
+from training.costs import Costs
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
@@ -197,11 +198,14 @@ def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path
     boxes = (source / "boxes.csv").read_text().splitlines()
     (source / "boxes.csv").write_text("\n".join([boxes[0], *boxes[1:3], ""]))  # the others are taken for clean
     cut(source, few, patch_px=128, labels=("dot", "line"))
-    usual = export_run(run.run, tmp_path / "usual", version="1").manifest
-    line = export_run(run.run, tmp_path / "line", version="1", calibration=[few]).manifest
-    assert all(line.labels[name].review[1] >= usual.labels[name].review[1] for name in ("dot", "line"))
-    assert line.labels != usual.labels
-    assert line.data_id != usual.data_id
+    usual = export_run(run.run, tmp_path / "usual", version="1")
+    costs = Costs(review_capacity=1, escape_cap=0.5)
+    line = export_run(run.run, tmp_path / "line", version="1", calibration=[few], costs=costs)
+    assert line.manifest.labels == line.calibration.limits
+    assert line.calibration.tally.clean >= usual.calibration.tally.clean + 28
+    assert line.calibration.tally.overkills == 0  # their scores are high, and a review costs less than overkill
+    assert line.manifest.data_id != usual.manifest.data_id
+    assert line.manifest.training["limits_costs"] == str(costs)
     with pytest.raises(ValueError, match="was learnt from"):
         export_run(run.run, tmp_path / "learnt", version="1", calibration=run.data.folders)
 

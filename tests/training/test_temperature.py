@@ -72,9 +72,9 @@ def test_few_patches_keep_what_was_learnt() -> None:
 
 
 def test_what_is_after_was_not_fitted_on_it() -> None:
-    score, truth = patches(4, count=40, temperature=3.0)
+    score, truth = patches(4, count=200, temperature=3.0)
     target = truth[:, None].astype(np.int8)
-    found = fit_temperatures(score[:, None], target, np.arange(40), labels=["dot"])["dot"]
+    found = fit_temperatures(score[:, None], target, np.arange(200), labels=["dot"])["dot"]
     best = min(log_loss(score / t, truth) for t in np.geomspace(COLDEST, HOTTEST, 100))
     assert best < found.loss_after < found.loss_before
 
