@@ -75,7 +75,7 @@ MODELS_EXAMPLE = {
             "bundle": "screens-3",
             "name": "",
             "version": "",
-            "limits": None,
+            "limits": 0,
             "state": "broken",
             "released": False,
             "reason": "files.features.onnx: was altered: its SHA-256 is another",

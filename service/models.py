@@ -51,7 +51,7 @@ class ListedModel:
         bundle: by what it can be named.
         name: of its model; empty where it is broken.
         version: of its model.
-        limits: version of its limits; None where its manifest does not lie on the disk.
+        limits: version of its limits; 0 where its manifest does not lie on the disk any more.
         state: `previous` is the one that a rollback goes to.
         released: whether it has passed the release gate as it runs here, or would run; where it is not in service, also
             against the one that is. False where something is wrong with it on the disk.
@@ -61,7 +61,7 @@ class ListedModel:
     bundle: str
     name: str
     version: str
-    limits: int | None
+    limits: int
     state: State
     released: bool
     reason: str
@@ -324,7 +324,7 @@ class Models:
             bundle=bundle,
             name="" if named is None else named.name,
             version="" if named is None else named.version,
-            limits=None if known is None else known.limits_version,
+            limits=0 if known is None else known.limits_version,
             state=state,
             released=not reason and self._released(bundle, runs, digest, active=against),
             reason=reason,
