@@ -13,7 +13,8 @@ from engine import LabelLimits
 from training.costs import Costs
 from training.frontier import Screens
 from training.intervals import Intervals, bootstrap
-from training.zones import Tally, best_zones, provable, tally
+from training.measures import enough
+from training.zones import Tally, best_zones, tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,13 +48,11 @@ class Calibration:
         said = []
         if not found.clean or not n:
             said.append("there are no clean or no defective screens, so every screen goes to review")
-        if found.escape > cap and found.escapes > 1:
-            said.append(f"{found.escapes} of {n} defective screens escape, more than the cap of {cap:.2%}")
         if not self.proven:
-            needed = next(count for count in range(n + 1, 10**9) if provable(count, cap) >= found.escapes)
             said.append(
                 f"{found.escapes} escapes of {n} defective screens prove no more than {found.escape_bound:.1%} (95 %), "
-                f"not the cap of {cap:.2%}: that takes {needed} screens with as many escapes, so the bands were widened"
+                f"not the cap of {cap:.2%}: that takes {enough(found.escapes, cap)} such screens with as many escapes. "
+                "Until then the bands are wider, as far as the capacity for review allows"
             )
         if found.review(self.costs) > self.costs.review_capacity:
             said.append(

@@ -82,14 +82,6 @@ def tally(screens: Screens, zones: Zones) -> Tally:
     )
 
 
-def provable(defective: int, cap: float) -> int:
-    """How many of so many defective screens may pass for the cap to be proven; -1 where even none does not prove it."""
-    escapes = -1
-    while escapes < defective and wilson(escapes + 1, defective).high <= cap:
-        escapes += 1
-    return escapes
-
-
 def worth(found: Tally, costs: Costs) -> tuple[float, ...]:
     """What is compared: less is better, and the first that differs decides.
 
@@ -108,8 +100,9 @@ def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], 
     """The zones that are best by `worth` on these screens, then `widened` where they do not prove the cap.
 
     What passes is a box in the space of scores, and what does not fail is another (`training.frontier`): the first
-    within the thresholds, the second beyond them by `NARROWEST_BAND` at least. So no screen passes with a label
-    present, and none fails without. Every cost depends on what is inside of both.
+    within the thresholds, the second beyond them by `NARROWEST_BAND` at least: no screen passes with a label present,
+    and none fails without. Every cost depends on what is inside of both, and only boxes worth having are compared, so
+    no clean screen is failed merely to spare its review.
 
     Where screens of one kind are missing nothing can be weighed: every screen goes to review.
 

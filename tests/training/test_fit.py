@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,16 @@ from safetensors.torch import load_file
 
 from engine import load
 from tests.training.data_form import TOML, write_screens
+from training import bundling
 from training.bundling import export_run
 from training.config import Config, read_config
 from training.costs import Costs
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
-from training.fit import fit, network_probability
+from training.fit import fit, network_probability, network_score
 from training.folder import load_run
+from training.temperature import Sureness, sigmoid
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,19 @@ def test_a_phase_may_learn_from_smaller_patches(run: Config, toml: Path) -> None
     assert fit(config).patches == validated  # still the patches that are served
 
 
-def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: Path) -> None:
+def test_exported_graphs_give_the_modules_probabilities_at_its_temperatures(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temperature = np.array([2.0, 0.5])
+
+    def fitted(*_: object, labels: Sequence[str]) -> dict[str, Sureness]:
+        still = {"loss_before": 0.0, "loss_after": 0.0, "error_before": 0.0, "error_after": 0.0}
+        return {
+            label: Sureness(temperature=t, **still, before=(), after=())
+            for label, t in zip(labels, temperature.tolist(), strict=True)
+        }
+
+    monkeypatch.setattr(bundling, "fit_temperatures", fitted)
     done = export_run(run.run, tmp_path / "bundle", version="7")
     manifest = done.manifest
     assert done.difference.largest <= manifest.parity_tolerance["fp32"]
@@ -172,9 +187,12 @@ def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: P
     assert "toy 7" in card
     assert "| dot |" in card
 
-    network, config = done.network, run
+    assert manifest.training["temperature_dot"] == 2.0
+    network, config, _ = load_run(run.run)  # as it was trained
     patches = PatchSet(config.data.folders, "test")
-    expected = network_probability(network, patches, Fabric(accelerator="cpu"))
+    expected = sigmoid(network_score(network, patches, Fabric(accelerator="cpu")) / temperature)
+    tempered = network_probability(done.network, patches, Fabric(accelerator="cpu"))
+    np.testing.assert_allclose(tempered, expected, atol=1e-4)
     backend = load(tmp_path / "bundle", threads=1)
     for indices in patches.by_screen():
         pixels = np.stack([patches.patch(int(i)) for i in indices])[:, None]

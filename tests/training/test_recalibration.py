@@ -17,6 +17,7 @@ from training.card import MEASURED
 from training.costs import Costs
 from training.cutting import cut
 from training.recalibration import Recalibrated, recalibrate
+from training.reliability import Bin
 
 LABELS = ("bubble", "pinhole")
 CARD = f"""# tiny 1.0.0
@@ -136,6 +137,17 @@ def test_the_command_prints_draws_and_writes(bundle: Path, data: Path, tmp_path:
     picture = cv2.imread(str(tmp_path / "picture.png"))
     assert picture is not None
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_picture_without_zones_is_a_row_of_curves(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[bench]'")
+    bins = (Bin(0.1, 0.2, 5), Bin(0.8, 0.7, 4))
+    curves = {label: {"before": bins, "after": bins[:1]} for label in ("a", "b", "c")}
+    calibration_picture.draw(tmp_path / "curves.png", calibration=None, curves=curves)
+    picture = cv2.imread(str(tmp_path / "curves.png"))
+    assert picture is not None
+    height, width, _ = picture.shape
+    assert 2.9 < width / height < 3.1
 
 
 def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

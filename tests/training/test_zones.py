@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from training.costs import Costs
 from training.frontier import Screens
-from training.zones import NARROWEST_BAND, Tally, Zones, best_zones, provable, tally, widened, worth
+from training.measures import enough, wilson
+from training.zones import NARROWEST_BAND, Tally, Zones, best_zones, tally, widened, worth
 
 UNCAPPED = Costs(review_capacity=1, escape_cap=0.999)
 
@@ -146,9 +147,16 @@ def test_a_capacity_is_kept_where_it_can_be() -> None:
 
 @pytest.mark.parametrize("cap", [0.005, 0.02, 0.1])
 def test_no_escape_among_few_screens_proves_nothing(cap: float) -> None:
-    needed = next(n for n in range(1, 10**6) if provable(n, cap) == 0)
-    assert 3 / cap < needed < 4 / cap
-    assert provable(needed - 1, cap) == -1
+    assert 3 / cap < enough(0, cap) < 4 / cap
+
+
+@given(escapes=st.integers(0, 50), cap=st.floats(0.001, 0.9))
+def test_one_screen_less_is_not_enough(escapes: int, cap: float) -> None:
+    needed = enough(escapes, cap)
+    assert escapes <= needed
+    assert wilson(escapes, needed).high <= cap + 1e-9
+    if needed - 1 >= max(escapes, 1):
+        assert wilson(escapes, needed - 1).high > cap - 1e-9
 
 
 def separate(screens: int) -> Screens:
