@@ -73,7 +73,7 @@ def frontier(
         defective = max(waiting)
         followed = sorted(waiting.pop(defective).values(), key=lambda box: -int(box[0].sum()))[:width]
         kept, _, top = followed[0]
-        limits = np.clip(_limits(screens, top, place), floor, ceiling)
+        limits = np.minimum(_limits(screens, top, floor, place), ceiling)
         best.append(Box(limits, int(kept.sum()), defective))
         for kept, left, _ in followed:
             for scores, limit, lowest in zip(clean, bad[:, left].max(axis=1, initial=-1.0), floor, strict=True):
@@ -86,17 +86,20 @@ def frontier(
     return worth
 
 
-def _limits(screens: Screens, top: NDArray[np.float64], place: float) -> NDArray[np.float64]:
-    """Limits above the highest scores (L,) inside.
+def _limits(
+    screens: Screens, top: NDArray[np.float64], floor: NDArray[np.float64], place: float
+) -> NDArray[np.float64]:
+    """Limits above the highest scores (L,) inside, and no lower than the floor.
 
     Of the screens outside only those count that a label has to keep there: each is left to the label by which it
     stands out most. Where there is none the gap ends at 1.
     """
-    outside: Mask = np.asarray((screens.highest > top).any(axis=1))
-    keeper = (_logit(screens.highest) - _logit(top)).argmax(axis=1)
-    kept = outside[:, None] & (keeper[:, None] == np.arange(len(top)))
+    base = np.maximum(top, floor)
+    out = (screens.highest > top) & (screens.highest >= floor)
+    keeper = np.where(out, _logit(screens.highest) - _logit(base), -np.inf).argmax(axis=1)
+    kept = out & (keeper[:, None] == np.arange(len(top)))
     above = np.where(kept, screens.highest, 1.0).min(axis=0)
-    return np.where(top < 0, 0.0, top + place * (above - top))
+    return np.where(top < 0, floor, base + place * (above - base))
 
 
 def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from training.costs import Costs
-from training.frontier import Screens
+from training.frontier import Screens, frontier
 from training.measures import enough, wilson
 from training.zones import NARROWEST_BAND, Tally, Zones, best_zones, tally, widened, worth
 
@@ -199,3 +199,27 @@ def test_of_one_kind_of_screens_nothing_can_be_weighed(kind: bool) -> None:
 def test_shares_are_those_of_the_line() -> None:
     found = Tally(defective=10, clean=100, escapes=1, overkills=5, reviewed_defective=2, reviewed_clean=10)
     assert found.review(Costs(prevalence=0.01)) == pytest.approx(0.01 * 0.2 + 0.99 * 0.1)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    screens=st.integers(2, 40),
+    labels=st.integers(1, 3),
+    floor=st.floats(0, 0.9),
+    room=st.floats(0.05, 1),
+    place=st.sampled_from([0.25, 0.75]),
+)
+def test_a_box_holds_what_its_limits_say(
+    seed: int, screens: int, labels: int, floor: float, room: float, place: float
+) -> None:
+    rng = np.random.default_rng(seed)  # any score beside any other: a screen may stand out below the floor
+    some = Screens(rng.integers(0, 10, (screens, labels)) / 10 + 0.05, rng.random(screens) < 0.7)
+    lowest, highest = np.full(labels, floor), np.full(labels, min(1.0, floor + room))
+    boxes = frontier(some, lowest, highest, place=place)
+    for box in boxes:
+        assert ((lowest <= box.limits) & (box.limits <= highest)).all()
+        inside = (some.highest < box.limits).all(axis=1)
+        assert (inside & some.defective).sum() == box.defective
+        assert (inside & ~some.defective).sum() == box.clean
+    assert [box.clean for box in boxes] == sorted({box.clean for box in boxes})
+    assert [box.defective for box in boxes] == sorted({box.defective for box in boxes})
