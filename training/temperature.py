@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from engine import Manifest
 from training.reliability import Bin, calibration_error, reliability
 
 HOTTEST = 10.0
@@ -77,11 +78,16 @@ def fit_temperatures(
 
 def temperature_facts(found: Mapping[str, Sureness]) -> dict[str, float | str]:
     """For the manifest."""
-    return {f"temperature_{label}": round(one.temperature, 4) for label, one in found.items()}
+    return {f"temperature_{label}": one.temperature for label, one in found.items()}
+
+
+def temperatures_of(manifest: Manifest) -> list[float]:
+    """Of a bundle's labels; 1 of those that were exported without."""
+    return [float(manifest.training.get(f"temperature_{label}", 1.0)) for label in manifest.labels]
 
 
 def _sureness(score: Scores, truth: NDArray[np.bool_], fold: NDArray[np.int64]) -> Sureness:
-    temperature, cooled = fit_temperature(score, truth), score.copy()
+    temperature, cooled = round(fit_temperature(score, truth), 4), score.copy()
     for part in range(FOLDS):
         cooled[fold == part] /= fit_temperature(score[fold != part], truth[fold != part])
     if log_loss(cooled, truth) >= log_loss(score, truth):  # few patches, or nothing to mend

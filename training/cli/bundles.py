@@ -64,6 +64,20 @@ def calibrate(
 
 
 @app.command()
+def seal(
+    run: Annotated[Path, typer.Argument(help="Folder of the run that the bundle is of.", exists=True, file_okay=False)],
+    bundle: Annotated[Path, typer.Option(help="Its bundle, with whatever limits.", exists=True, file_okay=False)],
+    golden: Annotated[Path, typer.Option(help="Screens in the data form to seal.", exists=True, file_okay=False)],
+) -> None:
+    """Seal screens for the release of a bundle that was calibrated anew, as `export --golden` does for a new one."""
+    from engine import Manifest
+    from training import sealing
+
+    screens = sealing.seal(sealing.module_of(run, bundle), Manifest.read(bundle), golden)
+    console.print(f"{golden / sealing.SEALED_FILE}: the module's probabilities of {screens} screens")
+
+
+@app.command()
 def fidelity(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
     data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
