@@ -17,7 +17,7 @@ from typing import Any, Literal
 from engine.errors import BundleError
 from engine.fields import Table, parse_object
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST_FILE = "manifest.json"
 REASONING_FILE = "reasoning.onnx"
 REQUIRED_FILES = ("features.onnx", REASONING_FILE, "golden.npz", "MODEL_CARD.md")
@@ -96,9 +96,10 @@ class Manifest:
     """Every fact about a bundle; labels stand in the order of the graphs' channels.
 
     Attributes:
-        schema_version: version of this form, 2.
+        schema_version: version of this form, 3.
         name: of the model.
         version: of the model.
+        limits_version: of the limits: 1 as they were exported, one more each time they are calibrated anew.
         labels: limits by label.
         patch_px: side of a patch, P.
         overlap_px: pixels that neighbouring windows share at least.
@@ -114,6 +115,7 @@ class Manifest:
     schema_version: int = SCHEMA_VERSION
     name: str
     version: str
+    limits_version: int = 1
     labels: dict[str, LabelLimits]
     patch_px: int
     overlap_px: int
@@ -279,6 +281,7 @@ def parse(raw: bytes) -> Manifest:
     return Manifest(
         name=top.text("name", pattern=NAME),
         version=top.text("version", pattern=NAME),
+        limits_version=top.integer("limits_version", low=1, high=2**31),
         labels=_labels(top.table("labels")),
         patch_px=patch_px,
         overlap_px=top.integer("overlap_px", low=0, high=patch_px - 1),

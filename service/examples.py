@@ -2,7 +2,7 @@
 
 from service.verdict import Box, Defect, LabelResult, Model, Proof, Timing, Verdict
 
-_MODEL = Model(name="screens-light", version="1")
+_MODEL = Model(name="screens-light", version="1", limits=1)
 _PROOF = Proof(
     frame_size_from="setting",
     windows_expected=50,

@@ -200,7 +200,7 @@ class Inspector:
             screen_id=screen_id,
             verdict=judgement.verdict,
             reasons=judgement.reasons,
-            model=Model(name=manifest.name, version=manifest.version),
+            model=Model(name=manifest.name, version=manifest.version, limits=manifest.limits_version),
             labels=judgement.labels,
             defects=judgement.defects,
             proof=judgement.proof,

@@ -51,6 +51,7 @@ class ListedModel:
         bundle: by what it can be named.
         name: of its model; empty where it is broken.
         version: of its model.
+        limits: version of its limits; 0 where its manifest does not lie on the disk any more.
         state: `previous` is the one that a rollback goes to.
         released: whether it has passed the release gate as it runs here, or would run; where it is not in service, also
             against the one that is. False where something is wrong with it on the disk.
@@ -60,6 +61,7 @@ class ListedModel:
     bundle: str
     name: str
     version: str
+    limits: int
     state: State
     released: bool
     reason: str
@@ -313,6 +315,8 @@ class Models:
             named, state, digest, runs = active.manifest, "active", active.digest, active.runs_as
         elif before is not None and bundle == before.bundle:
             named, state, digest = before, "previous", before.digest
+        # the record names no limits: those of a bundle that was in service are known while it lies there
+        known = active.manifest if state == "active" else look.manifest if look.digest == digest else None
         reason = look.reason or ("" if look.digest == digest else "another bundle lies there by now")
         # what is in service was held against one that no longer is
         against = None if state == "active" else active.digest
@@ -320,6 +324,7 @@ class Models:
             bundle=bundle,
             name="" if named is None else named.name,
             version="" if named is None else named.version,
+            limits=0 if known is None else known.limits_version,
             state=state,
             released=not reason and self._released(bundle, runs, digest, active=against),
             reason=reason,

@@ -12,10 +12,17 @@ FrameSizeFrom = Literal["setting", "query", "header"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Model:
-    """Which bundle decided."""
+    """Which bundle decided.
+
+    Attributes:
+        name: of its model.
+        version: of its model.
+        limits: version of its thresholds and review bands.
+    """
 
     name: str
     version: str
+    limits: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

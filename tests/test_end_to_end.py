@@ -11,6 +11,8 @@ from tests.training.data_form import TOML
 
 FOR_THIS = """--set name=end-to-end --set phase1.folders=["cut-small"] --set phase1.epochs=1 --set phase2.epochs=1"""
 
+SCREEN = "screens/screens/s3_00000.png"
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -69,6 +71,15 @@ def test_the_bundle_passes_the_release_gate_with_its_modules_verdicts(folder: Pa
     assert (record["screens"], record["different"]) == (14, [])
     assert [device["finite"] for device in record["devices"]] == [True]
     assert json.loads((folder / "bundle" / "release.json").read_text()) == record
+
+
+def test_other_limits_are_calibrated_sealed_and_released(folder: Path) -> None:
+    run(folder, "training calibrate bundle --data cut --version 3.1 --out bundle-limits")
+    run(folder, "training seal run --bundle bundle-limits --golden screens")
+    record = json.loads(run(folder, "service release bundle-limits --golden screens --active bundle-limits --json"))
+    assert (record["screens"], record["different"]) == (14, [])
+    (verdict,) = json.loads(run(folder, f"service inspect {SCREEN} --bundle bundle-limits --json"))
+    assert verdict["model"] == {"name": "end-to-end", "version": "3.1", "limits": 2}
 
 
 def test_what_the_user_can_mend_is_one_line(folder: Path) -> None:

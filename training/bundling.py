@@ -5,28 +5,53 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
 from engine import NO_SECOND_LOOK, Difference, FrameLimits, LabelLimits, Manifest, SecondLook, infer, load
 from engine.export import export
-from training.calibration import calibrate
+from training.calibration import Calibration, calibrate
 from training.card import model_card
 from training.config import Config
+from training.costs import Costs
 from training.datasets import PatchSet
 from training.evaluation import Report, report
 from training.folder import data_id, load_run
-from training.inference import network_probability
+from training.inference import network_probability, network_score
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
 from training.record import revision_of
+from training.temperature import Sureness, fit_temperatures, sigmoid, temperature_facts
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
 PARITY_PATCHES = 16
 GOLDEN_PATCHES = 2  # pixels of noise do not compress, and a bundle should stay small
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Exported:
+    """A bundle that was written.
+
+    Attributes:
+        manifest: of it.
+        network: the module that it computes as, with its temperatures.
+        difference: between float32 graphs and module.
+        made: the other precisions.
+        calibration: its limits, and what they do.
+        sureness: of each label, with its temperature.
+    """
+
+    manifest: Manifest
+    network: Network
+    difference: Difference
+    made: dict[str, Made]
+    calibration: Calibration
+    sureness: dict[str, Sureness]
 
 
 def export_run(
@@ -41,7 +66,8 @@ def export_run(
     frame: FrameLimits | None = None,
     precisions: Sequence[str] = (),
     calibration: Sequence[Path] = (),
-) -> tuple[Manifest, Difference, dict[str, Made]]:
+    costs: Costs | None = None,
+) -> Exported:
     """Make a bundle of a finished run.
 
     Args:
@@ -55,11 +81,9 @@ def export_run(
         frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
             which the darkest of rendered frames have and a frame without light has not.
         precisions: others to make beside float32: fp16, bf16, int8, int8-trt.
-        calibration: cut folders whose screens, all of them, decide thresholds and review bands together with the
-            validation part: screens in the shares that the line sees, none of them learnt from.
-
-    Returns:
-        The manifest, the difference between float32 graphs and module, and the other precisions.
+        calibration: cut folders whose screens, all of them, decide temperatures, thresholds and review bands together
+            with the validation part: screens in the shares that the line sees, none of them learnt from.
+        costs: of the line; None: the defaults of `Costs`.
 
     Raises:
         ValueError: the run is not finished or its data is gone.
@@ -70,8 +94,13 @@ def export_run(
     _refuse_shrunk(config.data.folders)
     fabric = Fabric(accelerator="cpu")
     validation = PatchSet(config.data.folders, "validation")
-    probability = network_probability(network, validation, fabric)
-    limits = _limits(network, fabric, validation, probability, _unlearnt(calibration, config))
+    score, target, screens = _scores(network, fabric, validation, _unlearnt(calibration, config))
+    sureness = fit_temperatures(score, target, screens, labels=validation.label_names)
+    temperature = np.array([one.temperature for one in sureness.values()])
+    network.temper(torch.from_numpy(temperature).float())
+    tempered = sigmoid(score / temperature).astype(np.float32)
+    found = calibrate(tempered, target, screens, labels=validation.label_names, costs=costs or Costs())
+    limits, probability = found.limits, tempered[: len(validation)]
     measured = {"validation": _report(probability, validation, limits)}
     judged, reference = validation, probability
     if _has_test_part(config):
@@ -91,7 +120,7 @@ def export_run(
         files={},
         parity_tolerance={"fp32": FP32_TOLERANCE},
         data_id=data_id([*config.all_folders, *calibration]),
-        training=_facts(config, measured),
+        training={**_facts(config, measured), **found.facts(), **temperature_facts(sureness)},
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
     features = FeaturesGraph(network)
@@ -117,10 +146,17 @@ def export_run(
         manifest=manifest,
         golden_pixels=patches[:GOLDEN_PATCHES],
         parity_pixels=patches,
-        card=model_card(manifest, config, network, measured, notes=notes, revision=revision_of(run)),
+        card=model_card(manifest, config, network, measured, found, sureness, notes=notes, revision=revision_of(run)),
         finish=finish if precisions else None,
     )
-    return Manifest.read(out), difference, made
+    return Exported(
+        manifest=Manifest.read(out),
+        network=network,
+        difference=difference,
+        made=made,
+        calibration=found,
+        sureness=sureness,
+    )
 
 
 def _unlearnt(folders: Sequence[Path], config: Config) -> list[Path]:
@@ -138,23 +174,22 @@ def _refuse_shrunk(folders: Sequence[Path]) -> None:
             raise ValueError(f"{folder} was cut from screens {shrink} times smaller, and the service shrinks none")
 
 
-def _limits(
-    network: Network,
-    fabric: Fabric,
-    validation: PatchSet,
-    probability: NDArray[np.float32],
-    folders: list[Path],
-) -> dict[str, LabelLimits]:
-    """Limits from the validation part, whose probabilities are known, and all screens of further folders."""
-    target, screens = validation.labels, validation.screens
+def _scores(
+    network: Network, fabric: Fabric, validation: PatchSet, folders: list[Path]
+) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.int64]]:
+    """Scores (N, L) before the sigmoid, labels (N, L) and screens (N,) of the validation part, then of all folders."""
+    sets = [validation]
     if folders:
         more = PatchSet(folders, None)
         if (more.label_names, more.patch_px) != (validation.label_names, validation.patch_px):
             raise ValueError(f"{folders[0]} differs from the run's data in labels or patch size")
-        probability = np.concatenate([probability, network_probability(network, more, fabric)])
-        target = np.concatenate([target, more.labels])
-        screens = np.concatenate([screens, more.screens + screens.max() + 1])
-    return calibrate(probability, target, screens, labels=validation.label_names)
+        sets.append(more)
+    first = np.cumsum([0, *(one.screens.max() + 1 for one in sets)])
+    return (
+        np.concatenate([network_score(network, one, fabric) for one in sets]).astype(np.float64),
+        np.concatenate([one.labels for one in sets]),
+        np.concatenate([one.screens + start for one, start in zip(sets, first, strict=False)]),
+    )
 
 
 def parity_patches(probability: NDArray[np.float32], target: NDArray[np.int8]) -> NDArray[np.int64]:

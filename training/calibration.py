@@ -1,60 +1,156 @@
-"""Thresholds and review bands from a validation part. Statistics are frozen here and stored in the manifest."""
+"""Thresholds and review bands from screens that were not learnt from, with what they cost and how far that is known."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine import LabelLimits
+from training.costs import Costs
+from training.frontier import Screens
+from training.intervals import Intervals, bootstrap
+from training.measures import enough
+from training.zones import Tally, best_zones, tally
 
-# Shares of screens on the wrong side of the review band that calibration aims at, per label: of those with the
-# label, how many may score below `low` (escapes); of those without it, how many may reach `high` (overkill).
-ESCAPE_AIM = 0.002
-OVERKILL_AIM = 0.004
-# Of the screens without the label, how many may reach `low` at most, whatever that does to escapes: one defect that
-# the network does not see at all would otherwise send every screen to review.
-REVIEW_CAP = 0.03
-# A small validation part separates perfectly; a line needs some band all the same: at least this much above the
-# threshold, and below it too unless that would take more than `REVIEW_CAP` of the good screens.
-NARROWEST_BAND = 0.05
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Calibration:
+    """Limits of each label, and what they do.
+
+    Attributes:
+        limits: by label.
+        costs: that they were chosen for.
+        tally: of the screens that they were chosen on.
+        intervals: of screens to come; None where there are too few to tell.
+        screens: those screens.
+        has: (S, L) which label each of them has.
+    """
+
+    limits: dict[str, LabelLimits]
+    costs: Costs
+    tally: Tally
+    intervals: Intervals | None
+    screens: Screens
+    has: NDArray[np.bool_]
+
+    @property
+    def proven(self) -> bool:
+        """Whether so few escapes of so many screens bound the share of escapes by the cap, with 95 %."""
+        return self.tally.escape_bound <= self.costs.escape_cap
+
+    def warnings(self) -> list[str]:
+        """What the limits do not hold, or the screens do not prove, in words; empty where all is well."""
+        found, cap, n = self.tally, self.costs.escape_cap, self.tally.defective
+        said = []
+        if not found.clean or not n:
+            said.append("there are no clean or no defective screens, so every screen goes to review")
+        if not self.proven:
+            said.append(
+                f"{found.escapes} escapes of {n} defective screens prove no more than {found.escape_bound:.1%} (95 %), "
+                f"not the cap of {cap:.2%}: that takes {enough(found.escapes, cap)} such screens with as many escapes. "
+                "Until then the bands are wider, as far as the capacity for review allows"
+            )
+        if found.review(self.costs) > self.costs.review_capacity:
+            said.append(
+                f"{found.review(self.costs):.1%} of the screens go to review, over the capacity of "
+                f"{self.costs.review_capacity:.1%}: the cap on escapes needs it"
+            )
+        return said
+
+    def facts(self) -> dict[str, float | str]:
+        """For the manifest: what the limits were chosen for and on, and what they do."""
+        found = self.tally
+        return {
+            "limits_costs": str(self.costs),
+            "limits_screens": f"{found.defective} defective, {found.clean} clean",
+            "limits_escape": round(found.escape, 4),
+            "limits_escape_bound": round(found.escape_bound, 4),
+            "limits_overkill": round(found.overkill, 4),
+            "limits_review": round(found.review(self.costs), 4),
+        }
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: limits, costs, counts, shares and intervals."""
+        labels = list(self.limits)
+        intervals = None
+        if self.intervals is not None:
+            shares = {name: getattr(self.intervals, name) for name in ("escape", "overkill", "review", "cost")}
+            by_label = zip(labels, self.intervals.lows, self.intervals.highs, strict=True)
+            intervals = {**shares, "labels": {label: {"low": low, "high": high} for label, low, high in by_label}}
+        return {
+            "limits": {label: asdict(limits) for label, limits in self.limits.items()},
+            "costs": self.costs.model_dump(),
+            "screens": asdict(self.tally),
+            "escape": self.tally.escape,
+            "escape_bound": self.tally.escape_bound,
+            "escape_cap_proven": self.proven,
+            "overkill": self.tally.overkill,
+            "review": self.tally.review(self.costs),
+            "cost": self.tally.cost(self.costs),
+            "intervals": intervals,
+            "warnings": self.warnings(),
+        }
 
 
 def calibrate(
-    probability: NDArray[np.float32],
+    probability: NDArray[np.floating],
     target: NDArray[np.int8],
     screens: NDArray[np.int64],
     *,
     labels: Sequence[str],
-) -> dict[str, LabelLimits]:
+    costs: Costs,
+) -> Calibration:
     """Limits of each label.
 
-    The threshold gives the best F on the known patches, and where a range of thresholds does, its middle. The review
-    band is placed on the highest score of each screen: from the score that nearly all screens with the label reach,
-    to the score that nearly no screen without it reaches; `REVIEW_CAP` bounds how far down it goes.
+    The threshold, from which a label counts as present, gives the best F on the known patches; the review band, which
+    holds it, is that of `best_zones` on the highest scores of the screens.
 
     Args:
-        probability: (N, L) of the validation part, patches reasoned by screen.
+        probability: (N, L) of the screens' patches, reasoned by screen.
         target: (N, L); 1, 0 or -1.
         screens: (N,) number of each patch's screen.
         labels: L names.
+        costs: of the line.
     """
-    limits = {}
-    for column, label in enumerate(labels):
-        known = target[:, column] >= 0
-        threshold = best_threshold(probability[known, column], target[known, column] == 1)
-        numbers = np.unique(screens)
-        highest = np.array([probability[screens == n, column].max() for n in numbers])
-        # a screen whose every sign of the label is "unknown" says nothing about the band
-        truth = np.array([target[screens == n, column].max() for n in numbers])
-        unsure = np.array([(target[screens == n, column] < 0).any() for n in numbers])
-        limits[label] = _band(threshold, highest[truth == 1], highest[(truth == 0) & ~unsure])
-    return limits
+    whole, has = whole_screens(probability, target, screens)
+    known = target >= 0
+    thresholds = np.array(
+        [
+            round(best_threshold(score[sure], truth[sure] == 1), 4)
+            for score, truth, sure in zip(probability.T, target.T, known.T, strict=True)
+        ]
+    )
+    zones = best_zones(whole, costs, thresholds)
+    return Calibration(
+        limits={
+            label: LabelLimits(threshold=threshold, review=(low, high))
+            for label, threshold, (low, high) in zip(labels, thresholds.tolist(), zones.tolist(), strict=True)
+        },
+        costs=costs,
+        tally=tally(whole, zones),
+        intervals=bootstrap(whole, costs, thresholds),
+        screens=whole,
+        has=has,
+    )
 
 
-def best_threshold(score: NDArray[np.float32], truth: NDArray[np.bool_]) -> float:
+def whole_screens(
+    probability: NDArray[np.floating], target: NDArray[np.int8], screens: NDArray[np.int64]
+) -> tuple[Screens, NDArray[np.bool_]]:
+    """Patches as whole screens, and which labels (S, L) each has; one whose every defect is "unknown" is left out."""
+    groups = [screens == number for number in np.unique(screens)]
+    has = np.array([(target[group] == 1).any(axis=0) for group in groups])
+    unsure = np.array([(target[group] < 0).any() for group in groups])
+    highest = np.array([probability[group].max(axis=0) for group in groups], np.float64)
+    known = has.any(axis=1) | ~unsure
+    return Screens(highest[known], np.asarray(has[known].any(axis=1))), has[known]
+
+
+def best_threshold(score: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
     """The threshold with the best F, in the middle of the gap it lies in; 0.5 where there is no positive."""
     if not truth.any():
         return 0.5
@@ -65,21 +161,3 @@ def best_threshold(score: NDArray[np.float32], truth: NDArray[np.bool_]) -> floa
     best = int(np.argmax(np.where(ends, f, -1)))
     below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
     return float(np.clip((float(ranked[best]) + float(below)) / 2, 0.01, 0.99))
-
-
-def _cap(good: NDArray[np.float32]) -> float:
-    """The score that no more than `REVIEW_CAP` of the screens without the label reach; 0 where all of them may."""
-    falling = -np.sort(-good)
-    allowed = math.ceil(REVIEW_CAP * len(good))
-    return float(falling[allowed - 1 : allowed + 1].mean()) if allowed < len(falling) else 0.0
-
-
-def _band(threshold: float, bad: NDArray[np.float32], good: NDArray[np.float32]) -> LabelLimits:
-    low = float(np.quantile(bad, ESCAPE_AIM)) if len(bad) else threshold
-    high = float(np.quantile(good, 1 - OVERKILL_AIM)) if len(good) else threshold
-    low = max(min(low, threshold - NARROWEST_BAND), _cap(good))
-    high = max(high, threshold + NARROWEST_BAND)
-    return LabelLimits(
-        threshold=round(threshold, 4),
-        review=(round(float(np.clip(low, 0.005, threshold)), 4), round(float(np.clip(high, threshold, 0.995)), 4)),
-    )

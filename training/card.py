@@ -10,12 +10,16 @@ from typing import Any
 
 from engine import Manifest
 from training.architecture import NetworkConfig
+from training.calibration import Calibration
 from training.config import Config
 from training.evaluation import Report
+from training.intervals import Interval
 from training.network import Network, parameter_table
+from training.temperature import Sureness
 
 CARD_FILE = "MODEL_CARD.md"
 MEASURED = "## Measured on "
+BANDS = "## Review bands"
 
 
 def model_card(
@@ -23,6 +27,8 @@ def model_card(
     config: Config,
     network: Network,
     measured: Mapping[str, Report],
+    calibration: Calibration,
+    sureness: Mapping[str, Sureness],
     *,
     notes: str,
     revision: str | None = None,
@@ -51,10 +57,8 @@ def model_card(
             for label, r in found.per_label.items()
         ]
         lines += [f"| macro | | {found.precision:.3f} | {found.recall:.3f} | {found.f_measure:.3f} | |"]
-    lines += ["", "## Review bands", "", "| label | low | high |", "| --- | --- | --- |"]
-    lines += [
-        f"| {label} | {limit.review[0]:.3f} | {limit.review[1]:.3f} |" for label, limit in manifest.labels.items()
-    ]
+    lines += ["", "## Probabilities", "", *_probabilities(sureness)]
+    lines += ["", BANDS, "", *_bands(calibration)]
     by = "" if revision is None else f", revision `{revision}`"
     lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}{by}.", ""]
     if config.start is not None:
@@ -69,6 +73,67 @@ def _what(network: NetworkConfig) -> str:
     if network.method == "two_stage":
         return f"Two-stage multi-label network (Zhou et al. 2023), {network.pooling} pooling"
     return f"`{network.method}`, a method to compare with the two-stage network"
+
+
+def recalibrated_card(card: str, manifest: Manifest, calibration: Calibration, *, before: Manifest) -> str:
+    """The card of a bundle with the graphs of another one and other limits.
+
+    Figures that were measured with the limits before are left out; those of the training stay, at their thresholds.
+
+    Args:
+        card: of the bundle before.
+        manifest: of the new one.
+        calibration: its limits.
+        before: manifest of the bundle before.
+    """
+    for heading in [BANDS, *(line for line in card.splitlines() if line.startswith(MEASURED))]:
+        card = _without(card, heading)
+    _, _, rest = card.partition("\n")
+    origin = (
+        f"Version {manifest.limits_version} of the limits, for the graphs of {before.name} {before.version}, whose "
+        f"thresholds are those of the tables of patches above."
+    )
+    section = [BANDS, "", origin, "", *_bands(calibration), ""]
+    return f"# {manifest.name} {manifest.version}\n" + rest.rstrip() + "\n\n" + "\n".join(section)
+
+
+def _probabilities(sureness: Mapping[str, Sureness]) -> Iterator[str]:
+    yield "Scores are divided by a temperature, which is in the weights; 1 where none was better on patches that it was"
+    yield "not fitted on. Before and after, on such patches:"
+    yield ""
+    yield "| label | temperature | expected calibration error | log loss |"
+    yield "| --- | --- | --- | --- |"
+    for label, one in sureness.items():
+        errors, losses = (one.error_before, one.error_after), (one.loss_before, one.loss_after)
+        cells = (f"{before:.5f}, {after:.5f}" for before, after in (errors, losses))
+        yield f"| {label} | {one.temperature:.3f} | {' | '.join(cells)} |"
+
+
+def _bands(calibration: Calibration) -> Iterator[str]:
+    found, costs, intervals = calibration.tally, calibration.costs, calibration.intervals
+    yield f"Chosen at the least cost on {found.defective} defective and {found.clean} clean screens. Costs of a screen:"
+    yield f"{costs}."
+    yield from (f"**{said[0].upper()}{said[1:]}.**" for said in calibration.warnings())
+    yield ""
+    yield "| label | low | high |" + (" 95 % of low | 95 % of high |" if intervals else "")
+    yield "| --- | --- | --- |" + (" --- | --- |" if intervals else "")
+    for number, (label, limit) in enumerate(calibration.limits.items()):
+        spans = [] if intervals is None else [intervals.lows[number], intervals.highs[number]]
+        cells = [f"{value:.3f}" for value in limit.review] + [f"{one.low:.3f}-{one.high:.3f}" for one in spans]
+        yield f"| {label} | {' | '.join(cells)} |"
+    yield ""
+    yield "| of screens | chosen on | left out of them (95 %) |"
+    yield "| --- | --- | --- |"
+    for name, value, other in (
+        ("escape", found.escape, intervals and intervals.escape),
+        ("overkill", found.overkill, intervals and intervals.overkill),
+        ("review", found.review(costs), intervals and intervals.review),
+    ):
+        yield f"| {name} | {value:.1%} | {_percent(other)} |"
+
+
+def _percent(interval: Interval | None) -> str:
+    return "-" if interval is None else f"{interval.mean:.1%} ({interval.low:.1%}-{interval.high:.1%})"
 
 
 def add_figures(bundle: Path, *, on: str, evaluation: Path, judgement: Path) -> None:
@@ -111,13 +176,14 @@ def _without(card: str, heading: str) -> str:
 def _figures(evaluation: dict[str, Any], judgement: dict[str, Any]) -> Iterator[str]:
     yield f"Patches ({evaluation['patches']}), with 95 % intervals (Wilson 1927):"
     yield ""
-    yield "| label | precision | recall | F | patches with it |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| label | precision | recall | F | patches with it | calibration error |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for label, r in evaluation["per_label"].items():
         precision, recall = (f"{r[key]:.3f} ({_span(r[key + '_interval'])})" for key in ("precision", "recall"))
-        yield f"| {label} | {precision} | {recall} | {r['f_measure']:.3f} | {r['positives']} |"
+        figures = f"{r['f_measure']:.3f} | {r['positives']} | {r['calibration_error']:.4f}"
+        yield f"| {label} | {precision} | {recall} | {figures} |"
     macro = " | ".join(f"{evaluation[key]:.3f}" for key in ("precision", "recall", "f_measure"))
-    yield f"| macro | {macro} | |"
+    yield f"| macro | {macro} | | |"
     yield ""
     yield f"Screens ({judgement['screens']}):"
     yield ""

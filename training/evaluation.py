@@ -17,13 +17,14 @@ from engine import Backend, Manifest, infer
 from training.bands import recall_by_band
 from training.datasets import PatchSet
 from training.measures import Share, f_measure, wilson
+from training.reliability import Bin, calibration_error, reliability
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LabelReport:
     """One label: accuracy, precision, recall and F-measure in [0, 1], and the known patches by truth.
 
-    The intervals are Wilson's of 95 %.
+    The intervals are Wilson's of 95 %. `calibration_error` is the expected one, `reliability` its curve.
     """
 
     accuracy: float
@@ -34,6 +35,8 @@ class LabelReport:
     recall_interval: tuple[float, float]
     positives: int
     negatives: int
+    calibration_error: float
+    reliability: tuple[Bin, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +79,10 @@ def report(
     predicted = torch.from_numpy((probability >= np.asarray(thresholds, np.float32)).astype(np.int64))
     truth = torch.from_numpy(target.astype(np.int64))
     scores = multilabel_stat_scores(predicted, truth, num_labels=len(labels), average=None, ignore_index=-1)
-    per_label = {name: _label_report(*map(int, row[:4])) for name, row in zip(labels, scores.tolist(), strict=True)}
+    per_label = {
+        name: _label_report(probability[known, column], target[known, column] == 1, *map(int, row[:4]))
+        for column, (name, row, known) in enumerate(zip(labels, scores.tolist(), (target >= 0).T, strict=True))
+    }
     seen = [r for r in per_label.values() if r.positives]
     precision, recall, accuracy = (
         float(np.mean([getattr(r, figure) for r in seen])) if seen else 0.0
@@ -92,7 +98,9 @@ def report(
     )
 
 
-def _label_report(tp: int, fp: int, tn: int, fn: int) -> LabelReport:
+def _label_report(
+    probability: NDArray[np.float32], truth: NDArray[np.bool_], tp: int, fp: int, tn: int, fn: int
+) -> LabelReport:
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     known = tp + fp + tn + fn
@@ -105,6 +113,8 @@ def _label_report(tp: int, fp: int, tn: int, fn: int) -> LabelReport:
         recall_interval=wilson(tp, tp + fn)[3:],
         positives=tp + fn,
         negatives=fp + tn,
+        calibration_error=calibration_error(probability, truth),
+        reliability=reliability(probability, truth),
     )
 
 

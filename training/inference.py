@@ -23,18 +23,34 @@ CHUNK = 8  # patches at a time: a whole screen of activations of a large trunk f
 def network_probability(
     network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
 ) -> NDArray[np.float32]:
-    """Probabilities (N, L) by the module; what is reasoned together is one of `training.evaluation.groups`."""
+    """Probabilities (N, L) by the module; the arguments are those of `network_score`."""
+    return to_probability(network_score(network, patches, fabric, reason=reason, group=group))
+
+
+def network_score(
+    network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
+) -> NDArray[np.float32]:
+    """Scores (N, L) before the sigmoid; what is reasoned together is one of `training.evaluation.groups`."""
     seen = see(network, patches, fabric)
-    return reasoned(network, seen, patches, fabric, group=group) if reason else _probability(seen.logit_NL)
+    if reason:
+        return reasoned(network, seen, patches, fabric, group=group)
+    score: NDArray[np.float32] = seen.logit_NL.cpu().numpy()
+    return score
 
 
 def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, *, group: str) -> NDArray[np.float32]:
-    """Probabilities (N, L) of a set that was seen, some of its patches reasoned together at a time."""
-    probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
+    """Scores (N, L) of a set that was seen, some of its patches reasoned together at a time."""
+    score = np.zeros((len(patches), len(patches.label_names)), np.float32)
     with torch.inference_mode(), fabric.autocast():
         for indices in groups(patches, group):
             rows = torch.from_numpy(indices)
-            probability[indices] = _probability(network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]))
+            score[indices] = network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]).float().cpu().numpy()
+    return score
+
+
+def to_probability(score: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The sigmoid of scores."""
+    probability: NDArray[np.float32] = torch.sigmoid(torch.from_numpy(score)).numpy()
     return probability
 
 
@@ -57,8 +73,3 @@ def see(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
 
     width = network.config.feature_width if network.config.has_label_features else 1
     return Output(whole("feature_NLF", width), whole("cosine_NL"), whole("logit_NL"), None, None)
-
-
-def _probability(score_NL: Tensor) -> NDArray[np.float32]:
-    probability: NDArray[np.float32] = torch.sigmoid(score_NL.float()).cpu().numpy()
-    return probability

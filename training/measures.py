@@ -18,6 +18,9 @@ def f_measure(precision: float, recall: float) -> float:
     return 2 * precision * recall / total if total else 0.0
 
 
+_Z = 1.959964  # 95 % of a normal distribution lie within
+
+
 class Share(NamedTuple):
     """`hits` of `total`, with its 95 % Wilson interval (Wilson 1927)."""
 
@@ -32,7 +35,7 @@ def wilson(count: int, total: int) -> Share:
     """A share with its 95 % Wilson score interval; no observation gives the interval (0, 1)."""
     if total == 0:
         return Share(0, 0, 0.0, 0.0, 1.0)
-    z = 1.959964
+    z = _Z
     ratio = count / total
     centre = (ratio + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(ratio * (1 - ratio) / total + z * z / (4 * total * total))
@@ -76,3 +79,17 @@ def bootstrap(values: Sequence[NDArray[np.float64]], groups: Sequence[NDArray[np
 def _interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
     low, high = np.quantile(drawn, (0.025, 0.975))
     return float(low), float(high)
+
+
+def enough(count: int, ratio: float) -> int:
+    """The least total of which so many are no more than `ratio`, by the upper end of Wilson's interval.
+
+    With none it is about 4 / ratio; the interval's end is where (total ratio - count)^2 = z^2 total ratio (1 - ratio).
+
+    Args:
+        count: of hits.
+        ratio: in (0, 1).
+    """
+    half = _Z * math.sqrt(ratio * (1 - ratio))
+    root = (half + math.sqrt(half * half + 4 * ratio * count)) / (2 * ratio)
+    return math.ceil(root * root)

@@ -236,6 +236,10 @@ class Network(nn.Module, ABC):
     def components(self) -> dict[str, nn.Module]:
         """By name, in the order of the forward pass: for counting."""
 
+    @abstractmethod
+    def temper(self, temperature_L: Tensor) -> None:
+        """Divide the deciding scores of each label by its temperature, for good: an export does."""
+
     def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
         """Take what a phase starts from: the co-occurrence counts M (L, L) of its training set."""
 
@@ -310,6 +314,11 @@ class TwoStageNetwork(Network):
         feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
         feature_NLF = feature_NLF.to(torch.promote_types(feature_NLF.dtype, torch.float32))
         return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
+
+    @torch.no_grad()
+    def temper(self, temperature_L: Tensor) -> None:
+        """Divide the scores S' of each label by its temperature: the weights of classifier 2, which has no bias."""
+        self.reasoning.classifier.weight.div_(temperature_L[:, None])
 
     def activation(self, trunk_NDHW: Tensor) -> Tensor:
         """Where each label's score comes from with average pooling, (N, L, H, W), linear in the trunk's map.

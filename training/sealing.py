@@ -17,13 +17,36 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Features, Manifest, Window, cover, look_again, to_grey
+from engine import Features, Manifest, Window, cover, look_again, read_golden, to_grey
 from engine import cut as cut_windows
 from training.cutting import screen_files
+from training.folder import load_run
 from training.inference import CHUNK
 from training.network import FeaturesGraph, Network, ReasoningGraph
+from training.temperature import temperatures_of
 
 SEALED_FILE = "sealed.json"
+
+
+def module_of(run: Path, bundle: Path) -> Network:
+    """The module that a bundle was exported from, with its temperatures.
+
+    Args:
+        run: folder of the run.
+        bundle: folder of its bundle, or of one with its graphs and other limits.
+
+    Raises:
+        ValueError: the run is not finished, or the module does not give the bundle's golden patches their answers.
+        BundleError: the bundle is not whole.
+    """
+    network, _, labels = load_run(run)
+    manifest, golden = Manifest.read(bundle), read_golden(bundle)
+    if labels == manifest.label_names:
+        network.temper(torch.tensor(temperatures_of(manifest)))
+        probability = _reason(network, _features(network, golden.pixels))
+        if np.abs(probability - golden.probability).max() <= golden.tolerance:
+            return network
+    raise ValueError(f"{bundle} was not exported from {run}: its golden patches have other answers")
 
 
 def seal(network: Network, manifest: Manifest, source: Path) -> int:

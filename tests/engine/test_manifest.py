@@ -42,6 +42,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     return Manifest(
         name=draw(WORDS),
         version=draw(WORDS),
+        limits_version=draw(st.integers(1, 2**31)),
         labels=draw(st.dictionaries(labels, limits, min_size=1, max_size=6)),
         patch_px=patch_px,
         overlap_px=draw(st.integers(0, patch_px - 1)),
@@ -66,6 +67,7 @@ def test_golden_manifest_parses_and_is_written_back_byte_for_byte(tmp_path: Path
     manifest = parse(GOLDEN.read_bytes())
     assert manifest.label_names == ("bubble", "pinhole", "scratch", "tin_ash")
     assert manifest.labels["pinhole"] == LabelLimits(threshold=0.41, review=(0.2, 0.85))
+    assert manifest.limits_version == 2
     assert manifest.patch_px == 1024
     assert manifest.second_look == SecondLook(score_min=0.05, ratio_max=0.5)
     assert manifest.data_id == "rendered seed 1, 400 screens, Größe 3072x4096"
@@ -129,9 +131,11 @@ EDITS: list[tuple[str, object, str]] = [
     ("training.macro_f", [0.9], "training.macro_f"),
     ("training.macro_f", True, "training.macro_f"),
     # another version of this form
-    ("schema_version", 1, "schema_version"),  # the form before the second look
+    ("schema_version", 2, "schema_version"),  # the form before the version of the limits
     ("schema_version", True, "schema_version"),
     # out of range
+    ("limits_version", 0, "limits_version"),
+    ("limits_version", "2", "limits_version"),
     ("patch_px", 0, "patch_px"),
     ("patch_px", 10**6, "patch_px"),
     ("overlap_px", -1, "overlap_px"),

@@ -86,11 +86,12 @@ def test_another_bundle_takes_over_and_everything_names_it(client: httpx.Client,
     }
     assert version(client, "after") == "2"
     assert client.get("/readyz").json()["model"] == {"bundle": "two", "name": "tiny", "version": "2"}
+    unreleased = {"released": False, "reason": ""}
     assert client.get("/v1/models").json() == {
         "folder": str(folder),
         "models": [
-            {"bundle": "one", "name": "tiny", "version": "1", "state": "previous", "released": False, "reason": ""},
-            {"bundle": "two", "name": "tiny", "version": "2", "state": "active", "released": False, "reason": ""},
+            {"bundle": "one", "name": "tiny", "version": "1", "limits": 1, "state": "previous", **unreleased},
+            {"bundle": "two", "name": "tiny", "version": "2", "limits": 1, "state": "active", **unreleased},
         ],
     }
     assert count(client, "inspect_model_info", name="tiny", version="2", runtime="onnxruntime") == 1
@@ -149,7 +150,7 @@ def test_the_same_name_with_other_content_is_another_bundle(client: httpx.Client
     tiny_bundle(folder / "two", version="3", gain=15.0)
     (two,) = (model for model in client.get("/v1/models").json()["models"] if model["bundle"] == "two")
     assert two == {
-        **{"bundle": "two", "name": "tiny", "version": "2", "state": "active", "released": False},
+        **{"bundle": "two", "name": "tiny", "version": "2", "limits": 1, "state": "active", "released": False},
         "reason": "another bundle lies there by now",
     }
     assert activate(client, "two").json()["active"]["version"] == "3"
@@ -336,7 +337,7 @@ def test_a_screen_under_way_ends_with_the_bundle_that_it_began_with(folder: Path
         assert not swap.done()
         backend.features(GOLDEN.pixels)  # open as long as its screen needs it
         here.device.screen_gate.open()
-        assert here.screen.result().json()["model"] == {"name": "fake", "version": "0"}
+        assert here.screen.result().json()["model"] == {"name": "fake", "version": "0", "limits": 1}
         assert swap.result().status_code == 200
         with pytest.raises(InferenceError, match="closed"):
             backend.features(GOLDEN.pixels)

@@ -62,7 +62,7 @@ def test_each_frame_gets_its_verdict(client: httpx.Client, kind: str, reasons: l
     assert response.headers["content-type"] == "application/json"
     answer = response.json()
     assert (answer["screen_id"], answer["verdict"], answer["reasons"]) == (f"kind-{kind}", kind, reasons)
-    assert answer["model"] == {"name": "tiny", "version": "1.0.0"}
+    assert answer["model"] == {"name": "tiny", "version": "1.0.0", "limits": 1}
     assert [label for label, found in answer["labels"].items() if found["present"]] == present
     assert [defect["label"] for defect in answer["defects"]] == present
     proof = answer["proof"]

@@ -23,7 +23,6 @@ from training.config import read_config
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.fit import fit
-from training.folder import load_run
 from training.inference import network_probability
 from training.methods import METHODS as PAPER
 from training.network import FeaturesGraph, Network, ReasoningGraph
@@ -109,6 +108,21 @@ def test_the_activation_is_what_the_score_is_made_of(method: str) -> None:
     torch.testing.assert_close(gap, gap[:1].expand_as(gap), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_temperature_divides_the_deciding_scores(method: str) -> None:
+    network, pixels = rival(method), patches(3)
+    label_features, stage1, _ = network.features(pixels)
+    plain = network.reason(label_features, stage1)
+    temperature = torch.tensor([0.5, 1.0, 4.0])
+    network.temper(temperature)
+    label_features, stage1, _ = network.features(pixels)
+    torch.testing.assert_close(network.reason(label_features, stage1), plain / temperature)
+    score = network(pixels).score_NL
+    assert score is not None
+    if method != "feature_clustering":  # whose forward pass is what learns
+        torch.testing.assert_close(score, plain / temperature, atol=1e-4, rtol=1e-4)
+
+
 def test_a_rival_that_has_no_stage_2_says_so(tmp_path: Path) -> None:
     (tmp_path / "toy.toml").write_text(TOML)
     plain = ["network.method=plain", "loss.contrast=0", "loss.map=0"]
@@ -189,9 +203,9 @@ def test_a_rival_is_trained_exported_and_served_by_the_same_commands(method: str
     config = read_config(data, changes)
     fit(config)
     out = data.parent / f"{method}-bundle"
-    manifest, difference, _ = export_run(config.run, out, version="1")
-    assert difference.largest < manifest.parity_tolerance["fp32"]
-    network, _, _ = load_run(config.run)
+    done = export_run(config.run, out, version="1")
+    assert done.difference.largest < done.manifest.parity_tolerance["fp32"]
+    network = done.network
     validation = PatchSet(config.data.folders, "validation")
     expected = network_probability(network, validation, Fabric(accelerator="cpu"))
     indices = validation.by_screen()[0]

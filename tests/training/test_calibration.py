@@ -1,13 +1,23 @@
 from __future__ import annotations
 
-import math
+import json
+import tomllib
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from training.calibration import REVIEW_CAP, best_threshold, calibrate
+from engine import fake_manifest
+from engine.manifest import parse
+from training.calibration import best_threshold, calibrate, whole_screens
+from training.costs import Costs, read_costs
+from training.zones import tally
+
+ROOT = Path(__file__).parents[2]
 
 
 def f_at(score: np.ndarray[tuple[int], np.dtype[np.float32]], truth: list[bool], threshold: float) -> float:
@@ -38,25 +48,74 @@ def test_the_band_lies_on_the_highest_score_of_screens_and_skips_unknown_ones() 
     probability = np.array([[0.9], [0.1], [0.7], [0.05], [0.3], [0.2], [0.1], [0.99]], np.float32)
     target = np.array([[1], [0], [1], [0], [0], [0], [0], [-1]], np.int8)
     screens = np.array([0, 0, 1, 1, 2, 2, 3, 4])
-    limits = calibrate(probability, target, screens, labels=["dot"])["dot"]
+    found = calibrate(probability, target, screens, labels=["dot"], costs=Costs(review_capacity=0))
+    limits = found.limits["dot"]
     assert limits.threshold == pytest.approx(0.5)
-    low, high = limits.review
-    assert low < limits.threshold < high
-    assert low == pytest.approx(0.45)  # both screens score over it, so the narrowest band decides
-    assert high == pytest.approx(0.55)
+    assert limits.review == pytest.approx((0.4, 0.6))  # the outer quarters of the gap from 0.3 to 0.7
+    assert (found.tally.defective, found.tally.clean) == (2, 2)
+    assert found.has.tolist() == [[True], [True], [False], [False]]
 
 
-def test_overlapping_screens_widen_the_band() -> None:
-    probability = np.array([[0.9], [0.35], [0.6], [0.1]], np.float32)
+def test_two_screens_prove_nothing_and_it_is_said() -> None:
+    probability = np.array([[0.9], [0.7], [0.3], [0.1]], np.float32)
     target = np.array([[1], [1], [0], [0]], np.int8)
-    low, high = calibrate(probability, target, np.arange(4), labels=["dot"])["dot"].review
-    assert low < 0.36
-    assert high > 0.59
+    found = calibrate(probability, target, np.arange(4), labels=["dot"], costs=Costs(review_capacity=1))
+    assert found.limits["dot"].review[0] < 0.3  # a clean screen is looked at
+    assert not found.proven
+    (said,) = found.warnings()
+    assert "0 escapes of 2 defective screens prove no more than 65.8%" in said
+    assert "189 such screens" in said
 
 
-def test_a_defect_that_was_not_seen_does_not_send_every_screen_to_review() -> None:
-    good = np.linspace(0.01, 0.2, 100, dtype=np.float32)
-    probability = np.concatenate([good, [0.95, 0.9, 0.005]]).astype(np.float32)[:, None]
-    target = np.array([0] * 100 + [1] * 3, np.int8)[:, None]
-    low, _ = calibrate(probability, target, np.arange(103), labels=["dot"])["dot"].review
-    assert (good >= low).sum() == math.ceil(REVIEW_CAP * len(good))
+def many(seed: int, *, screens: int) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]:
+    """Two patches a screen, every other screen defective, with scores that overlap."""
+    rng = np.random.default_rng(seed)
+    target = np.zeros((2 * screens, 2), np.int8)
+    target[np.arange(0, 2 * screens, 4), rng.integers(0, 2, len(range(0, 2 * screens, 4)))] = 1
+    score = rng.normal(-3, 1.2, target.shape) + 5.5 * target
+    return (1 / (1 + np.exp(-score))).astype(np.float32), target, np.arange(2 * screens) // 2
+
+
+def test_many_screens_prove_the_cap() -> None:
+    found = calibrate(*many(0, screens=600), labels=["a", "b"], costs=Costs(escape_cap=0.05))
+    assert found.proven
+    assert found.warnings() == []
+    assert found.tally.escape_bound <= 0.05
+
+
+def test_intervals_are_of_screens_that_were_left_out() -> None:
+    """The share on the screens at hand flatters; that of ten thousand others lies in the interval."""
+    costs = Costs(escape_cap=0.9, review_capacity=1)
+    found = calibrate(*many(1, screens=120), labels=["a", "b"], costs=costs)
+    assert found.intervals is not None
+    others, _ = whole_screens(*many(2, screens=10_000))
+    zones = np.array([limits.review for limits in found.limits.values()])
+    to_come = tally(others, zones)
+    assert found.tally.cost(costs) < to_come.cost(costs)
+    low, high = found.intervals.cost.low, found.intervals.cost.high
+    assert low < to_come.cost(costs) < high
+    assert found.intervals.escape.low <= to_come.escape <= found.intervals.escape.high
+    for (low, high), lows, highs in zip(zones, found.intervals.lows, found.intervals.highs, strict=True):
+        assert lows.low <= low <= lows.high
+        assert highs.low <= high <= highs.high
+
+
+def test_figures_are_json_and_facts_are_a_manifests() -> None:
+    found = calibrate(*many(3, screens=40), labels=["a", "b"], costs=Costs())
+    again = json.loads(json.dumps(found.as_dict()))
+    assert again["limits"]["a"]["review"] == list(found.limits["a"].review)
+    assert again["intervals"]["labels"].keys() == {"a", "b"}
+    assert parse(json.dumps(asdict(replace(fake_manifest(), training=found.facts()))).encode()).training
+
+
+@pytest.mark.parametrize("line", ["escape_cost = 0", "escape_cap = 1.5", "review = 1", "prevalence = 'half'", "x"])
+def test_costs_are_checked_at_the_door(tmp_path: Path, line: str) -> None:
+    (tmp_path / "limits.toml").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"limits\.toml: "):
+        read_costs(tmp_path / "limits.toml")
+
+
+def test_the_file_of_costs_holds_the_defaults() -> None:
+    file = ROOT / "training" / "configs" / "limits.toml"
+    assert read_costs(file) == Costs()
+    assert tomllib.loads(file.read_text()).keys() == Costs.model_fields.keys()

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,16 +15,19 @@ from safetensors.torch import load_file
 
 from engine import load
 from tests.training.data_form import TOML, write_screens
+from training import bundling
 from training.bundling import export_run
 from training.config import Config, read_config
+from training.costs import Costs
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
 from training.fit import fit
 from training.folder import load_run
-from training.inference import network_probability
+from training.inference import network_probability, network_score
 from training.record import revision_of
 from training.rows import read_rows
+from training.temperature import Sureness, sigmoid
 
 GOLDEN = {
     "phase1": [2.09157, 1.80995, 1.9437, 1.92772, 1.58567, 2.14428, 1.68166, 1.37851, 1.55632, 1.67877],
@@ -197,9 +201,22 @@ def test_a_phase_may_learn_from_smaller_patches(run: Config, toml: Path) -> None
     assert fit(config).patches == validated  # still the patches that are served
 
 
-def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: Path) -> None:
-    manifest, difference, _ = export_run(run.run, tmp_path / "bundle", version="7")
-    assert difference.largest <= manifest.parity_tolerance["fp32"]
+def test_exported_graphs_give_the_modules_probabilities_at_its_temperatures(
+    run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    temperature = np.array([2.0, 0.5])
+
+    def fitted(*_: object, labels: Sequence[str]) -> dict[str, Sureness]:
+        still = {"loss_before": 0.0, "loss_after": 0.0, "error_before": 0.0, "error_after": 0.0}
+        return {
+            label: Sureness(temperature=t, **still, before=(), after=())
+            for label, t in zip(labels, temperature.tolist(), strict=True)
+        }
+
+    monkeypatch.setattr(bundling, "fit_temperatures", fitted)
+    done = export_run(run.run, tmp_path / "bundle", version="7")
+    manifest = done.manifest
+    assert done.difference.largest <= manifest.parity_tolerance["fp32"]
     assert (manifest.name, manifest.version, manifest.label_names) == ("toy", "7", ("dot", "line"))
     card = (tmp_path / "bundle" / "MODEL_CARD.md").read_text()
     assert "toy 7" in card
@@ -207,9 +224,12 @@ def test_exported_graphs_give_the_modules_probabilities(run: Config, tmp_path: P
     commit = revision_of(run.run)
     assert (f"revision `{commit}`" in card) == (commit is not None)  # there is none outside of a repository
 
-    network, config, _ = load_run(run.run)
+    assert manifest.training["temperature_dot"] == 2.0
+    network, config, _ = load_run(run.run)  # as it was trained
     patches = PatchSet(config.data.folders, "test")
-    expected = network_probability(network, patches, Fabric(accelerator="cpu"))
+    expected = sigmoid(network_score(network, patches, Fabric(accelerator="cpu")) / temperature)
+    tempered = network_probability(done.network, patches, Fabric(accelerator="cpu"))
+    np.testing.assert_allclose(tempered, expected, atol=1e-4)
     backend = load(tmp_path / "bundle", threads=1)
     for indices in patches.by_screen():
         pixels = np.stack([patches.patch(int(i)) for i in indices])[:, None]
@@ -232,11 +252,14 @@ def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path
     boxes = (source / "boxes.csv").read_text().splitlines()
     (source / "boxes.csv").write_text("\n".join([boxes[0], *boxes[1:3], ""]))  # the others are taken for clean
     cut(source, few, patch_px=128, labels=("dot", "line"))
-    usual, _, _ = export_run(run.run, tmp_path / "usual", version="1")
-    line, _, _ = export_run(run.run, tmp_path / "line", version="1", calibration=[few])
-    assert all(line.labels[name].review[1] >= usual.labels[name].review[1] for name in ("dot", "line"))
-    assert line.labels != usual.labels
-    assert line.data_id != usual.data_id
+    usual = export_run(run.run, tmp_path / "usual", version="1")
+    costs = Costs(review_capacity=1, escape_cap=0.5)
+    line = export_run(run.run, tmp_path / "line", version="1", calibration=[few], costs=costs)
+    assert line.manifest.labels == line.calibration.limits
+    assert line.calibration.tally.clean >= usual.calibration.tally.clean + 28
+    assert line.calibration.tally.overkills == 0  # their scores are high, and a review costs less than overkill
+    assert line.manifest.data_id != usual.manifest.data_id
+    assert line.manifest.training["limits_costs"] == str(costs)
     with pytest.raises(ValueError, match="was learnt from"):
         export_run(run.run, tmp_path / "learnt", version="1", calibration=run.data.folders)
 

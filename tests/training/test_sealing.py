@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from engine import NO_SECOND_LOOK, LabelLimits, Manifest, SecondLook, cover, cut, fake_manifest
+from tests.bundles import tiny_bundle
 from tests.training.data_form import write_screens
+from training import sealing
 from training.architecture import NetworkConfig
 from training.network import TwoStageNetwork
 from training.sealing import SEALED_FILE, seal
@@ -54,3 +56,13 @@ def test_each_screen_is_sealed_with_what_the_module_says_of_all_its_windows(
         added += len(windows) - len(expected)
         assert len(windows) <= len(expected) + look.most(len(expected))
     assert (added > 0) == (look.ratio_max > 0)
+
+
+@pytest.mark.parametrize("labels", [LABELS, ("dot", "scratch")])
+def test_a_bundle_of_another_run_is_refused(
+    tmp_path: Path, network: TwoStageNetwork, labels: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", labels=labels, patch_px=PATCH_PX)
+    monkeypatch.setattr(sealing, "load_run", lambda run: (network.eval(), None, LABELS))
+    with pytest.raises(ValueError, match="was not exported from"):
+        sealing.module_of(tmp_path / "run", bundle)

@@ -16,6 +16,8 @@ from training.trunks import build_trunk
 class FeatureClustering(Network):
     """Trunk, category pooling and classifier 1 of Zhou et al. 2023, which here decides."""
 
+    temperature_L: Tensor | None = None
+
     def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
         super().__init__(labels, config)
         self.trunk, width = build_trunk(config.trunk, weights=config.trunk_weights, channels=channels)
@@ -48,7 +50,12 @@ class FeatureClustering(Network):
 
     def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
         """The scaled cosines."""
-        return self.classifier1.logits(cosine_KL)
+        logit_KL = self.classifier1.logits(cosine_KL)
+        return logit_KL if self.temperature_L is None else logit_KL / self.temperature_L
+
+    def temper(self, temperature_L: Tensor) -> None:
+        """Divide the scaled cosines; the cosines themselves stay."""
+        self.temperature_L = temperature_L
 
     def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Label features, cosines, and the map of the attention or of the cosine's linear part."""

@@ -16,6 +16,12 @@ class OneStage(Network):
     In a bundle its label features have the width 1 and are its logits, as `stage1` is; reasoning is a sigmoid.
     """
 
+    temperature_L: Tensor | None = None
+
+    def temper(self, temperature_L: Tensor) -> None:
+        """Divide logits, and the map that they are made of."""
+        self.temperature_L = temperature_L
+
     def forward(
         self,
         pixel_NGPP: Tensor,
@@ -27,6 +33,8 @@ class OneStage(Network):
     ) -> Output:
         """One pass, see `Network.forward`; there is nothing to reason, to group or to gather."""
         logit_NL, _, auxiliary = self.see(preprocess(pixel_NGPP, light=self.config.light), parts)
+        if self.temperature_L is not None:
+            logit_NL = logit_NL / self.temperature_L
         return Output(logit_NL[:, :, None], logit_NL, logit_NL, logit_NL if reason else None, None, auxiliary)
 
     def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
@@ -36,6 +44,9 @@ class OneStage(Network):
     def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Logits (N, L, 1), logits (N, L) and activation (N, L, H, W)."""
         logit_NL, activation_NLHW, _ = self.see(preprocess(pixel_NGPP, light=self.config.light))
+        if self.temperature_L is not None:
+            logit_NL = logit_NL / self.temperature_L
+            activation_NLHW = activation_NLHW / self.temperature_L[:, None, None]
         return logit_NL[:, :, None], logit_NL, activation_NLHW
 
     @abstractmethod

@@ -11,4 +11,8 @@ from rich.console import Console
 app = typer.Typer(help="Images and labels in, bundle out.", no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
 
+CostsFile = Annotated[
+    Path | None, typer.Option(help="What wrong verdicts cost the line, as in configs/limits.toml.", exists=True)
+]
+Picture = Annotated[Path | None, typer.Option(help="Draw scores, zones and reliability; needs matplotlib.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as well.")]

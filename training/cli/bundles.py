@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from training.cli import Json, app, console
+from training.cli import CostsFile, Json, Picture, app, console
 
 
 @app.command()
@@ -23,6 +23,58 @@ def card(
 
     add_figures(bundle, on=on, evaluation=evaluation, judgement=judgement)
     console.print(f"{bundle}: measured on {on}")
+
+
+@app.command()
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; it stays as it is.", exists=True, file_okay=False)],
+    data: Annotated[
+        list[Path], typer.Option(help="A cut folder in the line's shares, not learnt from; may be given again.")
+    ],
+    version: Annotated[str, typer.Option(help="Version of the new bundle.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    costs: CostsFile = None,
+    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
+    picture: Picture = None,
+    json_file: Json = None,
+) -> None:
+    """Choose other limits for a bundle by what wrong verdicts cost, without training."""
+    from training.calibration_picture import draw, require
+    from training.calibration_tables import print_calibration
+    from training.costs import Costs, read_costs
+    from training.recalibration import recalibrate
+
+    if picture is not None:
+        require()
+    stated = Costs() if costs is None else read_costs(costs)
+    done = recalibrate(bundle, data, out, version=version, costs=stated, part=None if part == "all" else part)
+    print_calibration(done.calibration, console)
+    errors = {label: r.calibration_error for label, r in done.report.per_label.items()}
+    console.print("calibration error: " + ", ".join(f"{label} {error:.4f}" for label, error in errors.items()))
+    console.print(
+        f"{done.manifest.name} {done.manifest.version} in {out}: limits {done.manifest.limits_version}, macro F "
+        f"{done.report.f_measure:.4f} at its thresholds; release it before it goes into service"
+    )
+    if picture is not None:
+        curves = {label: {"as it is": r.reliability} for label, r in done.report.per_label.items()}
+        draw(picture, calibration=done.calibration, curves=curves)
+    if json_file is not None:
+        figures = {**done.calibration.as_dict(), "evaluation": done.report.as_dict()}
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+@app.command()
+def seal(
+    run: Annotated[Path, typer.Argument(help="Folder of the run that the bundle is of.", exists=True, file_okay=False)],
+    bundle: Annotated[Path, typer.Option(help="Its bundle, with whatever limits.", exists=True, file_okay=False)],
+    golden: Annotated[Path, typer.Option(help="Screens in the data form to seal.", exists=True, file_okay=False)],
+) -> None:
+    """Seal screens for the release of a bundle that was calibrated anew, as `export --golden` does for a new one."""
+    from engine import Manifest
+    from training import sealing
+
+    screens = sealing.seal(sealing.module_of(run, bundle), Manifest.read(bundle), golden)
+    console.print(f"{golden / sealing.SEALED_FILE}: the module's probabilities of {screens} screens")
 
 
 @app.command()

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from training.cli import Json, app, console
+from training.cli import CostsFile, Json, Picture, app, console
 
 
 class Precision(StrEnum):
@@ -102,29 +102,37 @@ def evaluate(
     data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
     group: Annotated[str, typer.Option(help="Patches reasoned together: screen, batch:N or single.")] = "screen",
     part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    picture: Picture = None,
     json_file: Json = None,
 ) -> None:
     """Measure a bundle on patches at its own thresholds."""
     from engine import load
+    from training.calibration_picture import draw, require
     from training.evaluation import evaluate as measure
     from training.tables import print_recall
 
+    if picture is not None:
+        require()
     backend = load(bundle)
     try:
         found = measure(backend, data, part=None if part == "all" else part, group=group)
     finally:
         backend.close()
-    table = Table("label", "accuracy", "precision", "recall", "F", "with it", "without")
+    table = Table("label", "accuracy", "precision", "recall", "F", "calibration error", "with it", "without")
     for name, r in found.per_label.items():
-        figures = (f"{v:.4f}" for v in (r.accuracy, r.precision, r.recall, r.f_measure))
+        figures = (f"{v:.4f}" for v in (r.accuracy, r.precision, r.recall, r.f_measure, r.calibration_error))
         table.add_row(name, *figures, str(r.positives), str(r.negatives))
     macro = (f"{v:.4f}" for v in (found.accuracy, found.precision, found.recall, found.f_measure))
-    table.add_row("macro", *macro, "", "", style="bold")
+    table.add_row("macro", *macro, "", "", "", style="bold")
     console.print(table)
     if found.bands:
         print_recall(found.bands, console)
     else:
         console.print("no recall by size, contrast and border: a folder has no defects.csv; cut it anew")
+    if picture is not None:
+        draw(
+            picture, calibration=None, curves={name: {"as it is": r.reliability} for name, r in found.per_label.items()}
+        )
     if json_file is not None:
         json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
 
@@ -147,20 +155,26 @@ def export(
         list[Path] | None,
         typer.Option(help="A cut folder in the line's shares, not learnt from; may be given again.", exists=True),
     ] = None,
+    costs: CostsFile = None,
     precision: Annotated[
         list[Precision] | None, typer.Option(help="Besides fp32; may be given again. int8 is for CPUs.")
     ] = None,
+    picture: Picture = None,
     json_file: Json = None,
 ) -> None:
     """Write a verified bundle of a run; refuses if the graphs differ from the module, or a precision does not hold."""
     from engine import NO_SECOND_LOOK
     from training.borders import SECOND_LOOK
     from training.bundling import export_run
+    from training.calibration_picture import draw, require
+    from training.calibration_tables import print_calibration, print_sureness
+    from training.costs import read_costs
     from training.fidelity import fidelity_table
-    from training.folder import load_run
     from training.sealing import SEALED_FILE, seal
 
-    manifest, difference, made = export_run(
+    if picture is not None:
+        require()
+    done = export_run(
         run,
         out,
         version=version,
@@ -170,19 +184,30 @@ def export(
         notes=notes.read_text() if notes is not None else "",
         precisions=[one.value for one in precision or ()],
         calibration=calibrate or (),
+        costs=None if costs is None else read_costs(costs),
     )
+    print_sureness(done.sureness, console)
+    print_calibration(done.calibration, console)
     console.print(
-        f"{manifest.name} {manifest.version} in {out}: graphs differ from the module by at most "
-        f"{difference.largest:.2g} in probability (mean {difference.mean:.2g})"
+        f"{done.manifest.name} {done.manifest.version} in {out}: graphs differ from the module by at most "
+        f"{done.difference.largest:.2g} in probability (mean {done.difference.mean:.2g})"
     )
     if golden is not None:
-        screens = seal(load_run(run)[0], manifest, golden)
+        screens = seal(done.network, done.manifest, golden)
         console.print(f"{golden / SEALED_FILE}: the module's probabilities of {screens} screens")
-    found = {name: one.fidelity for name, one in made.items()}
-    if found:
-        console.print(fidelity_table(found))
+    made = {name: one.fidelity for name, one in done.made.items()}
+    if made:
+        console.print(fidelity_table(made))
+    if picture is not None:
+        curves = {label: {"before": one.before, "after": one.after} for label, one in done.sureness.items()}
+        draw(picture, calibration=done.calibration, curves=curves)
     if json_file is not None:
-        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+        figures = {
+            "precisions": {name: one.as_dict() for name, one in made.items()},
+            "probabilities": {label: one.as_dict() for label, one in done.sureness.items()},
+            "calibration": done.calibration.as_dict(),
+        }
+        json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 @app.command()

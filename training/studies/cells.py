@@ -23,7 +23,7 @@ from training.datasets import PatchSet
 from training.evaluation import report
 from training.fit import fit
 from training.folder import data_id, load_run
-from training.inference import reasoned, see
+from training.inference import reasoned, see, to_probability
 from training.studies.tables import Row
 
 GROUPS = ("screen", "batch:32", "single")
@@ -126,10 +126,12 @@ def _measure(run: Path, row: Row, division: Division, seed: int, *, seconds: flo
         thresholds = [
             best_threshold(score[target >= 0], target[target >= 0] == 1)
             for score, target in zip(
-                reasoned(network, known, validation, fabric, group=group).T, validation.labels.T, strict=True
+                to_probability(reasoned(network, known, validation, fabric, group=group)).T,
+                validation.labels.T,
+                strict=True,
             )
         ]
-        probability = reasoned(network, seen, test, fabric, group=group)
+        probability = to_probability(reasoned(network, seen, test, fabric, group=group))
         at_half = report(probability, test.labels, labels=labels, thresholds=[0.5] * len(labels))
         at_fitted = report(probability, test.labels, labels=labels, thresholds=thresholds)
         cell.figures[group] = {key: getattr(at_half, key) for key in FIGURES}

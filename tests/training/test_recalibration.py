@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from engine import RELEASE_FILE, BundleError, Manifest
+from engine.manifest import parse
+from tests.bundles import BACKGROUND, grey_of, tiny_bundle
+from training import calibration_picture
+from training.card import MEASURED
+from training.costs import Costs
+from training.cutting import cut
+from training.recalibration import Recalibrated, recalibrate
+from training.reliability import Bin
+
+LABELS = ("bubble", "pinhole")
+CARD = f"""# tiny 1.0.0
+
+Hand-made.
+
+## Review bands
+
+old bands
+
+{MEASURED}others
+
+old figures
+
+## Data
+
+some
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A released bundle whose card tells figures of its limits."""
+    made = tiny_bundle(tmp_path_factory.mktemp("bundle") / "bundle", labels=LABELS)
+    (made / "MODEL_CARD.md").write_text(CARD)
+    parse((made / "manifest.json").read_bytes()).sign(made)
+    (made / RELEASE_FILE).write_text("{}")
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Screens of two patches; every other one has a spot that the bundle sees more or less well."""
+    base = tmp_path_factory.mktemp("data")
+    source, rng = base / "source", np.random.default_rng(0)
+    (source / "screens").mkdir(parents=True)
+    boxes = ["screen,label,left,top,right,bottom,area_px"]
+    for number in range(24):
+        image = rng.integers(BACKGROUND - 20, BACKGROUND + 21, (64, 128)).astype(np.uint8)
+        if number % 2:
+            label = number // 2 % 2
+            image[20:28, 20:28] = grey_of(label) - number % 5  # an activation from 1 down to a half
+            boxes.append(f"s{number:02d},{LABELS[label]},20,20,28,28,64")
+        cv2.imwrite(str(source / "screens" / f"s{number:02d}.png"), image)
+    (source / "boxes.csv").write_text("\n".join(boxes) + "\n")
+    (source / "splits.csv").write_text("screen,part\n" + "".join(f"s{n:02d},test\n" for n in range(24)))
+    cut(source, base / "cut", patch_px=64, labels=LABELS)
+    return base / "cut"
+
+
+@pytest.fixture(scope="module")
+def done(bundle: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recalibrated]:
+    out = tmp_path_factory.mktemp("out") / "new"
+    return out, recalibrate(bundle, [data], out, version="1.1", costs=Costs(escape_cost=50))
+
+
+def test_the_graphs_stay_and_the_limits_are_new(bundle: Path, done: tuple[Path, Recalibrated]) -> None:
+    out, found = done
+    before, after = Manifest.read(bundle), Manifest.read(out)
+    assert after == found.manifest
+    assert (after.name, after.version, after.limits_version) == ("tiny", "1.1", before.limits_version + 1)
+    assert after.labels == found.calibration.limits != before.labels
+    changed = {name for name in before.files if before.files[name] != after.files[name]}
+    assert changed == {"MODEL_CARD.md"}
+    assert not (out / RELEASE_FILE).exists()  # it was of other verdicts
+    assert after.training["limits_costs"] == str(Costs(escape_cost=50))
+    assert after.training["limits_before"] == "tiny 1.0.0"
+    assert found.calibration.tally.defective == found.calibration.tally.clean == 12
+
+
+def test_the_card_tells_the_new_limits_alone(done: tuple[Path, Recalibrated]) -> None:
+    card = (done[0] / "MODEL_CARD.md").read_text()
+    assert card.startswith("# tiny 1.1\n\nHand-made.\n")
+    assert "old bands" not in card
+    assert "old figures" not in card
+    assert "## Data\n\nsome\n" in card
+    assert "Version 2 of the limits, for the graphs of tiny 1.0.0" in card
+    assert card.count("| bubble |") == 1
+
+
+def test_limits_are_calibrated_again_and_again(done: tuple[Path, Recalibrated], data: Path, tmp_path: Path) -> None:
+    again = recalibrate(done[0], [data], tmp_path / "again", version="1.2", costs=Costs(escape_cost=50))
+    assert again.manifest.limits_version == 3
+    assert again.manifest.labels == done[1].manifest.labels
+    assert (tmp_path / "again" / "MODEL_CARD.md").read_text().count("## Review bands") == 1
+
+
+def test_other_limits_need_another_version_and_folder(bundle: Path, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"--version 1\.0\.0 is that of"):
+        recalibrate(bundle, [data], tmp_path / "new", version="1.0.0", costs=Costs())
+    with pytest.raises(ValueError, match="exists"):
+        recalibrate(bundle, [data], bundle, version="2", costs=Costs())
+    with pytest.raises(BundleError, match="version"):
+        recalibrate(bundle, [data], tmp_path / "new", version="a b", costs=Costs())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_prints_draws_and_writes(bundle: Path, data: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[bench]'")
+    (tmp_path / "limits.toml").write_text("review_cost = 2\n")
+    answer = subprocess.run(
+        [
+            *(sys.executable, "-m", "training", "calibrate", str(bundle), "--data", str(data), "--version", "2"),
+            *("--costs", "limits.toml", "--out", "new", "--json", "figures.json", "--picture", "picture.png"),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert answer.returncode == 0, answer.stderr
+    assert "tiny 2 in new: limits 2" in answer.stdout
+    assert "12 defective screens prove no more than" in answer.stdout
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["costs"]["review_cost"] == 2
+    assert figures["escape_cap_proven"] is False
+    assert len(figures["intervals"]["labels"]["bubble"]["low"]) == 3
+    picture = cv2.imread(str(tmp_path / "picture.png"))
+    assert picture is not None
+    assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 50
+
+
+def test_a_picture_without_zones_is_a_row_of_curves(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[bench]'")
+    bins = (Bin(0.1, 0.2, 5), Bin(0.8, 0.7, 4))
+    curves = {label: {"before": bins, "after": bins[:1]} for label in ("a", "b", "c")}
+    calibration_picture.draw(tmp_path / "curves.png", calibration=None, curves=curves)
+    picture = cv2.imread(str(tmp_path / "curves.png"))
+    assert picture is not None
+    height, width, _ = picture.shape
+    assert 2.9 < width / height < 3.1
+
+
+def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration_picture, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"pip install '\.\[bench\]'"):
+        calibration_picture.require()

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from training.costs import Costs
+from training.frontier import Screens, frontier
+from training.measures import enough, wilson
+from training.zones import NARROWEST_BAND, Tally, Zones, best_zones, tally, widened, worth
+
+UNCAPPED = Costs(review_capacity=1, escape_cap=0.999)
+
+
+def screens_of(defective: NDArray[np.float64], clean: NDArray[np.float64]) -> Screens:
+    return Screens(np.concatenate([defective, clean]), np.arange(len(defective) + len(clean)) < len(defective))
+
+
+def random_screens(seed: int, *, screens: int, labels: int) -> Screens:
+    """Scores at a tenth, so that many are equal; a defective screen tends to score higher in one label."""
+    rng = np.random.default_rng(seed)
+    defective = np.arange(screens) % 2 == 0
+    score = rng.integers(0, 7, (screens, labels))
+    score[defective, rng.integers(0, labels, int(defective.sum()))] += rng.integers(0, 4, int(defective.sum()))
+    return Screens(score / 10 + 0.05, defective)
+
+
+def every_zone(labels: int, threshold: float) -> list[Zones]:
+    """All zones that scores at a tenth tell apart."""
+    limits = np.arange(11) / 10
+    pairs = [
+        (low, high)
+        for low in (*limits[limits < threshold], threshold)
+        for high in (threshold + NARROWEST_BAND, *limits[limits > threshold + NARROWEST_BAND])
+    ]
+    return [np.array(zones) for zones in itertools.product(pairs, repeat=labels)]
+
+
+@pytest.mark.parametrize("labels", [1, 2])
+@pytest.mark.parametrize("cap", [0.999, 0.4, 0.001])
+def test_no_other_zones_cost_less(labels: int, cap: float) -> None:
+    rng = np.random.default_rng(labels)
+    for seed in range(12):
+        screens = random_screens(seed, screens=10, labels=labels)
+        escape, overkill, prevalence = rng.choice([3, 10, 60]), rng.choice([2, 10]), rng.choice([0.05, 0.5])
+        costs = Costs(
+            escape_cost=escape, overkill_cost=overkill, prevalence=prevalence, review_capacity=1, escape_cap=cap
+        )
+        threshold = 0.5
+        best = min(worth(tally(screens, zones), costs) for zones in every_zone(labels, threshold))
+        # what is widened afterwards costs more, on purpose
+        found = tally(screens, _unwidened(screens, costs, np.full(labels, threshold)))
+        assert worth(found, costs) == pytest.approx(best)
+
+
+def _unwidened(screens: Screens, costs: Costs, thresholds: NDArray[np.float64]) -> Zones:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.zones.widened", lambda zones, *_: zones)
+        return best_zones(screens, costs, thresholds)
+
+
+@given(seed=st.integers(0, 2**32 - 1), labels=st.integers(1, 3), screens=st.integers(2, 30), data=st.data())
+def test_zones_hold_the_threshold_and_a_band(seed: int, labels: int, screens: int, data: st.DataObject) -> None:
+    costs = Costs(
+        escape_cap=data.draw(st.floats(0.001, 0.9)),
+        review_capacity=data.draw(st.floats(0, 1)),
+        prevalence=data.draw(st.floats(0.01, 0.99)),
+    )
+    thresholds = np.array(data.draw(st.lists(st.floats(0.01, 0.99), min_size=labels, max_size=labels)))
+    zones = best_zones(random_screens(seed, screens=screens, labels=labels), costs, thresholds)
+    assert (zones[:, 0] <= thresholds + 1e-6).all()
+    assert (thresholds <= zones[:, 1] + 1e-6).all()
+    assert ((zones >= 0) & (zones <= 1)).all()
+    room = np.minimum(NARROWEST_BAND, 0.995 - thresholds)
+    assert (zones[:, 1] - zones[:, 0] >= room - 2e-6).all()
+
+
+def test_the_tally_is_what_a_loop_counts() -> None:
+    screens = random_screens(3, screens=40, labels=3)
+    zones = np.array([[0.3, 0.7], [0.2, 0.5], [0.55, 0.95]])
+    counts = dict.fromkeys(("pass", "review", "fail"), 0)
+    expected = {kind: dict(counts) for kind in (True, False)}
+    for scores, defective in zip(screens.highest.tolist(), screens.defective.tolist(), strict=True):
+        outcome = "pass"
+        for score, (low, high) in zip(scores, zones.tolist(), strict=True):
+            if score >= high:
+                outcome = "fail"
+            elif score >= low and outcome == "pass":
+                outcome = "review"
+        expected[defective][outcome] += 1
+    found = tally(screens, zones)
+    assert (found.escapes, found.reviewed_defective) == (expected[True]["pass"], expected[True]["review"])
+    assert (found.overkills, found.reviewed_clean) == (expected[False]["fail"], expected[False]["review"])
+    costs = Costs(prevalence=0.2, escape_cost=7, overkill_cost=3, review_cost=2)
+    bad, good = sum(expected[True].values()), sum(expected[False].values())
+    by_hand = 0.2 * (7 * found.escapes + 2 * found.reviewed_defective) / bad
+    by_hand += 0.8 * (3 * found.overkills + 2 * found.reviewed_clean) / good
+    assert found.cost(costs) == pytest.approx(by_hand)
+
+
+def test_a_label_need_not_see_what_another_sees() -> None:
+    """Each defective screen stands out in one label alone, and is low in the other like the clean ones."""
+    rng = np.random.default_rng(0)
+    clean = rng.uniform(0, 0.3, (30, 2))
+    defective = rng.uniform(0, 0.3, (20, 2))
+    defective[np.arange(20), np.arange(20) % 2] = rng.uniform(0.8, 0.9, 20)
+    screens = screens_of(defective, clean)
+    zones = best_zones(screens, UNCAPPED, np.array([0.5, 0.5]))
+    found = tally(screens, zones)
+    assert (found.escapes, found.overkills, found.reviewed_clean, found.reviewed_defective) == (0, 0, 0, 0)
+    assert (zones[:, 0] > 0.3).all()
+
+
+def test_dearer_escapes_let_fewer_escape() -> None:
+    screens = random_screens(8, screens=60, labels=2)
+    escapes = []
+    for cost in (2, 9, 1000):
+        costs = Costs(escape_cost=cost, prevalence=0.2, review_capacity=1, escape_cap=0.9)
+        escapes.append(tally(screens, best_zones(screens, costs, np.full(2, 0.6))).escapes)
+    assert escapes == sorted(escapes, reverse=True)
+    assert escapes[0] > escapes[-1] == 0
+
+
+def test_the_cap_goes_before_cost_and_capacity() -> None:
+    """Half of the defective screens score like the clean ones: only a review of nearly everything keeps them."""
+    scores = np.linspace(0.1, 0.3, 40)[:, None]
+    screens = screens_of(np.concatenate([scores, scores + 0.6]), scores)
+    costs = Costs(escape_cost=2, escape_cap=0.05, review_capacity=0.1)
+    found = tally(screens, best_zones(screens, costs, np.array([0.5])))
+    assert found.escape <= 0.05
+    assert found.review(costs) > 0.1
+    cheap = Costs(escape_cost=2, escape_cap=0.9, review_capacity=0.1)
+    assert tally(screens, best_zones(screens, cheap, np.array([0.5]))).escapes == 40
+
+
+def test_a_capacity_is_kept_where_it_can_be() -> None:
+    screens = random_screens(5, screens=200, labels=2)
+    free, tight = (Costs(escape_cap=0.9, review_capacity=share) for share in (1, 0.1))
+    thresholds = np.full(2, 0.6)
+    assert tally(screens, best_zones(screens, free, thresholds)).review(free) > 0.1
+    assert tally(screens, best_zones(screens, tight, thresholds)).review(tight) <= 0.1
+
+
+@pytest.mark.parametrize("cap", [0.005, 0.02, 0.1])
+def test_no_escape_among_few_screens_proves_nothing(cap: float) -> None:
+    assert 3 / cap < enough(0, cap) < 4 / cap
+
+
+@given(escapes=st.integers(0, 50), cap=st.floats(0.001, 0.9))
+def test_one_screen_less_is_not_enough(escapes: int, cap: float) -> None:
+    needed = enough(escapes, cap)
+    assert escapes <= needed
+    assert wilson(escapes, needed).high <= cap + 1e-9
+    if needed - 1 >= max(escapes, 1):
+        assert wilson(escapes, needed - 1).high > cap - 1e-9
+
+
+def separate(screens: int) -> Screens:
+    """As many defective ones as clean ones, far apart."""
+    rng = np.random.default_rng(1)
+    return screens_of(rng.uniform(0.9, 0.99, (screens, 1)), rng.uniform(0.01, 0.4, (screens, 1)))
+
+
+def test_the_fewer_screens_the_wider_the_band() -> None:
+    lows, cap = [], 0.02
+    for count in (400, 100, 10):
+        screens = separate(count)
+        costs = Costs(escape_cap=cap)
+        zones = best_zones(screens, costs, np.array([0.6]))
+        found = tally(screens, zones)
+        assert found.escapes == 0
+        assert found.review(costs) <= costs.review_capacity
+        lows.append(zones[0, 0])
+        assert (found.reviewed_clean > 0) == (found.escape_bound > cap)
+    assert lows[0] > lows[1] > lows[2]
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_widening_lets_nothing_more_escape(seed: int) -> None:
+    screens = random_screens(seed, screens=20, labels=2)
+    zones, costs = np.array([[0.4, 0.7], [0.5, 0.9]]), Costs(review_capacity=0.6)
+    before, after = tally(screens, zones), tally(screens, widened(zones, screens, costs))
+    assert after.escapes <= before.escapes
+    assert after.overkills == before.overkills
+    assert after.review(costs) <= max(costs.review_capacity, before.review(costs))
+
+
+@pytest.mark.parametrize("kind", [True, False])
+def test_of_one_kind_of_screens_nothing_can_be_weighed(kind: bool) -> None:
+    screens = Screens(np.full((5, 2), 0.5), np.full(5, kind))
+    found = tally(screens, best_zones(screens, Costs(), np.array([0.5, 0.5])))
+    assert found.reviewed_clean + found.reviewed_defective == 5
+
+
+def test_shares_are_those_of_the_line() -> None:
+    found = Tally(defective=10, clean=100, escapes=1, overkills=5, reviewed_defective=2, reviewed_clean=10)
+    assert found.review(Costs(prevalence=0.01)) == pytest.approx(0.01 * 0.2 + 0.99 * 0.1)
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    screens=st.integers(2, 40),
+    labels=st.integers(1, 3),
+    floor=st.floats(0, 0.9),
+    room=st.floats(0.05, 1),
+    place=st.sampled_from([0.25, 0.75]),
+)
+def test_a_box_holds_what_its_limits_say(
+    seed: int, screens: int, labels: int, floor: float, room: float, place: float
+) -> None:
+    rng = np.random.default_rng(seed)  # any score beside any other: a screen may stand out below the floor
+    some = Screens(rng.integers(0, 10, (screens, labels)) / 10 + 0.05, rng.random(screens) < 0.7)
+    lowest, highest = np.full(labels, floor), np.full(labels, min(1.0, floor + room))
+    boxes = frontier(some, lowest, highest, place=place)
+    for box in boxes:
+        assert ((lowest <= box.limits) & (box.limits <= highest)).all()
+        inside = (some.highest < box.limits).all(axis=1)
+        assert (inside & some.defective).sum() == box.defective
+        assert (inside & ~some.defective).sum() == box.clean
+    assert [box.clean for box in boxes] == sorted({box.clean for box in boxes})
+    assert [box.defective for box in boxes] == sorted({box.defective for box in boxes})

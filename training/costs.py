@@ -1,0 +1,43 @@
+"""What a wrong verdict costs a line and what the line bears: `limits.toml`, checked at the boundary."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+
+class Costs(BaseModel):
+    """Costs of one screen each, in any one unit, and what the line bears; all of whole screens."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    escape_cost: float = Field(100.0, gt=0)  # of a defective screen that passed
+    overkill_cost: float = Field(10.0, gt=0)  # of a clean one that failed
+    review_cost: float = Field(1.0, gt=0)  # of any that a person looks at, who is taken to find the truth
+    review_capacity: float = Field(0.15, ge=0, le=1)  # largest share of the line's screens that people can look at
+    escape_cap: float = Field(0.02, gt=0, lt=1)  # largest share of the defective screens that may pass, at any cost
+    prevalence: float = Field(0.1, gt=0, lt=1)  # share of the line's screens that are defective
+
+    def __str__(self) -> str:
+        return (
+            f"escape {self.escape_cost:g}, overkill {self.overkill_cost:g}, review {self.review_cost:g}; "
+            f"{self.prevalence:.1%} of the line's screens defective, at most {self.review_capacity:.1%} to review, "
+            f"at most {self.escape_cap:.2%} of the defective ones to escape"
+        )
+
+
+def read_costs(path: Path) -> Costs:
+    """Read `limits.toml`; a key that is left out has its default.
+
+    Raises:
+        ValueError: not TOML, or a key is unknown or out of range; the message names it.
+    """
+    try:
+        return Costs.model_validate(tomllib.loads(path.read_text()))
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise ValueError(f"{path}: {problems}") from error

@@ -1,0 +1,164 @@
+"""Pass, review and fail of whole screens at the least expected cost, within a hard cap on escapes and a capacity.
+
+A screen fails where any label reaches its `high`, goes to review where any reaches its `low`, and passes otherwise; so
+the limits of all labels are chosen together (Chow 1970, "On optimum recognition error and reject tradeoff", has the
+case of one score). The shares of the screens at hand count for nothing: defective and clean ones are weighed by the
+line's prevalence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.costs import Costs
+from training.frontier import WIDTH, Box, Screens, frontier
+from training.measures import wilson
+
+Zones = NDArray[np.float64]  # (L, 2): low and high of each label
+
+NARROWEST_BAND = 0.05  # few screens may separate perfectly; a line needs some band all the same
+_HIGHEST = 0.995  # of a limit, so that a score can reach it
+_FARTHEST = 8.0  # of a logit, that the lows are moved at most
+_DIGITS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """What zones make of screens: counts, of which those that no zone is named for are right."""
+
+    defective: int
+    clean: int
+    escapes: int
+    overkills: int
+    reviewed_defective: int
+    reviewed_clean: int
+
+    @property
+    def escape(self) -> float:
+        """Of the defective screens, the share that passes."""
+        return self.escapes / max(self.defective, 1)
+
+    @property
+    def overkill(self) -> float:
+        """Of the clean screens, the share that fails."""
+        return self.overkills / max(self.clean, 1)
+
+    @property
+    def escape_bound(self) -> float:
+        """What the share of escapes may be with 95 %, the upper end of Wilson's interval: of none in n about 4/n."""
+        return wilson(self.escapes, self.defective).high
+
+    def review(self, costs: Costs) -> float:
+        """Of the line's screens, the share that goes to review."""
+        bad, good = self.reviewed_defective / max(self.defective, 1), self.reviewed_clean / max(self.clean, 1)
+        return costs.prevalence * bad + (1 - costs.prevalence) * good
+
+    def cost(self, costs: Costs) -> float:
+        """Expected cost of a screen of the line."""
+        return (
+            costs.prevalence * costs.escape_cost * self.escape
+            + (1 - costs.prevalence) * costs.overkill_cost * self.overkill
+            + costs.review_cost * self.review(costs)
+        )
+
+
+def tally(screens: Screens, zones: Zones) -> Tally:
+    """Count what zones make of screens."""
+    fails = (screens.highest >= zones[:, 1]).any(axis=1)
+    reviewed = (screens.highest >= zones[:, 0]).any(axis=1) & ~fails
+    bad = screens.defective
+    return Tally(
+        defective=int(bad.sum()),
+        clean=int((~bad).sum()),
+        escapes=int((bad & ~fails & ~reviewed).sum()),
+        overkills=int((~bad & fails).sum()),
+        reviewed_defective=int((bad & reviewed).sum()),
+        reviewed_clean=int((~bad & reviewed).sum()),
+    )
+
+
+def worth(found: Tally, costs: Costs) -> tuple[float, ...]:
+    """What is compared: less is better, and the first that differs decides.
+
+    Escapes beyond the cap; review beyond the capacity; cost. Of so few screens that one escape is more than the cap,
+    one is allowed: a single defect that the network does not see would else send every screen to review.
+    """
+    allowed = max(math.floor(costs.escape_cap * found.defective + 1e-9), 1)
+    return (
+        max(0, found.escapes - allowed),
+        round(max(0.0, found.review(costs) - costs.review_capacity), 12),
+        round(found.cost(costs), 12),
+    )
+
+
+def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], *, width: int = WIDTH) -> Zones:
+    """The zones that are best by `worth` on these screens, then `widened` where they do not prove the cap.
+
+    What passes is a box in the space of scores, and what does not fail is another (`training.frontier`): the first
+    within the thresholds, the second beyond them by `NARROWEST_BAND` at least: no screen passes with a label present,
+    and none fails without. Every cost depends on what is inside of both, and only boxes worth having are compared, so
+    no clean screen is failed merely to spare its review.
+
+    Where screens of one kind are missing nothing can be weighed: every screen goes to review.
+
+    Args:
+        screens: whose limits are wanted.
+        costs: of the line.
+        thresholds: (L,) from which the labels are present.
+        width: of the search.
+    """
+    labels = len(thresholds)
+    if screens.defective.all() or not screens.defective.any():
+        return np.tile([0.0, 1.0], (labels, 1))
+    beyond = np.minimum(thresholds + NARROWEST_BAND, _HIGHEST)
+    # in the outer quarters of the gaps between screens: nobody knows what lies in a gap
+    lows = frontier(screens, np.zeros(labels), thresholds, place=0.25, width=width)
+    highs = frontier(screens, beyond, np.full(labels, _HIGHEST), place=0.75, width=width)
+    low, high = min(product(lows, highs), key=lambda pair: _promise(screens, costs, *pair))
+    zones = np.stack([low.limits, high.limits], axis=1)
+    return widened(np.round(zones, _DIGITS), screens, costs)
+
+
+def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float, ...]:
+    """What the zones of two boxes are worth."""
+    defective = int(screens.defective.sum())
+    clean = len(screens) - defective
+    found = Tally(
+        defective=defective,
+        clean=clean,
+        escapes=low.defective,
+        overkills=clean - high.clean,
+        reviewed_defective=high.defective - low.defective,
+        reviewed_clean=high.clean - low.clean,
+    )
+    return worth(found, costs)
+
+
+def widened(zones: Zones, screens: Screens, costs: Costs) -> Zones:
+    """The lows moved down where so few screens, or so many escapes, do not prove the cap.
+
+    By the same step of the logit for every label, until they use the review that the capacity leaves, in the share in
+    which the cap is unproven: nothing where the bound just meets it, nearly all of it with few screens.
+    """
+    found = tally(screens, zones)
+    bound, review = found.escape_bound, found.review(costs)
+    if bound <= costs.escape_cap or review >= costs.review_capacity:
+        return zones
+    limit = review + (costs.review_capacity - review) * (1 - costs.escape_cap / bound)
+    fits, too_far = 0.0, _FARTHEST
+    for _ in range(40):
+        step = (fits + too_far) / 2
+        within = tally(screens, _lowered(zones, step)).review(costs) <= limit
+        fits, too_far = (step, too_far) if within else (fits, step)
+    return _lowered(zones, fits)
+
+
+def _lowered(zones: Zones, step: float) -> Zones:
+    odds = zones[:, 0] / (1 - zones[:, 0]) * math.exp(-step)
+    lows = np.round(odds / (1 + odds), _DIGITS)
+    return np.stack([np.minimum(lows, zones[:, 0]), zones[:, 1]], axis=1)
