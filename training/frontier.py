@@ -94,12 +94,11 @@ def _limits(
     Of the screens outside only those count that a label has to keep there: each is left to the label by which it
     stands out most. Where there is none the gap ends at 1.
     """
-    base = np.maximum(top, floor)
     out = (screens.highest > top) & (screens.highest >= floor)
-    keeper = np.where(out, _logit(screens.highest) - _logit(base), -np.inf).argmax(axis=1)
+    keeper = np.where(out, _logit(screens.highest) - _logit(np.maximum(top, floor)), -np.inf).argmax(axis=1)
     kept = out & (keeper[:, None] == np.arange(len(top)))
     above = np.where(kept, screens.highest, 1.0).min(axis=0)
-    return np.where(top < 0, floor, base + place * (above - base))
+    return np.where(top < 0, floor, np.maximum(top + place * (above - top), floor))
 
 
 def _logit(probability: NDArray[np.float64]) -> NDArray[np.float64]:
