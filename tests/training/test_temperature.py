@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torchmetrics.functional.classification import binary_calibration_error
 
-from training.network import NetworkConfig, ReasoningGraph, TwoStageNetwork
+from training.architecture import NetworkConfig
+from training.network import ReasoningGraph, TwoStageNetwork
 from training.reliability import BINS, calibration_error, reliability
 from training.temperature import COLDEST, HOTTEST, fit_temperature, fit_temperatures, log_loss, sigmoid
 
