@@ -335,9 +335,7 @@ def _result(
 
 def show(report: Report, console: Console) -> None:
     """Print a report for people."""
-    table = Table(
-        "runtime", "threads", "batch", "patches/s", "x 156", "ms a batch", "p5 - p95", "roofline", box=box.SIMPLE
-    )
+    table = Table("runtime", "threads", "batch", "patches/s", "x 156", "ms (p5-p95)", "roofline", box=box.SIMPLE)
     for one in report.results:
         latency = one.latency
         table.add_row(

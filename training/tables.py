@@ -32,18 +32,17 @@ def print_judgement(found: Judgement, console: Console) -> None:
     if found.missing:
         console.print(f"[red]{found.missing} screens are not in the list[/]")
 
-    labels = Table(
-        *("label", "accuracy", "precision", "recall", "F"),
-        *("screens", "escaped", "boxes found", "95 % interval", "false boxes"),
-    )
+    labels = Table("label", "accuracy", "precision", "recall", "F", "escaped", title="labels of screens")
+    boxes_of = Table("label", "boxes found", "95 % interval", "false boxes", title="boxes")
     for name, r in found.labels.items():
         figures = (f"{v:.3f}" for v in (r.accuracy, r.precision, r.recall, r.f_measure))
         count, _, interval = _cells(r.boxes_found)
-        escaped = _cells(r.escape)[0]
-        labels.add_row(name, *figures, str(r.screens_with), escaped, count, interval, str(r.false_boxes))
+        labels.add_row(name, *figures, _cells(r.escape)[0])
+        boxes_of.add_row(name, count, interval, str(r.false_boxes))
     macro = (found.accuracy, found.precision, found.recall, found.f_measure)
     labels.add_row("macro", *(f"{value:.3f}" for value in macro), style="bold")
     console.print(labels)
+    console.print(boxes_of)
 
     boxes = {name: r.by_contrast for name, r in found.labels.items()}
     escapes = {name: r.escape_by_contrast for name, r in found.labels.items()}

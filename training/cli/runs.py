@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.table import Table
 
 from training.cli import CostsFile, Json, Picture, app, console
@@ -70,9 +71,9 @@ def describe(
     from training.methods import METHODS
 
     found = {name: count(name, size_px=size, labels=labels) for name in (METHODS if method == "all" else [method])}
-    console.print(f"{labels} labels, one patch of {size} px; multiply-accumulates; grey is what runs here")
-    table = Table()
-    for heading in ("method", "param.\ne7", "Table 8", "of it", "prod.\ne10", "Table 8", "of it", "grey"):
+    console.print(f"{labels} labels, one patch of {size} px; multiply-accumulates, beside Table 8; grey is what runs here")
+    table = Table(box=box.SIMPLE)
+    for heading in ("method", "param.\ne7", "paper", "of it", "prod.\ne10", "paper", "of it", "grey"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for one in found.values():
         parameters, products = one.colour.parameters, one.colour.products

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markdown import Markdown
 
 from training.cli import app, console
 
@@ -40,10 +39,9 @@ def table(
         patch_px=patch,
         console=console,
     )
-    text = report.markdown(found, name)
     stem = f"table-{name}-{preset}-{data.name}"
-    (out / f"{stem}.md").write_text(text)
+    (out / f"{stem}.md").write_text(report.markdown(found, name))
     report.write_csv(found, out / f"{stem}.csv")
     drawn = report.draw(found, out / f"{stem}.png")
-    console.print(Markdown(text))
+    report.show(found, console)
     console.print(f"{out / stem}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}", markup=False)

@@ -9,6 +9,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from training.studies.cells import FIGURES, Cell
 from training.studies.study import Study
 from training.studies.tables import Row
@@ -23,6 +27,23 @@ def spread(values: Sequence[float]) -> str:
     """Mean and standard deviation; of one value alone there is no deviation."""
     mean = statistics.fmean(values)
     return f"{mean:.3f}" if len(values) < 2 else f"{mean:.3f} ± {statistics.stdev(values):.3f}"
+
+
+def show(study: Study, console: Console) -> None:
+    """The mean F of each row with its spread, and the lead of the best, for people."""
+    groups = study.table.columns
+    columns = [("F", "f_measure"), ("fitted", "fitted_f_measure")]
+    table = Table("", *(f"{group}: {name}" for group in groups for name, _ in columns), "cells", box=box.SIMPLE)
+    for row in study.table.rows:
+        cells = study.of(row)
+        if row.heavy:
+            table.add_row(row.title, *["ran"] * len(groups) * len(columns), str(len(cells)))
+            continue
+        figures = [spread([cell.figures[group][key] for cell in cells]) for group in groups for _, key in columns]
+        table.add_row(row.title, *figures, str(len(cells)))
+    console.print(table)
+    for line in _leads(study):
+        console.print(line, markup=False)
 
 
 def markdown(study: Study, name: str) -> str:
