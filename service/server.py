@@ -26,6 +26,9 @@ LOCK_FILE = "service.lock"  # in the folder of the record
 # how a service ends that has lost a device for good: whatever supervises it starts a new process, which has it again
 DEVICE_GONE = os.EX_TEMPFAIL
 
+# threads for which nobody waits without a limit: `service.scheduler` and `service.attempts` name theirs so
+MAY_HANG = ("device", "attempt")
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.server")
 
 
@@ -74,7 +77,7 @@ def leave(status: int) -> None:
     The record is closed by now. A device and the loading of a bundle have threads that are daemons, for whom nobody
     waits where they hang; but whatever runtime they hang in has threads of its own, and may be asked to clean up.
     """
-    left = [thread.name for thread in threading.enumerate() if thread.daemon]
+    left = [thread.name for thread in threading.enumerate() if thread.name in MAY_HANG]
     if left:
         log.error("ends although threads still run", threads=left, status=status)
         logging.shutdown()

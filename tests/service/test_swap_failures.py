@@ -202,10 +202,11 @@ def test_a_device_that_hangs_in_its_first_self_test_wedges_neither_swaps_nor_the
     device.golden_gate.hold()
     with ExitStack() as finally_:
         finally_.callback(device.golden_gate.open)
-        with monkeypatch.context() as patch, pytest.raises(BundleRefused, match="self-test: has not run yet"):
+        with monkeypatch.context() as patch:
             patch.setattr("service.models.SELF_TEST_WITHIN_S", 0.05)
             patch.setattr("service.scheduler.ENDS_WITHIN_S", 0.05)
-            line.models.activate("two")
+            with pytest.raises(BundleRefused, match="self-test: has not run yet"):
+                line.models.activate("two")
         assert not _closed(line.loaded[0])  # nobody has waited for it
         line.device = None
         assert line.models.activate("two").outcome == "activated"
