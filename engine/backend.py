@@ -223,6 +223,8 @@ def _load(bundle: Path, runtime: str, options: Options) -> Backend:
     """One runtime, whose file is imported only now."""
     if runtime not in LOADERS:
         raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are {', '.join(['auto', *LOADERS])}")
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
     loader, known = LOADERS[runtime]
     try:
         make = getattr(import_module(f"engine.{runtime}"), loader)

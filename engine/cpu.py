@@ -41,7 +41,7 @@ class CpuBackend(ABC):
         precision: which of the bundle's features graphs runs: fp32, fp16, bf16, int8, or, to measure it, int8-trt; by
             default the runtime's choice. In fp16 a CPU has half-precision weights and computes in float32: no faster,
             and not rounded as on a GPU (`engine.half.rounded_copy` is).
-        threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
+        threads: of the features graph; by default one for each CPU, see `engine.tuning` for how they are shared out.
         batch_size: patches of a batch; by default the manifest's.
         beside: how the bundle in service shares out its threads, which this one then does alike, see `engine.tuning`.
 

@@ -145,10 +145,9 @@ def tune(
     """
     if threads is not None:
         return Tuning(share=reference(threads, patches=conditions.patches), conditions=conditions)
-    first, other = reference(conditions.cpus, patches=conditions.patches), Share(streams=1, threads=conditions.cpus)
-    settled = beside is not None and beside.conditions == conditions
-    if beside is not None and settled:
-        other = beside.share
+    settled = None if beside is None or beside.conditions != conditions else beside.share
+    first = reference(conditions.cpus, patches=conditions.patches)
+    other = settled or Share(streams=1, threads=conditions.cpus)
     if other == first:
         return Tuning(share=first, conditions=conditions)
     golden = read_golden(bundle).pixels
@@ -158,15 +157,15 @@ def tune(
     run: Run | None = None
     deadline = clock() + BUDGET_S
     for share, ends_at in ((first, deadline - BUDGET_S / 2), (other, deadline)):
-        if trials and clock() >= deadline and not settled:
+        if trials and settled is None and clock() >= deadline:
             break
         run = None  # before the next one is built: two graphs at a time would be twice the memory
         run = build(share)
         features = run(pixels)  # pays for the memory
         expected = expected or features
-        batch_s = _best_s(run, pixels, until=clock() if settled else ends_at, clock=clock)
+        batch_s = _best_s(run, pixels, until=ends_at if settled is None else clock(), clock=clock)
         trials.append(Trial(share=share, batch_s=batch_s, same_bits=_same_bits(features, expected)))
-    taken = trials[-1].same_bits and (settled or trials[0].batch_s > FASTER_BY * trials[-1].batch_s)
+    taken = trials[-1].same_bits and (settled is not None or trials[0].batch_s > FASTER_BY * trials[-1].batch_s)
     return Tuning(share=other if taken else first, conditions=conditions, trials=tuple(trials))
 
 
