@@ -6,7 +6,7 @@ needs torch and is imported by name.
 
 from pathlib import Path
 
-from engine.backend import NO_GUARD, Backend, Features, infer, load, load_all, recover, stream
+from engine.backend import NO_GUARD, Backend, Features, Options, infer, load, load_all, recover, stream
 from engine.cpus import available_cpus
 from engine.errors import (
     BundleError,
@@ -25,6 +25,7 @@ from engine.pixels import to_grey
 from engine.running import RunsAs, runs_as, would_run_as
 from engine.second_look import look_again
 from engine.slots import Spread, measure_slots, slot_patches
+from engine.tuning import Tuning, tuning_of
 from engine.warmth import warm_cells
 from engine.windows import Window, cover, cut
 
@@ -47,12 +48,14 @@ __all__ = [
     "InferenceError",
     "LabelLimits",
     "Manifest",
+    "Options",
     "ParityError",
     "PlanError",
     "RunsAs",
     "RuntimeUnavailable",
     "SecondLook",
     "Spread",
+    "Tuning",
     "Window",
     "available_cpus",
     "bundle_sha256",
@@ -75,6 +78,7 @@ __all__ = [
     "slot_patches",
     "stream",
     "to_grey",
+    "tuning_of",
     "warm_cells",
     "would_run_as",
 ]

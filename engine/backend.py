@@ -6,11 +6,10 @@ all the patches of that screen. The service, the evaluation and the parity check
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,15 +17,18 @@ from numpy.typing import NDArray
 from engine.errors import DeviceLost, RuntimeUnavailable
 from engine.manifest import Manifest
 
+if TYPE_CHECKING:
+    from engine.tuning import Tuning
+
 NO_GUARD: Mapping[str, float] = MappingProxyType({})
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 BEST_FIRST = ("tensorrt", "openvino", "onnxruntime")
-# what loads a bundle, by the runtime, which is also the name of its file
+# what loads a bundle, and the options that it knows, by the runtime, which is also the name of its file
 LOADERS = {
-    "tensorrt": "TensorRTBackend",
-    "openvino": "OpenVinoBackend",
-    "onnxruntime": "OnnxRuntimeBackend",
-    "fake": "load_fake",
+    "tensorrt": ("TensorRTBackend", {"precision", "batch_size", "prebuilt"}),
+    "openvino": ("OpenVinoBackend", {"precision", "threads", "batch_size", "beside"}),
+    "onnxruntime": ("OnnxRuntimeBackend", {"precision", "threads", "batch_size", "beside"}),
+    "fake": ("load_fake", {"precision", "threads", "batch_size"}),
 }
 
 
@@ -170,27 +172,34 @@ def recover(backend: Backend) -> None:
     backend.recover()
 
 
-def load(
-    bundle: Path,
-    runtime: str = "auto",
-    *,
-    precision: str | None = None,
-    threads: int | None = None,
-    batch_size: int | None = None,
-    prebuilt: bool = False,
-) -> Backend:
+class Options(TypedDict, total=False):
+    """How a bundle is loaded; what is left out is as if it were None or False.
+
+    Attributes:
+        precision: fp32, fp16, bf16 or int8 of the features graph; by default the runtime's choice: fp16 on a GPU and
+            bf16 on a CPU that has it, where the bundle was made for them, else fp32.
+        threads: CPU threads of the features graph; by default all, shared out as was measured to serve best.
+        batch_size: patches of a batch; by default the manifest's.
+        prebuilt: on a GPU, take only a plan that is there, in int8 one that was found to be faster, and no smaller
+            batch where memory is short: anything else is an error, as it must be beside a bundle in service.
+        beside: how the bundle in service shares out its threads, see `engine.tuning`.
+    """
+
+    precision: str | None
+    threads: int | None
+    batch_size: int | None
+    prebuilt: bool
+    beside: "Tuning | None"
+
+
+def load(bundle: Path, runtime: str = "auto", **options: Unpack[Options]) -> Backend:
     """Read a bundle, verify it and load it into a runtime.
 
     Args:
         bundle: folder of the bundle.
         runtime: `tensorrt`, `openvino` or `onnxruntime`; `auto` for the first of them that is usable here; or `fake`,
             which answers without a network and is never taken unasked.
-        precision: fp32, fp16, bf16 or int8 of the features graph; by default the runtime's choice: fp16 on a GPU and
-            bf16 on a CPU that has it, where the bundle was made for them, else fp32.
-        threads: CPU threads of the features graph; by default the runtime measures how many serve best.
-        batch_size: patches of a batch; by default the manifest's.
-        prebuilt: on a GPU, take only a plan that is there, in int8 one that was found to be faster, and no smaller
-            batch where memory is short: anything else is an error, as it must be beside a bundle in service.
+        options: see `Options`; each is of effect where the runtime knows it.
 
     Raises:
         BundleError: the bundle must not be served, or has no such precision.
@@ -199,51 +208,33 @@ def load(
         InferenceError: the device fails, or lacks the memory.
         ValueError: fewer than one thread, or than one patch in a batch.
     """
-    load_one = partial(_load, bundle, precision=precision, threads=threads, batch_size=batch_size, prebuilt=prebuilt)
     if runtime != "auto":
-        return load_one(runtime)
+        return _load(bundle, runtime, options)
     reasons = []
     for name in BEST_FIRST:
         try:
-            return load_one(name)
+            return _load(bundle, name, options)
         except RuntimeUnavailable as error:
             reasons.append(str(error))
     raise RuntimeUnavailable("; ".join(reasons))
 
 
-def _load(
-    bundle: Path,
-    runtime: str,
-    *,
-    precision: str | None,
-    threads: int | None,
-    batch_size: int | None,
-    prebuilt: bool,
-) -> Backend:
+def _load(bundle: Path, runtime: str, options: Options) -> Backend:
     """One runtime, whose file is imported only now."""
     if runtime not in LOADERS:
         raise RuntimeUnavailable(f"runtime {runtime!r} is not known; there are {', '.join(['auto', *LOADERS])}")
+    if unknown := options.keys() - Options.__annotations__.keys():
+        raise TypeError(f"there is no option {', '.join(sorted(unknown))}")
+    loader, known = LOADERS[runtime]
     try:
-        make = getattr(import_module(f"engine.{runtime}"), LOADERS[runtime])
+        make = getattr(import_module(f"engine.{runtime}"), loader)
     except ImportError as error:
         raise RuntimeUnavailable(f"{runtime} cannot be imported: {error}") from error
-    backend: Backend
-    if runtime == "tensorrt":  # which knows best what it can do, and has no threads
-        backend = make(bundle, precision=precision, batch_size=batch_size, prebuilt=prebuilt)
-    else:
-        backend = make(bundle, precision=precision, threads=threads, batch_size=batch_size)
+    backend: Backend = make(bundle, **{name: value for name, value in options.items() if name in known})
     return backend
 
 
-def load_all(
-    bundle: Path,
-    runtime: str = "auto",
-    *,
-    precision: str | None = None,
-    threads: int | None = None,
-    batch_size: int | None = None,
-    prebuilt: bool = False,
-) -> list[Backend]:
+def load_all(bundle: Path, runtime: str = "auto", **options: Unpack[Options]) -> list[Backend]:
     """Load a bundle once for every device of a runtime: each GPU for `tensorrt`, else the CPUs as one.
 
     GPUs all take the batch of the one with the least memory: another batch size is another plan, and the same screen
@@ -252,30 +243,34 @@ def load_all(
     Args and errors are those of `load`, but that int8 is always `prebuilt`; where one device fails, those loaded before
     it are closed.
     """
-    prebuilt = prebuilt or precision == "int8"
-    first = load(bundle, runtime, precision=precision, threads=threads, batch_size=batch_size, prebuilt=prebuilt)
+    options["prebuilt"] = options.get("prebuilt", False) or options.get("precision") == "int8"
+    first = load(bundle, runtime, **options)
     if first.runtime != "tensorrt":
         return [first]
     from engine.gpu import devices
     from engine.tensorrt import TensorRTBackend
 
-    gpus, loaded = devices(), [first]
+    loaded, size = [first], first.batch_size
     try:
-        while len(loaded) < len(gpus) or len({one.batch_size for one in loaded}) > 1:
-            for index, device in enumerate(gpus):
-                size = min(one.batch_size for one in loaded)
-                if index < len(loaded) and loaded[index].batch_size == size:
-                    continue
-                for odd in loaded[index : index + 1]:
-                    odd.close()
-                loaded[index : index + 1] = [
-                    TensorRTBackend(bundle, device=device, precision=precision, batch_size=size, prebuilt=prebuilt)
-                ]
+        while True:
+            for device in devices()[len(loaded) :]:
+                gpu = TensorRTBackend(
+                    bundle,
+                    device=device,
+                    precision=options.get("precision"),
+                    batch_size=size,
+                    prebuilt=options["prebuilt"],
+                )
+                loaded.append(gpu)
+                size = gpu.batch_size  # never more than that of the one before
+            if loaded[0].batch_size == size:
+                return loaded
+            while loaded:
+                loaded.pop().close()
     except BaseException:
         for backend in loaded:
             backend.close()
         raise
-    return loaded
 
 
 def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:

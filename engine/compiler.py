@@ -31,6 +31,7 @@ else:
             raise RuntimeUnavailable(f"neither tensorrt nor tensorrt_rtx can be imported: {error}") from error
 
 __all__ = [
+    "CONFIGURATION",
     "MESSAGES",
     "RTX",
     "VERSION",
@@ -46,6 +47,8 @@ __all__ = [
 ]
 
 RTX = trt.__name__ == "tensorrt_rtx"
+# what a plan is built with besides its graph; counted up with whatever here makes other plans of the same graph
+CONFIGURATION = 1
 VERSION = f"{trt.__name__} {trt.__version__}"
 OLDEST = (10, 12)
 # TensorRT answers None or False when memory is short, and tells why by a message alone

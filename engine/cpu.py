@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
+from engine.cpus import available_cpus
 from engine.errors import InferenceError, RuntimeUnavailable
 from engine.graphs import FeaturesGraph, Reasoning
 from engine.manifest import Manifest
 from engine.running import default_precision
-from engine.tuning import Share, tune
+from engine.tuning import Conditions, Share, Tuning, tune
 
 UNDER_WAY = 2  # batches: the CPUs that are through with one begin with the next
 
@@ -40,8 +41,12 @@ class CpuBackend(ABC):
         precision: which of the bundle's features graphs runs: fp32, fp16, bf16, int8, or, to measure it, int8-trt; by
             default the runtime's choice. In fp16 a CPU has half-precision weights and computes in float32: no faster,
             and not rounded as on a GPU (`engine.half.rounded_copy` is).
-        threads: of the features graph; by default as many as were measured to serve best, see `engine.tuning`.
+        threads: of the features graph; by default one for each CPU, see `engine.tuning` for how they are shared out.
         batch_size: patches of a batch; by default the manifest's.
+        beside: how the bundle in service shares out its threads, which this one then does alike, see `engine.tuning`.
+
+    Attributes:
+        tuned: how the threads are shared out, and why.
 
     Raises:
         BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
@@ -54,7 +59,13 @@ class CpuBackend(ABC):
     guard = NO_GUARD
 
     def __init__(
-        self, bundle: Path, *, precision: str | None = None, threads: int | None = None, batch_size: int | None = None
+        self,
+        bundle: Path,
+        *,
+        precision: str | None = None,
+        threads: int | None = None,
+        batch_size: int | None = None,
+        beside: Tuning | None = None,
     ) -> None:
         self.manifest = Manifest.read(bundle)
         self.precision = default_precision(self.manifest, self.runtime) if precision is None else precision
@@ -62,10 +73,16 @@ class CpuBackend(ABC):
             raise RuntimeUnavailable(f"{self.runtime} does not compute in bfloat16 here")
         self.batch_size = batch_of(self.manifest, batch_size)
         # read by ONNX Runtime, which takes no weights from files beside the graph, whatever runs it afterwards
-        self._graph = FeaturesGraph.read(bundle, self.manifest, precision=self.precision, batch_size=self.batch_size)
-        build = self._builder()
-        self.tuned = tune(build, bundle, threads=threads, patches=self.batch_size // self._graph.rows)
-        self._features: Batches | None = build(self.tuned.share)
+        graph = FeaturesGraph.read(bundle, self.manifest, precision=self.precision, batch_size=self.batch_size)
+        conditions = Conditions(
+            runtime=self.runtime,
+            precision=self.precision,
+            cpus=available_cpus(),
+            patches=self.batch_size // graph.rows,
+        )
+        build = self._builder(graph)
+        self.tuned = tune(build, bundle, conditions, threads=threads, beside=beside)
+        self._features: Batches | None = build(self.tuned.share)  # which alone holds the graph's bytes
         self._reasoning = Reasoning(bundle, self.manifest)
 
     @classmethod
@@ -74,7 +91,7 @@ class CpuBackend(ABC):
         return False
 
     @abstractmethod
-    def _builder(self) -> Callable[[Share], Batches]:
+    def _builder(self, graph: FeaturesGraph) -> Callable[[Share], Batches]:
         """What builds a run of a batch with a share of the threads; what all shares have in common goes with it.
 
         Raises:

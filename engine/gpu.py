@@ -303,11 +303,12 @@ class Gpu:
             )
         plain_s = self._time()
         try:
-            for buffers in self._sets:
-                buffers.graph = self._capture(buffers)
-            same = [self._answer_to_noise(buffers) for buffers in self._sets] == plain
-            keep = same and self._time() < plain_s
-        except InferenceError:  # the driver makes no CUDA graph of this engine, or does not run it
+            with cuda_errors():
+                for buffers in self._sets:
+                    buffers.graph = self._capture(buffers)
+                same = [self._answer_to_noise(buffers) for buffers in self._sets] == plain
+                keep = same and self._time() < plain_s
+        except InferenceError:  # the driver makes no CUDA graph of this engine, or does not run it to its end
             keep = False
         if not keep:
             for buffers in self._sets:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from queue import SimpleQueue
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from engine.backend import Features
 from engine.cpu import Batches, CpuBackend
-from engine.graphs import ONNXRUNTIME, Session, open_session, run_session
+from engine.graphs import ONNXRUNTIME, FeaturesGraph, Session, open_session, run_session
 from engine.tuning import Share
 
 
@@ -23,28 +24,27 @@ class OnnxRuntimeBackend(CpuBackend):
     runtime = "onnxruntime"
     versions = ONNXRUNTIME
 
-    def _builder(self) -> Callable[[Share], Batches]:
-        return self._build
+    def _builder(self, graph: FeaturesGraph) -> Callable[[Share], Batches]:
+        return partial(_build, graph)
 
-    def _build(self, share: Share) -> Batches:
-        graph = self._graph
 
-        free = SimpleQueue[Session]()
-        for stream in range(share.streams):
-            if stream == 0 or share.threads > 1:
-                session = open_session(graph.onnx, key=graph.file, threads=share.threads)
-            free.put(session)
-        pool = ThreadPoolExecutor(share.streams, thread_name_prefix="features")
+def _build(graph: FeaturesGraph, share: Share) -> Batches:
+    free = SimpleQueue[Session]()
+    for stream in range(share.streams):
+        if stream == 0 or share.threads > 1:
+            session = open_session(graph.onnx, key=graph.file, threads=share.threads)
+        free.put(session)
+    pool = ThreadPoolExecutor(share.streams, thread_name_prefix="features")
 
-        def run_one(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-            mine = free.get()
-            try:
-                return run_session(mine, graph.outputs, {"pixels": patches})
-            finally:
-                free.put(mine)
+    def run_one(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        mine = free.get()
+        try:
+            return run_session(mine, graph.outputs, {"pixels": patches})
+        finally:
+            free.put(mine)
 
-        def begin(pixels: NDArray[np.uint8]) -> Callable[[], Features]:
-            runs = pool.map(run_one, graph.split(pixels))
-            return lambda: graph.join(list(runs), len(pixels))
+    def begin(pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+        runs = pool.map(run_one, graph.split(pixels))
+        return lambda: graph.join(list(runs), len(pixels))
 
-        return Batches(begin)
+    return Batches(begin)

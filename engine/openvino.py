@@ -57,9 +57,9 @@ class OpenVinoBackend(CpuBackend):
         """See `CpuBackend.rounds`."""
         return "BF16" in CORE.get_property("CPU", properties.device.capabilities)
 
-    def _builder(self) -> Callable[[Share], Batches]:
+    def _builder(self, graph: FeaturesGraph) -> Callable[[Share], Batches]:
         """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
-        graph, side = self._graph, self.manifest.patch_px
+        side = self.manifest.patch_px
         narrow = self.precision == "bf16"
         kind = openvino.Type.bf16 if narrow else openvino.Type.f32
 

@@ -1,21 +1,26 @@
 """TensorRT plans: a cache beside the bundles, never shipped, of which nothing is believed.
 
-A plan is good for one GPU, one version of TensorRT, one precision, one batch size and one ONNX file; these are its key.
+A plan is good for one GPU, one version of TensorRT, one configuration of its builder, one precision, one batch size and
+one ONNX file; these are its key.
 Beside it lies a record with the key, the plan's SHA-256 and what was found out about it. A plan whose record is
 missing, unreadable, of another key, of other bytes or of another precision than its layers have is built again, never
 loaded: it is a program for the GPU.
 
 The folder is `screen-inspection/plans` in the user's cache folder (`XDG_CACHE_HOME`, else `~/.cache`), outside of the
 bundle, which may be read-only and whose files its manifest counts. Bundles share it: a key names the ONNX file by its
-hash. It may be removed at any time; the next start then builds again.
+hash. It may be removed at any time; the next start then builds again. A build removes what was not used for
+`UNUSED_KEPT_S`, so that retraining does not fill the disk, and the drafts of processes that were killed.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +31,10 @@ from engine.layers import Layer, heavy_counts, real_precision
 from engine.manifest import FEATURES_FILES, REASONING_FILE, SHA256, Manifest
 
 MAX_RECORD_BYTES = 2**20
+UNUSED_KEPT_S = 90 * 86400.0  # since it was last loaded
+DRAFT_KEPT_S = 86400.0  # which a living process renames within seconds
+CACHED = ("*.plan", "*.json", "timing-*.cache")
+LOCK_FILE = "plans.lock"  # held by whoever writes
 PRECISION = re.compile("|".join({name.removesuffix("-trt") for name in FEATURES_FILES}))
 
 
@@ -36,6 +45,7 @@ class PlanKey:
     Attributes:
         gpu: name and compute capability.
         tensorrt: package and version.
+        configuration: of the builder, see `compiler.CONFIGURATION`.
         precision: fp32, fp16 or int8.
         batch_size: patches in a batch, N.
         graph_sha256: of the ONNX file.
@@ -43,6 +53,7 @@ class PlanKey:
 
     gpu: str
     tensorrt: str
+    configuration: int
     precision: str
     batch_size: int
     graph_sha256: str
@@ -160,7 +171,7 @@ class PlanCache:
         return Plan(data=data, record=record, path=path, built=False)
 
     def obtain(self, key: PlanKey, compile_with: Callable[[bytes], Build], *, anew: bool = False) -> Plan:
-        """The plan of this key, built where there is none that may be loaded.
+        """The plan of this key, built where there is none that may be loaded, and marked as used now.
 
         A plan that cannot be written, as on a full disk, took minutes all the same: it serves, and `unkept` says why.
 
@@ -171,6 +182,7 @@ class PlanCache:
         """
         found = None if anew else self.find(key)
         if found is not None:
+            self._mark(found.path, found.path.with_suffix(".json"))
             return found
         timing = self.folder / f"timing-{hashlib.sha256(f'{key.gpu} {key.tensorrt}'.encode()).hexdigest()[:16]}.cache"
         try:
@@ -188,10 +200,12 @@ class PlanCache:
         plan = Plan(data=build.plan, record=record, path=self._path(key), built=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _write(plan.path, build.plan)
-            self._write_record(record)
-            if build.timing_cache:
-                _write(timing, build.timing_cache)
+            with self._alone():
+                _write(plan.path, build.plan)
+                self._write_record(record)
+                if build.timing_cache:
+                    _write(timing, build.timing_cache)
+                self._tidy()
         except OSError as error:
             return replace(plan, unkept=str(error))
         return plan
@@ -218,12 +232,37 @@ class PlanCache:
         plan.path.unlink(missing_ok=True)
 
     def _update(self, plan: Plan, change: Callable[[PlanRecord], PlanRecord]) -> PlanRecord:
-        found = self.find(plan.record.key)  # another process may have written to it since the plan was loaded
-        if found is None or found.record.plan_sha256 != plan.record.plan_sha256:
-            return change(plan.record)  # it could not be kept, or another one lies there now, which was not measured
-        record = change(found.record)
-        self._write_record(record)
-        return record
+        if plan.unkept:
+            return change(plan.record)
+        with self._alone():
+            found = self.find(plan.record.key)  # another process may have written to it since the plan was loaded
+            if found is None or found.record.plan_sha256 != plan.record.plan_sha256:
+                return change(plan.record)  # another one lies there now, which was not measured
+            record = change(found.record)
+            self._write_record(record)
+            return record
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process writes meanwhile; one that reads finds each file whole."""
+        with (self.folder / LOCK_FILE).open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _mark(self, *files: Path) -> None:
+        """Let files count as used now; where they are another user's, only that user's loads count."""
+        for file in files:
+            with suppress(OSError):
+                os.utime(file)
+
+    def _tidy(self) -> None:
+        """Remove what nobody has used for long, and drafts that nobody will finish."""
+        now = time.time()
+        for pattern, kept_s in ((".*-*", DRAFT_KEPT_S), *((name, UNUSED_KEPT_S) for name in CACHED)):
+            for file in self.folder.glob(pattern):
+                with suppress(OSError):  # another user's, or gone by now
+                    if now - file.stat().st_mtime > kept_s:
+                        file.unlink()
 
     def _path(self, key: PlanKey) -> Path:
         return self.folder / f"{key.stem}.plan"
@@ -266,6 +305,7 @@ def _parse(raw: bytes) -> PlanRecord:
         key=PlanKey(
             gpu=key.text("gpu"),
             tensorrt=key.text("tensorrt"),
+            configuration=key.integer("configuration", low=0, high=2**31),
             precision=key.text("precision", pattern=PRECISION),
             batch_size=key.integer("batch_size", low=1, high=1024),
             graph_sha256=key.text("graph_sha256", pattern=SHA256),

@@ -9,7 +9,9 @@ it was so: after an illegal memory access a new context of the same process fail
 of the process, as a bundle that is loaded beside the one that serves, may be lost with it and then says so itself.
 """
 
+import logging
 import math
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -21,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
-from engine.compiler import VERSION, Compiled, Progress, RefusedPlan, compile_graph
+from engine.compiler import CONFIGURATION, VERSION, Compiled, Progress, RefusedPlan, compile_graph
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.golden import made_as, read_golden
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
@@ -31,6 +33,8 @@ from engine.plans import Plan, PlanCache, PlanKey, default_folder
 from engine.running import default_precision
 from engine.slots import measure_slots, slot_patches
 from engine.yardstick import Yardstick
+
+log = logging.getLogger(__name__)
 
 
 class TensorRTBackend:
@@ -204,6 +208,7 @@ class TensorRTBackend:
         """See `Backend.close`."""
         self._closed = True
         self._release()
+        self._plan = replace(self._plan, data=b"")  # megabytes that only `recover` needs; what is known of it stays
         self._reasoning.close()
 
     def _load_largest(self, wanted: int) -> None:
@@ -247,6 +252,7 @@ class TensorRTBackend:
         key = PlanKey(
             gpu=name_of(self.device),
             tensorrt=VERSION,
+            configuration=CONFIGURATION,
             precision=self.precision,
             batch_size=batch_size,
             graph_sha256=self.manifest.files[self._graph.name],
@@ -258,6 +264,9 @@ class TensorRTBackend:
         def build(timing_cache: bytes) -> Compiled:
             if self._prebuilt:
                 raise PlanError(f"there is no plan, build it first: {command}")
+            what = f"a plan of {self._graph} in {self.precision} for batches of {batch_size} on {key.gpu}"
+            log.info("building %s, which takes minutes", what)
+            begun_at = time.monotonic()
             compiled = compile_graph(
                 self._graph,
                 precision=self.precision,
@@ -267,6 +276,7 @@ class TensorRTBackend:
             )
             # TensorRT has read the file itself: the plan must not be kept if it was another bundle's by then
             self.manifest.verified(self._graph.parent, self._graph.name)
+            log.info("built %s in %.1f s", what, time.monotonic() - begun_at)
             return compiled
 
         def obtain(*, anew: bool = False) -> Plan:

@@ -3,27 +3,33 @@
 Every patch is a run of its own. Several runs side by side with few threads each wait less for each other than one run
 with all threads, unless the patches are fewer than the CPUs; which is best depends on network and machine.
 
-Noise must not decide a score. How many threads share one run can change the order of its sums, and with it the last
+**Noise must not cost a CPU.** What is measured is measured once, perhaps beside other work, and holds for the life of
+the process. One with fewer threads looks as fast while something else holds the other CPUs, and leaves them idle
+afterwards; so only shares that use all CPUs are tried, of which a wrong choice leaves none idle. And a bundle that is
+loaded beside one in service, which holds the CPUs, is not judged by time at all: it takes the other's share where
+runtime, precision, CPUs and patches are the same.
+
+**Noise must not decide a score.** How many threads share one run can change the order of its sums, and with it the last
 bits; so a share is only taken if it gives the golden patches the bits of the reference, which follows from the number
 of CPUs alone. That the bits are the same for all other patches is then very likely, as the order of sums depends on
 shapes and not on values, and it is no proof.
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import Features
-from engine.cpus import available_cpus
+from engine.backend import Backend, Features
 from engine.golden import read_golden
+from engine.speed import FASTER_BY
 
-BUDGET_S = 1.5  # for all measurements; one that has begun still ends
+BUDGET_S = 1.5  # for both measurements; one that has begun still ends
 RUNS_MAX = 20  # of one share, so that small networks do not fill the budget
-AS_FAST = 1.05  # times the best: not worth another thread, which decoding can use
 
 Run = Callable[[NDArray[np.uint8]], Features]
 
@@ -45,6 +51,23 @@ class Share:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Conditions:
+    """What a share is good for: bundles of which all of this is the same may have the same one.
+
+    Attributes:
+        runtime: that runs the features graph.
+        precision: of that graph.
+        cpus: that may be used.
+        patches: runs of a batch.
+    """
+
+    runtime: str
+    precision: str
+    cpus: int
+    patches: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Trial:
     """One share that was tried: its best time of a batch, and whether it gave the bits of the reference."""
 
@@ -55,10 +78,28 @@ class Trial:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tuning:
-    """The share taken and the trials that led to it, the reference first; none where there was nothing to choose."""
+    """The share taken, under what conditions, and the trials that led to it, the reference first.
+
+    There are no trials where there was nothing to choose.
+    """
 
     share: Share
+    conditions: Conditions
     trials: tuple[Trial, ...] = ()
+
+
+@runtime_checkable
+class Tuned(Protocol):
+    """A backend whose threads were shared out: one on a CPU."""
+
+    @property
+    def tuned(self) -> Tuning:
+        """How, and why."""
+
+
+def tuning_of(backend: Backend) -> Tuning | None:
+    """How a backend's threads were shared out; None on a GPU, which has none."""
+    return backend.tuned if isinstance(backend, Tuned) else None
 
 
 def reference(cpus: int, *, patches: int) -> Share:
@@ -77,34 +118,25 @@ def reference(cpus: int, *, patches: int) -> Share:
     return Share(streams=streams, threads=cpus // streams)
 
 
-def shares(cpus: int, *, patches: int) -> Iterator[Share]:
-    """What is worth trying: all CPUs, half of them, and so on, each in as many streams as it goes and in one."""
-    total = cpus
-    while total:
-        widest = reference(total, patches=patches)
-        yield widest
-        if widest.streams > 1:
-            yield Share(streams=1, threads=total)
-        total //= 2
-
-
 def tune(
     build: Callable[[Share], Run],
     bundle: Path,
+    conditions: Conditions,
     *,
-    threads: int | None,
-    patches: int,
+    threads: int | None = None,
+    beside: Tuning | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Tuning:
-    """The share for `threads`, or the fastest within the CPUs of the process, measured on the golden patches.
+    """The share for `threads`; else that of the bundle in service; else the faster one of the two that use all CPUs.
 
-    Of those that are about as fast the one with the fewest threads is taken.
+    These are the reference and one stream with all the threads, which is only taken where it is clearly faster.
 
     Args:
         build: what runs a batch with a given share; it is dropped before the next one is built.
         bundle: whose golden patches are run.
-        threads: to use, at least 1; None measures.
-        patches: runs of a batch.
+        conditions: of what is built.
+        threads: to use, at least 1; None takes all CPUs.
+        beside: of the bundle in service beside which this one is loaded; under other conditions it is of no effect.
         clock: seconds.
 
     Raises:
@@ -112,27 +144,29 @@ def tune(
         BundleError: the golden patches cannot be read.
     """
     if threads is not None:
-        return Tuning(share=reference(threads, patches=patches))
-    candidates = list(shares(available_cpus(), patches=patches))
-    if len(candidates) == 1:
-        return Tuning(share=candidates[0])
+        return Tuning(share=reference(threads, patches=conditions.patches), conditions=conditions)
+    settled = None if beside is None or beside.conditions != conditions else beside.share
+    first = reference(conditions.cpus, patches=conditions.patches)
+    other = settled or Share(streams=1, threads=conditions.cpus)
+    if other == first:
+        return Tuning(share=first, conditions=conditions)
     golden = read_golden(bundle).pixels
-    pixels = np.resize(golden, (patches, *golden.shape[1:]))
-    deadline = clock() + BUDGET_S
+    pixels = np.resize(golden, (conditions.patches, *golden.shape[1:]))
     trials: list[Trial] = []
     expected: Features | None = None
     run: Run | None = None
-    for done, share in enumerate(candidates):
-        if trials and clock() >= deadline:
+    deadline = clock() + BUDGET_S
+    for share, ends_at in ((first, deadline - BUDGET_S / 2), (other, deadline)):
+        if trials and settled is None and clock() >= deadline:
             break
         run = None  # before the next one is built: two graphs at a time would be twice the memory
         run = build(share)
         features = run(pixels)  # pays for the memory
         expected = expected or features
-        until = clock() + (deadline - clock()) / (len(candidates) - done)
-        batch_s = _best_s(run, pixels, until=until, clock=clock)
+        batch_s = _best_s(run, pixels, until=ends_at if settled is None else clock(), clock=clock)
         trials.append(Trial(share=share, batch_s=batch_s, same_bits=_same_bits(features, expected)))
-    return Tuning(share=_fastest(trials), trials=tuple(trials))
+    taken = trials[-1].same_bits and (settled is not None or trials[0].batch_s > FASTER_BY * trials[-1].batch_s)
+    return Tuning(share=other if taken else first, conditions=conditions, trials=tuple(trials))
 
 
 def _best_s(run: Run, pixels: NDArray[np.uint8], *, until: float, clock: Callable[[], float]) -> float:
@@ -151,11 +185,3 @@ def _same_bits(left: Features, right: Features) -> bool:
     return all(
         getattr(left, field.name).tobytes() == getattr(right, field.name).tobytes() for field in fields(Features)
     )
-
-
-def _fastest(trials: Sequence[Trial]) -> Share:
-    allowed = [trial for trial in trials if trial.same_bits]
-    limit = AS_FAST * min(trial.batch_s for trial in allowed)
-    return min(
-        (trial for trial in allowed if trial.batch_s <= limit), key=lambda trial: (trial.share.total, trial.batch_s)
-    ).share

@@ -29,7 +29,7 @@ from service.problems import Problem
 from service.rendering import RenderingError
 from service.restart import in_service
 from service.sealed import ReleaseError
-from service.server import serve
+from service.server import leave, serve
 from service.settings import SettingsError, parse_frame_size, read_settings
 from service.store import StoreError
 from service.tables import describe_labels, describe_verdict, table
@@ -59,7 +59,9 @@ def main(
     settings = read_settings()
     logs.configure(level=settings.log_level, form=settings.log_format)
     memory.share_one_heap()
-    raise typer.Exit(serve(lambda end: create_app(settings, configured=configured, on_gone=end), settings))
+    status = serve(lambda end: create_app(settings, configured=configured, on_gone=end), settings)
+    leave(status)
+    raise typer.Exit(status)
 
 
 @app.command()

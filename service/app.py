@@ -69,19 +69,21 @@ def create_app(
             bundle, loaded = load_first(catalogue, last, settings, configured=configured)
         with ExitStack() as unused:
             unused.callback(loaded.close)
-            first = activation(bundle, loaded.digest, loaded.backends[0].manifest, settings)
+            manifest = loaded.backends[0].manifest
+            first = activation(bundle, loaded.digest, manifest, settings)
             refuse_second_of_a_version(first, store)
             if first != last:
                 store.activate(first)
             unused.pop_all()
         closing_store = opened.pop_all()
+    handed = [loaded]  # taken out once: the app lives as long as the process, and the bundle until a swap
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         with closing_store:
-            metrics = Metrics(labels=loaded.backends[0].manifest.label_names, codes=tuple(problems.codes()))
+            metrics = Metrics(labels=manifest.label_names, codes=tuple(problems.codes()))
             models = Models(
-                Serving(loaded, bundle=bundle, record=store, settings=settings),
+                Serving(handed.pop(), bundle=bundle, record=store, settings=settings),
                 catalogue=catalogue,
                 store=store,
                 settings=settings,

@@ -2,6 +2,9 @@
 
 A name is that of a folder in `INSPECT_BUNDLES`, or `@configured` for the bundle of `INSPECT_BUNDLE` where that lies
 elsewhere. Who asks by HTTP says a name and never a path, so that nothing else on the machine can be read or told apart.
+
+A link is no bundle: a name would stand for one folder today and for another tomorrow. Where INSPECT_BUNDLE is one, it
+is followed once, when the service starts, and what it leads to has the name of its own folder.
 """
 
 import re
@@ -16,7 +19,7 @@ CONFIGURED = "@configured"
 NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}"  # no separator, and no dot in front: neither `..` nor a hidden folder
 KEPT = 256  # bundles whose last look is remembered
 
-Stamp = tuple[tuple[str, int, int, int], ...]
+Stamp = tuple[tuple[str, int, int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,18 +46,24 @@ class Catalogue:
 
     Attributes:
         folder: as above, absolute.
-        configured: name of the configured one: its folder's where it lies in `folder`.
+        configured: name of the configured one: its folder's where that lies in `folder`.
     """
 
     def __init__(self, *, configured: Path, folder: Path | None) -> None:
         path = configured.resolve()
         self.folder = None if folder is None else folder.resolve()
         self.configured = path.name if path.parent == self.folder and re.fullmatch(NAME, path.name) else CONFIGURED
-        self._configured_path = configured
+        self._configured_path = path
 
     def names(self) -> list[str]:
-        """The configured bundle's, and that of every folder which is not hidden; also of those that cannot be named."""
-        folders = [] if self.folder is None else [path.name for path in self.folder.iterdir() if path.is_dir()]
+        """The configured bundle's, and that of every folder which is not hidden; also of those that cannot be named.
+
+        The configured one's alone where the folder of bundles cannot be read, as while its disk is away.
+        """
+        try:
+            folders = [] if self.folder is None else [path.name for path in self.folder.iterdir() if _is_folder(path)]
+        except OSError:
+            folders = []
         return sorted({self.configured, *(name for name in folders if not name.startswith("."))})
 
     def proper(self, name: str) -> str:
@@ -72,7 +81,7 @@ class Catalogue:
         if self.folder is None:
             raise BundleUnknown("INSPECT_BUNDLES is not set, so only the configured bundle can be named")
         path = self.folder / name
-        if not re.fullmatch(NAME, name) or not path.is_dir():
+        if not re.fullmatch(NAME, name) or not _is_folder(path):
             raise BundleUnknown("no folder of this name lies in the folder of bundles")
         return path
 
@@ -87,13 +96,18 @@ class Catalogue:
             return Look(reason=error.detail)
 
 
+def _is_folder(path: Path) -> bool:
+    """Whether this is a folder itself, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
+
+
 def _stamp(path: Path) -> Stamp:
-    """What changes when a file of the folder does."""
+    """What changes when a file of the folder does: the time of its last change too, which nobody can set."""
     try:
         stats = [(file.name, file.stat()) for file in sorted(path.iterdir()) if file.is_file()]
     except OSError:
         return ()  # the look itself says what is wrong
-    return tuple((name, stat.st_mtime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
+    return tuple((name, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino) for name, stat in stats)
 
 
 @lru_cache(maxsize=KEPT)

@@ -9,7 +9,8 @@
     7  close      service.active      the old one, once its last screen is answered
 
 Until step 5 the active bundle knows nothing of it, and whatever fails changes nothing, but for a fault of a GPU, which
-may take the other bundle's context along (`engine.tensorrt`); after it nothing fails.
+may take the other bundle's context along (`engine.tensorrt`); after it nothing fails. Steps 2 to 4 are done in a thread
+of their own and have `PROVEN_WITHIN_S`; where a device hangs they are left behind (`service.attempts`).
 """
 
 import threading
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +26,7 @@ import structlog
 
 from engine import EngineError, Manifest, RunsAs, runs_as, would_run_as
 from service.active import Active
+from service.attempts import Attempts
 from service.catalogue import CONFIGURED, Catalogue, Look
 from service.errors import BundleRefused, BundleUnknown, SwapInProgress
 from service.memory import give_back
@@ -39,6 +42,7 @@ State = Literal["active", "previous", "available", "broken"]
 Outcome = Literal["activated", "rolled_back", "unchanged"]
 
 SELF_TEST_WITHIN_S = FRESH_S  # the first; a device that needs longer could never prove a pass
+PROVEN_WITHIN_S = 300.0  # read, loaded, warm and self-tested; what takes longer hangs
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.models")
 
@@ -127,6 +131,7 @@ class Models:
         self._settings = settings
         self._metrics = metrics
         self._swapping = threading.Lock()
+        self._attempts = Attempts[Serving]()
         self._show("serving")
 
     @property
@@ -160,7 +165,7 @@ class Models:
 
         Raises:
             BundleUnknown: no bundle has this name.
-            BundleRefused: it is broken, does not fit the line, lacks its plan, or fails its self-test.
+            BundleRefused: it is broken, does not fit the line, lacks its plan, fails its self-test, or hangs.
             SwapInProgress: another call is under way.
             VersionTaken: another was in service under its name and version.
             ReleaseMissing: it was not released, as it will run and against the one in service.
@@ -208,7 +213,8 @@ class Models:
         )
 
     def close(self) -> None:
-        """Close what is in service; screens under way fail."""
+        """Close what is in service; screens under way fail, and so does a swap, whatever it waits for."""
+        self._attempts.close()
         self._active.close()
 
     @contextmanager
@@ -249,8 +255,14 @@ class Models:
 
     def _replace(self, bundle: str, path: Path, outcome: Outcome, *, without_release: bool, digest: str) -> NamedModel:
         """Steps 2 to 6: the new bundle is the active one, or an exception says why not and nothing has changed."""
+        prove = partial(self._proven, bundle, path, without_release=without_release, digest=digest)
+        try:
+            new = self._attempts.make(prove, within_s=PROVEN_WITHIN_S, discard=Serving.close)
+        except TimeoutError:
+            log.error("the new bundle hangs and is left", bundle=bundle)
+            raise BundleRefused(f"was not loaded and self-tested within {PROVEN_WITHIN_S:g} s") from None
         with ExitStack() as undo:
-            new = self._prove(bundle, path, undo, without_release=without_release, digest=digest)
+            undo.callback(new.close)
             recorded = activation(bundle, new.digest, new.manifest, self._settings)
             refuse_second_of_a_version(recorded, self._store)
             self._active.flip(new, lambda: self._store.activate(recorded))
@@ -258,8 +270,8 @@ class Models:
         self._show(outcome)
         return _named(bundle, new.manifest)
 
-    def _prove(self, bundle: str, path: Path, undo: ExitStack, *, without_release: bool, digest: str) -> Serving:
-        """The bundle, loaded, released and warm, its self-test passed on every device; `undo` closes it again.
+    def _proven(self, bundle: str, path: Path, *, without_release: bool, digest: str) -> Serving:
+        """Steps 2 to 4: the bundle, loaded, released and warm, its self-test passed on every device.
 
         Raises:
             BundleRefused: it is broken, or failed, or is another than that of `digest`.
@@ -267,19 +279,20 @@ class Models:
         """
         with _refusing():
             # to build a plan takes minutes of the GPU that inspects, and a smaller batch was not released
-            loaded = load_bundle(path, self._settings, prebuilt=True)
-        with ExitStack() as unused:
-            unused.callback(loaded.close)
+            loaded = load_bundle(path, self._settings, prebuilt=True, beside=self.current.tuned)
+        with ExitStack() as undo:
+            undo.callback(loaded.close)
             if loaded.digest != (digest or loaded.digest):
                 raise BundleRefused("manifest.json: was replaced while the bundle was loaded")
             if not without_release:
                 require_release(path, runs_as(loaded.backends), digest=loaded.digest, active=self.current.digest)
             new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)
-            unused.pop_all()
-        undo.callback(new.close)
-        report = new.scheduler.tested(SELF_TEST_WITHIN_S)
-        if not report.ok:
-            raise BundleRefused(f"self-test: {report.detail}")
+            undo.pop_all()  # its devices' own threads close the backends
+            undo.callback(new.close)
+            report = new.scheduler.tested(SELF_TEST_WITHIN_S)
+            if not report.ok:
+                raise BundleRefused(f"self-test: {report.detail}")
+            undo.pop_all()
         return new
 
     def _before(self, active: Serving) -> Activation | None:

@@ -36,7 +36,7 @@ def decided(catalogue: Catalogue, last: Activation | None, settings: Settings, *
     setting = configured_bundle(settings)
     changed = last is not None and setting is not None and setting != last.configured
     if last is None or configured or changed:
-        return Decided(catalogue.configured, settings.bundle, "")
+        return Decided(catalogue.configured, catalogue.path(catalogue.configured), "")
     bundle = catalogue.proper(last.bundle)
     try:
         path = catalogue.path(bundle)

@@ -1,13 +1,16 @@
-"""How an app is served: uvicorn as a line needs it, and the status with which the process ends."""
+"""How an app is served: uvicorn as a line needs it, and how the process ends, and with what status."""
 
 import fcntl
+import logging
 import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
+import structlog
 import uvicorn
 from fastapi import FastAPI
 
@@ -23,9 +26,14 @@ LOCK_FILE = "service.lock"  # in the folder of the record
 # how a service ends that has lost a device for good: whatever supervises it starts a new process, which has it again
 DEVICE_GONE = os.EX_TEMPFAIL
 
+# threads for which nobody waits without a limit: `service.scheduler` and `service.attempts` name theirs so
+MAY_HANG = ("device", "attempt")
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("service.server")
+
 
 def serve(make_app: Callable[[Callable[[], None]], FastAPI], settings: Settings) -> int:
-    """Serve until a signal, which ends the process by itself, or until a device is gone; the exit status.
+    """Serve until a signal, or until a device is gone; the exit status of the process, which is to `leave` with it.
 
     Args:
         make_app: makes the app, given what it is to call once a device is gone.
@@ -54,9 +62,26 @@ def serve(make_app: Callable[[Callable[[], None]], FastAPI], settings: Settings)
                 timeout_graceful_shutdown=GRACE_S,
             )
         )
-        with suppress(KeyboardInterrupt):
+        try:
             server.run()
+        except KeyboardInterrupt:
+            pass
+        except SystemExit as asked:  # by the handler above, or by uvicorn where it cannot start
+            return int(asked.code or 0)
     return status if server.started else 1
+
+
+def leave(status: int) -> None:
+    """End the process at once where a thread was left behind; else return, for it to end as usual.
+
+    The record is closed by now. A device and the loading of a bundle have threads that are daemons, for whom nobody
+    waits where they hang; but whatever runtime they hang in has threads of its own, and may be asked to clean up.
+    """
+    left = [thread.name for thread in threading.enumerate() if thread.name in MAY_HANG]
+    if left:
+        log.error("ends although threads still run", threads=left, status=status)
+        logging.shutdown()
+        os._exit(status)
 
 
 @contextmanager

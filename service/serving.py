@@ -17,12 +17,14 @@ from engine import (
     Golden,
     Manifest,
     PlanError,
+    Tuning,
     bundle_sha256,
     cover,
     load_all,
     made_as,
     read_golden,
     runs_as,
+    tuning_of,
 )
 from service.inspector import Inspector, Record
 from service.room import Room
@@ -68,6 +70,7 @@ class Serving:
         self.digest = loaded.digest
         self.manifest = backend.manifest
         self.runs_as = runs_as(loaded.backends)
+        self.tuned = tuning_of(backend)
         self.scheduler = Scheduler(
             loaded.backends,
             loaded.golden,
@@ -88,13 +91,14 @@ class Serving:
         self.scheduler.close()
 
 
-def load_bundle(path: Path, settings: Settings, *, prebuilt: bool = False) -> Loaded:
+def load_bundle(path: Path, settings: Settings, *, prebuilt: bool = False, beside: Tuning | None = None) -> Loaded:
     """Verify a bundle and load it into the settings' runtime.
 
     Args:
         path: its folder.
         settings: of the line.
-        prebuilt: whether its plan must be there and its batch fit, see `engine.load`.
+        prebuilt: whether its plan must be there and its batch fit, see `engine.Options`.
+        beside: how the bundle in service shares out the CPUs' threads.
 
     Raises:
         EngineError: it must not be served, not here, or not on this line, or another one took its place meanwhile.
@@ -107,6 +111,7 @@ def load_bundle(path: Path, settings: Settings, *, prebuilt: bool = False) -> Lo
         threads=settings.threads,
         batch_size=settings.batch,
         prebuilt=prebuilt,
+        beside=beside,
     )
     try:
         loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)
@@ -118,7 +123,7 @@ def load_bundle(path: Path, settings: Settings, *, prebuilt: bool = False) -> Lo
             backend.close()
         raise
     for number, backend in enumerate(backends):
-        tuned = getattr(backend, "tuned", None)  # of CPUs alone
+        tuned = tuning_of(backend)
         log.info(
             "loaded",
             device=number,

@@ -256,6 +256,12 @@ def test_a_runtime_that_is_not_known_is_unavailable(bundle: Path, runtime: str) 
         load(bundle, runtime)
 
 
+def test_an_option_that_does_not_exist_is_none(bundle: Path) -> None:
+    for runtime in ("auto", "onnxruntime", "fake"):
+        with pytest.raises(TypeError, match="no option presicion"):
+            load(bundle, runtime, presicion="fp32")  # type: ignore[call-arg]
+
+
 def test_a_precision_that_the_bundle_lacks_is_refused(bundle: Path) -> None:
     for runtime in ("onnxruntime", "openvino"):
         if runtime == "openvino":

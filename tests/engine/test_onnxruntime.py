@@ -10,7 +10,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from engine import BundleError, Features, InferenceError, Manifest, infer, load, read_golden
+from engine import Backend, BundleError, Features, InferenceError, Manifest, infer, load, read_golden
+from engine.cpu import Batches
 from engine.graphs import FOREIGN_ERRORS, FeaturesGraph, Reasoning
 from engine.manifest import file_sha256, parse
 from engine.tuning import Share
@@ -89,13 +90,19 @@ def os_threads() -> set[str]:
     return {task.name for task in Path("/proc/self/task").iterdir()}
 
 
+def builder_of(backend: Backend, bundle: Path) -> Callable[[Share], Batches]:
+    graph = FeaturesGraph.read(bundle, backend.manifest, precision="fp32", batch_size=backend.batch_size)
+    build: Callable[[Share], Batches] = vars(type(backend))["_builder"](backend, graph)
+    return build
+
+
 @pytest.mark.parametrize(
     "share", [Share(streams=2, threads=1), Share(streams=1, threads=2), Share(streams=3, threads=2)]
 )
 def test_as_many_threads_work_as_the_share_says(bundle: Path, share: Share) -> None:
     with closing(load(bundle, "onnxruntime", threads=1)) as backend:
         before = os_threads()
-        run = vars(type(backend))["_build"](backend, share)
+        run = builder_of(backend, bundle)(share)
         run(np.zeros((5, 1, PATCH_PX, PATCH_PX), np.uint8))
         # each stream has its other threads to itself from the start; its own one is begun with the first work for it
         others = share.streams * (share.threads - 1)
@@ -108,9 +115,9 @@ def test_as_many_threads_work_as_the_share_says(bundle: Path, share: Share) -> N
 def test_every_share_gives_each_patch_its_own_answer(precise: Path, share: Share) -> None:
     pixels = np.repeat(PATCHES, 3, axis=0)
     with closing(load(precise, "onnxruntime", threads=1)) as backend:
-        build = vars(type(backend))["_build"]
-        expected = build(backend, Share(streams=1, threads=share.threads))(pixels)
-        run = build(backend, share)
+        build = builder_of(backend, precise)
+        expected = build(Share(streams=1, threads=share.threads))(pixels)
+        run = build(share)
         for _ in range(5):
             found = run(pixels)
             for field in fields(Features):

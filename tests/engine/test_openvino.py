@@ -178,7 +178,7 @@ def test_the_form_with_the_marks_is_written_once_however_many_shares_are_tried(
         save_model(model, file, **options)
 
     monkeypatch.setattr(openvino, "save_model", noting)
-    monkeypatch.setattr("engine.tuning.available_cpus", lambda: 2)
+    monkeypatch.setattr("engine.cpu.available_cpus", lambda: 2)
     with closing(load(narrow, "openvino", precision="bf16")) as backend:
         assert len(vars(backend)["tuned"].trials) > 1
     assert len(written) == 1

@@ -1,5 +1,8 @@
 import json
+import os
 import re
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +14,16 @@ from hypothesis import strategies as st
 from engine import LabelLimits, Manifest, fake_manifest
 from engine.errors import PlanError
 from engine.layers import Layer
-from engine.plans import PlanCache, PlanKey, default_folder
+from engine.plans import DRAFT_KEPT_S, LOCK_FILE, UNUSED_KEPT_S, PlanCache, PlanKey, PlanRecord, default_folder
 
-KEY = PlanKey(gpu="NVIDIA A sm86", tensorrt="tensorrt 10.13.0", precision="fp16", batch_size=5, graph_sha256="a" * 64)
+KEY = PlanKey(
+    gpu="NVIDIA A sm86",
+    tensorrt="tensorrt 10.13.0",
+    configuration=1,
+    precision="fp16",
+    batch_size=5,
+    graph_sha256="a" * 64,
+)
 DATA = bytes(range(256)) * 4
 BUNDLE = fake_manifest(("bubble", "scratch"))
 LAYERS = [Layer("a", "CaskConvolution", "fp16"), Layer("b", "gemm", "fp32"), Layer("c", "gemm", "fp16")]
@@ -50,6 +60,7 @@ def test_a_plan_is_built_once(tmp_path: Path) -> None:
     [
         {"gpu": "NVIDIA B sm86"},
         {"tensorrt": "tensorrt 10.13.1"},
+        {"configuration": 2},
         {"precision": "fp32"},
         {"batch_size": 10},
         {"graph_sha256": "b" * 64},
@@ -232,6 +243,53 @@ def test_a_guard_band_is_that_of_the_same_model_whatever_its_thresholds(tmp_path
     record = cache.set_guard(cache.obtain(KEY, build), BUNDLE, {"bubble": 0.001})
     strict = {label: LabelLimits(threshold=0.1, review=(0.05, 0.2)) for label in BUNDLE.labels}
     assert record.guard_of(replace(BUNDLE, version="2", labels=strict)) == {"bubble": 0.001}
+
+
+def test_guard_bands_that_are_written_at_the_same_time_are_all_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = PlanCache(tmp_path).obtain(KEY, build)
+    write = PlanCache._write_record
+
+    def slowly(cache: PlanCache, record: PlanRecord) -> None:
+        time.sleep(0.01)
+        write(cache, record)
+
+    monkeypatch.setattr(PlanCache, "_write_record", slowly)
+    models = [replace(BUNDLE, files={**BUNDLE.files, "reasoning.onnx": f"{number:064}"}) for number in range(8)]
+    with ThreadPoolExecutor(len(models)) as pool:  # each with a cache of its own, as a process has
+        list(pool.map(lambda model: PlanCache(tmp_path).set_guard(plan, model, {"bubble": 0.001}), models))
+    record = PlanCache(tmp_path).obtain(KEY, refuse).record
+    assert [record.guard_of(model) for model in models] == [{"bubble": 0.001}] * len(models)
+
+
+def age(file: Path, seconds: float) -> None:
+    then = time.time() - seconds
+    os.utime(file, (then, then))
+
+
+def test_a_build_removes_what_nobody_has_used_for_long(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    unused, used = (cache.obtain(replace(KEY, batch_size=size), build).path for size in (1, 2))
+    (timing,) = tmp_path.glob("timing-*.cache")
+    for path in (unused, used):
+        for file in (path, path.with_suffix(".json")):
+            age(file, UNUSED_KEPT_S + 60)
+    age(timing, UNUSED_KEPT_S - 60)
+    cache.obtain(replace(KEY, batch_size=2), refuse)  # used again
+    assert unused.exists()  # to load one removes none
+    built = cache.obtain(KEY, build).path
+    kept = {path.with_suffix(suffix).name for path in (used, built) for suffix in (".plan", ".json")}
+    assert {file.name for file in tmp_path.iterdir()} == kept | {timing.name, LOCK_FILE}
+
+
+def test_a_build_removes_the_drafts_of_processes_that_were_killed(tmp_path: Path) -> None:
+    drafts = [tmp_path / f".{KEY.stem}.plan-{name}" for name in ("killed", "under_way")]
+    for draft in drafts:
+        draft.write_bytes(DATA)
+    age(drafts[0], DRAFT_KEPT_S + 60)
+    PlanCache(tmp_path).obtain(KEY, build)
+    assert [draft.exists() for draft in drafts] == [False, True]
 
 
 def test_names_of_plans_say_what_they_are() -> None:

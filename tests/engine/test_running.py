@@ -60,7 +60,14 @@ def test_a_plan_that_was_built_anew_is_another(machine: Machine, half_bundle: Pa
 
 
 def test_the_precision_of_a_plan_is_that_of_its_layers(tmp_path: Path) -> None:
-    key = PlanKey(gpu="A sm86", tensorrt="tensorrt 10.13.0", precision="fp16", batch_size=5, graph_sha256="a" * 64)
+    key = PlanKey(
+        gpu="A sm86",
+        tensorrt="tensorrt 10.13.0",
+        configuration=1,
+        precision="fp16",
+        batch_size=5,
+        graph_sha256="a" * 64,
+    )
     record = PlanRecord(key=key, plan_sha256="b" * 64, real_precision="int8")
 
     class Planned(FakeBackend):

@@ -209,6 +209,19 @@ def test_half_precision_is_the_default_where_the_bundle_has_it(
     assert backend_of(half_bundle, precision=None).precision == "fp16"
 
 
+def test_a_build_is_told_before_and_after(
+    machine: Machine, bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = PlanCache(tmp_path / "plans")
+    with caplog.at_level("INFO", logger="engine.tensorrt"):
+        backend_of(bundle, cache=cache)
+        backend_of(bundle, cache=cache)  # which finds it
+    before, after = caplog.messages
+    what = f"a plan of {bundle / 'features.onnx'} in fp32 for batches of 5 on Double 0 sm86"
+    assert before == f"building {what}, which takes minutes"
+    assert re.fullmatch(rf"built {re.escape(what)} in \d+\.\d s", after)
+
+
 def test_a_plan_is_found_again_and_its_timing_cache_is_reused(machine: Machine, bundle: Path, tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     first = backend_of(bundle, cache=cache)

@@ -33,6 +33,7 @@ from tests.engine.doubles.cuda import CudaLogicError, CudaMemoryError, Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
 from tests.engine.test_tensorrt import backend_of, expected, joined
 
+BUFFER_SETS, WARM_UP_RUNS = 2, 10  # of `engine.gpu`, which only the doubles let import
 OUT_OF_MEMORY = CudaMemoryError("out of memory")
 
 
@@ -141,6 +142,31 @@ def test_a_cuda_graph_that_answers_differently_is_not_kept(machine: Machine, bun
     assert "graph" not in machine.calls
 
 
+@pytest.mark.parametrize(
+    ("call", "before"),
+    [("event_synchronize", BUFFER_SETS), ("stream_synchronize", WARM_UP_RUNS)],  # calls of the plain launches
+)
+def test_a_cuda_graph_that_is_launched_and_fails_then_is_not_kept(
+    machine: Machine, bundle: Path, call: str, before: int
+) -> None:
+    machine.seconds = {"launch": 2.0, "graph": 1.0}
+    machine.fail[call] = [*[None] * before, CudaLogicError("cuEventSynchronize failed: invalid value")]
+    backend = backend_of(bundle)
+    assert machine.fail[call] == []
+    machine.calls.clear()
+    assert_same(backend.features(patches(3)), expected(bundle, patches(3)))
+    assert "launch" in machine.calls
+    assert "graph" not in machine.calls
+
+
+def test_a_cuda_graph_that_spoils_the_context_refuses_the_load(machine: Machine, bundle: Path) -> None:
+    machine.seconds = {"launch": 2.0, "graph": 1.0}
+    machine.fail["event_synchronize"] = [*[None] * BUFFER_SETS, "lose"]
+    with pytest.raises(InferenceError, match="illegal memory access"):
+        backend_of(bundle)
+    assert all(context.destroyed for context in machine.contexts)
+
+
 @pytest.mark.parametrize(("status", "kind"), [(2, OutOfMemory), (719, InferenceError)])
 def test_a_cuda_graph_that_cannot_be_launched_fails_that_batch_alone(
     machine: Machine, bundle: Path, status: int, kind: type[InferenceError]
@@ -233,6 +259,7 @@ def test_a_lost_device_fails_at_everything_until_it_is_recovered(machine: Machin
     assert len(machine.contexts) == 2
     backend.close()
     assert machine.used_bytes == 0
+    assert backend.plan.data == b""  # nor are its megabytes kept here
 
 
 def test_a_device_that_stays_lost_says_so_and_may_be_recovered_later(machine: Machine, bundle: Path) -> None:

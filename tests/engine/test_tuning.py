@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-import engine.tuning
+import engine
 from engine import Features
-from engine.tuning import BUDGET_S, Run, Share, Tuning, reference, shares, tune
+from engine.tuning import BUDGET_S, Conditions, Run, Share, Tuning, reference, tune
 
 
 class Machine:
@@ -42,67 +42,120 @@ class Machine:
         return run
 
 
-def tuned(machine: Machine, bundle: Path, monkeypatch: pytest.MonkeyPatch, *, cpus: int, patches: int) -> str:
-    monkeypatch.setattr(engine.tuning, "available_cpus", lambda: cpus)
-    return str(tune(machine.build, bundle, threads=None, patches=patches, clock=machine.clock).share)
+def conditions(cpus: int, patches: int = 5, **other: str) -> Conditions:
+    return Conditions(**{"runtime": "onnxruntime", "precision": "fp32", **other}, cpus=cpus, patches=patches)
+
+
+def tuned(machine: Machine, bundle: Path, *, cpus: int, patches: int = 5, beside: Tuning | None = None) -> str:
+    there = conditions(cpus, patches)
+    return str(tune(machine.build, bundle, there, beside=beside, clock=machine.clock).share)
 
 
 @given(cpus=st.integers(1, 200), patches=st.integers(1, 50))
-def test_no_share_has_more_threads_than_there_are_cpus(cpus: int, patches: int) -> None:
-    tried = list(shares(cpus, patches=patches))
-    assert tried[0] == reference(cpus, patches=patches)
-    assert Share(streams=1, threads=1) in tried
-    assert len(set(tried)) == len(tried)
-    for share in tried:
-        assert 1 <= share.total <= cpus
-        assert 1 <= share.streams <= patches
+def test_the_reference_leaves_no_cpu_idle_that_could_take_part(cpus: int, patches: int) -> None:
+    share = reference(cpus, patches=patches)
+    assert share.streams == min(cpus, patches)
+    assert cpus - share.streams < share.total <= cpus
 
 
-def test_the_fastest_share_is_taken(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine({"2 x 1": 0.02, "1 x 2": 0.01, "1 x 1": 0.04})
-    assert tuned(machine, bundle, monkeypatch, cpus=2, patches=5) == "1 x 2"
+def test_the_fastest_share_is_taken(bundle: Path) -> None:
+    machine = Machine({"2 x 1": 0.02, "1 x 2": 0.01})
+    assert tuned(machine, bundle, cpus=2) == "1 x 2"
 
 
-def test_a_share_with_other_bits_is_not_taken_however_fast(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine = Machine({"2 x 1": 0.02, "1 x 2": 0.001, "1 x 1": 0.04}, other_bits=["1 x 2"])
-    assert tuned(machine, bundle, monkeypatch, cpus=2, patches=5) == "2 x 1"
+def test_a_share_with_other_bits_is_not_taken_however_fast(bundle: Path) -> None:
+    machine = Machine({"2 x 1": 0.02, "1 x 2": 0.001}, other_bits=["1 x 2"])
+    assert tuned(machine, bundle, cpus=2) == "2 x 1"
 
 
-def test_of_equally_fast_shares_the_one_with_fewest_threads_is_taken(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    machine = Machine({"2 x 1": 0.0200, "1 x 2": 0.0201, "1 x 1": 0.0205})
-    assert tuned(machine, bundle, monkeypatch, cpus=2, patches=5) == "1 x 1"
+def test_of_equally_fast_shares_the_reference_is_taken(bundle: Path) -> None:
+    machine = Machine({"2 x 1": 0.0201, "1 x 2": 0.0200})
+    assert tuned(machine, bundle, cpus=2) == "2 x 1"
 
 
-def test_the_time_is_bounded_and_a_slow_network_keeps_the_reference(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shares_of_16 = [str(share) for share in shares(16, patches=5)]
-    slow = Machine(dict.fromkeys(shares_of_16, 2 * BUDGET_S))
-    assert tuned(slow, bundle, monkeypatch, cpus=16, patches=5) == "5 x 3"
+@pytest.mark.parametrize(("cpus", "patches"), [(2, 5), (3, 5), (8, 5), (16, 5), (16, 50), (4, 1)])
+def test_no_share_that_leaves_cpus_idle_is_tried_however_busy_they_are(bundle: Path, cpus: int, patches: int) -> None:
+    class Contended(dict[str, float]):
+        """Something else holds all CPUs but one, so that all shares look alike, and those of one thread no worse."""
+
+        def __missing__(self, share: str) -> float:
+            return 0.02 if share.startswith("1 x") else 0.021
+
+    machine = Machine(Contended())
+    taken = tuned(machine, bundle, cpus=cpus, patches=patches)
+    assert set(machine.built) <= {str(reference(cpus, patches=patches)), f"1 x {cpus}"}
+    streams, threads = map(int, taken.split(" x "))
+    assert streams * threads > cpus - min(cpus, patches)
+
+
+def test_the_time_is_bounded_and_a_slow_network_keeps_the_reference(bundle: Path) -> None:
+    both = ["5 x 3", "1 x 16"]
+    slow = Machine(dict.fromkeys(both, 2 * BUDGET_S))
+    assert tuned(slow, bundle, cpus=16) == "5 x 3"
     assert slow.built == ["5 x 3"]
-    usual = Machine(dict.fromkeys(shares_of_16, BUDGET_S / 60))
-    tuned(usual, bundle, monkeypatch, cpus=16, patches=5)
-    assert usual.built == shares_of_16
+    usual = Machine(dict.fromkeys(both, BUDGET_S / 60))
+    tuned(usual, bundle, cpus=16)
+    assert usual.built == both
     assert usual.now <= BUDGET_S * 1.2
 
 
-def test_nothing_is_measured_where_there_is_nothing_to_choose(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_measured_where_there_is_nothing_to_choose(bundle: Path) -> None:
     machine = Machine({})
-    assert tuned(machine, bundle, monkeypatch, cpus=1, patches=5) == "1 x 1"
-    assert str(tune(machine.build, bundle, threads=8, patches=5).share) == "5 x 1"
+    assert tuned(machine, bundle, cpus=1) == "1 x 1"
+    assert tuned(machine, bundle, cpus=8, patches=1) == "1 x 8"
+    assert str(tune(machine.build, bundle, conditions(2), threads=8).share) == "5 x 1"
     assert machine.built == []
+
+
+def in_service(share: str, there: Conditions) -> Tuning:
+    streams, threads = map(int, share.split(" x "))
+    return Tuning(share=Share(streams=streams, threads=threads), conditions=there)
+
+
+@pytest.mark.parametrize(("share", "built"), [("2 x 1", []), ("1 x 2", ["2 x 1", "1 x 2"])])
+def test_beside_a_bundle_in_service_its_share_is_taken_whatever_the_times(
+    bundle: Path, share: str, built: list[str]
+) -> None:
+    other = {"2 x 1": "1 x 2", "1 x 2": "2 x 1"}[share]
+    machine = Machine({share: BUDGET_S, other: 0.001})
+    assert tuned(machine, bundle, cpus=2, beside=in_service(share, conditions(2))) == share
+    assert machine.built == built  # the reference for its bits alone
+
+
+def test_a_share_in_service_that_gives_this_bundle_other_bits_is_not_taken(bundle: Path) -> None:
+    machine = Machine({"2 x 1": 0.02, "1 x 2": 0.001}, other_bits=["1 x 2"])
+    assert tuned(machine, bundle, cpus=2, beside=in_service("1 x 2", conditions(2))) == "2 x 1"
+
+
+@pytest.mark.parametrize(
+    "other", [conditions(4), conditions(2, 3), conditions(2, runtime="openvino"), conditions(2, precision="int8")]
+)
+def test_a_share_in_service_under_other_conditions_decides_nothing(bundle: Path, other: Conditions) -> None:
+    machine = Machine({"2 x 1": 0.001, "1 x 2": 0.02})
+    assert tuned(machine, bundle, cpus=2, beside=in_service("1 x 2", other)) == "2 x 1"
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
 def test_a_backend_says_what_it_chose_and_why(bundle: Path, monkeypatch: pytest.MonkeyPatch, runtime: str) -> None:
     pytest.importorskip(f"engine.{runtime}")
-    monkeypatch.setattr(engine.tuning, "available_cpus", lambda: 2)
+    monkeypatch.setattr("engine.cpu.available_cpus", lambda: 2)
     backend = engine.load(bundle, runtime)
     tuning: Tuning = vars(backend)["tuned"]  # of the CPU's backends alone
     backend.close()
-    assert [str(trial.share) for trial in tuning.trials] == ["2 x 1", "1 x 2", "1 x 1"]
+    assert [str(trial.share) for trial in tuning.trials] == ["2 x 1", "1 x 2"]
     assert tuning.trials[0].same_bits
     assert all(trial.batch_s > 0 for trial in tuning.trials)
     assert tuning.share in [trial.share for trial in tuning.trials if trial.same_bits]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("share", ["2 x 1", "1 x 2"])
+def test_a_backend_takes_the_share_of_the_one_in_service(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, share: str
+) -> None:
+    pytest.importorskip(f"engine.{runtime}")
+    monkeypatch.setattr("engine.cpu.available_cpus", lambda: 2)
+    beside = in_service(share, conditions(2, runtime=runtime))
+    backend = engine.load(bundle, runtime, beside=beside)
+    backend.close()
+    assert str(vars(backend)["tuned"].share) == share

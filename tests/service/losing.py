@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,48 @@ from tests.service.apps import SIZE, frame, is_problem, post
 LOSING = 77  # a frame of this grey alone loses the device
 
 
-def ends_by_itself(program: str, bundle: Path, home: Path, **settings: str) -> list[dict[str, Any]]:
+# Python that serves on a fake device, with a place for more of it
+SERVICE = f"""
+import engine.fake
+from engine import DeviceLost
+from service.__main__ import run
+
+
+def load_losable(bundle, *, load=engine.fake.load_fake, **options):
+    backend = load(bundle, **options)
+    features, lost = backend.features, []
+
+    def losing(pixels):
+        if lost or (pixels == {LOSING}).all():
+            lost.append(True)
+            raise DeviceLost("an illegal memory access was encountered")
+        return features(pixels)
+
+    backend.features = losing
+    return backend
+
+
+engine.fake.load_fake = load_losable
+{{more}}
+run()
+"""
+
+
+def ends_by_itself(
+    program: str,
+    bundle: Path,
+    home: Path,
+    *,
+    before: Callable[[str], object] = lambda address: None,
+    **settings: str,
+) -> list[dict[str, Any]]:
     """Hold a service to its end once a device is lost; the lines of its log.
 
     Args:
         program: Python that serves, on a device which a frame of the grey `LOSING` loses for good.
         bundle: to be served.
         home: folder for record, plans and log.
+        before: what happens before the device is lost, given the service's address.
         settings: further variables of the environment.
     """
     address, log = f"http://127.0.0.1:{(port := free_port())}", home / "log"
@@ -39,6 +75,7 @@ def ends_by_itself(program: str, bundle: Path, home: Path, **settings: str) -> l
         httpx.Client(base_url=address, trust_env=False) as client,
     ):
         assert post(client, "one", frame()).status_code == 200
+        before(address)
         answer = post(client, "two", np.full(SIZE, LOSING, np.uint8))
         assert is_problem(answer, 500, "inference_failed")
         assert process.wait(STOP_WITHIN_S) == DEVICE_GONE == 75

@@ -99,3 +99,48 @@ def test_a_look_sees_what_changes_on_the_disk(folder: Path, bundle: Path) -> Non
 def test_a_bundle_that_has_not_changed_is_not_hashed_again(folder: Path, bundle: Path) -> None:
     catalogue = Catalogue(configured=bundle, folder=folder)
     assert catalogue.look("one") is catalogue.look("one")
+
+
+def test_what_is_altered_in_its_place_is_seen_though_its_time_and_size_are_as_before(
+    folder: Path, bundle: Path
+) -> None:
+    catalogue, graph = Catalogue(configured=bundle, folder=folder), folder / "one" / "features.onnx"
+    before = graph.stat()
+    assert catalogue.look("one").reason == ""
+    with graph.open("r+b") as file:
+        first = file.read(1)
+        file.seek(0)
+        file.write(bytes([first[0] ^ 1]))
+    os.utime(graph, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = graph.stat()
+    assert (after.st_mtime_ns, after.st_size, after.st_ino) == (before.st_mtime_ns, before.st_size, before.st_ino)
+    assert catalogue.look("one").reason.startswith("files.features.onnx: was altered")
+
+
+def test_a_link_as_the_configured_bundle_is_what_it_led_to_at_the_start(folder: Path) -> None:
+    current = folder / "current"
+    current.symlink_to("one")
+    catalogue = Catalogue(configured=current, folder=folder)
+    assert catalogue.configured == "one"
+    current.unlink()
+    current.symlink_to("two")
+    assert catalogue.path("one") == catalogue.path(CONFIGURED) == folder / "one"
+    assert catalogue.look("one").digest != catalogue.look("two").digest
+
+
+def test_a_link_is_no_name(folder: Path, bundle: Path) -> None:
+    (folder / "current").symlink_to("one")
+    (folder / "elsewhere").symlink_to(bundle)
+    catalogue = Catalogue(configured=bundle, folder=folder)
+    assert catalogue.configured == CONFIGURED
+    assert catalogue.names() == [CONFIGURED, "one", "two"]
+    for name in ("current", "elsewhere"):
+        with pytest.raises(BundleUnknown):
+            catalogue.path(name)
+
+
+def test_a_folder_of_bundles_that_is_away_leaves_the_configured_one(folder: Path, bundle: Path) -> None:
+    catalogue = Catalogue(configured=bundle, folder=folder)
+    shutil.rmtree(folder)
+    assert catalogue.names() == [CONFIGURED]
+    assert catalogue.look("one").reason == "no folder of this name lies in the folder of bundles"

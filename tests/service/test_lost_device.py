@@ -13,7 +13,7 @@ from service.errors import NotReady
 from service.settings import Settings
 from tests.service import apps
 from tests.service.devices import BATCH, GOLDEN_NUMBER, GUARD_S, Device, Gate, held_at, line, until
-from tests.service.losing import LOSING, ends_by_itself
+from tests.service.losing import SERVICE, ends_by_itself
 
 
 class Losable(FakeBackend):
@@ -182,32 +182,7 @@ def test_the_line_reads_it_in_the_answer_and_in_the_readiness(tmp_path: Path) ->
         assert apps.post(client, "one", apps.frame()).json()["verdict"] == "pass"
 
 
-LOSING_SERVICE = f"""
-import engine.fake
-from engine import DeviceLost
-from service.__main__ import run
-
-
-def load_losable(bundle, *, load=engine.fake.load_fake, **options):
-    backend = load(bundle, **options)
-    features, lost = backend.features, []
-
-    def losing(pixels):
-        if lost or (pixels == {LOSING}).all():
-            lost.append(True)
-            raise DeviceLost("an illegal memory access was encountered")
-        return features(pixels)
-
-    backend.features = losing
-    return backend
-
-
-engine.fake.load_fake = load_losable
-run()
-"""
-
-
 def test_a_process_whose_device_is_gone_ends_by_itself_so_that_a_new_one_is_started(
     bundle: Path, tmp_path: Path
 ) -> None:
-    ends_by_itself(LOSING_SERVICE, bundle, tmp_path, INSPECT_RUNTIME="fake")
+    ends_by_itself(SERVICE.format(more=""), bundle, tmp_path, INSPECT_RUNTIME="fake")

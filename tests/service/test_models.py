@@ -1,12 +1,10 @@
 """One bundle takes another's place: through the whole app, on real bundles, and on a device in the test's hand."""
 
-import gc
 import re
 import shutil
-import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,7 @@ import pytest
 
 from engine import InferenceError
 from service.app import create_app
-from service.catalogue import Catalogue
-from service.metrics import Metrics
-from service.models import Models
-from service.serving import Serving, load_bundle
 from service.settings import Settings
-from service.store import Store
 from tests.bundles import LABELS, tiny_bundle
 from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, count, is_problem, logged, post, serve
 from tests.service.devices import until
@@ -159,6 +152,22 @@ def test_the_same_name_with_other_content_is_another_bundle(client: httpx.Client
     assert is_problem(refused, 422, "bundle_refused")
     assert refused.json()["detail"] == "manifest.json: is another by now than when the bundle was put in service"
     assert version(client, "after") == "3"
+
+
+def test_a_folder_of_bundles_that_is_away_is_told_and_what_is_known_is_listed(
+    client: httpx.Client, folder: Path
+) -> None:
+    activate(client, "two")
+    folder.rename(folder.parent / "away")
+    listed = client.get("/v1/models").json()["models"]
+    assert [(model["bundle"], model["state"], model["released"]) for model in listed] == [
+        ("one", "previous", False),
+        ("two", "active", False),
+    ]
+    assert all(model["reason"] for model in listed)
+    assert version(client, "meanwhile") == "2"
+    (folder.parent / "away").rename(folder)
+    assert {model["reason"] for model in client.get("/v1/models").json()["models"]} == {""}
 
 
 @pytest.mark.parametrize("breaker", BREAKERS)
@@ -359,26 +368,3 @@ def test_a_service_that_stops_during_a_swap_closes_both(folder: Path) -> None:
         here.device.screen_gate.open()
     with pytest.raises(InferenceError, match="closed"):
         backend.features(GOLDEN.pixels)
-
-
-def test_nothing_holds_a_bundle_that_was_left(folder: Path) -> None:
-    settings = settings_of(folder)
-    store = Store(settings.state_dir)
-    first = Serving(load_bundle(folder / "one", settings), bundle="one", record=store, settings=settings)
-    models = Models(
-        first,
-        catalogue=Catalogue(configured=folder / "one", folder=folder),
-        store=store,
-        settings=settings,
-        metrics=Metrics(labels=(), codes=()),
-    )
-    del first
-    gc.disable()  # what only a collection finds would lie about until then
-    try:
-        with closing(store), closing(models):
-            for number in range(6):
-                left = weakref.ref(models.current), weakref.ref(models.current.scheduler)
-                models.activate("one" if number % 2 else "two", without_release=True)
-                assert [held() for held in left] == [None, None]
-    finally:
-        gc.enable()

@@ -1,16 +1,21 @@
 """A swap that ends badly: nothing has changed, nothing stays loaded, and what was decided is what is recorded."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
-from engine import Backend, BundleError, DeviceLost, InferenceError, PlanError, load_all, read_golden
+from engine import Backend, BundleError, DeviceLost, InferenceError, PlanError, Tuning, load_all, read_golden
+from engine.tuning import Share, reference
 from service.app import create_app
 from service.catalogue import Catalogue
 from service.errors import BundleRefused, NotReady
@@ -57,9 +62,9 @@ class Line:
     def meanwhile(self) -> None:
         """What happens between the loading of `two` and its self-test."""
 
-    def load(self, path: Path, settings: Settings, *, prebuilt: bool) -> Loaded:
+    def load(self, path: Path, settings: Settings, *, prebuilt: bool, beside: Tuning | None) -> Loaded:
         assert prebuilt
-        loaded = load_bundle(path, settings)
+        loaded = load_bundle(path, settings, beside=beside)
         if self.device is not None:
             loaded.close()
             loaded = Loaded(backends=[self.device.backend()], golden=GOLDEN, digest=loaded.digest)
@@ -71,8 +76,7 @@ class Line:
         with closing(Store(self.settings.state_dir)) as store:
             last = store.last_activation()
         for loaded in self.loaded:
-            with pytest.raises(InferenceError, match="closed"):
-                loaded.backends[0].features(loaded.golden.pixels)
+            until(partial(_closed, loaded))  # by the thread that loaded it, where nobody waited for that any more
         return self.models.current.bundle == "one" and last is not None and last.bundle == "one"
 
 
@@ -133,7 +137,7 @@ def test_whatever_goes_wrong_at_the_gate_what_was_loaded_is_closed(
 
 
 def test_a_bundle_that_cannot_be_read_is_refused_without_its_place(line: Line, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(path: Path, _: Settings, **__: bool) -> Loaded:
+    def unreadable(path: Path, _: Settings, **__: object) -> Loaded:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr("service.models.load_bundle", unreadable)
@@ -194,19 +198,73 @@ def test_a_rollback_takes_what_was_in_service_and_not_what_comes_in_its_place(
 def test_a_device_that_hangs_in_its_first_self_test_wedges_neither_swaps_nor_the_end(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.models.SELF_TEST_WITHIN_S", 0.05)
-    monkeypatch.setattr("service.scheduler.ENDS_WITHIN_S", 0.05)
     line.device = device = Device()
     device.golden_gate.hold()
     with ExitStack() as finally_:
         finally_.callback(device.golden_gate.open)
-        with pytest.raises(BundleRefused, match="self-test: has not run yet"):
-            line.models.activate("two")
+        with monkeypatch.context() as patch:
+            patch.setattr("service.models.SELF_TEST_WITHIN_S", 0.05)
+            patch.setattr("service.scheduler.ENDS_WITHIN_S", 0.05)
+            with pytest.raises(BundleRefused, match="self-test: has not run yet"):
+                line.models.activate("two")
         assert not _closed(line.loaded[0])  # nobody has waited for it
         line.device = None
         assert line.models.activate("two").outcome == "activated"
     (hung, _) = line.loaded
     until(lambda: _closed(hung))  # by its own thread, should it ever go on
+
+
+@pytest.fixture
+def hanging(line: Line, monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """The loading of a bundle hangs until this is set."""
+    goes_on = threading.Event()
+
+    def hang(path: Path, settings: Settings, **more: Any) -> Loaded:  # noqa: ANN401
+        assert goes_on.wait(WAIT_S)
+        return line.load(path, settings, **more)
+
+    monkeypatch.setattr("service.models.load_bundle", hang)
+    yield goes_on
+    goes_on.set()
+
+
+def test_a_load_that_hangs_is_refused_and_wedges_no_later_swap(
+    line: Line, monkeypatch: pytest.MonkeyPatch, hanging: threading.Event
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("service.models.PROVEN_WITHIN_S", 0.05)
+        with pytest.raises(BundleRefused, match=r"was not loaded and self-tested within 0\.05 s"):
+            line.models.activate("two")
+    assert line.nothing_has_changed()
+    monkeypatch.setattr("service.models.load_bundle", line.load)
+    assert line.models.activate("two").outcome == "activated"
+    hanging.set()  # should it ever go on, what comes of it is given back
+    until(lambda: len(line.loaded) == 2)
+    until(lambda: _closed(line.loaded[1]))
+    assert not _closed(line.loaded[0])
+
+
+def test_a_service_that_stops_does_not_wait_for_a_load_that_hangs(line: Line, hanging: threading.Event) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        swap = pool.submit(line.models.activate, "two")
+        until(lambda: line.models._attempts._under_way is not None)
+        line.models.close()
+        assert isinstance(swap.exception(WAIT_S), NotReady)
+    with pytest.raises(NotReady):
+        line.models.activate("two")
+    assert not hanging.is_set()
+
+
+def test_a_swap_hands_on_how_the_threads_are_shared_out(line: Line) -> None:
+    tuned = line.models.current.tuned
+    assert tuned is not None
+    cpus, patches = tuned.conditions.cpus, tuned.conditions.patches
+    for share, bundle in ((reference(cpus, patches=patches), "two"), (Share(streams=1, threads=cpus), "one")):
+        line.models.current.tuned = replace(tuned, share=share)
+        line.models.activate(bundle)
+        found = line.models.current.tuned
+        assert found is not None
+        assert found.share == share
 
 
 def test_a_device_that_is_lost_in_the_first_self_test_is_the_refusal_of_the_new_bundle_alone(

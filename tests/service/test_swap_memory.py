@@ -1,17 +1,26 @@
-"""Twenty swaps under load, in a process of its own: what it holds after them is what it held after two."""
+"""What a swap leaves in memory: nothing of the bundle that was left, counted and weighed."""
 
+import gc
 import itertools
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import anyio
 import httpx
 import pytest
 
+from engine import Backend
+from service.app import create_app
+from service.serving import Loaded, load_bundle
+from service.settings import Settings
 from tests.bundles import tiny_bundle
 from tests.deploy.processes import free_port, server
 from tests.service.apps import frame, post_raw
+from tests.service.shelves import shelf
 
 SWAPS = 20
 # screens under way move each figure by 5 MiB, so that the least of five neighbours is compared. That grew by 0.7 to
@@ -73,3 +82,34 @@ def test_memory_after_20_swaps_under_load_is_that_after_2(tmp_path: Path) -> Non
     assert set(statuses) == {200}
     # the first swap makes what the process needs from then on
     assert min(held_mib[-NEIGHBOURS:]) - min(held_mib[1 : 1 + NEIGHBOURS]) < MARGIN_MIB, held_mib
+
+
+def test_nothing_holds_a_bundle_that_was_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = shelf(tmp_path / "bundles")
+    settings = Settings(
+        bundle=folder / "one", bundles=folder, state_dir=tmp_path / "state", runtime="onnxruntime", threads=1
+    )
+    backends: list[weakref.ref[Backend]] = []
+
+    def remember(path: Path, settings: Settings, **options: Any) -> Loaded:  # noqa: ANN401
+        loaded = load_bundle(path, settings, **options)
+        backends.append(weakref.ref(loaded.backends[0]))
+        return loaded
+
+    for module in ("restart", "models"):
+        monkeypatch.setattr(f"service.{module}.load_bundle", remember)
+    app = create_app(settings)
+
+    async def swap() -> None:
+        async with app.router.lifespan_context(app) as state:
+            models = dict(state or {})["running"].models
+            for number in range(6):
+                left = weakref.ref(models.current), weakref.ref(models.current.scheduler), backends[-1]
+                models.activate("one" if number % 2 else "two", without_release=True)
+                assert [held() for held in left] == [None, None, None]
+
+    gc.disable()  # what only a collection finds would lie about until then
+    try:
+        anyio.run(swap)
+    finally:
+        gc.enable()
