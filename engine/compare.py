@@ -15,6 +15,9 @@ from rich.table import Table
 
 from engine.backend import Backend, infer
 from engine.manifest import Manifest
+from engine.warmth import warm_cells
+
+Maps = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +28,16 @@ class Moved:
         largest: difference of a probability between A and B over all patches.
         mean: difference.
         flipped: patches on which the label is present for one of them alone, each by its own threshold.
+        present: patches on which it is present for both.
+        elsewhere: how many of those have it in another place: the box around the warm cells of A's map and that around
+            those of B's differ by more than a cell on some side.
     """
 
     largest: float
     mean: float
     flipped: int
+    present: int
+    elsewhere: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +96,7 @@ def compare(
     if not screens:
         raise ValueError(f"{data} has no patches")
     scores: tuple[list[NDArray[np.float32]], ...] = ([], [])
+    maps: tuple[list[Maps], ...] = ([], [])
     taken = [0.0, 0.0]
     verdicts: Counter[str] = Counter()
     with Progress(console=console, disable=console is None or not console.is_terminal) as progress:
@@ -98,8 +107,10 @@ def compare(
                 infer(right, pixels)
             for index in (0, 1) if number % 2 else (1, 0):
                 start = time.perf_counter()
-                scores[index].append(infer((left, right)[index], pixels)[1])
+                features, probability = infer((left, right)[index], pixels)
                 taken[index] += time.perf_counter() - start
+                scores[index].append(probability)
+                maps[index].append(features.activation)
             a, b = (
                 backend.manifest.outcome(found[-1].max(axis=0).tolist(), backend.guard)
                 for backend, found in zip((left, right), scores, strict=True)
@@ -109,23 +120,47 @@ def compare(
     return Comparison(
         patches=len(one),
         screens=len(screens),
-        labels=_moved(one, other, left.manifest, right.manifest),
+        labels=_moved((one, other), (np.concatenate(maps[0]), np.concatenate(maps[1])), left.manifest, right.manifest),
         verdicts=dict(verdicts),
         patches_per_s=(len(one) / taken[0], len(one) / taken[1]),
     )
 
 
-def _moved(one: NDArray[np.float32], other: NDArray[np.float32], left: Manifest, right: Manifest) -> dict[str, Moved]:
-    gap = np.abs(one.astype(np.float64) - other)
+def _moved(
+    scores: tuple[NDArray[np.float32], NDArray[np.float32]], maps: tuple[Maps, Maps], left: Manifest, right: Manifest
+) -> dict[str, Moved]:
+    """What moved, by label, from the scores (K, C) and maps (K, C, h, w) of A and of B."""
+    gap = np.abs(scores[0].astype(np.float64) - scores[1])
     present = [
-        scores >= np.array([limits.threshold for limits in manifest.labels.values()], np.float32)
-        for scores, manifest in ((one, left), (other, right))
+        found >= np.array([limits.threshold for limits in manifest.labels.values()], np.float32)
+        for found, manifest in zip(scores, (left, right), strict=True)
     ]
-    flipped = (present[0] != present[1]).sum(axis=0)
+    both = present[0] & present[1]
     return {
-        name: Moved(largest=float(gap[:, i].max()), mean=float(gap[:, i].mean()), flipped=int(flipped[i]))
+        name: Moved(
+            largest=float(gap[:, i].max()),
+            mean=float(gap[:, i].mean()),
+            flipped=int((present[0] != present[1])[:, i].sum()),
+            present=int(both[:, i].sum()),
+            elsewhere=sum(_elsewhere(maps[0][k, i], maps[1][k, i]) for k in np.flatnonzero(both[:, i])),
+        )
         for i, name in enumerate(left.label_names)
     }
+
+
+def _elsewhere(one: Maps, other: Maps) -> bool:
+    """Whether two maps (h, w), perhaps of another grain, show a label in different places."""
+    cell = 1 / np.minimum(one.shape, other.shape)[[0, 1, 0, 1]]
+    return bool((np.abs(_warm_box(one) - _warm_box(other)) > cell + 1e-9).any())
+
+
+def _warm_box(heat: Maps) -> NDArray[np.float64]:
+    """Top, left, bottom and right of the warm cells, as shares of the patch; the whole patch where none is."""
+    cells = np.argwhere(warm_cells(heat))
+    if not len(cells):
+        return np.array([0.0, 0.0, 1.0, 1.0])
+    box = np.concatenate([cells.min(axis=0), cells.max(axis=0) + 1])
+    return np.asarray(box / np.array([*heat.shape, *heat.shape]), np.float64)
 
 
 def _screens(data: Path) -> dict[str, list[Path]]:
@@ -152,9 +187,10 @@ def _read(file: Path, side: int) -> NDArray[np.uint8]:
 
 def show(found: Comparison, names: tuple[str, str], console: Console) -> None:
     """Print a comparison for people."""
-    labels = Table("label", "largest difference", "mean", "flipped patches")
+    labels = Table("label", "largest difference", "mean", "flipped patches", "seen elsewhere")
     for name, moved in found.labels.items():
-        labels.add_row(name, f"{moved.largest:.2e}", f"{moved.mean:.2e}", f"{moved.flipped} of {found.patches}")
+        counts = f"{moved.flipped} of {found.patches}", f"{moved.elsewhere} of {moved.present}"
+        labels.add_row(name, f"{moved.largest:.2e}", f"{moved.mean:.2e}", *counts)
     console.print(labels)
     changes = ", ".join(f"{count} {change}" for change, count in sorted(found.verdicts.items()))
     console.print(f"flipped screens: {found.flipped_screens} of {found.screens}" + (f" ({changes})" if changes else ""))
