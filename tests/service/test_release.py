@@ -3,13 +3,17 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import helper, numpy_helper
 from typer.testing import CliRunner
 
 from engine import (
@@ -21,15 +25,16 @@ from engine import (
     cover,
     cut,
 )
+from engine.manifest import parse
 from service import release as gate
 from service.__main__ import app
 from service.errors import ReleaseMissing
-from service.release import is_released, require_release
+from service.released import Count, Device, Releases, is_released, keep, key_of, read_releases, require_release
 from service.sealed import SEALED_FILE, ReleaseError
 from service.serving import Loaded, load_bundle
 from service.settings import Settings
 from service.store import Activation, Store
-from tests.bundles import BACKGROUND, grey_of, probability_of, tiny_bundle
+from tests.bundles import BACKGROUND, activation_of, grey_of, probability_of, tiny_bundle
 from tests.service.shelves import ON_THIS_CPU
 
 SIZE = 128, 192
@@ -47,9 +52,10 @@ def frame(spot: int | None, seed: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def write_set(folder: Path, bundle: Path, module: Module = probability_of) -> Path:
-    """A sealed set for the tiny bundle, its probabilities from NumPy: the module of this bundle."""
+def write_set(folder: Path, bundle: Path, module: Module = probability_of, maps: Module = activation_of) -> Path:
+    """A sealed set for the tiny bundle, its probabilities and maps from NumPy: the module of this bundle."""
     manifest = Manifest.read(bundle)
+    thresholds = [limits.threshold for limits in manifest.labels.values()]
     (folder / "screens").mkdir(parents=True)
     sealed: dict[str, object] = {}
     for seed, (name, spot, _) in enumerate(SCREENS):
@@ -57,11 +63,16 @@ def write_set(folder: Path, bundle: Path, module: Module = probability_of) -> Pa
         path = folder / "screens" / f"{name}.png"
         cv2.imwrite(str(path), pixels)
         windows = cover(*SIZE, patch_px=manifest.patch_px)
-        probability = module(cut(pixels, windows, manifest.patch_px), len(manifest.labels))
+        patches = cut(pixels, windows, manifest.patch_px)
+        probability, activation = (answer(patches, len(manifest.labels)) for answer in (module, maps))
         sealed[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],
             "probability": probability.astype(float).tolist(),
+            "maps": [
+                {"window": k, "label": manifest.label_names[c], "heat": activation[k, c].tolist()}
+                for k, c in np.argwhere(probability.astype(float) >= thresholds).tolist()
+            ],
         }
     head = {"name": manifest.name, "version": manifest.version, "labels": list(manifest.labels)}
     (folder / SEALED_FILE).write_text(json.dumps({**head, "screens": sealed}))
@@ -106,7 +117,7 @@ def test_what_agrees_with_its_module_is_released(tmp_path: Path, candidate: Path
     (device,) = found.devices
     assert device.finite
     assert set(device.slot_spread.values()) == {0.0}
-    assert gate.Release.model_validate_json((candidate / RELEASE_FILE).read_bytes()) == found
+    assert read_releases(candidate).records == {"onnxruntime fp32": found}
     require(candidate, active=bundle)
 
 
@@ -150,7 +161,7 @@ def test_the_gate_holds_a_bundle_against_the_one_that_the_record_says_is_in_serv
     monkeypatch.setenv("INSPECT_RUNTIME", "onnxruntime")
     monkeypatch.setattr("service.logs.configure", lambda **_: None)  # whose loggers would outlive this test
     answer = CliRunner().invoke(app, ["release", str(candidate), "--golden", str(golden), "--json"])
-    record = json.loads(answer.stdout)
+    record = json.loads(answer.stdout[answer.stdout.index("{") :])  # after what a log that is not set up says
     assert (record["active"], record["active_sha256"]) == ("tiny 2", bundle_sha256(swapped))
     require(candidate, active=swapped)
 
@@ -162,7 +173,8 @@ def test_the_gate_runs_a_bundle_in_the_batch_of_the_line(tmp_path: Path, candida
 
 def test_another_verdict_than_the_modules_is_refused_and_named(tmp_path: Path, candidate: Path, golden: Path) -> None:
     (candidate / RELEASE_FILE).write_text("an older record")
-    reseal(golden, "clean.png", probability=[[0.9, 0, 0, 0]] + [[0.0] * 4] * 5)
+    seen = {"window": 0, "label": "bubble", "heat": np.eye(8).tolist()}
+    reseal(golden, "clean.png", probability=[[0.9, 0, 0, 0]] + [[0.0] * 4] * 5, maps=[seen])
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     assert found.different == ["clean.png"]
     assert "clean.png" in found.refusals[0]
@@ -218,6 +230,8 @@ def test_a_bundle_whose_plan_is_missing_is_named_and_gets_no_record(
     [
         (lambda g: (g / SEALED_FILE).unlink(), "cannot be read"),
         (lambda g: (g / SEALED_FILE).write_text("{}"), "required"),
+        (lambda g: reseal(g, "bubble.png", maps=[]), "bubble.png: its maps are not those of the windows"),
+        (lambda g: reseal(g, "bubble.png", maps=[{"window": 1, "label": "bubble"}]), "maps.0.heat: .*; seal the set"),
         (lambda g: (g / "boxes.csv").unlink(), "escapes"),
         (lambda g: (g / "boxes.csv").write_text("screen,label\n"), "no defective screen"),
         (lambda g: (g / "boxes.csv").write_text("screen,label\nclean,a\nbubble,a\ndoubtful,a\n"), "no clean screen"),
@@ -233,9 +247,10 @@ def test_a_set_that_is_not_whole_decides_nothing(
 ) -> None:
     assert callable(spoil)
     spoil(golden)
+    (candidate / RELEASE_FILE).write_text("the record of a run before")
     with pytest.raises(ReleaseError, match=message):
         gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
-    assert not (candidate / RELEASE_FILE).exists()
+    assert (candidate / RELEASE_FILE).read_text() == "the record of a run before"
 
 
 def test_a_bundle_that_is_replaced_in_the_gate_gets_no_record(
@@ -272,16 +287,16 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
         with pytest.raises(ReleaseMissing, match=f"released for onnxruntime fp32 in batches of 5 by .*, and .* {told}"):
             require(candidate, runs)
     worse = found.devices[0].model_copy(update={"finite": False})
-    (candidate / RELEASE_FILE).write_text(found.model_copy(update={"devices": [worse]}).model_dump_json())
+    write_record(candidate, found.model_copy(update={"devices": [worse]}))
     with pytest.raises(ReleaseMissing, match="refusal"):
         require(candidate)
-    older = found.model_dump(mode="json")
-    del older["runs_as"]["versions"]
-    for unread in ({}, older):
+    without_versions = found.model_dump(mode="json")
+    del without_versions["runs_as"]["versions"]
+    for unread in ({}, found.model_dump(mode="json"), {"records": {"onnxruntime fp32": without_versions}}):
         (candidate / RELEASE_FILE).write_text(json.dumps(unread))
         with pytest.raises(ReleaseMissing, match="cannot be read: release the bundle again"):
             require(candidate)
-    (candidate / RELEASE_FILE).write_text(found.model_dump_json())
+    write_record(candidate, found)
     Manifest.read(candidate)
     manifest = json.loads((candidate / "manifest.json").read_text())
     (candidate / "manifest.json").write_text(json.dumps({**manifest, "version": "2"}))
@@ -289,12 +304,105 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
         require(candidate)
 
 
+def write_record(bundle: Path, release: gate.Release) -> None:
+    """A record whatever it says."""
+    (bundle / RELEASE_FILE).write_text(Releases(records={key_of(release.runs_as): release}).model_dump_json())
+
+
+def test_records_of_other_runtimes_and_precisions_stay_whatever_a_run_finds(
+    tmp_path: Path, candidate: Path, golden: Path
+) -> None:
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    half = found.model_copy(update={"runs_as": replace(ON_THIS_CPU, runtime="openvino", precision="bf16")})
+    keep(candidate, half)
+    require(candidate)
+    require(candidate, half.runs_as)
+    refused = found.model_copy(update={"different": ["clean.png"]})
+    keep(candidate, refused)
+    assert read_releases(candidate).records == {"openvino bf16": half}
+    with pytest.raises(ReleaseError, match="cannot be read"):
+        gate.run(candidate, tmp_path / "mistyped", active=candidate, settings=settings(tmp_path))
+    require(candidate, half.runs_as)
+    assert {path.name for path in candidate.iterdir()} == {
+        *Manifest.read(candidate).files,
+        "manifest.json",
+        RELEASE_FILE,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "flaw"),
+    [
+        ({"devices": []}, "names no device"),
+        ({"screens": 0}, "does not say of every screen"),
+        ({"escape": 0, "screens": 1}, "saw no defective screen"),
+        ({"overkill": 0, "screens": 2}, "or no clean one"),
+        ({"guard": 0.4}, "guard bands are not those of the devices"),
+        ({"twice": True}, "guard bands are not those of the devices"),
+        ({"tolerance": 0.5}, "was held to 0.5, and the bundle states 1e-05"),
+    ],
+)
+def test_a_record_that_proves_nothing_counts_as_none(
+    tmp_path: Path, candidate: Path, golden: Path, changes: dict[str, Any], flaw: str
+) -> None:
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    devices = found.devices * (1 + changes.pop("twice", False))
+    if guard := changes.pop("guard", 0.0):
+        devices = [Device(slot_spread={}, guard={"bubble": guard}, finite=True)]
+        changes |= {"tolerance": 0.5}
+    counts = {name: Count(count=0, of=changes.pop(name)) for name in ("escape", "overkill") if name in changes}
+    tally = found.tally.model_copy(update=counts)
+    write_record(candidate, found.model_copy(update={"devices": devices, "tally": tally, **changes}))
+    digest = bundle_sha256(candidate)
+    with closing(load_bundle(candidate, settings(tmp_path))) as loaded:
+        with pytest.raises(ReleaseMissing, match=f"proves nothing: .*{flaw}"):
+            require_release(candidate, ON_THIS_CPU, digest=digest, active=None, loaded=loaded)
+        write_record(candidate, found)
+        require_release(candidate, ON_THIS_CPU, digest=digest, active=None, loaded=loaded)
+
+
+def turn_maps(bundle: Path) -> None:
+    """Turn the maps of a bundle's graph the other way round, rows and columns, and sign it."""
+    model = onnx.load(bundle / "features.onnx")
+    for node in model.graph.node:
+        if "activation" in node.output:
+            node.output[0] = "upright"
+        node.input[:] = ["upright" if name == "activation" else name for name in node.input]
+    turned = numpy_helper.from_array(np.arange(7, -1, -1), "turned")
+    model.graph.initializer.append(turned)
+    for axis, ends in ((2, ("upright", "rows_turned")), (3, ("rows_turned", "activation"))):
+        model.graph.node.append(helper.make_node("Gather", [ends[0], "turned"], [ends[1]], axis=axis))
+    onnx.save(model, bundle / "features.onnx")
+    parse((bundle / "manifest.json").read_bytes()).sign(bundle)
+
+
+def test_a_bundle_whose_boxes_lie_elsewhere_than_its_modules_is_refused(
+    tmp_path: Path, candidate: Path, golden: Path
+) -> None:
+    turn_maps(candidate)
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    assert found.different == ["bubble.png"]
+    assert not (candidate / RELEASE_FILE).exists()
+
+
+def test_a_bundle_that_sends_clean_screens_to_review_is_refused(tmp_path: Path, candidate: Path) -> None:
+    wary = tiny_bundle(tmp_path / "wary", review=(1e-6, 0.7))
+    golden = write_set(tmp_path / "golden", wary)
+    found = gate.run(wary, golden, active=candidate, settings=settings(tmp_path))
+    assert (found.tally.review.count, found.active_tally.review.count, found.tally.review.of) == (1, 0, 1)
+    assert found.refusals == ["1 of 1 clean screens go to review, 0 of tiny 1.0.0's: more than 10% of them on top"]
+    some = {"tally": found.tally.model_copy(update={"review": Count(count=4, of=30)})}
+    assert found.model_copy(update=some).refusals
+    some = {"tally": found.tally.model_copy(update={"review": Count(count=3, of=30)})}
+    assert found.model_copy(update=some).refusals == []
+
+
 def test_of_a_bundle_that_is_not_loaded_all_is_compared_but_the_plan(
     tmp_path: Path, candidate: Path, golden: Path
 ) -> None:
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     on_a_gpu = replace(ON_THIS_CPU, gpu="H100 sm90", plan="a" * 64)
-    (candidate / RELEASE_FILE).write_text(found.model_copy(update={"runs_as": on_a_gpu}).model_dump_json())
+    keep(candidate, found.model_copy(update={"runs_as": on_a_gpu}))
     for runs, taken in (
         (on_a_gpu, True),
         (replace(on_a_gpu, plan="b" * 64), False),
