@@ -17,8 +17,6 @@ from engine.backend import Backend, infer
 from engine.manifest import Manifest
 from engine.warmth import warm_cells
 
-Maps = NDArray[np.float32]
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moved:
@@ -96,7 +94,7 @@ def compare(
     if not screens:
         raise ValueError(f"{data} has no patches")
     scores: tuple[list[NDArray[np.float32]], ...] = ([], [])
-    maps: tuple[list[Maps], ...] = ([], [])
+    elsewhere: list[NDArray[np.bool_]] = []
     taken = [0.0, 0.0]
     verdicts: Counter[str] = Counter()
     with Progress(console=console, disable=console is None or not console.is_terminal) as progress:
@@ -105,12 +103,14 @@ def compare(
             if number == 0:
                 infer(left, pixels)  # the first batches pay for the memory
                 infer(right, pixels)
+            maps = {}
             for index in (0, 1) if number % 2 else (1, 0):
                 start = time.perf_counter()
                 features, probability = infer((left, right)[index], pixels)
                 taken[index] += time.perf_counter() - start
                 scores[index].append(probability)
-                maps[index].append(features.activation)
+                maps[index] = features.activation
+            elsewhere.append(_elsewhere(maps[0], maps[1]))
             a, b = (
                 backend.manifest.outcome(found[-1].max(axis=0).tolist(), backend.guard)
                 for backend, found in zip((left, right), scores, strict=True)
@@ -120,41 +120,46 @@ def compare(
     return Comparison(
         patches=len(one),
         screens=len(screens),
-        labels=_moved((one, other), (np.concatenate(maps[0]), np.concatenate(maps[1])), left.manifest, right.manifest),
+        labels=_moved(one, other, np.concatenate(elsewhere), left.manifest, right.manifest),
         verdicts=dict(verdicts),
         patches_per_s=(len(one) / taken[0], len(one) / taken[1]),
     )
 
 
 def _moved(
-    scores: tuple[NDArray[np.float32], NDArray[np.float32]], maps: tuple[Maps, Maps], left: Manifest, right: Manifest
+    one: NDArray[np.float32],
+    other: NDArray[np.float32],
+    elsewhere: NDArray[np.bool_],
+    left: Manifest,
+    right: Manifest,
 ) -> dict[str, Moved]:
-    """What moved, by label, from the scores (K, C) and maps (K, C, h, w) of A and of B."""
-    gap = np.abs(scores[0].astype(np.float64) - scores[1])
+    """What moved, by label, from the scores (K, C) of A and of B, and where their maps show other places, (K, C)."""
+    gap = np.abs(one.astype(np.float64) - other)
     present = [
-        found >= np.array([limits.threshold for limits in manifest.labels.values()], np.float32)
-        for found, manifest in zip(scores, (left, right), strict=True)
+        scores >= np.array([limits.threshold for limits in manifest.labels.values()], np.float32)
+        for scores, manifest in ((one, left), (other, right))
     ]
-    both = present[0] & present[1]
+    flipped, both = present[0] != present[1], present[0] & present[1]
     return {
         name: Moved(
             largest=float(gap[:, i].max()),
             mean=float(gap[:, i].mean()),
-            flipped=int((present[0] != present[1])[:, i].sum()),
+            flipped=int(flipped[:, i].sum()),
             present=int(both[:, i].sum()),
-            elsewhere=sum(_elsewhere(maps[0][k, i], maps[1][k, i]) for k in np.flatnonzero(both[:, i])),
+            elsewhere=int((both & elsewhere)[:, i].sum()),
         )
         for i, name in enumerate(left.label_names)
     }
 
 
-def _elsewhere(one: Maps, other: Maps) -> bool:
-    """Whether two maps (h, w), perhaps of another grain, show a label in different places."""
-    cell = 1 / np.minimum(one.shape, other.shape)[[0, 1, 0, 1]]
-    return bool((np.abs(_warm_box(one) - _warm_box(other)) > cell + 1e-9).any())
+def _elsewhere(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of two times (K, C) maps, perhaps of another grain, show their label in different places."""
+    cell = 1 / np.minimum(one.shape[2:], other.shape[2:])[[0, 1, 0, 1]]
+    boxes = [np.array([[_warm_box(heat) for heat in patch] for patch in maps]) for maps in (one, other)]
+    return np.asarray((np.abs(boxes[0] - boxes[1]) > cell + 1e-9).any(axis=2))
 
 
-def _warm_box(heat: Maps) -> NDArray[np.float64]:
+def _warm_box(heat: NDArray[np.float32]) -> NDArray[np.float64]:
     """Top, left, bottom and right of the warm cells, as shares of the patch; the whole patch where none is."""
     cells = np.argwhere(warm_cells(heat))
     if not len(cells):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from engine.manifest import Manifest
 
-MUTANTS = 5000
+MUTANTS = 3000
 
 
 def in_every_precision(bundle: Path, copy: Path) -> Path:
@@ -22,7 +22,7 @@ def in_every_precision(bundle: Path, copy: Path) -> Path:
     return copy
 
 
-def test_5000_mutated_bundles_never_crash_the_process(bundle: Path, tmp_path: Path) -> None:
+def test_mutated_bundles_never_crash_the_process(bundle: Path, tmp_path: Path) -> None:
     whole = in_every_precision(bundle, tmp_path / "whole")
     command = [sys.executable, "-m", "tests.engine.mutate_bundles", str(whole), str(tmp_path), str(MUTANTS)]
     answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
