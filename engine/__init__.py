@@ -19,7 +19,16 @@ from engine.errors import (
 )
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import Golden, made_as, read_golden, self_test
-from engine.manifest import NO_SECOND_LOOK, RELEASE_FILE, FrameLimits, LabelLimits, Manifest, SecondLook, bundle_sha256
+from engine.manifest import (
+    NO_SECOND_LOOK,
+    RELEASE_FILE,
+    FrameLimits,
+    LabelLimits,
+    Manifest,
+    SecondLook,
+    bundle_sha256,
+    graph_precision,
+)
 from engine.parity import Difference, check_finite, check_parity, extreme_patches
 from engine.pixels import to_grey
 from engine.running import RunsAs, runs_as, would_run_as
@@ -65,6 +74,7 @@ __all__ = [
     "cut",
     "extreme_patches",
     "fake_manifest",
+    "graph_precision",
     "infer",
     "load",
     "load_all",

@@ -20,7 +20,7 @@ from engine.errors import BundleError, EngineError, PlanError
 from engine.golden import made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
-from engine.slots import measure_slots
+from engine.slots import measure_slots, slot_patches
 from engine.speed import FASTER_BY, speed_by_turns
 
 SPEED_TEST_S = 2.0
@@ -246,7 +246,7 @@ def examine(
     try:
         golden = read_golden(bundle, made_as(backend))
         difference = self_test(backend, golden)
-        slots = measure_slots(backend, golden.pixels)
+        slots = measure_slots(backend, slot_patches(golden.pixels))
         speed = patches_per_s(backend)
     finally:
         backend.close()

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from engine.backend import Backend, infer
 from engine.manifest import Manifest
+from engine.warmth import warm_cells
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,11 +26,16 @@ class Moved:
         largest: difference of a probability between A and B over all patches.
         mean: difference.
         flipped: patches on which the label is present for one of them alone, each by its own threshold.
+        present: patches on which it is present for both.
+        elsewhere: how many of those have it in another place: the box around the warm cells of A's map and that around
+            those of B's differ by more than a cell on some side.
     """
 
     largest: float
     mean: float
     flipped: int
+    present: int
+    elsewhere: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +94,7 @@ def compare(
     if not screens:
         raise ValueError(f"{data} has no patches")
     scores: tuple[list[NDArray[np.float32]], ...] = ([], [])
+    elsewhere: list[NDArray[np.bool_]] = []
     taken = [0.0, 0.0]
     verdicts: Counter[str] = Counter()
     with Progress(console=console, disable=console is None or not console.is_terminal) as progress:
@@ -96,10 +103,14 @@ def compare(
             if number == 0:
                 infer(left, pixels)  # the first batches pay for the memory
                 infer(right, pixels)
+            maps = {}
             for index in (0, 1) if number % 2 else (1, 0):
                 start = time.perf_counter()
-                scores[index].append(infer((left, right)[index], pixels)[1])
+                features, probability = infer((left, right)[index], pixels)
                 taken[index] += time.perf_counter() - start
+                scores[index].append(probability)
+                maps[index] = features.activation
+            elsewhere.append(_elsewhere(maps[0], maps[1]))
             a, b = (
                 backend.manifest.outcome(found[-1].max(axis=0).tolist(), backend.guard)
                 for backend, found in zip((left, right), scores, strict=True)
@@ -109,23 +120,52 @@ def compare(
     return Comparison(
         patches=len(one),
         screens=len(screens),
-        labels=_moved(one, other, left.manifest, right.manifest),
+        labels=_moved(one, other, np.concatenate(elsewhere), left.manifest, right.manifest),
         verdicts=dict(verdicts),
         patches_per_s=(len(one) / taken[0], len(one) / taken[1]),
     )
 
 
-def _moved(one: NDArray[np.float32], other: NDArray[np.float32], left: Manifest, right: Manifest) -> dict[str, Moved]:
+def _moved(
+    one: NDArray[np.float32],
+    other: NDArray[np.float32],
+    elsewhere: NDArray[np.bool_],
+    left: Manifest,
+    right: Manifest,
+) -> dict[str, Moved]:
+    """What moved, by label, from the scores (K, C) of A and of B, and where their maps show other places, (K, C)."""
     gap = np.abs(one.astype(np.float64) - other)
     present = [
         scores >= np.array([limits.threshold for limits in manifest.labels.values()], np.float32)
         for scores, manifest in ((one, left), (other, right))
     ]
-    flipped = (present[0] != present[1]).sum(axis=0)
+    flipped, both = present[0] != present[1], present[0] & present[1]
     return {
-        name: Moved(largest=float(gap[:, i].max()), mean=float(gap[:, i].mean()), flipped=int(flipped[i]))
+        name: Moved(
+            largest=float(gap[:, i].max()),
+            mean=float(gap[:, i].mean()),
+            flipped=int(flipped[:, i].sum()),
+            present=int(both[:, i].sum()),
+            elsewhere=int((both & elsewhere)[:, i].sum()),
+        )
         for i, name in enumerate(left.label_names)
     }
+
+
+def _elsewhere(one: NDArray[np.float32], other: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Which of two times (K, C) maps, perhaps of another grain, show their label in different places."""
+    cell = 1 / np.minimum(one.shape[2:], other.shape[2:])[[0, 1, 0, 1]]
+    boxes = [np.array([[_warm_box(heat) for heat in patch] for patch in maps]) for maps in (one, other)]
+    return np.asarray((np.abs(boxes[0] - boxes[1]) > cell + 1e-9).any(axis=2))
+
+
+def _warm_box(heat: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Top, left, bottom and right of the warm cells, as shares of the patch; the whole patch where none is."""
+    cells = np.argwhere(warm_cells(heat))
+    if not len(cells):
+        return np.array([0.0, 0.0, 1.0, 1.0])
+    box = np.concatenate([cells.min(axis=0), cells.max(axis=0) + 1])
+    return np.asarray(box / np.array([*heat.shape, *heat.shape]), np.float64)
 
 
 def _screens(data: Path) -> dict[str, list[Path]]:
@@ -152,9 +192,10 @@ def _read(file: Path, side: int) -> NDArray[np.uint8]:
 
 def show(found: Comparison, names: tuple[str, str], console: Console) -> None:
     """Print a comparison for people."""
-    labels = Table("label", "largest difference", "mean", "flipped patches")
+    labels = Table("label", "largest difference", "mean", "flipped patches", "seen elsewhere")
     for name, moved in found.labels.items():
-        labels.add_row(name, f"{moved.largest:.2e}", f"{moved.mean:.2e}", f"{moved.flipped} of {found.patches}")
+        counts = f"{moved.flipped} of {found.patches}", f"{moved.elsewhere} of {moved.present}"
+        labels.add_row(name, f"{moved.largest:.2e}", f"{moved.mean:.2e}", *counts)
     console.print(labels)
     changes = ", ".join(f"{count} {change}" for change, count in sorted(found.verdicts.items()))
     console.print(f"flipped screens: {found.flipped_screens} of {found.screens}" + (f" ({changes})" if changes else ""))

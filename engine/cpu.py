@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
 from engine.cpus import available_cpus
 from engine.errors import InferenceError, RuntimeUnavailable
+from engine.golden import read_golden
 from engine.graphs import FeaturesGraph, Reasoning
 from engine.manifest import Manifest
 from engine.running import default_precision
+from engine.slots import measure_slots, slot_patches
 from engine.tuning import Conditions, Share, Tuning, tune
 
 UNDER_WAY = 2  # batches: the CPUs that are through with one begin with the next
@@ -51,12 +53,12 @@ class CpuBackend(ABC):
     Raises:
         BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
         RuntimeUnavailable: the runtime, or this CPU, does not compute in that precision.
+        InferenceError: the graph takes a batch as one, and fails on the patches that slots are measured on.
         ValueError: fewer than one thread, or than one patch in a batch.
     """
 
     runtime: ClassVar[str]
     versions: ClassVar[str]
-    guard = NO_GUARD
 
     def __init__(
         self,
@@ -84,6 +86,10 @@ class CpuBackend(ABC):
         self.tuned = tune(build, bundle, conditions, threads=threads, beside=beside)
         self._features: Batches | None = build(self.tuned.share)  # which alone holds the graph's bytes
         self._reasoning = Reasoning(bundle, self.manifest)
+        self.guard: Mapping[str, float] = NO_GUARD  # patch by patch there are no slots
+        if graph.rows > 1:
+            golden = read_golden(bundle, self.precision).pixels
+            self.guard = measure_slots(self, slot_patches(golden)).probability
 
     @classmethod
     def rounds(cls) -> bool:

@@ -54,8 +54,8 @@ def export(
 
     Raises:
         ValueError: `out` exists and is no bundle.
-        ParityError: a difference over the manifest's fp32 tolerance, or a value that is not finite; nothing is
-            written.
+        ParityError: a difference of probabilities or maps over the manifest's fp32 tolerance, or a value that is not
+            finite; nothing is written.
     """
     if out.exists() and not (out / MANIFEST_FILE).is_file():
         raise ValueError(f"{out} exists and is no bundle: it would be lost")
@@ -65,14 +65,17 @@ def export(
     old = draft.with_name(f"{draft.name}-old")
     try:
         _write_graphs(draft, features, reasoning, manifest)
-        probability = module_probability(features, reasoning, golden_pixels)
+        _, probability = module_answer(features, reasoning, golden_pixels)
         np.savez_compressed(draft / "golden.npz", pixels=golden_pixels, probability=probability)
         (draft / "MODEL_CARD.md").write_text(card)
         manifest.sign(draft)
         backend = load(draft, runtime="onnxruntime")
         try:
-            expected = module_probability(features, reasoning, parity_pixels)
-            difference = check_parity(backend, parity_pixels, expected, tolerance=manifest.parity_tolerance["fp32"])
+            activation, expected = module_answer(features, reasoning, parity_pixels)
+            limit = manifest.parity_tolerance["fp32"]
+            difference = check_parity(
+                backend, parity_pixels, expected, activation, tolerance=limit, map_tolerance=limit
+            )
         finally:
             backend.close()
         if finish is not None:
@@ -88,14 +91,15 @@ def export(
     return difference
 
 
-def module_probability(features: nn.Module, reasoning: nn.Module, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Probabilities (K, C) by the modules, all K patches (K, 1, P, P) reasoned together."""
+def module_answer(
+    features: nn.Module, reasoning: nn.Module, pixels: NDArray[np.uint8]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Maps (K, C, h, w) and probabilities (K, C) by the modules, all K patches (K, 1, P, P) reasoned together."""
     with torch.inference_mode():
         parts = [features(torch.from_numpy(patch[None])) for patch in pixels]
-        label_features = torch.cat([part[0] for part in parts])
-        stage1 = torch.cat([part[1] for part in parts])
+        label_features, stage1, activation = (torch.cat(outputs) for outputs in zip(*parts, strict=True))
         probability: NDArray[np.float32] = reasoning(label_features, stage1).numpy()
-    return probability
+    return activation.numpy(), probability
 
 
 def write_features(path: Path, features: nn.Module, *, patch_px: int) -> None:

@@ -1,6 +1,6 @@
 """Do two ways of running a bundle agree, and does one hold at the extremes?
 
-Measured on probabilities, the numbers that decide.
+Measured on probabilities, the numbers that decide, and on activation maps, which say where.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine.backend import Backend, infer
 from engine.errors import ParityError
+from engine.warmth import FLAT
 
 
 class Difference(NamedTuple):
@@ -22,20 +23,29 @@ class Difference(NamedTuple):
 
 
 def check_parity(
-    backend: Backend, pixels: NDArray[np.uint8], expected: NDArray[np.float32], *, tolerance: float
+    backend: Backend,
+    pixels: NDArray[np.uint8],
+    expected: NDArray[np.float32],
+    activation: NDArray[np.float32],
+    *,
+    tolerance: float,
+    map_tolerance: float,
 ) -> Difference:
-    """Compare a backend with the probabilities it should give.
+    """Compare a backend with the probabilities and the maps that it should give.
 
     Args:
         backend: a loaded bundle.
         pixels: (K, 1, P, P) patches, reasoned together.
         expected: (K, C) probabilities of the source.
-        tolerance: largest absolute difference allowed.
+        activation: (K, C, h, w) maps of the source.
+        tolerance: largest absolute difference allowed of a probability.
+        map_tolerance: largest difference allowed of a map, as a share of its label's range over all the patches: maps
+            have no level of their own.
 
     Raises:
-        ParityError: a larger difference, or a value that is not finite.
+        ParityError: a larger difference, maps of another form, or a value that is not finite.
     """
-    _, probability = infer(backend, pixels)
+    features, probability = infer(backend, pixels)
     if not np.isfinite(probability).all():
         raise ParityError("the exported graphs gave a probability that is not finite")
     gap = np.abs(probability.astype(np.float64) - expected)
@@ -45,7 +55,21 @@ def check_parity(
             f"the exported {backend.precision} graphs differ from their source by {difference.largest:.3g} in "
             f"probability, over the tolerance of {tolerance:.3g}"
         )
+    moved = _map_difference(features.activation, activation)
+    if not moved <= map_tolerance:  # written so that NaN fails
+        raise ParityError(
+            f"the activation maps of the exported {backend.precision} graphs differ from their source by {moved:.3g} "
+            f"of their range, over the tolerance of {map_tolerance:.3g}"
+        )
     return difference
+
+
+def _map_difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """The largest difference of maps (K, C, h, w), as a share of their label's range over all K; of other forms NaN."""
+    if found.shape != wanted.shape:
+        return float("nan")
+    gap = np.abs(found.astype(np.float64) - wanted).max((0, 2, 3))
+    return float((gap / np.maximum(np.ptp(wanted.astype(np.float64), axis=(0, 2, 3)), FLAT)).max())
 
 
 def extreme_patches(patch_px: int) -> NDArray[np.uint8]:

@@ -139,7 +139,7 @@ def acceptance(
     runtime: Annotated[str, typer.Option(help="Runtime that it is to run in.")] = "tensorrt",
     precision: Annotated[str, typer.Option(help="Of the features graph: fp16, fp32 or int8.")] = "fp16",
     batch: Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")] = None,
-    patches_per_s: Annotated[float, typer.Option(help="The least rate of the features graph.", min=0)] = 156,
+    patches_per_s: Annotated[float, typer.Option(help="The least rate, also under full load.", min=0)] = 156,
     bench_s: Annotated[float, typer.Option(help="Seconds of the throughput test.", min=0.1)] = 30,
     soak_s: Annotated[float, typer.Option(help="Seconds under full load.", min=0.1)] = 600,
     swaps: Annotated[int, typer.Option(help="Swaps under load.", min=3)] = 20,

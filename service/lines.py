@@ -4,6 +4,7 @@ import json
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,8 @@ LINES = 3  # that post at the same time
 class Lines:
     """Three lines, and what became of their screens: `durations` in seconds of those answered, and what went wrong.
 
-    `timings` are those of their verdicts, by stage.
+    `timings` are those of their verdicts, by stage; `patches` counts the windows that cover their frames, `versions`
+    their verdicts by the version of the model.
 
     `failures` are requests without an answer, answers without a fresh self-test, and answers whose labels or scores are
     not those that the same frame had before.
@@ -34,6 +36,8 @@ class Lines:
         self.failures: list[str] = []
         self.durations: list[float] = []
         self.timings: list[dict[str, float]] = []
+        self.patches = 0
+        self.versions: Counter[str] = Counter()
         self.elapsed_s = 0.0
         self._frames = frames
         self._numbers = iter(range(2**62))
@@ -93,8 +97,11 @@ class Lines:
                 self.failures.append(str(error))
                 continue
             self.durations.append(time.monotonic() - started_at)
-            if "timing" in verdict:  # a peer of the bench tells none
+            if "timing" in verdict:  # a peer of the bench tells none, nor the rest
                 self.timings.append(verdict["timing"])
+                with self._lock:
+                    self.patches += verdict["proof"]["windows_inferred"]
+                    self.versions[verdict["model"]["version"]] += 1
             if "self_test_stale" in verdict["reasons"]:
                 self.failures.append(f"acceptance-{number}: no fresh self-test")
             with self._lock:

@@ -2,7 +2,7 @@
 
     1  find       service.catalogue   name -> folder
     2  load       service.serving     verified and loaded beside the active one
-    3  release    service.release     without a record of release as it will run it is refused, unless it is told so
+    3  release    service.released    without a record of release as it will run it is refused, unless it is told so
     4  prove      service.scheduler   the golden patches on every device: the self-test, and the warm-up
     5  record     service.store       what a restart begins with, and only while nothing is stopping
     6  flip       service.active      the next screen takes the new one
@@ -31,7 +31,7 @@ from service.catalogue import CONFIGURED, Catalogue, Look
 from service.errors import BundleRefused, BundleUnknown, SwapInProgress
 from service.memory import give_back
 from service.metrics import Metrics
-from service.release import is_released, require_release
+from service.released import is_released, require_release
 from service.restart import activation, digest_of, refuse_second_of_a_version
 from service.selftest import FRESH_S, SelfTestReport
 from service.serving import Serving, load_bundle
@@ -285,7 +285,8 @@ class Models:
             if loaded.digest != (digest or loaded.digest):
                 raise BundleRefused("manifest.json: was replaced while the bundle was loaded")
             if not without_release:
-                require_release(path, runs_as(loaded.backends), digest=loaded.digest, active=self.current.digest)
+                runs, active = runs_as(loaded.backends), self.current.digest
+                require_release(path, runs, digest=loaded.digest, active=active, loaded=loaded)
             new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)
             undo.pop_all()  # its devices' own threads close the backends
             undo.callback(new.close)

@@ -4,6 +4,8 @@ import csv
 import hashlib
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine import Manifest
@@ -15,10 +17,21 @@ class ReleaseError(Exception):
     """The gate cannot be run: the sealed set is not whole, or is another bundle's."""
 
 
+class SealedMap(BaseModel):
+    """What the module's map (h, w) of a label shows in a window, which is given by its place among the screen's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window: int
+    label: str
+    heat: list[list[float]]
+
+
 class SealedScreen(BaseModel):
     """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C).
 
-    The windows that cover the frame come first, then those of the module's own second look.
+    The windows that cover the frame come first, then those of the module's own second look. There is a map for each
+    window and label of which the probability reaches the threshold: the others draw no box.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,6 +39,28 @@ class SealedScreen(BaseModel):
     sha256: str
     windows: list[tuple[int, int]]
     probability: list[list[float]]
+    maps: list[SealedMap]
+
+    def activation(self, manifest: Manifest) -> NDArray[np.float32]:
+        """The maps as those of all windows and labels, (K, C, h, w); nothing is seen where none was sealed.
+
+        Raises:
+            ValueError: a map is missing that draws a box, is of no window or label, or of another form than the others.
+        """
+        sealed = {(one.window, one.label): np.array(one.heat, np.float32) for one in self.maps}
+        wanted = {
+            (window, label)
+            for window, scores in enumerate(self.probability)
+            for (label, limits), score in zip(manifest.labels.items(), scores, strict=True)
+            if score >= limits.threshold
+        }
+        if sealed.keys() != wanted:
+            raise ValueError("its maps are not those of the windows that have a label")
+        form = next((heat.shape for heat in sealed.values()), (1, 1))
+        activation = np.zeros((len(self.windows), len(manifest.labels), *form), np.float32)
+        for (window, label), heat in sealed.items():
+            activation[window, manifest.label_names.index(label)] = heat
+        return activation
 
 
 class Sealed(BaseModel):
@@ -52,7 +87,9 @@ def read_sealed(golden: Path, manifest: Manifest) -> Sealed:
             f"{golden / SEALED_FILE} cannot be read: {error.strerror}; `training export --golden` writes it"
         ) from error
     except ValidationError as error:
-        raise ReleaseError(f"{golden / SEALED_FILE}: {error.errors()[0]['msg']}") from error
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ReleaseError(f"{golden / SEALED_FILE}: {where}: {first['msg']}; seal the set again") from error
     if (sealed.name, sealed.version, tuple(sealed.labels)) != (manifest.name, manifest.version, manifest.label_names):
         raise ReleaseError(
             f"{golden} was sealed for {sealed.name} {sealed.version}, this bundle is {manifest.name} {manifest.version}"

@@ -108,6 +108,14 @@ def probability_of(pixels: NDArray[np.uint8], labels: int, *, gain: float = GAIN
     return np.asarray(1 / (1 + np.exp(-reasoned)), np.float32)
 
 
+def activation_of(pixels: NDArray[np.uint8], labels: int) -> NDArray[np.float32]:
+    """The maps of the features graph for (K, 1, P, P) patches, in NumPy; (K, labels, P / CELL_PX, P / CELL_PX)."""
+    distance = np.abs(pixels.astype(np.float64) - np.array(GREYS[:labels])[:, None, None])
+    seen = np.maximum(0.0, 1 - distance / REACH)
+    cells = pixels.shape[2] // CELL_PX
+    return np.asarray(seen.reshape(len(pixels), labels, cells, CELL_PX, cells, CELL_PX).max((3, 5)), np.float32)
+
+
 def features_graph(labels: int, *, patch_px: int, activation: bool = True, gain: float = GAIN) -> onnx.ModelProto:
     """`pixels` (N, 1, P, P) to `label_features` (N, C, 2), twice half the logit, `stage1`, `activation`."""
     nodes = [

@@ -107,7 +107,7 @@ def export_run(
         judged = PatchSet(config.data.folders, "test")
         reference = network_probability(network, judged, fabric)
         measured["test"] = _report(reference, judged, limits)
-    chosen = parity_patches(probability, validation.labels)
+    chosen = parity_patches(probability, validation.labels, [limit.threshold for limit in limits.values()])
     manifest = Manifest(
         name=config.name,
         version=version,
@@ -128,12 +128,13 @@ def export_run(
 
     def finish(draft: Path) -> None:
         with closing(load(draft, "onnxruntime")) as backend:
-            _, expected = infer(backend, patches)
+            maps, expected = infer(backend, patches)
         proof = Proof(
             features=features,
             calibration=calibration_patches(PatchSet(config.data.folders, "train"), seed=config.seed),
             pixels=patches,
             expected=expected,
+            activation=maps.activation,
             patches=judged,
             reference=reference,
         )
@@ -192,15 +193,18 @@ def _scores(
     )
 
 
-def parity_patches(probability: NDArray[np.float32], target: NDArray[np.int8]) -> NDArray[np.int64]:
+def parity_patches(
+    probability: NDArray[np.float32], target: NDArray[np.int8], thresholds: Sequence[float]
+) -> NDArray[np.int64]:
     """Patches to compare graphs and module on: the most telling first, then the most doubtful.
 
-    The first two become the golden patches: one with as many labels as there are, and one without any.
+    The first two become the golden patches: one with as many labels as there are, and one without any. The most
+    doubtful are those whose probability (N, L) of a label is nearest to its threshold, of L.
     """
     labels = (target == 1).sum(axis=1)
     clean = np.flatnonzero((target == 0).all(axis=1))
     first = [int(np.argmax(labels)), int(clean[0]) if len(clean) else 0]
-    doubtful = np.argsort(np.abs(probability - 0.5).min(axis=1), kind="stable")
+    doubtful = np.argsort(np.abs(probability - np.array(thresholds)).min(axis=1), kind="stable")
     return np.array(list(dict.fromkeys([*first, *doubtful.tolist()]))[:PARITY_PATCHES])
 
 

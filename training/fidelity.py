@@ -24,6 +24,7 @@ class Fidelity:
     """One precision against float32 on the same patches.
 
     Attributes:
+        tolerance: difference of a probability that the bundle states.
         largest: difference of a probability.
         mean: of all differences.
         patches: how many were compared.
@@ -34,6 +35,7 @@ class Fidelity:
         f_measure_fp32: of float32.
     """
 
+    tolerance: float
     largest: float
     mean: float
     patches: int
@@ -42,6 +44,11 @@ class Fidelity:
     flipped_verdicts: dict[str, int]
     f_measure: float
     f_measure_fp32: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether no probability differs by more than is stated."""
+        return self.largest <= self.tolerance
 
     @property
     def f_loss(self) -> float:
@@ -54,7 +61,12 @@ class Fidelity:
 
 
 def compare(
-    probability: NDArray[np.float32], reference: NDArray[np.float32], patches: PatchSet, manifest: Manifest
+    probability: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    patches: PatchSet,
+    manifest: Manifest,
+    *,
+    precision: str,
 ) -> Fidelity:
     """Compare the probabilities (N, L) of a precision with those of float32; each set reasoned by screen."""
     gap = np.abs(probability.astype(np.float64) - reference)
@@ -66,6 +78,7 @@ def compare(
         for found in (probability, reference)
     ]
     return Fidelity(
+        tolerance=manifest.parity_tolerance[precision],
         largest=float(gap.max()),
         mean=float(gap.mean()),
         patches=len(patches),
@@ -122,18 +135,21 @@ def fidelity(bundle: Path, folders: Sequence[Path], *, part: str | None) -> dict
         with opened(bundle, precision) as backend:
             check_finite(backend)
             probability = bundle_probability(backend, patches, group="screen")
-        found[precision] = compare(probability, reference, patches, manifest)
+        found[precision] = compare(probability, reference, patches, manifest, precision=precision)
     return found
 
 
 def fidelity_table(found: Mapping[str, Fidelity]) -> Table:
     """The figures for people."""
-    table = Table("precision", "largest", "mean", "flipped labels", "flipped verdicts", "macro F", "against fp32")
+    table = Table(
+        "precision", "largest", "tolerance", "mean", "flipped labels", "flipped verdicts", "macro F", "against fp32"
+    )
     for name, r in found.items():
         flips = ", ".join(f"{count} {flip}" for flip, count in r.flipped_verdicts.items()) or "none"
         table.add_row(
             name,
             f"{r.largest:.4f}",
+            f"{r.tolerance:g} {'holds' if r.holds else '[red]does not hold[/]'}",
             f"{r.mean:.6f}",
             f"{r.flipped_labels} in {r.patches} patches",
             f"{flips}; of {r.screens}",

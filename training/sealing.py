@@ -1,8 +1,9 @@
 """A sealed set of screens: what the training module itself says of each, written beside them for the release gate.
 
-`DIR/sealed.json` names the bundle, and for every screen the SHA-256 of its file, the windows and the module's
-probabilities; the windows that cover the screen first, then those of the module's own second look where the bundle has
-one. `python -m service release` runs the bundle over the same files and compares whole verdicts.
+`DIR/sealed.json` names the bundle, and for every screen the SHA-256 of its file, the windows, the module's
+probabilities, and its map of each label that a window has; the windows that cover the screen first, then those of the
+module's own second look where the bundle has one. `python -m service release` runs the bundle over the same files and
+compares whole verdicts, boxes and all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -67,11 +69,12 @@ def seal(network: Network, manifest: Manifest, source: Path) -> int:
         if image is None:
             raise ValueError(f"{path} cannot be read")
         frame = to_grey(image)
-        windows, probability = _inspect(network, manifest, frame)
+        windows, probability, activation = _inspect(network, manifest, frame)
         screens[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],
             "probability": probability.astype(np.float64).tolist(),  # which holds a float32 exactly
+            "maps": _maps(probability, activation, manifest),
         }
     text = json.dumps(
         {"name": manifest.name, "version": manifest.version, "labels": manifest.label_names, "screens": screens}
@@ -82,16 +85,32 @@ def seal(network: Network, manifest: Manifest, source: Path) -> int:
 
 def _inspect(
     network: Network, manifest: Manifest, frame: NDArray[np.uint8]
-) -> tuple[tuple[Window, ...], NDArray[np.float32]]:
-    """The windows of a frame (H, W) as the service takes them, and the module's probabilities (K, L) of them."""
+) -> tuple[tuple[Window, ...], NDArray[np.float32], NDArray[np.float32]]:
+    """The windows of a frame (H, W) as the service takes them, the module's probabilities (K, L) and maps of them."""
     windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
     features = _features(network, cut_windows(frame, windows, manifest.patch_px))
     probability = _reason(network, features)
     between = look_again(windows, probability, features.activation, manifest)
     if between:
         again = _features(network, cut_windows(frame, between, manifest.patch_px))
-        windows, probability = windows + between, _reason(network, Features.joined([features, again]))
-    return windows, probability
+        features = Features.joined([features, again])
+        windows, probability = windows + between, _reason(network, features)
+    return windows, probability, features.activation
+
+
+def _maps(
+    probability: NDArray[np.float32], activation: NDArray[np.float32], manifest: Manifest
+) -> list[dict[str, Any]]:
+    """The map of each window and label that the window has: no other draws a box. Four digits of each value do."""
+    thresholds = np.array([limits.threshold for limits in manifest.labels.values()])
+    return [
+        {
+            "window": k,
+            "label": manifest.label_names[c],
+            "heat": [[float(f"{value:.4g}") for value in row] for row in activation[k, c].tolist()],
+        }
+        for k, c in np.argwhere(probability.astype(np.float64) >= thresholds).tolist()
+    ]
 
 
 @torch.inference_mode()

@@ -2,7 +2,9 @@
 
     python -m tests.engine.mutate_bundles BUNDLE FOLDER COUNT
 
-Prints one JSON object: how many mutants were loaded, and how many were refused, by the key that was named.
+Four of five are loaded by ONNX Runtime in float32, which is the fastest; the others in turns by all the runtimes that
+are installed, each in all the precisions that it can run the bundle in. Prints one JSON object by runtime and
+precision: how many mutants were served, and how many were refused, by the key that was named.
 """
 
 import json
@@ -12,8 +14,24 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from engine import BundleError, EngineError, load, read_golden, self_test
-from engine.manifest import MANIFEST_FILE, file_sha256
+from engine import BundleError, EngineError, Manifest, RuntimeUnavailable, load, read_golden, self_test
+from engine.manifest import FEATURES_FILES, MANIFEST_FILE, file_sha256
+
+RUNTIMES = ("onnxruntime", "openvino")
+Way = tuple[str, str]  # runtime and precision
+
+
+def ways(bundle: Path) -> list[Way]:
+    """All the ways in which a whole bundle runs on this CPU."""
+    found = []
+    for runtime in RUNTIMES:
+        for precision in Manifest.read(bundle).precisions:
+            try:
+                load(bundle, runtime, precision=precision, threads=1).close()
+            except RuntimeUnavailable:
+                continue
+            found.append((runtime, precision))
+    return found
 
 
 def mutate(data: bytes, chance: random.Random) -> bytes:
@@ -32,11 +50,12 @@ def mutate(data: bytes, chance: random.Random) -> bytes:
     return data[:at]
 
 
-def outcome(bundle: Path) -> str:
+def outcome(bundle: Path, way: Way) -> str:
     """`served`, or what the refusal named: the key, or the kind of failure on the golden patches."""
     try:
-        golden = read_golden(bundle)
-        backend = load(bundle, "onnxruntime", threads=1)
+        runtime, precision = way
+        golden = read_golden(bundle, precision)
+        backend = load(bundle, runtime, precision=precision, threads=1)
     except BundleError as error:
         return error.key.split(".")[0]
     try:
@@ -52,19 +71,21 @@ def main(bundle: Path, folder: Path, count: int) -> None:
     """Every mutant is one changed file; half of the time the manifest knows of it, so that the file itself is read."""
     chance = random.Random(1)
     manifest = json.loads((bundle / MANIFEST_FILE).read_text())
-    names = [MANIFEST_FILE, *manifest["files"]]
-    outcomes: Counter[str] = Counter()
+    tried = ways(bundle)
+    outcomes: dict[Way, Counter[str]] = {way: Counter() for way in tried}
     mutant = folder / "mutant"
     for number in range(count):
         shutil.rmtree(mutant, ignore_errors=True)
         shutil.copytree(bundle, mutant)
-        name = names[number % len(names)]
+        way = tried[0 if number % 5 else number // 5 % len(tried)]
+        read = {MANIFEST_FILE, *manifest["files"]} - {*FEATURES_FILES.values()} | {FEATURES_FILES[way[1]]}
+        name = chance.choice(sorted(read))
         (mutant / name).write_bytes(mutate((mutant / name).read_bytes(), chance))
         if name != MANIFEST_FILE and chance.random() < 0.5:
             known = {**manifest, "files": {**manifest["files"], name: file_sha256(mutant / name)}}
             (mutant / MANIFEST_FILE).write_text(json.dumps(known))
-        outcomes[outcome(mutant)] += 1
-    sys.stdout.write(json.dumps(outcomes) + "\n")
+        outcomes[way][outcome(mutant, way)] += 1
+    sys.stdout.write(json.dumps({" ".join(way): found for way, found in outcomes.items()}) + "\n")
 
 
 if __name__ == "__main__":

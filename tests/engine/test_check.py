@@ -6,11 +6,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 import engine.__main__ as command
+from engine import Backend, read_golden
 from engine.manifest import REQUIRED_FILES, Manifest
+from engine.slots import Spread, measure_slots, slot_patches
 from tests.bundles import LABELS, tiny_bundle
 
 
@@ -37,6 +41,18 @@ def test_json_says_what_the_bundle_is(bundle: Path) -> None:
     assert re.fullmatch("[0-9]+ x [0-9]+", report["threads"])
     assert report["slots"] == {"probability": dict.fromkeys(LABELS, 0.0), "same_bits": True}
     assert report["patches_per_s"] > 0
+
+
+def test_slots_are_measured_on_the_patches_of_build_and_gate(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+
+    def noted(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:
+        measured.append(len(pixels))
+        return measure_slots(backend, pixels)
+
+    monkeypatch.setattr(command, "measure_slots", noted)
+    assert CliRunner().invoke(command.app, ["check", str(bundle), "--runtime", "onnxruntime"]).exit_code == 0
+    assert measured == [len(slot_patches(read_golden(bundle).pixels))]
 
 
 def test_the_batch_can_be_another_than_the_manifests(bundle: Path) -> None:

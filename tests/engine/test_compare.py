@@ -1,6 +1,7 @@
 import csv
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
 
-from engine import FakeBackend, fake_manifest
+from engine import FakeBackend, Features, fake_manifest
 from engine.__main__ import app
 from engine.compare import compare
 from tests.bundles import grey_of
@@ -77,6 +78,28 @@ def test_each_bundle_is_judged_by_its_own_thresholds(tmp_path: Path) -> None:
     strict = FakeBackend(fake_manifest(LABELS, patch_px=8), brightness, guard={"bubble": 0.4})
     assert compare(backend(brightness), strict, data).verdicts == {}
     assert compare(backend(lambda p: brightness(p) / 2), strict, data).verdicts == {"pass > review": 1}
+
+
+def test_maps_that_show_a_label_in_another_place_are_counted(tmp_path: Path) -> None:
+    class Seeing(FakeBackend):
+        """Sees a spot where the patch is white, moved by some cells of eight; as bright as the patch is."""
+
+        step = 0
+
+        def features(self, pixels: NDArray[np.uint8]) -> Features:
+            heat = np.roll(pixels.astype(np.float32), self.step, axis=2)
+            return replace(super().features(pixels), activation=np.repeat(heat, len(LABELS), axis=1))
+
+    spot, dark = flat(200)[0], flat(0)[0]
+    spot[1, 1] = 255
+    data = cut_folder(tmp_path / "cut", {"a": [spot, spot, dark]})
+    still, moved = (Seeing(fake_manifest(LABELS, patch_px=8), brightness) for _ in range(2))
+    for step, elsewhere in ((0, 0), (1, 0), (3, 2)):  # a cell is nothing
+        moved.step = step
+        found = compare(still, moved, data).labels["bubble"]
+        assert (found.present, found.elsewhere) == (2, elsewhere)
+    without_a_map = compare(still, backend(brightness), data).labels["bubble"]
+    assert (without_a_map.present, without_a_map.elsewhere) == (2, 0)
 
 
 def test_a_score_that_is_no_number_is_no_pass(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from engine import Manifest, ParityError, fake_manifest, load, read_golden, self_test
-from engine.export import export, module_probability
+from engine.export import export, module_answer
 from training.architecture import NetworkConfig, Pooling
 from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork
 
@@ -38,6 +38,18 @@ class Restless(nn.Module):
         return probability if torch.compiler.is_exporting() else 1 - probability
 
 
+class Turned(nn.Module):
+    """Features whose maps are the other way round than when they were exported."""
+
+    def __init__(self, features: nn.Module) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        label_features, stage1, activation = self.features(pixels)
+        return label_features, stage1, activation if torch.compiler.is_exporting() else activation.flip(2, 3)
+
+
 def write(
     out: Path, features: nn.Module, reasoning: nn.Module, *, finish: Callable[[Path], None] | None = None
 ) -> None:
@@ -62,7 +74,9 @@ def test_the_bundle_computes_what_the_modules_compute(tmp_path: Path, trunk: str
     found = backend.reason(
         np.concatenate([part.label_features for part in parts]), np.concatenate([part.stage1 for part in parts])
     )
-    np.testing.assert_allclose(found, module_probability(features, reasoning, PATCHES), atol=1e-4)
+    maps, probability = module_answer(features, reasoning, PATCHES)
+    np.testing.assert_allclose(found, probability, atol=1e-4)
+    np.testing.assert_allclose(np.concatenate([part.activation for part in parts]), maps, atol=1e-3)
     assert parts[0].activation.shape == (3, len(LABELS), PATCH_PX // 32, PATCH_PX // 32)
     assert self_test(backend, read_golden(tmp_path / "bundle")) < 1e-4
     backend.close()
@@ -80,6 +94,13 @@ def test_graphs_that_differ_from_the_modules_are_not_written(tmp_path: Path) -> 
     features, reasoning = graphs("light", "attention")
     with pytest.raises(ParityError, match="differ from their source"):
         write(tmp_path / "bundle", features, Restless(reasoning))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_graphs_whose_maps_lie_elsewhere_are_not_written(tmp_path: Path) -> None:
+    features, reasoning = graphs("light", "attention")
+    with pytest.raises(ParityError, match="activation maps of the exported fp32 graphs differ from their source"):
+        write(tmp_path / "bundle", Turned(features), reasoning)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine import (
+    DEFAULT_BUNDLE,
     BundleError,
     FakeBackend,
     Golden,
@@ -162,3 +163,11 @@ def test_a_single_array_is_no_archive(copy: Path) -> None:
     with pytest.raises(BundleError) as caught:
         read_golden(copy)
     assert caught.value.key == "golden.npz"
+
+
+def test_the_embedded_bundle_holds_the_tolerances_that_it_states() -> None:
+    manifest = Manifest.read(DEFAULT_BUNDLE)
+    for precision in manifest.precisions[1:]:
+        largest = manifest.training[f"{precision}_largest_difference"]
+        assert isinstance(largest, float)
+        assert 0 < largest <= manifest.parity_tolerance[precision]

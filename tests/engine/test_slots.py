@@ -3,12 +3,15 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from engine import FakeBackend, RuntimeUnavailable, fake_manifest, load, read_golden
 from engine.parity import extreme_patches
 from engine.slots import measure_slots, slot_patches
+from tests.bundles import tiny_bundle
+from tests.engine.test_onnxruntime import edit, fix_rows
 
 LABELS = ("bubble", "scratch")
 
@@ -41,6 +44,27 @@ def test_features_that_differ_without_moving_a_probability_are_told() -> None:
     found = measure_slots(backend(saturated), patches(1))
     assert max(found.probability.values()) < 1e-20
     assert not found.same_bits
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_a_graph_that_takes_a_batch_as_one_has_its_guard_band_measured(tmp_path: Path, runtime: str) -> None:
+    def uneven(model: onnx.ModelProto) -> None:
+        """Its gain grows with the slot."""
+        fix_rows(model, 5)
+        (gain,) = (value for value in model.graph.initializer if value.name == "gain")
+        gain.CopyFrom(onnx.numpy_helper.from_array(np.linspace(19, 20, 5, dtype=np.float32)[:, None], "gain"))
+
+    bundle = tiny_bundle(tmp_path / "bundle", labels=LABELS)
+    try:
+        with closing(load(bundle, runtime, threads=1)) as free:
+            assert free.guard == {}
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    edit(bundle, "features.onnx", uneven)
+    with closing(load(bundle, runtime, threads=1)) as fixed:
+        measured = measure_slots(fixed, slot_patches(read_golden(bundle).pixels)).probability
+        assert fixed.guard == measured
+        assert min(measured.values()) > 0
 
 
 class Watched(FakeBackend):

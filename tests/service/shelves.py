@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from engine import RELEASE_FILE, RunsAs, bundle_sha256
+from engine import RunsAs, bundle_sha256
 from engine.manifest import file_sha256
-from service.release import Count, Device, Release, Tally
+from service.released import Count, Device, Release, Tally, keep
 from tests.bundles import GAIN, tiny_bundle
 
 GAINS = {"1": GAIN, "2": 0.6 * GAIN}  # by version: every score differs
@@ -42,7 +42,7 @@ def change_manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) ->
 def released(bundle: Path, runs: RunsAs, *, active: Path) -> None:
     """Leave the record of a release, as the gate does."""
     none = Count(count=0, of=1)
-    tally = Tally(escape=none, overkill=none)
+    tally = Tally(escape=none, overkill=none, review=none)
     record = Release(
         manifest_sha256=bundle_sha256(bundle),
         sealed_sha256="0" * 64,
@@ -57,7 +57,7 @@ def released(bundle: Path, runs: RunsAs, *, active: Path) -> None:
         active_sha256=bundle_sha256(active),
         active_tally=tally,
     )
-    (bundle / RELEASE_FILE).write_text(record.model_dump_json())
+    keep(bundle, record)
 
 
 def altered(bundle: Path) -> str:

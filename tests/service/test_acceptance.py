@@ -1,12 +1,16 @@
 """The acceptance with a tiny bundle on the CPU: every step is really run, with real processes."""
 
+import copy
+import json
 import os
+import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,6 +52,7 @@ def test_a_bundle_that_holds_everything_is_accepted(bundle: Path, frames: Path, 
     for step in ("build", "parity", "throughput", "verdicts equal those of the CPU", "soak", "swaps under load"):
         assert f"| {step} | {'nothing to do' if step == 'build' else 'pass'} |" in written
     assert "4 swaps" in written
+    assert re.search(r"by version \{'1.0.0': \d+, 'another': \d+\}", written)
 
 
 def test_without_frames_it_renders_full_size_ones(
@@ -88,7 +93,42 @@ def test_a_step_that_fails_is_said_and_the_others_run_all_the_same(bundle: Path,
     assert code == 1, output
     assert written.startswith("# Acceptance of tiny: not accepted")
     assert "| throughput | **fail** |" in written
-    assert "| soak | pass |" in written
+    assert "| soak | **fail** |" in written
+    assert "| swaps under load | pass |" in written
+
+
+@pytest.mark.parametrize(("patches", "passed"), [(1560, True), (1559, False)])
+def test_a_service_that_is_slower_than_its_graph_fails_the_soak(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patches: int, passed: bool
+) -> None:
+    answers = {"failures": [], "describe": lambda: "", "figures": dict, "load_for": lambda _: None}
+    line = SimpleNamespace(**answers, patches=patches, elapsed_s=10.0)
+    monkeypatch.setattr(acceptance, "_line", lambda _: nullcontext(line))
+    found = acceptance._soak(plan_of(tmp_path, tmp_path))
+    assert found.passed == passed
+    assert "156 patches/s (at least 156)" in found.found
+
+
+@pytest.mark.parametrize(("move_px", "different"), [(0, []), (8, []), (500, ["A-17"])])
+def test_verdicts_whose_boxes_lie_elsewhere_are_not_those_of_the_cpu(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, move_px: int, different: list[str]
+) -> None:
+    answer = json.loads((Path(__file__).parents[1] / "golden" / "verdict_fail.json").read_text())
+    answer["screen_id"] = "A-17"
+
+    def inspected(*_: str, settings: dict[str, str]) -> list[Any]:
+        moved = copy.deepcopy(answer)
+        if settings["INSPECT_PRECISION"] == "fp32" and settings["INSPECT_RUNTIME"] == "onnxruntime":
+            for defect in moved["defects"]:
+                defect["box"]["left"] += move_px
+                defect["box"]["right"] += move_px
+        return [moved]
+
+    monkeypatch.setattr(acceptance, "_files", lambda _: [])
+    monkeypatch.setattr(acceptance, "_command", inspected)
+    found = acceptance._equality(plan_of(bundle, bundle, runtime="openvino"))
+    assert found.figures["different"] == different
+    assert found.passed == (not different)
 
 
 def test_the_batch_that_is_asked_for_is_that_of_every_step_and_no_other_is(
@@ -201,6 +241,7 @@ def test_memory_that_stays_on_a_gpu_fails_the_swaps(
             under_load=nullcontext,
             describe=lambda: "",
             figures=dict,
+            versions={"1": 3, "another": 2},
         )
 
     only(monkeypatch, "_swap")

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from engine import NO_GUARD, RELEASE_FILE, FakeBackend, Manifest, read_golden
 from service import release as gate
+from service.released import Device
 from tests.bundles import LABELS, probability_of, tiny_bundle
 from tests.service.test_release import settings, write_set
 
@@ -25,6 +26,11 @@ def candidate(tmp_path: Path) -> Path:
 def alone(pixels: NDArray[np.uint8], labels: int) -> NDArray[np.float32]:
     """A module whose patches know nothing of their neighbours, as those of a fake backend; (K, labels)."""
     return np.concatenate([probability_of(patch[None], labels) for patch in pixels])
+
+
+def without_maps(pixels: NDArray[np.uint8], labels: int) -> NDArray[np.float32]:
+    """A fake backend has none."""
+    return np.zeros((len(pixels), labels, 1, 1), np.float32)
 
 
 def on_devices(monkeypatch: pytest.MonkeyPatch, *devices: tuple[Spoil, Mapping[str, float]]) -> None:
@@ -78,7 +84,7 @@ def sound(pixels: NDArray[np.uint8], scores: NDArray[np.float64]) -> None:
 def test_a_device_that_is_uneven_or_not_finite_is_refused_though_every_verdict_is_right(
     tmp_path: Path, candidate: Path, monkeypatch: pytest.MonkeyPatch, spoil: Spoil, refusals: list[str]
 ) -> None:
-    golden = write_set(tmp_path / "golden", candidate, alone)
+    golden = write_set(tmp_path / "golden", candidate, alone, without_maps)
     on_devices(monkeypatch, (spoil, NO_GUARD))
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     assert (found.runs_as.runtime, found.different) == ("fake", [])
@@ -106,7 +112,7 @@ def test_a_device_that_is_uneven_or_not_finite_is_refused_though_every_verdict_i
 def test_a_score_moves_with_its_slot_within_the_guard_band_and_that_is_within_the_tolerance(
     spread: float, guard: float, words: list[str]
 ) -> None:
-    device = gate.Device(slot_spread={"bubble": spread, "scratch": 0.0}, guard={"bubble": guard}, finite=True)
+    device = Device(slot_spread={"bubble": spread, "scratch": 0.0}, guard={"bubble": guard}, finite=True)
     refusals = list(device.refusals(0.02))
     assert len(refusals) == len(words)
     assert all(word in refusal for word, refusal in zip(words, refusals, strict=True))
@@ -116,7 +122,7 @@ def test_a_plan_that_would_send_every_screen_to_review_is_refused(
     tmp_path: Path, candidate: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its guard band is its spread, and by that guard band the verdicts are the module's."""
-    golden = write_set(tmp_path / "golden", candidate, alone)
+    golden = write_set(tmp_path / "golden", candidate, alone, without_maps)
     on_devices(monkeypatch, (uneven(0, 0.1), {"bubble": 0.4001}))
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     assert found.different == []
@@ -136,7 +142,7 @@ def test_each_device_is_held_against_its_own_guard_band_and_so_are_its_screens(
     tmp_path: Path, candidate: Path, monkeypatch: pytest.MonkeyPatch, uneven_labels: tuple[int, int], refused: list[str]
 ) -> None:
     replace(Manifest.read(candidate), parity_tolerance={"fp32": 0.3}).write(candidate)
-    golden = write_set(tmp_path / "golden", candidate, alone)
+    golden = write_set(tmp_path / "golden", candidate, alone, without_maps)
     # of 0.3 around the review band from 0.3 to 0.7: on either device every screen is doubtful, and without it is none
     guards = [{label: 0.3 if label == wide else 0.0 for label in LABELS} for wide in ("bubble", "pinhole")]
     on_devices(monkeypatch, *((uneven(label), guard) for label, guard in zip(uneven_labels, guards, strict=True)))

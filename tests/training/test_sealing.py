@@ -66,3 +66,22 @@ def test_a_bundle_of_another_run_is_refused(
     monkeypatch.setattr(sealing, "load_run", lambda run: (network.eval(), None, LABELS))
     with pytest.raises(ValueError, match="was not exported from"):
         sealing.module_of(tmp_path / "run", bundle)
+
+
+def test_the_map_of_each_label_that_a_window_has_is_sealed(tmp_path: Path, network: TwoStageNetwork) -> None:
+    source = write_screens(tmp_path / "data", screens=1)
+    every = replace(manifest(NO_SECOND_LOOK), labels=dict.fromkeys(LABELS, LabelLimits(threshold=0.0, review=(0, 1))))
+    seal(network, every, source)
+    ((name, sealed),) = json.loads((source / SEALED_FILE).read_text())["screens"].items()
+    frame = np.asarray(cv2.imread(str(source / "screens" / name), cv2.IMREAD_GRAYSCALE), np.uint8)
+    patches = cut(frame, cover(*frame.shape, patch_px=PATCH_PX), PATCH_PX)
+    with torch.inference_mode():
+        maps = network.features(torch.from_numpy(patches))[2].numpy()
+    assert [(one["window"], one["label"]) for one in sealed["maps"]] == [
+        (window, label) for window in range(len(patches)) for label in LABELS
+    ]
+    found = np.array([one["heat"] for one in sealed["maps"]]).reshape(maps.shape)
+    np.testing.assert_allclose(found, maps, rtol=1e-3, atol=1e-5)
+
+    seal(network, manifest(NO_SECOND_LOOK), source)  # whose thresholds nothing reaches
+    assert json.loads((source / SEALED_FILE).read_text())["screens"][name]["maps"] == []

@@ -84,7 +84,7 @@ def fidelity(
     part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
     json_file: Json = None,
 ) -> None:
-    """Compare each precision of a bundle with its fp32: probabilities, labels, verdicts of screens, F."""
+    """Compare each precision of a bundle with its fp32; exit code 1 if a stated tolerance does not hold."""
     from training.fidelity import fidelity as measure
     from training.fidelity import fidelity_table
 
@@ -92,6 +92,7 @@ def fidelity(
     console.print(fidelity_table(found))
     if json_file is not None:
         json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+    raise typer.Exit(0 if all(one.holds for one in found.values()) else 1)
 
 
 @app.command()

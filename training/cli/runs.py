@@ -71,7 +71,7 @@ def describe(
     from training.methods import METHODS
 
     found = {name: count(name, size_px=size, labels=labels) for name in (METHODS if method == "all" else [method])}
-    console.print(f"{labels} labels, one patch of {size} px; multiply-accumulates, beside Table 8; grey is what runs here")
+    console.print(f"{labels} labels, one patch of {size} px; beside Table 8; grey is what runs here")
     table = Table(box=box.SIMPLE)
     for heading in ("method", "param.\ne7", "paper", "of it", "prod.\ne10", "paper", "of it", "grey"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
