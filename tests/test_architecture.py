@@ -32,6 +32,7 @@ TRAINING_LIBRARIES = {
     "lightning_fabric",
     "onnx",
     "onnxscript",
+    "ptflops",
     "safetensors",
     "tensorboard",
     "torch",
