@@ -246,7 +246,8 @@ class PlanCache:
     def _alone(self) -> Iterator[None]:
         """No other process writes meanwhile; one that reads finds each file whole."""
         with (self.folder / LOCK_FILE).open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks, on which whoever writes last wins
+                fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
     def _mark(self, *files: Path) -> None:

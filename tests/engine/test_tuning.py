@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import engine
 from engine import Features
-from engine.tuning import BUDGET_S, Conditions, Run, Share, Tuning, reference, tune
+from engine.tuning import TRIAL_S, Conditions, Run, Share, Tuning, reference, tune
 
 
 class Machine:
@@ -88,15 +88,25 @@ def test_no_share_that_leaves_cpus_idle_is_tried_however_busy_they_are(bundle: P
     assert streams * threads > cpus - min(cpus, patches)
 
 
+def test_a_share_that_only_looked_faster_while_the_reference_was_disturbed_is_not_taken(bundle: Path) -> None:
+    class Disturbed(dict[str, float]):
+        def __getitem__(self, share: str) -> float:
+            return 0.1 if machine.built == ["2 x 1"] else {"2 x 1": 0.01, "1 x 2": 0.02}[share]
+
+    machine = Machine(Disturbed())
+    assert tuned(machine, bundle, cpus=2) == "2 x 1"
+    assert machine.built == ["2 x 1", "1 x 2", "2 x 1"]
+
+
 def test_the_time_is_bounded_and_a_slow_network_keeps_the_reference(bundle: Path) -> None:
     both = ["5 x 3", "1 x 16"]
-    slow = Machine(dict.fromkeys(both, 2 * BUDGET_S))
+    slow = Machine(dict.fromkeys(both, 2 * TRIAL_S))
     assert tuned(slow, bundle, cpus=16) == "5 x 3"
     assert slow.built == ["5 x 3"]
-    usual = Machine(dict.fromkeys(both, BUDGET_S / 60))
+    usual = Machine(dict.fromkeys(both, TRIAL_S / 10))
     tuned(usual, bundle, cpus=16)
     assert usual.built == both
-    assert usual.now <= BUDGET_S * 1.2
+    assert usual.now <= 2 * TRIAL_S * 1.3
 
 
 def test_nothing_is_measured_where_there_is_nothing_to_choose(bundle: Path) -> None:
@@ -117,7 +127,7 @@ def test_beside_a_bundle_in_service_its_share_is_taken_whatever_the_times(
     bundle: Path, share: str, built: list[str]
 ) -> None:
     other = {"2 x 1": "1 x 2", "1 x 2": "2 x 1"}[share]
-    machine = Machine({share: BUDGET_S, other: 0.001})
+    machine = Machine({share: 2 * TRIAL_S, other: 0.001})
     assert tuned(machine, bundle, cpus=2, beside=in_service(share, conditions(2))) == share
     assert machine.built == built  # the reference for its bits alone
 
@@ -142,7 +152,7 @@ def test_a_backend_says_what_it_chose_and_why(bundle: Path, monkeypatch: pytest.
     backend = engine.load(bundle, runtime)
     tuning: Tuning = vars(backend)["tuned"]  # of the CPU's backends alone
     backend.close()
-    assert [str(trial.share) for trial in tuning.trials] == ["2 x 1", "1 x 2"]
+    assert [str(trial.share) for trial in tuning.trials][:2] == ["2 x 1", "1 x 2"]
     assert tuning.trials[0].same_bits
     assert all(trial.batch_s > 0 for trial in tuning.trials)
     assert tuning.share in [trial.share for trial in tuning.trials if trial.same_bits]

@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -18,8 +19,10 @@ from tests.service.shelves import shelf
 # as in a runtime, whose own threads the interpreter would wait for
 HANGING = SERVICE.format(
     more="""
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import service.models
 import service.server
 
@@ -30,6 +33,7 @@ load = engine.fake.load_fake
 
 def hanging(bundle, **options):
     if bundle.name == "two":
+        Path(os.environ["INSPECT_STATE_DIR"], "hangs").touch()
         ThreadPoolExecutor(1).submit(threading.Event().wait).result()
     return load(bundle, **options)
 
@@ -40,17 +44,16 @@ engine.fake.load_fake = hanging
 SWAP = {"bundle": "two", "without_release": True}
 
 
-def begin_swap(address: str) -> None:
-    """Ask for the bundle that hangs, and leave the question open."""
+def begin_swap(address: str, *, mark: Path) -> None:
+    """Ask for the bundle that hangs, and leave the question open once it does."""
 
     def ask() -> None:
         with suppress(httpx.TransportError):
             httpx.put(f"{address}/v1/models/active", json=SWAP, timeout=WAIT_S, trust_env=False)
 
     threading.Thread(target=ask, daemon=True).start()
-    until(
-        lambda: is_problem(httpx.put(f"{address}/v1/models/active", json={"rollback": True}), 409, "swap_in_progress")
-    )
+    until(mark.exists)
+    assert is_problem(httpx.put(f"{address}/v1/models/active", json=SWAP), 409, "swap_in_progress")
 
 
 @pytest.fixture
@@ -63,7 +66,7 @@ def test_a_process_whose_device_is_gone_ends_though_a_load_hangs(folder: Path, t
         HANGING.format(within_s=300),
         folder / "one",
         tmp_path,
-        before=begin_swap,
+        before=partial(begin_swap, mark=tmp_path / "state" / "hangs"),
         INSPECT_BUNDLES=str(folder),
         INSPECT_RUNTIME="fake",
     )
@@ -94,7 +97,7 @@ def test_a_process_that_is_told_to_stop_does_though_a_load_hangs(folder: Path, t
             for _ in range(2):  # neither is held up by the one before
                 assert is_problem(client.put("/v1/models/active", json=SWAP), 422, "bundle_refused")
         else:
-            begin_swap(address)
+            begin_swap(address, mark=tmp_path / "state" / "hangs")
         assert post(client, "one", frame()).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(STOP_WITHIN_S) == 0
