@@ -11,7 +11,7 @@ import pytest
 from engine import RELEASE_FILE, Manifest, RunsAs, bundle_sha256
 from service import release as gate
 from service.errors import ReleaseMissing
-from service.released import Count, Device, Releases, is_released, keep, key_of, read_releases, require_release
+from service.released import Count, Device, Release, Releases, is_released, keep, key_of, read_releases, require_release
 from service.sealed import ReleaseError
 from service.serving import load_bundle
 from tests.bundles import tiny_bundle
@@ -87,7 +87,7 @@ def test_a_record_holds_for_these_files_as_they_ran_and_for_nothing_else(
         require(candidate)
 
 
-def write_record(bundle: Path, release: gate.Release) -> None:
+def write_record(bundle: Path, release: Release) -> None:
     """A record whatever it says."""
     (bundle / RELEASE_FILE).write_text(Releases(records={key_of(release.runs_as): release}).model_dump_json())
 
@@ -133,7 +133,9 @@ def test_a_record_that_proves_nothing_counts_as_none(
     if guard := changes.pop("guard", 0.0):
         devices = [Device(slot_spread={}, guard={"bubble": guard}, finite=True)]
         changes |= {"tolerance": 0.5}
-    counts = {name: Count(count=0, of=changes.pop(name)) for name in ("escape", "overkill") if name in changes}
+    counts: dict[str, Count] = {
+        name: Count(count=0, of=changes.pop(name)) for name in ("escape", "overkill") if name in changes
+    }
     tally = found.tally.model_copy(update=counts)
     write_record(candidate, found.model_copy(update={"devices": devices, "tally": tally, **changes}))
     digest = bundle_sha256(candidate)
