@@ -133,10 +133,9 @@ def test_a_record_that_proves_nothing_counts_as_none(
     if guard := changes.pop("guard", 0.0):
         devices = [Device(slot_spread={}, guard={"bubble": guard}, finite=True)]
         changes |= {"tolerance": 0.5}
-    counts: dict[str, Any] = {}
-    for name in ("escape", "overkill"):
-        if name in changes:
-            counts[name] = Count(count=0, of=changes.pop(name))
+    counts: dict[str, Count] = {
+        name: Count(count=0, of=changes.pop(name)) for name in ("escape", "overkill") if name in changes
+    }
     tally = found.tally.model_copy(update=counts)
     write_record(candidate, found.model_copy(update={"devices": devices, "tally": tally, **changes}))
     digest = bundle_sha256(candidate)

@@ -274,9 +274,7 @@ def test_the_command_fails_where_a_stated_tolerance_does_not_hold(bundle: Path, 
     assert CliRunner().invoke(app, arguments).exit_code == 0
     manifest = Manifest.read(bundle)
     replace(manifest, parity_tolerance={**manifest.parity_tolerance, "fp16": 1e-9}).sign(bundle)
-    answer = CliRunner().invoke(app, arguments)
-    assert answer.exit_code == 1
-    assert "does not hold" in " ".join(answer.output.replace("│", " ").split())
+    assert CliRunner().invoke(app, arguments).exit_code == 1
 
 
 def test_a_bundle_of_float32_alone_has_nothing_to_compare(float32: Path, data: Path) -> None:
