@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from fastapi import APIRouter, Depends, Path, Query, Request
-from pydantic import BaseModel, BeforeValidator
+from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import JSONResponse, Response
 
 from service import examples
@@ -164,9 +164,9 @@ def list_screens(
     running: CurrentRunning,
     limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50,
     cursor: Annotated[
-        int | None,
+        Annotated[int, Field(ge=0, le=2**63 - 1)] | None,
         BeforeValidator(lambda value: value or None),  # an empty one is the first page's
-        Query(ge=0, le=2**63 - 1, description="`next` of the page before."),
+        Query(description="`next` of the page before."),
     ] = None,
 ) -> Response:
     """Pages are stable while screens arrive: new ones come before the first page."""

@@ -48,6 +48,7 @@ def test_a_page_that_cannot_be_is_refused(client: httpx.Client, query: str) -> N
 
 def test_a_cursor_before_the_first_answer_is_an_empty_page(client: httpx.Client) -> None:
     assert client.get("/v1/screens?cursor=0").json() == {"items": [], "next": None}
+    assert client.get("/v1/screens?cursor=").json() == client.get("/v1/screens").json()  # as of the first page
     assert client.get(f"/v1/screens?limit=1000&cursor={2**63 - 1}").status_code == 200
 
 
