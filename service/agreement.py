@@ -34,7 +34,7 @@ class Said(Protocol):
         """Where."""
 
 
-def agree(one: Said, other: Said, *, tolerance: float, patch_px: int) -> bool:
+def agree(one: Said, other: Said, *, tolerance: float, patch_px: int, same_windows: bool) -> bool:
     """Whether two verdicts on the same screen agree.
 
     Args:
@@ -42,7 +42,10 @@ def agree(one: Said, other: Said, *, tolerance: float, patch_px: int) -> bool:
         other: another, with the same labels and thresholds.
         tolerance: by how much a score may differ.
         patch_px: side of a window.
+        same_windows: whether both come of the same windows. Where scores differ by a hair, so may the windows of a
+            second look; one that was looked at for one verdict alone widens, joins or adds defects there.
     """
+    edge_px = patch_px // EDGE if same_windows else patch_px
     if (one.verdict, one.reasons, _present(one)) != (other.verdict, other.reasons, _present(other)):
         return False
     for label, found in one.labels.items():
@@ -51,9 +54,10 @@ def agree(one: Said, other: Said, *, tolerance: float, patch_px: int) -> bool:
             return False
         sure = [[d for d in defects if d.score >= found.threshold + tolerance] for defects in (mine, others)]
         doubtful = len(mine) + len(others) - len(sure[0]) - len(sure[1])
-        if abs(len(mine) - len(others)) > 1 + doubtful:  # one may be split in two, or be there for one alone
+        # one may be split in two, or be there for one alone
+        if same_windows and abs(len(mine) - len(others)) > 1 + doubtful:
             return False
-        if not (_lie_among(sure[0], others, patch_px) and _lie_among(sure[1], mine, patch_px)):
+        if not (_lie_among(sure[0], others, edge_px, patch_px) and _lie_among(sure[1], mine, edge_px, patch_px)):
             return False
     return True
 
@@ -62,7 +66,7 @@ def _present(said: Said) -> dict[str, bool]:
     return {label: result.present for label, result in said.labels.items()}
 
 
-def _lie_among(defects: Iterable[Defect], others: Sequence[Defect], patch_px: int) -> bool:
+def _lie_among(defects: Iterable[Defect], others: Sequence[Defect], edge_px: int, patch_px: int) -> bool:
     """Whether defects lie where others do: of each strongest patch at least half of them.
 
     The warmest cell of a patch is in a box whatever was rounded. Another may be in one for one verdict alone, where it
@@ -70,20 +74,20 @@ def _lie_among(defects: Iterable[Defect], others: Sequence[Defect], patch_px: in
     """
     placed = defaultdict(list)
     for defect in defects:
-        placed[defect.row, defect.column].append(_lies_among(defect, others, patch_px))
+        placed[defect.row, defect.column].append(_lies_among(defect, others, edge_px, patch_px))
     return all(2 * sum(found) >= len(found) for found in placed.values())
 
 
-def _lies_among(defect: Defect, others: Sequence[Defect], patch_px: int) -> bool:
+def _lies_among(defect: Defect, others: Sequence[Defect], edge_px: int, patch_px: int) -> bool:
     """Whether a defect lies within the box around those that it touches, but for some cells.
 
     One that crosses several patches may lose or gain one of them, whose score is at the threshold.
     """
-    near = [other for other in others if _touch(_grown(defect.box, patch_px // EDGE), other.box)]
+    near = [other for other in others if _touch(_grown(defect.box, edge_px), other.box)]
     if not near:
         return False
     across = max(one.patches for one in (defect, *near)) > 1
-    return _holds(_grown(_around(near), patch_px if across else patch_px // EDGE), defect.box)
+    return _holds(_grown(_around(near), patch_px if across else edge_px), defect.box)
 
 
 def _around(defects: Sequence[Defect]) -> Box:

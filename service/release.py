@@ -184,8 +184,7 @@ def _as_the_module_says(
     """Whether a verdict is that of the module's probabilities and maps (K, C, h, w), judged by the same rules.
 
     The guard band is one of them: that of the device which the screen was on. Boxes may differ as rounding moves them,
-    see `service.agreement`. The windows of a second look are the module's own: where its scores and the bundle's differ
-    by a hair, so may the windows that are in doubt.
+    see `service.agreement`. The windows of a second look are the module's own.
     """
     found = inspection.verdict
     assert found is not None
@@ -207,7 +206,8 @@ def _as_the_module_says(
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
     )
     wanted = aggregate(seen, manifest, inspection.guard)
-    return agree(found, wanted, tolerance=tolerance, patch_px=manifest.patch_px)
+    same_windows = {(window.top, window.left) for window in inspection.windows} == set(sealed.windows)
+    return agree(found, wanted, tolerance=tolerance, patch_px=manifest.patch_px, same_windows=same_windows)
 
 
 def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:

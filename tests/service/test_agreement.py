@@ -31,8 +31,9 @@ def said(*defects: Defect, verdict: Outcome = "fail", present: bool = True, coun
     return Said(verdict, ("score_in_fail_range",), {"bubble": found}, defects)
 
 
-def alike(one: Said, other: Said) -> bool:
-    both = [agree(*pair, tolerance=TOLERANCE, patch_px=PATCH_PX) for pair in ((one, other), (other, one))]
+def alike(one: Said, other: Said, *, same_windows: bool = True) -> bool:
+    options = {"tolerance": TOLERANCE, "patch_px": PATCH_PX, "same_windows": same_windows}
+    both = [agree(*pair, **options) for pair in ((one, other), (other, one))]  # type: ignore[arg-type]
     assert both[0] == both[1]
     return both[0]
 
@@ -85,3 +86,11 @@ def test_a_defect_over_several_patches_may_lose_one_of_them() -> None:
     )
     assert alike(said(one), said(other))
     assert not alike(said(one), said(defect(1100, 0, row=0)))
+
+
+def test_another_second_look_may_join_and_add_defects_but_not_take_all_of_a_patch_away() -> None:
+    apart = said(defect(100, 100), defect(400, 100), defect(700, 100))
+    joined = said(defect(100, 100, 664, patches=2))
+    assert alike(apart, joined, same_windows=False)
+    assert not alike(apart, joined)
+    assert not alike(apart, said(defect(3000, 3000)), same_windows=False)
