@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -48,10 +49,20 @@ def frame(spot: int | None, seed: int) -> NDArray[np.uint8]:
     return pixels
 
 
+def sealed_maps(
+    probability: NDArray[np.float32], activation: NDArray[np.float32], manifest: Manifest
+) -> list[dict[str, Any]]:
+    """Those of the windows that have a label, as `training.sealing` writes them."""
+    thresholds = [limits.threshold for limits in manifest.labels.values()]
+    return [
+        {"window": k, "label": manifest.label_names[c], "heat": activation[k, c].tolist()}
+        for k, c in np.argwhere(probability.astype(float) >= thresholds).tolist()
+    ]
+
+
 def write_set(folder: Path, bundle: Path, module: Module = probability_of, maps: Module = activation_of) -> Path:
     """A sealed set for the tiny bundle, its probabilities and maps from NumPy: the module of this bundle."""
     manifest = Manifest.read(bundle)
-    thresholds = [limits.threshold for limits in manifest.labels.values()]
     (folder / "screens").mkdir(parents=True)
     sealed: dict[str, object] = {}
     for seed, (name, spot, _) in enumerate(SCREENS):
@@ -65,10 +76,7 @@ def write_set(folder: Path, bundle: Path, module: Module = probability_of, maps:
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],
             "probability": probability.astype(float).tolist(),
-            "maps": [
-                {"window": k, "label": manifest.label_names[c], "heat": activation[k, c].tolist()}
-                for k, c in np.argwhere(probability.astype(float) >= thresholds).tolist()
-            ],
+            "maps": sealed_maps(probability, activation, manifest),
         }
     head = {"name": manifest.name, "version": manifest.version, "labels": list(manifest.labels)}
     (folder / SEALED_FILE).write_text(json.dumps({**head, "screens": sealed}))

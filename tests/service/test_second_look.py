@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from engine import Features, Manifest, SecondLook, Window, cover, cut, infer, load, look_again
+from engine import Features, Manifest, SecondLook, Window, cover, cut, fake_manifest, infer, load, look_again
 from service import release as gate
 from service.aggregation import aggregate
 from service.errors import NotReady
@@ -22,10 +22,10 @@ from service.sealed import SEALED_FILE
 from service.selftest import worst
 from service.settings import Settings
 from service.waiting import Computed
-from tests.bundles import REACH, grey_of, tiny_bundle
+from tests.bundles import REACH, activation_of, grey_of, tiny_bundle
 from tests.service.devices import GUARD_S, Device, held_at, line, until
 from tests.service.strategies import FRESH, LABELS, PATCH_PX, Screen, screens
-from tests.service.test_release import SIZE, frame, write_set
+from tests.service.test_release import SIZE, frame, sealed_maps, write_set
 
 LOOK = SecondLook(score_min=0.05, ratio_max=0.5)
 DOUBTFUL = grey_of(1) + REACH // 2
@@ -225,10 +225,14 @@ def sealed(tmp_path: Path, looking: Path, picture: Path) -> Path:
 
 def write(golden: Path, windows: tuple[Window, ...], probability: NDArray[np.float32]) -> None:
     text = json.loads((golden / SEALED_FILE).read_text())
+    pixels = cv2.imread(str(golden / "screens" / "doubtful.png"), cv2.IMREAD_GRAYSCALE)
+    like = fake_manifest(text["labels"])  # of the same thresholds and patches
+    activation = activation_of(cut(np.asarray(pixels, np.uint8), windows, like.patch_px), len(like.labels))
     text["screens"]["doubtful.png"] = {
         "sha256": hashlib.sha256((golden / "screens" / "doubtful.png").read_bytes()).hexdigest(),
         "windows": [[window.top, window.left] for window in windows],
         "probability": probability.astype(float).tolist(),
+        "maps": sealed_maps(probability, activation, like),
     }
     (golden / SEALED_FILE).write_text(json.dumps(text))
 
