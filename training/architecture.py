@@ -32,6 +32,7 @@ class NetworkConfig:
     relation_scores: Literal["bare", "scaled"] = "bare"  # which S enters the softmax of Eq. 6
     relate_to: Literal["patches", "itself", "bank"] = "patches"  # the others are ours, see `GraphReasoning`
     bank: int = 64  # entries that relate_to = "bank" learns
+    relation_similarity: Literal["dot", "cosine"] = "dot"  # of Eq. 5; "cosine" is ours, see `GraphReasoning`
     symmetric: bool = False  # average E with its transpose, as an undirected graph would have it
     normalise_nodes: bool = False  # unit nodes at the start of stage 2
 
@@ -64,5 +65,7 @@ class NetworkConfig:
             raise ValueError(f"network.classifier must be 'cosine' or 'dot', not {self.classifier!r}")
         if self.relate_to not in ("patches", "itself", "bank"):
             raise ValueError(f"network.relate_to must be 'patches', 'itself' or 'bank', not {self.relate_to!r}")
+        if self.relation_similarity not in ("dot", "cosine"):
+            raise ValueError(f"network.relation_similarity must be 'dot' or 'cosine', not {self.relation_similarity!r}")
         if self.relation_scores not in ("bare", "scaled"):
             raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")

@@ -10,6 +10,7 @@ R relation width (the paper's r).
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
@@ -86,11 +87,17 @@ class CosineClassifier(nn.Module):
         return cosine_NL * self.log_scale.exp()
 
 
+RELATION_SCALE = 10.0  # of cosines between patches, before their softmax
+
+
 class GraphReasoning(nn.Module):
     """Stage 2: label graph (Eq. 3), image relations (Eqs. 4-6), enhanced features (Eq. 7) and classifier 2.
 
     A patch relates to the patches beside it, as in the paper; or to itself alone, so that R is the identity; or to a
     bank of learnt entries that stand in for other patches, so that a score depends on no other patch of the screen.
+
+    A softmax over the dot products Z_i Z_k is nearly one-hot once their norms are large, on the patch with the longest
+    Z and the same for every i: the graph's part is then an offset. `relation_similarity = "cosine"` takes norms away.
     """
 
     def __init__(self, labels: int, config: NetworkConfig) -> None:
@@ -101,6 +108,7 @@ class GraphReasoning(nn.Module):
         self.nodes = nn.Parameter(torch.randn(labels, width) * width**-0.5)
         self.edges = nn.Parameter(torch.eye(labels))
         self.relate_to = config.relate_to
+        self.cosine_relations = config.relation_similarity == "cosine"
         if config.relate_to != "itself":
             self.projection = nn.Linear(labels * width, config.projection_width)
         if config.relate_to == "bank":
@@ -156,6 +164,13 @@ class GraphReasoning(nn.Module):
         score_NL: Tensor = self.classifier(torch.cat([feature_NLF.flatten(1), reasoned_NR], dim=1))
         return score_NL
 
+    def _projected(self, feature_NLF: Tensor) -> Tensor:
+        """Z (N, Z); for cosines of unit length times a root of their scale."""
+        projected_NZ: Tensor = self.projection(feature_NLF.flatten(1))
+        if self.cosine_relations:
+            projected_NZ = functional.normalize(projected_NZ, dim=-1) * math.sqrt(RELATION_SCALE)
+        return projected_NZ
+
     def _to_labels(
         self, feature_NLF: Tensor, everything: tuple[Tensor, Tensor, Tensor], group_N: Tensor | None
     ) -> Tensor:
@@ -164,10 +179,10 @@ class GraphReasoning(nn.Module):
         score_ML = logit_ML if self.scaled_scores else cosine_ML
         if self.relate_to == "itself":
             return torch.softmax(score_ML, dim=-1)
-        projected_NZ = self.projection(feature_NLF.flatten(1))
+        projected_NZ = self._projected(feature_NLF)
         if self.relate_to == "bank":
             return torch.softmax(projected_NZ @ self.bank_key.T, dim=-1) @ torch.softmax(self.bank_score, dim=-1)
-        similarity_NM = projected_NZ @ self.projection(feature_MLF.flatten(1)).T
+        similarity_NM = projected_NZ @ self._projected(feature_MLF).T
         if group_N is not None:
             foreign = group_N[:, None] != group_N[None, :]
             similarity_NM = similarity_NM.masked_fill(foreign, float("-inf"))

@@ -1,6 +1,6 @@
 """Mutates a bundle again and again and loads it: run as a process of its own, so that a crash of a runtime is seen.
 
-    python -m tests.engine.mutate_bundles BUNDLE FOLDER COUNT
+    python -m tests.engine.mutate_bundles BUNDLE FOLDER COUNT SEED
 
 Four of five are loaded by ONNX Runtime in float32, which is the fastest; the others in turns by all the runtimes that
 are installed, each in all the precisions that it can run the bundle in. Prints one JSON object by runtime and
@@ -67,9 +67,9 @@ def outcome(bundle: Path, way: Way) -> str:
     return "served"
 
 
-def main(bundle: Path, folder: Path, count: int) -> None:
+def main(bundle: Path, folder: Path, count: int, seed: int) -> None:
     """Every mutant is one changed file; half of the time the manifest knows of it, so that the file itself is read."""
-    chance = random.Random(1)
+    chance = random.Random(seed)
     manifest = json.loads((bundle / MANIFEST_FILE).read_text())
     tried = ways(bundle)
     outcomes: dict[Way, Counter[str]] = {way: Counter() for way in tried}
@@ -89,4 +89,4 @@ def main(bundle: Path, folder: Path, count: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))

@@ -296,3 +296,16 @@ def test_the_dot_product_is_linear() -> None:
     torch.testing.assert_close(classifier(feature), expected)
     torch.testing.assert_close(classifier.logits(expected), expected)
     assert not classifier.log_scale.requires_grad
+
+
+def test_cosine_relations_are_the_ones_written_out() -> None:
+    network = small_network(relation_similarity="cosine")
+    output = network(patches(4))
+    z = network.reasoning.projection(output.feature_NLF.flatten(1))
+    reference = torch.zeros(4, 3)
+    for i in range(4):
+        similarity = torch.stack([10 * (z[i] @ z[k]) / (z[i].norm() * z[k].norm()) for k in range(4)])
+        for share, cosine in zip(torch.softmax(similarity, dim=0), output.cosine_NL, strict=True):
+            reference[i] += share * torch.softmax(cosine, dim=0)
+    everything = (output.feature_NLF, output.cosine_NL, output.logit_NL)
+    torch.testing.assert_close(network.reasoning._to_labels(output.feature_NLF, everything, None), reference)

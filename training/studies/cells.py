@@ -99,8 +99,11 @@ def _config(
 
 def _name(config: Config, base: Path | None) -> str:
     """Of all that decides the figures; where the data and the first weights lie does not."""
-    decides: dict[str, Any] = config.model_dump(mode="json", exclude={"run", "start", "name", "threads"})
-    decides["data"].pop("workers")
+    # what a later version can set, and this cell left as it always was, does not make it another one
+    decides: dict[str, Any] = config.model_dump(
+        mode="json", exclude_defaults=True, exclude={"run", "start", "name", "threads"}
+    )
+    decides["data"].pop("workers", None)
     decides["data"]["folders"] = data_id(config.data.folders)
     decides["start"] = None if base is None else base.name
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]

@@ -166,6 +166,10 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             rows=(
                 Row(title="trained on mixed batches (the paper)"),
                 Row(title="trained by screen (as served)", settings=("relations=screen",)),
+                Row(
+                    title="by screen, cosine relations",
+                    settings=("relations=screen", "network.relation_similarity=cosine"),
+                ),
                 Row(title="trained on nothing but the patch itself", settings=("network.relate_to=itself",)),
                 Row(
                     title="no reasoning at all: stage 1 with contrast",
@@ -203,6 +207,10 @@ def _variants() -> tuple[Row, ...]:
         Row(title="map loss, by screen", settings=(*taught, "relations=screen")),
         Row(title="map loss, contrast 0.1", settings=(*taught, "loss.contrast=0.1")),
         Row(title="map loss, asymmetric", settings=(*taught, "loss.negative_focus=2.0")),
+        Row(
+            title="map loss, by screen, cosine relations",
+            settings=(*taught, "relations=screen", "network.relation_similarity=cosine"),
+        ),
         Row(title="map loss, bank of 64", settings=(*taught, "network.relate_to=bank")),
         Row(title="asymmetric", settings=("loss.negative_focus=2.0",)),
         Row(title="bank of 64 in place of the batch", settings=("network.relate_to=bank",)),
