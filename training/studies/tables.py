@@ -211,6 +211,13 @@ def _variants() -> tuple[Row, ...]:
             title="map loss, by screen, cosine relations",
             settings=(*taught, "relations=screen", "network.relation_similarity=cosine"),
         ),
+        Row(
+            title="map loss, by screen, cosine relations, scaled scores",
+            settings=(
+                *(*taught, "relations=screen", "network.relation_similarity=cosine"),
+                "network.relation_scores=scaled",
+            ),
+        ),
         Row(title="map loss, bank of 64", settings=(*taught, "network.relate_to=bank")),
         Row(title="asymmetric", settings=("loss.negative_focus=2.0",)),
         Row(title="bank of 64 in place of the batch", settings=("network.relate_to=bank",)),
