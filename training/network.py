@@ -259,8 +259,8 @@ class Network(nn.Module, ABC):
         """Take what a phase starts from: the co-occurrence counts M (L, L) of its training set."""
 
 
-class TwoStageNetwork(Network):
-    """Patches in, label scores out; both stages. `channels` is 1, or 3 to count as the paper does."""
+class Clustering(Network):
+    """Stage 1: trunk, category pooling and classifier 1. `channels` is 1, or 3 to count as the paper does."""
 
     def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
         super().__init__(labels, config)
@@ -275,6 +275,24 @@ class TwoStageNetwork(Network):
             learn_scale=config.learn_scale,
             normalised=config.classifier == "cosine",
         )
+
+    def stage1(self, pixel_NGPP: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
+        trunk_NDHW = in_parts(self.trunk, preprocess(pixel_NGPP, light=self.config.light), parts)
+        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
+        feature_NLF = feature_NLF.to(torch.promote_types(feature_NLF.dtype, torch.float32))
+        return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
+
+    def components(self) -> dict[str, nn.Module]:
+        """Trunk, category pooling, classifier 1."""
+        return {"trunk": self.trunk, "category pooling": self.pooling, "classifier 1": self.classifier1}
+
+
+class TwoStageNetwork(Clustering):
+    """Patches in, label scores out; both stages."""
+
+    def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
+        super().__init__(labels, config, channels=channels)
         self.reasoning = GraphReasoning(labels, config)
 
     def forward(
@@ -315,20 +333,8 @@ class TwoStageNetwork(Network):
             self.reasoning.start_from(self.classifier1, counts_LL, self.config)
 
     def components(self) -> dict[str, nn.Module]:
-        """Trunk, category pooling, classifier 1, graph reasoning with the nodes that begin as classifier 1's."""
-        return {
-            "trunk": self.trunk,
-            "category pooling": self.pooling,
-            "classifier 1": self.classifier1,
-            "graph reasoning": self.reasoning,
-        }
-
-    def stage1(self, pixel_NGPP: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
-        trunk_NDHW = in_parts(self.trunk, preprocess(pixel_NGPP, light=self.config.light), parts)
-        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
-        feature_NLF = feature_NLF.to(torch.promote_types(feature_NLF.dtype, torch.float32))
-        return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
+        """Those of stage 1, and graph reasoning with the nodes that begin as classifier 1's."""
+        return {**super().components(), "graph reasoning": self.reasoning}
 
     @torch.no_grad()
     def temper(self, temperature_L: Tensor) -> None:

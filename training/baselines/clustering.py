@@ -4,33 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from training.architecture import NetworkConfig
-from training.network import CategoryPooling, CosineClassifier, Network, Output, preprocess
-from training.parts import in_parts
-from training.trunks import build_trunk
+from training.network import Clustering, Output
 
 
-class FeatureClustering(Network):
+class FeatureClustering(Clustering):
     """Trunk, category pooling and classifier 1 of Zhou et al. 2023, which here decides."""
 
     temperature_L: Tensor | None = None
-
-    def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
-        super().__init__(labels, config)
-        self.trunk, width = build_trunk(config.trunk, weights=config.trunk_weights, channels=channels)
-        self.pooling = CategoryPooling(
-            channels=width, labels=labels, feature_width=config.feature_width, pooling=config.pooling
-        )
-        self.classifier1 = CosineClassifier(
-            labels=labels,
-            feature_width=config.feature_width,
-            scale=config.cosine_scale,
-            learn_scale=config.learn_scale,
-            normalised=config.classifier == "cosine",
-        )
 
     def forward(
         self,
@@ -42,11 +25,9 @@ class FeatureClustering(Network):
         parts: int = 1,
     ) -> Output:
         """One pass, see `Network.forward`; there is nothing to reason, to group or to gather."""
-        trunk_NDHW = in_parts(self.trunk, preprocess(pixel_NGPP, light=self.config.light), parts)
-        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
-        cosine_NL = self.classifier1(feature_NLF)
+        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP, parts=parts)
         logit_NL = self.classifier1.logits(cosine_NL)
-        return Output(feature_NLF.float(), cosine_NL, logit_NL, logit_NL if reason else None, map_NLHW)
+        return Output(feature_NLF, cosine_NL, logit_NL, logit_NL if reason else None, map_NLHW)
 
     def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
         """The scaled cosines."""
@@ -59,14 +40,9 @@ class FeatureClustering(Network):
 
     def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Label features, cosines, and the map of the attention or of the cosine's linear part."""
-        trunk_NDHW = self.trunk(preprocess(pixel_NGPP, light=self.config.light))
-        feature_NLF, map_NLHW = self.pooling(trunk_NDHW)
+        feature_NLF, cosine_NL, map_NLHW, trunk_NDHW = self.stage1(pixel_NGPP)
         if map_NLHW is None:
             linear_LFD = self.pooling.linear.weight.reshape(self.labels, self.config.feature_width, -1)
             weight_LD = (self.classifier1.weight[:, :, None] * linear_LFD).sum(dim=1)
             map_NLHW = functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])
-        return feature_NLF.float(), self.classifier1(feature_NLF), map_NLHW
-
-    def components(self) -> dict[str, nn.Module]:
-        """Trunk, category pooling, classifier 1."""
-        return {"trunk": self.trunk, "category pooling": self.pooling, "classifier 1": self.classifier1}
+        return feature_NLF, cosine_NL, map_NLHW
