@@ -1,12 +1,8 @@
-"""The picture of a calibration: what the scores of screens are, where the zones lie, and whether probabilities hold.
-
-The only file of training that imports matplotlib, when it draws: the extras `bench` and `dev`.
-"""
+"""The picture of a calibration: what the scores of screens are, where the zones lie, and whether probabilities hold."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.calibration import Calibration
+from training.plots import require
 from training.reliability import Bin
 
 if TYPE_CHECKING:
@@ -28,16 +25,6 @@ PASS, REVIEW, FAIL = "#009E73", "#E69F00", "#D55E00"
 LINES = ("#999999", "#0072B2")
 _EDGE = 7.0  # of a logit, beyond which scores are drawn at the edge
 _TICKS = (0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999)
-
-
-def require() -> None:
-    """Say now if no picture could be drawn later.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise ValueError("a picture needs matplotlib: pip install '.[bench]'")
 
 
 def draw(path: Path, *, calibration: Calibration | None, curves: Curves) -> None:

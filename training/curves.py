@@ -1,29 +1,16 @@
-"""The picture of `training.comparison`: loss and validation F of each run, epoch by epoch.
-
-The only file that imports matplotlib, when it draws.
-"""
+"""The picture of `training.comparison`: loss and validation F of each run, epoch by epoch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
 from training.comparison import PHASES, Trained
+from training.plots import require
 
 SIZE_IN, DOTS_PER_IN = (10.0, 6.0), 160
 # those of Okabe and Ito, which colour-blind people tell apart
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-
-
-def require() -> None:
-    """Say now if no picture could be drawn later.
-
-    Raises:
-        ValueError: matplotlib is not installed.
-    """
-    if find_spec("matplotlib") is None:
-        raise ValueError("a picture needs matplotlib: pip install '.[bench]'")
 
 
 def draw(runs: Sequence[Trained], path: Path) -> None:

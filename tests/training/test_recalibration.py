@@ -12,7 +12,7 @@ import pytest
 from engine import RELEASE_FILE, BundleError, Manifest
 from engine.manifest import parse
 from tests.bundles import BACKGROUND, grey_of, tiny_bundle
-from training import calibration_picture
+from training import calibration_picture, plots
 from training.card import MEASURED
 from training.costs import Costs
 from training.cutting import cut
@@ -151,6 +151,6 @@ def test_a_picture_without_zones_is_a_row_of_curves(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration_picture, "find_spec", lambda name: None)
+    monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install '\.\[bench\]'"):
-        calibration_picture.require()
+        plots.require()

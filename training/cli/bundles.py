@@ -39,9 +39,10 @@ def calibrate(
     json_file: Json = None,
 ) -> None:
     """Choose other limits for a bundle by what wrong verdicts cost, without training."""
-    from training.calibration_picture import draw, require
+    from training.calibration_picture import draw
     from training.calibration_tables import print_calibration
     from training.costs import Costs, read_costs
+    from training.plots import require
     from training.recalibration import recalibrate
 
     if picture is not None:

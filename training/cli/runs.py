@@ -48,9 +48,10 @@ def compare(
 ) -> None:
     """Set runs beside each other: what differs in their configurations, data, F, time (no torch needed)."""
     from training import comparison, curves, tables
+    from training.plots import require
 
     if plot is not None:
-        curves.require()
+        require()
     found = comparison.compare(runs)
     tables.print_comparison(found, console)
     if plot is not None:
@@ -108,8 +109,9 @@ def evaluate(
 ) -> None:
     """Measure a bundle on patches at its own thresholds."""
     from engine import load
-    from training.calibration_picture import draw, require
+    from training.calibration_picture import draw
     from training.evaluation import evaluate as measure
+    from training.plots import require
     from training.tables import print_recall
 
     if picture is not None:
@@ -167,10 +169,11 @@ def export(
     from engine import NO_SECOND_LOOK
     from training.borders import SECOND_LOOK
     from training.bundling import export_run
-    from training.calibration_picture import draw, require
+    from training.calibration_picture import draw
     from training.calibration_tables import print_calibration, print_sureness
     from training.costs import read_costs
     from training.fidelity import fidelity_table
+    from training.plots import require
     from training.sealing import SEALED_FILE, seal
 
     if picture is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import statistics
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from training.plots import can_draw
 from training.studies.cells import FIGURES, Cell
 from training.studies.study import Study
 from training.studies.tables import Row
@@ -124,7 +124,7 @@ def write_csv(study: Study, file: Path) -> None:
 
 def draw(study: Study, file: Path) -> bool:
     """Draw F with its spread, over the axis of the table or as one point for each row; False without matplotlib."""
-    if find_spec("matplotlib") is None:
+    if not can_draw():
         return False
     import matplotlib
     from matplotlib.figure import Figure
