@@ -65,8 +65,8 @@ def export(
     old = draft.with_name(f"{draft.name}-old")
     try:
         _write_graphs(draft, features, reasoning, manifest)
-        _, probability = module_answer(features, reasoning, golden_pixels)
-        np.savez_compressed(draft / "golden.npz", pixels=golden_pixels, probability=probability)
+        maps, probability = module_answer(features, reasoning, golden_pixels)
+        np.savez_compressed(draft / "golden.npz", pixels=golden_pixels, probability=probability, activation=maps)
         (draft / "MODEL_CARD.md").write_text(card)
         manifest.sign(draft)
         backend = load(draft, runtime="onnxruntime")

@@ -1,4 +1,4 @@
-"""The golden patches of a bundle: pixels, and the probabilities that they must give on every machine.
+"""The golden patches of a bundle: pixels, and the probabilities and maps that they must give on every machine.
 
 They prove that what is loaded computes what was trained: at export, at load, and while a line runs.
 """
@@ -18,8 +18,12 @@ from numpy.typing import NDArray
 from engine.backend import Backend, infer
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest, graph_precision
+from engine.warmth import FLAT
 
 GOLDEN_FILE = "golden.npz"
+ARRAYS = "pixels", "probability", "activation"
+# of a map's range; a cell is warm from half of it on. bfloat16 moves the embedded network's by 0.04.
+MAP_TOLERANCE = 0.25
 
 # what NumPy, zipfile, zlib and the parser of NumPy's headers raise on archives that were cut off, altered or
 # encrypted, or that are absurdly large
@@ -43,11 +47,13 @@ class Golden:
     Attributes:
         pixels: (G, 1, P, P) grey patches, G >= 1.
         probability: (G, C) what they must give when they are reasoned over together.
+        activation: (G, C, h, w) the maps that they must give, but for `MAP_TOLERANCE`.
         tolerance: largest allowed difference of a probability.
     """
 
     pixels: NDArray[np.uint8]
     probability: NDArray[np.float32]
+    activation: NDArray[np.float32]
     tolerance: float
 
 
@@ -64,7 +70,7 @@ def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
     manifest = Manifest.read(bundle)
     manifest.features_file(precision)  # a tolerance may be stated for what was not made
     arrays = _read_arrays(manifest.verified(bundle, GOLDEN_FILE))
-    pixels, probability = arrays["pixels"], arrays["probability"]
+    pixels, probability, activation = (arrays[name] for name in ARRAYS)
     side, count = manifest.patch_px, len(manifest.labels)
     if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (1, side, side) or not len(pixels):
         raise _refused(f"pixels must be (G, 1, {side}, {side}) uint8, are {pixels.shape} {pixels.dtype}")
@@ -72,7 +78,12 @@ def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
         raise _refused(f"probability must be ({len(pixels)}, {count}) float32, is {probability.shape}")
     if not ((probability >= 0) & (probability <= 1)).all():
         raise _refused("probability must be from 0 to 1")
-    return Golden(pixels=pixels, probability=probability, tolerance=manifest.parity_tolerance[precision])
+    if activation.dtype != np.float32 or activation.ndim != 4 or activation.shape[:2] != probability.shape:
+        raise _refused(f"activation must be ({len(pixels)}, {count}, h, w) float32, is {activation.shape}")
+    if not activation.size or not np.isfinite(activation).all():
+        raise _refused("activation must be finite numbers")
+    tolerance = manifest.parity_tolerance[precision]
+    return Golden(pixels=pixels, probability=probability, activation=activation, tolerance=tolerance)
 
 
 def self_test(backend: Backend, golden: Golden) -> float:
@@ -82,15 +93,34 @@ def self_test(backend: Backend, golden: Golden) -> float:
         The largest difference of a probability.
 
     Raises:
-        InferenceError: it is over the tolerance or not a number, or the runtime failed.
+        InferenceError: it is over the tolerance or not a number, the maps show something else, or the runtime failed.
     """
-    _, probability = infer(backend, golden.pixels)
+    features, probability = infer(backend, golden.pixels)
     difference = float(np.abs(probability - golden.probability).max())
     if not difference <= golden.tolerance:  # written so that NaN fails
         raise InferenceError(
             f"the golden patches differ by {difference:.3g}, over the tolerance of {golden.tolerance:g}"
         )
+    moved = _moved(features.activation, golden.activation)
+    if not moved <= MAP_TOLERANCE:
+        raise InferenceError(
+            f"the activation maps of the golden patches differ by {moved:.3g} of their range, over the tolerance of "
+            f"{MAP_TOLERANCE:g}"
+        )
     return difference
+
+
+def _moved(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
+    """The largest difference of maps, as a share of the range of all of them; NaN of another form.
+
+    Not of each label's own range, as at export: a label that no golden patch has may vary by rounding alone.
+    """
+    if found.shape[2:] == (1, 1):  # a backend without maps says nothing about where
+        return 0.0
+    if found.shape != wanted.shape:
+        return float("nan")
+    gap = np.abs(found.astype(np.float64) - wanted).max()
+    return float(gap / max(np.ptp(wanted.astype(np.float64)), FLAT))
 
 
 def made_as(backend: Backend) -> str:
@@ -101,8 +131,8 @@ def made_as(backend: Backend) -> str:
 def _read_arrays(raw: bytes) -> dict[str, NDArray[Any]]:
     try:
         arrays = np.load(BytesIO(raw), allow_pickle=False)
-        if not isinstance(arrays, NpzFile) or sorted(arrays) != ["pixels", "probability"]:
-            raise _refused("must be an archive of pixels and probability, nothing else")
+        if not isinstance(arrays, NpzFile) or sorted(arrays) != sorted(ARRAYS):
+            raise _refused(f"must be an archive of {', '.join(ARRAYS)}, nothing else")
         return {name: arrays[name] for name in arrays}
     except BAD_ARCHIVE as error:
         raise _refused("cannot be read as arrays") from error

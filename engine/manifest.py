@@ -17,7 +17,7 @@ from typing import Any, Literal
 from engine.errors import BundleError
 from engine.fields import Table, parse_object
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
 REASONING_FILE = "reasoning.onnx"
 REQUIRED_FILES = ("features.onnx", REASONING_FILE, "golden.npz", "MODEL_CARD.md")
@@ -96,7 +96,7 @@ class Manifest:
     """Every fact about a bundle; labels stand in the order of the graphs' channels.
 
     Attributes:
-        schema_version: version of this form, 3.
+        schema_version: version of this form, 4.
         name: of the model.
         version: of the model.
         limits_version: of the limits: 1 as they were exported, one more each time they are calibrated anew.
@@ -275,7 +275,7 @@ def parse(raw: bytes) -> Manifest:
     top = parse_object(raw, path=MANIFEST_FILE)
     top.expect(Manifest.__slots__)
     if top.integer("schema_version", low=0, high=2**31) != SCHEMA_VERSION:
-        raise BundleError(f"only version {SCHEMA_VERSION} is understood", key="schema_version")
+        raise BundleError(f"only version {SCHEMA_VERSION} is understood: export the bundle again", key="schema_version")
     patch_px = top.integer("patch_px", low=1, high=2**14)
     files = _files(top.table("files"))
     return Manifest(

@@ -1,17 +1,23 @@
 """Do two verdicts on one screen agree? Those of two runtimes, or a bundle's and what follows from its module.
 
-Verdict, reasons and the labels that are present must be the same. Boxes are drawn around the cells of activation maps
-that are warmer than half way to the warmest, so rounding may move an edge by some cells, split a defect in two, or give
-or take a cell as warm as that, or a patch that hardly reaches its threshold. It does not put a defect elsewhere. Pure.
+Scores may differ by the bundle's tolerance, so verdicts may where a score lies that near to a limit: rounding decides
+there. Boxes are drawn around the cells of activation maps that are warmer than half way to the warmest, so rounding may
+move an edge by some cells, split a defect in two, or give or take a cell as warm as that, or a patch that hardly
+reaches its threshold. It does not put a defect elsewhere. Pure.
 """
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
+from engine import LabelLimits, Manifest
+from service.aggregation import PROOF_REASONS
 from service.verdict import Box, Defect, LabelResult, Outcome
 
+Agreement = Literal["same", "rounded", "different"]
+
 EDGE = 8  # an edge may move by this part of a patch: four cells of the networks here
+ROUNDED_MOST = 0.05  # of the screens: what rounds more than these is another network
 
 
 class Said(Protocol):
@@ -34,32 +40,67 @@ class Said(Protocol):
         """Where."""
 
 
-def agree(one: Said, other: Said, *, tolerance: float, patch_px: int, same_windows: bool) -> bool:
+def agree(one: Said, other: Said, manifest: Manifest, *, tolerance: float, same_windows: bool) -> Agreement:
     """Whether two verdicts on the same screen agree.
 
     Args:
         one: a verdict.
-        other: another, with the same labels and thresholds.
+        other: another, with the same labels and limits.
+        manifest: of the bundle that both are of.
         tolerance: by how much a score may differ.
-        patch_px: side of a window.
         same_windows: whether both come of the same windows. Where scores differ by a hair, so may the windows of a
             second look; one that was looked at for one verdict alone widens, joins or adds defects there.
+
+    Returns:
+        "same": verdict, reasons and the labels that are present are the same, and so are the boxes but for what
+        rounding moves. "rounded": one of the former differs, as a score lies at a limit or as a window was looked at
+        for one verdict alone. "different": anything else.
     """
-    edge_px = patch_px // EDGE if same_windows else patch_px
-    if (one.verdict, one.reasons, _present(one)) != (other.verdict, other.reasons, _present(other)):
+    if not all(_boxes_agree(label, one, other, manifest.patch_px, tolerance, same_windows) for label in one.labels):
+        return "different"
+    pairs = [(found.score, other.labels[label].score) for label, found in one.labels.items()]
+    if same_windows and not all(abs(mine - others) <= tolerance for mine, others in pairs):
+        return "different"
+    if (one.verdict, one.reasons, _present(one)) == (other.verdict, other.reasons, _present(other)):
+        return "same"
+    at_a_limit = any(
+        _near_a_limit(score, limits, tolerance)
+        for pair, limits in zip(pairs, manifest.labels.values(), strict=True)
+        for score in pair
+    )
+    if _proofs(one) != _proofs(other) or (same_windows and not at_a_limit):
+        return "different"
+    return "rounded"
+
+
+def too_many(rounded: int, screens: int) -> bool:
+    """Whether rounding decides more screens than it may: a twentieth, and one of few."""
+    return rounded > max(1, ROUNDED_MOST * screens)
+
+
+def _proofs(said: Said) -> list[str]:
+    return [reason for reason in said.reasons if reason in PROOF_REASONS]
+
+
+def _near_a_limit(score: float, limits: LabelLimits, tolerance: float) -> bool:
+    return any(abs(score - limit) <= tolerance for limit in (*limits.review, limits.threshold))
+
+
+def _boxes_agree(label: str, one: Said, other: Said, patch_px: int, tolerance: float, same_windows: bool) -> bool:
+    """Whether two verdicts have the defects of a label in the same places."""
+    found = one.labels[label], other.labels[label]
+    mine, others = ([defect for defect in said.defects if defect.label == label] for said in (one, other))
+    if [result.count for result in found] != [len(mine), len(others)]:
         return False
-    for label, found in one.labels.items():
-        mine, others = ([defect for defect in said.defects if defect.label == label] for said in (one, other))
-        if (found.count, other.labels[label].count) != (len(mine), len(others)):
-            return False
-        sure = [[d for d in defects if d.score >= found.threshold + tolerance] for defects in (mine, others)]
-        doubtful = len(mine) + len(others) - len(sure[0]) - len(sure[1])
-        # one may be split in two, or be there for one alone
-        if same_windows and abs(len(mine) - len(others)) > 1 + doubtful:
-            return False
-        if not (_lie_among(sure[0], others, edge_px, patch_px) and _lie_among(sure[1], mine, edge_px, patch_px)):
-            return False
-    return True
+    if found[0].present != found[1].present and not same_windows:
+        return True
+    sure = [[d for d in defects if d.score >= found[0].threshold + tolerance] for defects in (mine, others)]
+    doubtful = len(mine) + len(others) - len(sure[0]) - len(sure[1])
+    # one may be split in two, or be there for one alone
+    if same_windows and abs(len(mine) - len(others)) > 1 + doubtful:
+        return False
+    edge_px = patch_px // EDGE if same_windows else patch_px
+    return _lie_among(sure[0], others, edge_px, patch_px) and _lie_among(sure[1], mine, edge_px, patch_px)
 
 
 def _present(said: Said) -> dict[str, bool]:

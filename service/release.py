@@ -29,7 +29,7 @@ from engine import (
     slot_patches,
 )
 from service.aggregation import Observed, aggregate
-from service.agreement import agree
+from service.agreement import Agreement, agree
 from service.brightness import Brightness
 from service.files import inspect_files, inspector_of
 from service.inspector import Inspection
@@ -64,12 +64,13 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     maps = _maps(sealed, manifest)
     bad = defective(golden, {Path(name).stem for name in names})
     loaded, devices = _load_and_examine(bundle, settings)
-    different: list[str] = []
+    agreements: dict[str, Agreement] = {}
     verdicts: dict[str, Outcome] = {}
     for name, inspection in _inspect(loaded, golden, names, settings):
         verdicts[name] = _verdict_of(inspection)
-        if not _as_the_module_says(inspection, sealed.screens[name], maps[name], manifest, loaded.golden.tolerance):
-            different.append(name)
+        agreements[name] = _beside_the_module(
+            inspection, sealed.screens[name], maps[name], manifest, loaded.golden.tolerance
+        )
     beside, tally = loaded, _tally(verdicts, bad)
     active_tally = tally
     if active.resolve() != bundle.resolve():
@@ -82,7 +83,8 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         released_at=datetime.now(UTC),
         runs_as=runs_as(loaded.backends),
         screens=len(verdicts),
-        different=different,
+        different=[name for name, found in agreements.items() if found == "different"],
+        rounded=[name for name, found in agreements.items() if found == "rounded"],
         tolerance=loaded.golden.tolerance,
         devices=devices,
         tally=tally,
@@ -104,7 +106,8 @@ def rows(found: Release) -> Iterator[tuple[str, str]]:
         return f"{new.count} of {new.of} ({found.active}: {old.count})"
 
     yield "runs as", str(found.runs_as)
-    yield "verdicts as the module's", f"{found.screens - len(found.different)} of {found.screens}"
+    same = found.screens - len(found.different) - len(found.rounded)
+    yield "verdicts as the module's", f"{same} of {found.screens} ({len(found.rounded)} more with a score at a limit)"
     spread = max((s for device in found.devices for s in device.slot_spread.values()), default=0.0)
     yield "scores by slot", f"differ by at most {spread:.1e} (may by {found.tolerance:g})"
     yield "extreme patches", "finite" if all(device.finite for device in found.devices) else "not finite"
@@ -174,13 +177,13 @@ def _maps(sealed: Sealed, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
     return maps
 
 
-def _as_the_module_says(
+def _beside_the_module(
     inspection: Inspection,
     sealed: SealedScreen,
     activation: NDArray[np.float32],
     manifest: Manifest,
     tolerance: float,
-) -> bool:
+) -> Agreement:
     """Whether a verdict is that of the module's probabilities and maps (K, C, h, w), judged by the same rules.
 
     The guard band is one of them: that of the device which the screen was on. Boxes may differ as rounding moves them,
@@ -192,10 +195,10 @@ def _as_the_module_says(
     expected: tuple[Window, ...] = cover(*pixels.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
     probability = np.array(sealed.probability, np.float32)
     if [(window.top, window.left) for window in expected] != sealed.windows[: len(expected)]:
-        return False
+        return "different"
     added = tuple(Window(-1, -1, top, left) for top, left in sealed.windows[len(expected) :])  # in no grid
     if len(added) > manifest.second_look.most(len(expected)) or probability.shape != activation.shape[:2]:
-        return False
+        return "different"
     seen = Observed(
         brightness=Brightness.of(pixels),
         size_from=inspection.frame.size_from,
@@ -207,7 +210,7 @@ def _as_the_module_says(
     )
     wanted = aggregate(seen, manifest, inspection.guard)
     same_windows = {(window.top, window.left) for window in inspection.windows} == set(sealed.windows)
-    return agree(found, wanted, tolerance=tolerance, patch_px=manifest.patch_px, same_windows=same_windows)
+    return agree(found, wanted, manifest, tolerance=tolerance, same_windows=same_windows)
 
 
 def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:

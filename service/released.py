@@ -13,6 +13,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from engine import RELEASE_FILE, RunsAs
+from service.agreement import too_many
 from service.errors import ReleaseMissing
 from service.serving import Loaded
 
@@ -85,6 +86,7 @@ class Release(_Strict):
         runs_as: as what it ran: runtime, precision, batch and versions, and on a GPU on which and by which plan.
         screens: how many were inspected.
         different: those whose verdict is not the one that follows from the module's probabilities and maps.
+        rounded: those whose verdict is not that one either, but has a score so near to a limit that rounding decides.
         tolerance: the bundle's parity tolerance in this precision, beyond which no score may move with its slot.
         devices: what was found on each.
         tally: of this bundle on the set.
@@ -99,6 +101,7 @@ class Release(_Strict):
     runs_as: RunsAs
     screens: int
     different: list[str]
+    rounded: list[str]
     tolerance: float
     devices: list[Device]
     tally: Tally
@@ -110,6 +113,8 @@ class Release(_Strict):
     def refusals(self) -> list[str]:
         """Why the bundle may not be released; empty when it may."""
         found = [f"the verdict differs from the module's on {', '.join(self.different)}"] if self.different else []
+        if too_many(len(self.rounded), self.screens):
+            found.append(f"rounding decides the verdict on {len(self.rounded)} of {self.screens} screens")
         for number, device in enumerate(self.devices):
             found += [f"device {number}: {refusal}" for refusal in device.refusals(self.tolerance)]
         for name in ("escape", "overkill"):

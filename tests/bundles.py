@@ -70,7 +70,8 @@ def tiny_bundle(
     onnx.save(reasoning_graph(len(labels)), path / "reasoning.onnx")
     pixels = golden_pixels(len(labels), patch_px=patch_px)
     probability = probability_of(pixels, len(labels), gain=gain)
-    np.savez_compressed(path / "golden.npz", pixels=pixels, probability=probability)
+    maps = activation_of(pixels, len(labels)) if activation else np.zeros((*probability.shape, 1, 1), np.float32)
+    np.savez_compressed(path / "golden.npz", pixels=pixels, probability=probability, activation=maps)
     (path / "MODEL_CARD.md").write_text("# tiny\n\nHand-made for tests.\n")
     manifest = Manifest(
         name="tiny",

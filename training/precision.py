@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from engine import Backend, Manifest, ParityError, check_finite, check_parity, load, read_golden, self_test
 from engine.bfloat import write_bfloat
+from engine.golden import MAP_TOLERANCE
 from engine.half import write_half
 from engine.quantise import convolutions, quantise
 from engine.speed import FASTER_BY, Speed, speed_by_turns
@@ -33,8 +34,6 @@ from training.network import FeaturesGraph
 # that no score crosses from below the one to above the other. A trunk in half precision has moved a faint defect of the
 # embedded network by 0.08, one patch in two thousand, so that 0.05 could not be promised of it.
 TOLERANCES = {"fp16": 0.1, "bf16": 0.1, "int8": 0.05, "int8-trt": 0.05}
-# of a map's range; a cell is warm from half of it on. bfloat16 moves the embedded network's by 0.04.
-MAP_TOLERANCE = 0.25
 F_LOSS = 0.003  # of macro F, 0.3 points
 CALIBRATION_PATCHES = 64
 

@@ -72,6 +72,7 @@ def golden_of(manifest: Manifest) -> Golden:
     return Golden(
         pixels=np.zeros((1, 1, side, side), np.uint8),
         probability=np.full((1, len(manifest.labels)), SCORE, np.float32),
+        activation=np.zeros((1, len(manifest.labels), 1, 1), np.float32),
         tolerance=1e-3,
     )
 

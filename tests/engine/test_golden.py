@@ -16,6 +16,7 @@ from engine import (
     DEFAULT_BUNDLE,
     BundleError,
     FakeBackend,
+    Features,
     Golden,
     InferenceError,
     Manifest,
@@ -25,11 +26,12 @@ from engine import (
     self_test,
 )
 from engine.manifest import file_sha256, parse
-from tests.bundles import LABELS, golden_pixels, probability_of
+from tests.bundles import LABELS, activation_of, golden_pixels, probability_of
 
 PATCH_PX = 64
 PIXELS = golden_pixels(len(LABELS), patch_px=PATCH_PX)
 PROBABILITY = probability_of(PIXELS, len(LABELS))
+ACTIVATION = activation_of(PIXELS, len(LABELS))
 
 
 def put(bundle: Path, content: bytes) -> None:
@@ -49,6 +51,7 @@ def test_golden_patches_come_with_the_tolerance_of_the_manifest(bundle: Path) ->
     golden = read_golden(bundle)
     np.testing.assert_array_equal(golden.pixels, PIXELS)
     np.testing.assert_array_equal(golden.probability, PROBABILITY)
+    np.testing.assert_array_equal(golden.activation, ACTIVATION)
     assert golden.tolerance == Manifest.read(bundle).parity_tolerance["fp32"]
 
 
@@ -67,9 +70,36 @@ def test_self_test_fails_over_the_tolerance_and_on_what_is_no_number(score: floa
     golden = Golden(
         pixels=np.zeros((7, 1, 8, 8), np.uint8),
         probability=np.full((7, 1), 0.5, np.float32),
+        activation=np.zeros((7, 1, 1, 1), np.float32),
         tolerance=0.01,
     )
     with pytest.raises(InferenceError, match="golden patches differ by"):
+        self_test(backend, golden)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda maps: maps[:, :, ::-1],
+        lambda maps: maps.swapaxes(2, 3),
+        lambda maps: np.roll(maps, 1, axis=1),
+        lambda maps: maps * np.float32(0),
+        lambda maps: maps[:, :, :-1],
+        lambda maps: maps * np.float32(np.nan),
+    ],
+)
+def test_self_test_fails_where_maps_show_another_place(
+    bundle: Path, spoil: Callable[[NDArray[np.float32]], NDArray[np.float32]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden, backend = read_golden(bundle), load(bundle, threads=1)
+    features = backend.features
+
+    def spoilt(pixels: NDArray[np.uint8]) -> Features:
+        found = features(pixels)
+        return replace(found, activation=spoil(found.activation))
+
+    monkeypatch.setattr(backend, "features", spoilt)
+    with pytest.raises(InferenceError, match="the activation maps of the golden patches differ by"):
         self_test(backend, golden)
 
 
@@ -80,29 +110,36 @@ def test_a_golden_file_that_was_altered_is_not_opened(copy: Path) -> None:
     assert caught.value.key == "files.golden.npz"
 
 
-Arrays = dict[str, NDArray[np.generic] | list[object]]
+Arrays = dict[str, NDArray[np.generic] | None]
 
 
 @pytest.mark.parametrize(
-    ("arrays", "message"),
+    ("changes", "message"),
     [
-        ({"pixels": PIXELS}, "an archive of pixels and probability"),
-        ({"pixels": PIXELS, "probability": PROBABILITY, "more": PIXELS}, "nothing else"),
-        ({"pixels": PIXELS[:, :, :, :60], "probability": PROBABILITY}, "pixels must be"),
-        ({"pixels": PIXELS[:, 0], "probability": PROBABILITY}, "pixels must be"),
+        ({"probability": None}, "an archive of pixels, probability, activation"),
+        ({"activation": None}, "an archive of"),
+        ({"more": PIXELS}, "nothing else"),
+        ({"pixels": PIXELS[:, :, :, :60]}, "pixels must be"),
+        ({"pixels": PIXELS[:, 0]}, "pixels must be"),
         ({"pixels": PIXELS[:0], "probability": PROBABILITY[:0]}, "pixels must be"),
-        ({"pixels": PIXELS.astype(np.float32), "probability": PROBABILITY}, "pixels must be"),
-        ({"pixels": PIXELS, "probability": PROBABILITY[:4]}, "probability must be"),
-        ({"pixels": PIXELS, "probability": PROBABILITY[:, :3]}, "probability must be"),
-        ({"pixels": PIXELS, "probability": PROBABILITY.astype(np.float64)}, "probability must be"),
-        ({"pixels": PIXELS, "probability": PROBABILITY + 1}, "from 0 to 1"),
-        ({"pixels": PIXELS, "probability": PROBABILITY * np.float32(np.nan)}, "from 0 to 1"),
+        ({"pixels": PIXELS.astype(np.float32)}, "pixels must be"),
+        ({"probability": PROBABILITY[:4]}, "probability must be"),
+        ({"probability": PROBABILITY[:, :3]}, "probability must be"),
+        ({"probability": PROBABILITY.astype(np.float64)}, "probability must be"),
+        ({"probability": PROBABILITY + 1}, "from 0 to 1"),
+        ({"probability": PROBABILITY * np.float32(np.nan)}, "from 0 to 1"),
+        ({"activation": ACTIVATION[:, :3]}, "activation must be"),
+        ({"activation": ACTIVATION[..., 0]}, "activation must be"),
+        ({"activation": ACTIVATION[..., :0]}, "activation must be finite"),
+        ({"activation": ACTIVATION.astype(np.float16)}, "activation must be"),
+        ({"activation": np.full_like(ACTIVATION, np.inf)}, "activation must be finite"),
         # a pickle, which would run whatever it holds
-        ({"pixels": PIXELS, "probability": np.array([{}], object)}, "cannot be read"),
+        ({"probability": np.array([{}], object)}, "cannot be read"),
     ],
 )
-def test_golden_arrays_of_another_form_are_refused(copy: Path, arrays: Arrays, message: str) -> None:
-    np.savez(copy / "other.npz", **arrays)  # type: ignore[arg-type]
+def test_golden_arrays_of_another_form_are_refused(copy: Path, changes: Arrays, message: str) -> None:
+    arrays = {"pixels": PIXELS, "probability": PROBABILITY, "activation": ACTIVATION, **changes}
+    np.savez(copy / "other.npz", **{name: array for name, array in arrays.items() if array is not None})  # type: ignore[arg-type]
     put(copy, (copy / "other.npz").read_bytes())
     with pytest.raises(BundleError, match=message) as caught:
         read_golden(copy)
@@ -152,6 +189,7 @@ def test_an_array_that_no_memory_holds_is_refused(copy: Path) -> None:
     with zipfile.ZipFile(copy / "huge.npz", "w") as archive:
         archive.writestr("pixels.npy", header.getvalue())
         archive.writestr("probability.npy", header.getvalue())
+        archive.writestr("activation.npy", header.getvalue())
     put(copy, (copy / "huge.npz").read_bytes())
     with pytest.raises(BundleError, match="cannot be read"):
         read_golden(copy)

@@ -131,7 +131,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("training.macro_f", [0.9], "training.macro_f"),
     ("training.macro_f", True, "training.macro_f"),
     # another version of this form
-    ("schema_version", 2, "schema_version"),  # the form before the version of the limits
+    ("schema_version", 3, "schema_version"),  # the form before the golden patches had maps
     ("schema_version", True, "schema_version"),
     # out of range
     ("limits_version", 0, "limits_version"),

@@ -188,6 +188,7 @@ class Device:
 GOLDEN = Golden(
     pixels=np.full((1, 1, PATCH_PX, PATCH_PX), GOLDEN_GREY, np.uint8),
     probability=np.full((1, len(CLEAN)), 0.5, np.float32),
+    activation=np.zeros((1, len(CLEAN), 1, 1), np.float32),
     tolerance=1e-4,
 )
 

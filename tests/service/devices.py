@@ -22,6 +22,7 @@ NEVER_S = 1e9  # on a test's clock
 GOLDEN = Golden(
     pixels=np.full((2, 1, PATCH_PX, PATCH_PX), GOLDEN_NUMBER, np.uint8),
     probability=np.full((2, 1), 0.5, np.float32),
+    activation=np.zeros((2, 1, 1, 1), np.float32),
     tolerance=0.01,
 )
 

@@ -2,11 +2,14 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.agreement import agree
+from engine import FrameLimits, LabelLimits, Manifest
+from engine.manifest import NO_SECOND_LOOK
+from service.agreement import Agreement, agree, too_many
 from service.verdict import Box, Defect, LabelResult, Outcome
 
 PATCH_PX = 1024
@@ -26,16 +29,43 @@ def defect(left: int, top: int, side: int = 64, *, score: float = 0.9, patches: 
     return Defect(label="bubble", score=score, row=row, column=0, patches=patches, box=box)
 
 
-def said(*defects: Defect, verdict: Outcome = "fail", present: bool = True, count: int | None = None) -> Said:
-    found = LabelResult(score=0.9, count=len(defects) if count is None else count, threshold=0.5, present=present)
-    return Said(verdict, ("score_in_fail_range",), {"bubble": found}, defects)
+def said(
+    *defects: Defect,
+    verdict: Outcome = "fail",
+    score: float = 0.9,
+    count: int | None = None,
+    reasons: tuple[str, ...] = ("score_in_fail_range",),
+) -> Said:
+    count = len(defects) if count is None else count
+    found = LabelResult(score=score, count=count, threshold=0.5, present=score >= 0.5)
+    return Said(verdict, reasons, {"bubble": found}, defects)
+
+
+MANIFEST = Manifest(
+    name="one",
+    version="1",
+    labels={"bubble": LabelLimits(threshold=0.5, review=(0.3, 0.7))},
+    patch_px=PATCH_PX,
+    overlap_px=0,
+    second_look=NO_SECOND_LOOK,
+    batch_size=1,
+    frame=FrameLimits(contrast_min=0.0, saturated_ratio_max=1.0),
+    files={},
+    parity_tolerance={},
+    data_id="",
+    training={},
+)
+
+
+def agreement(one: Said, other: Said, *, same_windows: bool = True) -> Agreement:
+    options = {"tolerance": TOLERANCE, "same_windows": same_windows}
+    both = [agree(*pair, MANIFEST, **options) for pair in ((one, other), (other, one))]  # type: ignore[arg-type]
+    assert both[0] == both[1]
+    return both[0]
 
 
 def alike(one: Said, other: Said, *, same_windows: bool = True) -> bool:
-    options = {"tolerance": TOLERANCE, "patch_px": PATCH_PX, "same_windows": same_windows}
-    both = [agree(*pair, **options) for pair in ((one, other), (other, one))]  # type: ignore[arg-type]
-    assert both[0] == both[1]
-    return both[0]
+    return agreement(one, other, same_windows=same_windows) == "same"
 
 
 SPOT = defect(100, 100)
@@ -55,14 +85,15 @@ def test_a_box_may_move_by_an_eighth_of_a_patch(left: int, top: int, right: int,
         said(defect(0, 0, 1024)),  # where a map that is lost shows it
         said(),
         said(SPOT, verdict="review"),
-        said(SPOT, present=False),
+        said(SPOT, score=0.79),  # further than a score may move
+        said(SPOT, reasons=("frame_constant", "score_in_fail_range")),
         said(SPOT, count=2),
         said(SPOT, defect(600, 600), defect(900, 600)),
         said(SPOT, defect(600, 600, row=3)),  # in a patch that the other has not
     ],
 )
 def test_another_place_count_or_verdict_is_another_verdict(other: Said) -> None:
-    assert not alike(said(SPOT), other)
+    assert agreement(said(SPOT), other) == "different"
 
 
 @pytest.mark.parametrize(
@@ -94,3 +125,49 @@ def test_another_second_look_may_join_and_add_defects_but_not_take_all_of_a_patc
     assert alike(apart, joined, same_windows=False)
     assert not alike(apart, joined)
     assert not alike(apart, said(defect(3000, 3000)), same_windows=False)
+
+
+FAIL = said(defect(100, 100, score=0.71), score=0.71)
+REVIEW = said(defect(100, 100, score=0.65), score=0.65, verdict="review", reasons=("score_in_review_band",))
+ABSENT = said(score=0.45, verdict="review", reasons=("score_in_review_band",))
+PRESENT = said(defect(100, 100, score=0.54), score=0.54, verdict="review", reasons=("score_in_review_band",))
+PASS = said(score=0.29, verdict="pass", reasons=())
+BAND = said(score=0.35, verdict="review", reasons=("score_in_review_band",))
+
+
+@pytest.mark.parametrize(("one", "other"), [(FAIL, REVIEW), (ABSENT, PRESENT), (PASS, BAND)])
+def test_where_a_score_lies_at_a_limit_rounding_decides(one: Said, other: Said) -> None:
+    assert agreement(one, other) == "rounded"
+
+
+@given(st.floats(0, 1), st.floats(-TOLERANCE, TOLERANCE))
+def test_whatever_rounding_does_to_a_score_is_forgiven_and_no_more(score: float, by: float) -> None:
+    def judged(score: float) -> Said:
+        spots = (defect(100, 100, score=score),) if score >= 0.5 else ()
+        outcome = MANIFEST.outcome([score], {})
+        reasons = {"pass": (), "review": ("score_in_review_band",), "fail": ("score_in_fail_range",)}[outcome]
+        return said(*spots, score=score, verdict=outcome, reasons=reasons)
+
+    moved = float(np.clip(score + by, 0, 1))
+    assert agreement(judged(score), judged(moved)) != "different"
+    beyond = score + 0.11 if score < 0.5 else score - 0.11
+    assert agreement(judged(score), judged(beyond)) == "different"
+
+
+def test_a_verdict_that_no_limit_explains_is_another() -> None:
+    assert agreement(said(SPOT), said(SPOT, verdict="review", reasons=("score_in_review_band",))) == "different"
+
+
+def test_a_proof_that_one_lacks_is_no_rounding() -> None:
+    unproven = said(*FAIL.defects, score=0.65, verdict="review", reasons=("self_test_stale", "score_in_review_band"))
+    assert agreement(FAIL, unproven) == "different"
+
+
+def test_another_second_look_may_find_a_defect_that_decides() -> None:
+    assert agreement(said(SPOT), PASS, same_windows=False) == "rounded"
+    assert agreement(said(SPOT), PASS) == "different"
+
+
+def test_rounding_may_decide_one_screen_of_few_and_a_twentieth_of_many() -> None:
+    assert [too_many(rounded, 6) for rounded in (0, 1, 2)] == [False, False, True]
+    assert [too_many(rounded, 100) for rounded in (5, 6)] == [False, True]

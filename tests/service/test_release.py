@@ -161,6 +161,22 @@ def test_another_verdict_than_the_modules_is_refused_and_named(tmp_path: Path, c
     assert not (candidate / RELEASE_FILE).exists()
 
 
+def test_a_verdict_that_rounding_decides_is_named_and_released(tmp_path: Path) -> None:
+    """The limit lies between the bundle's score and the module's, which differ by less than the tolerance."""
+    scores = probability_of(cut(frame(grey_of(1) + 4, 2), cover(*SIZE, patch_px=64), 64), 4)
+    limit = float(scores.max()) + 3e-6
+    close = tiny_bundle(tmp_path / "close", review=(limit, 0.9), threshold=limit)
+    golden = write_set(tmp_path / "golden", close, lambda *given: probability_of(*given) + np.float32(6e-6))
+    found = gate.run(close, golden, active=close, settings=settings(tmp_path))
+    assert found.different == []
+    assert found.rounded == ["doubtful.png"]
+    assert found.refusals == []
+    assert ("verdicts as the module's", "2 of 3 (1 more with a score at a limit)") in gate.rows(found)
+    assert found.model_copy(update={"screens": 100, "rounded": ["any"] * 6}).refusals == [
+        "rounding decides the verdict on 6 of 100 screens"
+    ]
+
+
 def test_more_escapes_than_the_active_bundle_are_refused(tmp_path: Path, candidate: Path) -> None:
     blind = tiny_bundle(tmp_path / "blind", review=(0.99999, 1.0), threshold=0.99999)
     golden = write_set(tmp_path / "golden", blind)

@@ -9,6 +9,7 @@ from service.selftest import SelfTest
 GOLDEN = Golden(
     pixels=np.zeros((7, 1, 8, 8), np.uint8),
     probability=np.full((7, 1), 0.5, np.float32),
+    activation=np.zeros((7, 1, 1, 1), np.float32),
     tolerance=0.01,
 )
 
