@@ -285,9 +285,21 @@ def test_a_bundle_whose_boxes_lie_elsewhere_than_its_modules_is_refused(
     tmp_path: Path, candidate: Path, golden: Path
 ) -> None:
     turn_maps(candidate)
+    with np.load(candidate / "golden.npz") as arrays:  # its own golden patches would tell it first
+        turned = {**arrays, "activation": arrays["activation"][:, :, ::-1, ::-1]}
+    np.savez_compressed(candidate / "golden.npz", **turned)
+    parse((candidate / "manifest.json").read_bytes()).sign(candidate)
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     assert found.different == ["bubble.png"]
     assert not (candidate / RELEASE_FILE).exists()
+
+
+def test_a_bundle_whose_maps_are_not_those_of_its_golden_patches_proves_no_screen(
+    tmp_path: Path, candidate: Path, golden: Path
+) -> None:
+    turn_maps(candidate)
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    assert found.different == [f"{name}.png" for name, _, _ in SCREENS]
 
 
 def test_a_bundle_that_sends_clean_screens_to_review_is_refused(tmp_path: Path, candidate: Path) -> None:
