@@ -14,7 +14,7 @@ from rich.progress import track
 from engine import DEFAULT_BUNDLE, RELEASE_FILE, EngineError
 from service import acceptance as accept
 from service import bench as benchmark
-from service import control, logs, memory, overlay
+from service import control, logs, memory
 from service import demo as demonstration
 from service import release as gate
 from service.app import create_app
@@ -25,6 +25,7 @@ from service.demo import DemoError
 from service.errors import ServiceError
 from service.files import FileResult, inspect_files, inspector, picture_paths
 from service.inspector import from_json
+from service.picture import write as write_picture
 from service.problems import Problem
 from service.rendering import RenderingError
 from service.restart import in_service
@@ -260,10 +261,10 @@ def _row(result: FileResult) -> tuple[str, ...]:
     return (path, describe_verdict(verdict), describe_labels(verdict), *counts)
 
 
-def _draw(result: FileResult, picture: Path) -> None:
+def _draw(result: FileResult, path: Path) -> None:
     """Draw an inspected file; one that could not be has no picture."""
     if not isinstance(result.outcome, Problem):
-        overlay.write(picture, result.outcome.frame.pixels, from_json(result.outcome.answer))
+        write_picture(path, result.outcome.frame.pixels, from_json(result.outcome.answer))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from service.client import post_frame, serving
 from service.inspector import from_json
-from service.overlay import write
+from service.picture import write
 from service.rendering import render
 from service.tables import describe_labels, describe_verdict, table
 from service.verdict import Verdict

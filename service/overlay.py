@@ -5,7 +5,7 @@ to a dot are drawn large enough to be seen, so a drawn box is never smaller than
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ LEAST_WIDTH_PX = 640  # room for the legend's words
 LEAST_BOX_PX = 16
 ROW_PX = 28
 MARGIN_PX = 8
+BRIGHT = 160  # grey level that nearly all of a dark frame stays below when it is shown
+LEAST_BRIGHTER, MOST_BRIGHTER = 2.0, 8.0
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 LEGEND_SCALE, TAG_SCALE = 0.55, 0.45
 
@@ -37,16 +39,6 @@ VERDICT_COLOURS: dict[str, Colour] = {"pass": (90, 160, 60), "review": (0, 165, 
 INK, PAPER, BACKGROUND = (0, 0, 0), (255, 255, 255), (32, 32, 32)
 
 
-def write(path: Path, frame: NDArray[np.uint8], verdict: Verdict) -> None:
-    """Draw into a PNG file, whatever its name ends with.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    _, encoded = cv2.imencode(".png", draw(frame, verdict))
-    path.write_bytes(encoded.tobytes())
-
-
 def draw(frame: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
     """The verdict's defects on a small colour copy of its frame, under a legend.
 
@@ -60,11 +52,11 @@ def draw(frame: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
     height, width = frame.shape
     scale = min(1.0, LONGEST_PX / max(height, width))
     size = max(1, round(width * scale)), max(1, round(height * scale))
-    small = cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
+    small, brighter = _brightened(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
     picture = np.asarray(cv2.cvtColor(small, cv2.COLOR_GRAY2BGR), np.uint8)
     if size[0] < LEAST_WIDTH_PX:
         picture = np.pad(picture, ((0, 0), (0, LEAST_WIDTH_PX - size[0]), (0, 0)), constant_values=BACKGROUND[0])
-    colours = {label: LABEL_COLOURS[index % len(LABEL_COLOURS)] for index, label in enumerate(verdict.labels)}
+    colours = colours_of(verdict)
     boxes = [_on_picture(defect, scale, size) for defect in verdict.defects]
     for defect, box in zip(verdict.defects, boxes, strict=True):
         _outline(picture, box, colours[defect.label])
@@ -72,8 +64,21 @@ def draw(frame: NDArray[np.uint8], verdict: Verdict) -> NDArray[np.uint8]:
     # the surest defects get the best places for their names
     for defect, box in sorted(zip(verdict.defects, boxes, strict=True), key=lambda pair: -pair[0].score):
         _tag(picture, defect, box, colours[defect.label], tags)
-    legend = _legend(picture.shape[1], frame.shape, verdict, colours)
+    legend = _legend(picture.shape[1], frame.shape, verdict, brighter)
     return np.concatenate([legend, picture])
+
+
+def colours_of(verdict: Verdict) -> dict[str, Colour]:
+    """The colour of each label."""
+    return {label: LABEL_COLOURS[index % len(LABEL_COLOURS)] for index, label in enumerate(verdict.labels)}
+
+
+def _brightened(grey: NDArray[Any]) -> tuple[NDArray[np.uint8], float]:
+    """A frame that is nearly black, such as of a dark field, as many times brighter as people need to see it."""
+    times = min(MOST_BRIGHTER, BRIGHT / max(1.0, float(np.percentile(grey, 99)))) if grey.size else 1.0
+    if times < LEAST_BRIGHTER:
+        return np.asarray(grey, np.uint8), 1.0
+    return np.asarray(cv2.convertScaleAbs(grey, alpha=times), np.uint8), times
 
 
 def _on_picture(defect: Defect, scale: float, size: tuple[int, int]) -> Rectangle:
@@ -132,10 +137,9 @@ def _meet(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _legend(
-    width: int, frame_shape: tuple[int, ...], verdict: Verdict, colours: dict[str, Colour]
-) -> NDArray[np.uint8]:
+def _legend(width: int, frame_shape: tuple[int, ...], verdict: Verdict, brighter: float) -> NDArray[np.uint8]:
     """A strip of `width` pixels: the verdict and its reasons, then one row for each label."""
+    colours = colours_of(verdict)
     strip = np.full((ROW_PX * (len(colours) + 1) + MARGIN_PX, width, 3), BACKGROUND, np.uint8)
     word = verdict.verdict.upper()
     (word_width, _), _ = cv2.getTextSize(word, FONT, LEGEND_SCALE, 2)
@@ -143,6 +147,8 @@ def _legend(
     cv2.rectangle(strip, (MARGIN_PX, 5), (end, ROW_PX), VERDICT_COLOURS[verdict.verdict], cv2.FILLED)
     cv2.putText(strip, word, (2 * MARGIN_PX, ROW_PX - 7), FONT, LEGEND_SCALE, PAPER, 2, cv2.LINE_AA)
     facts = [verdict.screen_id, f"{frame_shape[1]} x {frame_shape[0]}", *verdict.reasons]
+    if brighter > 1:
+        facts.append(f"shown {brighter:.1f} times brighter")
     _write(strip, "  ".join(facts), end + 2 * MARGIN_PX, ROW_PX - 7)
     for row, (label, found) in enumerate(verdict.labels.items(), start=2):
         baseline = row * ROW_PX - 7

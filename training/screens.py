@@ -176,8 +176,13 @@ def _run(tasks: list[_Task], workers: int) -> Iterator[list[Defect]]:
     if workers == 1:
         yield from map(_render_one, tasks)
         return
-    with multiprocessing.get_context("spawn").Pool(workers, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+    with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
         yield from pool.imap(_render_one, tasks)
+
+
+def _one_thread() -> None:
+    """Of OpenCV's, whose own function names no module: to pickle it, Python would search all that are loaded."""
+    cv2.setNumThreads(1)
 
 
 def _render_one(task: _Task) -> list[Defect]:

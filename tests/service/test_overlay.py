@@ -1,7 +1,5 @@
 from dataclasses import replace
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from hypothesis import given
@@ -20,7 +18,6 @@ from service.overlay import (
     VERDICT_COLOURS,
     Colour,
     draw,
-    write,
 )
 from service.verdict import Box, Defect, LabelResult, Verdict
 
@@ -192,15 +189,10 @@ def test_whatever_the_boxes_nothing_is_drawn_outside_of_the_frame(height: int, w
     assert bottom >= max(b[3] for b in boxes)
 
 
-def test_a_picture_is_a_png_whatever_its_name(tmp_path: Path) -> None:
-    verdict = with_defects((100, 100, 200, 200))
-    for name in ("picture.png", "picture.jpg", "picture"):
-        write(tmp_path / name, plain(700, 800), verdict)
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
-        read = cv2.imread(str(tmp_path / name))
-        np.testing.assert_array_equal(read, draw(plain(700, 800), verdict))
-
-
-def test_a_picture_that_cannot_be_written_is_an_os_error(tmp_path: Path) -> None:
-    with pytest.raises(OSError, match="absent"):
-        write(tmp_path / "absent" / "picture.png", plain(700, 800), PASS)
+def test_a_dark_frame_is_shown_brighter_and_the_legend_says_so() -> None:
+    dark = np.full((700, 800), 20, np.uint8)
+    picture = draw(dark, PASS)
+    assert (picture[LEGEND_PX:] == 160).all()
+    legend = draw(plain(700, 800), PASS)[:ROW_PX]
+    assert (picture[:ROW_PX] != legend).any()
+    assert (draw(np.zeros((700, 800), np.uint8), PASS)[LEGEND_PX:] == 0).all()
