@@ -18,7 +18,7 @@ from engine.errors import (
     RuntimeUnavailable,
 )
 from engine.fake import FakeBackend, fake_manifest
-from engine.golden import Golden, made_as, read_golden, self_test
+from engine.golden import MAP_TOLERANCE, Golden, made_as, read_golden, self_test
 from engine.manifest import (
     NO_SECOND_LOOK,
     RELEASE_FILE,
@@ -42,6 +42,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "MAP_TOLERANCE",
     "NO_GUARD",
     "NO_SECOND_LOOK",
     "RELEASE_FILE",

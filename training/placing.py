@@ -62,7 +62,8 @@ class Defect:
 class Placer:
     """Puts defects on one scene, before the camera's noise; knows where there already is one."""
 
-    def __init__(self, rng: np.random.Generator, scene: Scene, sensor: Sensor) -> None:
+    def __init__(self, rng: np.random.Generator, scene: Scene, sensor: Sensor, faintest: float = 1.0) -> None:
+        self._faintest = faintest  # times the floor that the faintest defect stands out
         self._rng = rng
         self._scene = scene
         self._sensor = sensor
@@ -121,7 +122,8 @@ class Placer:
         noise = math.hypot(sensor.noise(level), sensor.stripes(level, *middle), self._texture(*middle))
         floor = max(CONTRAST_FLOOR[label] * noise, GREY_FLOOR)
         grey = float(sensor.grey(np.array([level], np.float32))[0])
-        step = self._strength(floor, grey)
+        least = self._faintest * floor
+        step = self._strength(least, grey)
         if step is None:
             return None
         amplitude = sensor.light(grey + step) - level
@@ -130,22 +132,22 @@ class Placer:
         difference = np.abs(sensor.grey(changed) - sensor.grey(under))
         peak = float(difference.max())
         visible = difference > max(0.25 * peak, 0.5 * floor)
-        if peak < floor or not _is_still(label, rows[visible], columns[visible]):
+        if peak < least or not _is_still(label, rows[visible], columns[visible]):
             return None
         light[rows, columns] = changed
         self._taken[rows[visible] // _CELL_PX, columns[visible] // _CELL_PX] = True
         return Defect(label=label, rows=rows[visible], columns=columns[visible], contrast=peak / noise)
 
-    def _strength(self, floor: float, grey: float) -> float | None:
-        """Signed grey levels of the strongest part, about log-uniform from the floor upwards."""
+    def _strength(self, least: float, grey: float) -> float | None:
+        """Signed grey levels of the strongest part, about log-uniform from `least` upwards."""
         room = {1: 235 - grey, -1: grey - self._sensor.offset - 1}
         polarity = 1 if self._rng.random() < (0.8 if grey < 40 else 0.5) else -1
-        if room[polarity] < 1.1 * floor:
+        if room[polarity] < 1.1 * least:
             polarity = -polarity
-        if room[polarity] < 1.1 * floor:
+        if room[polarity] < 1.1 * least:
             return None
-        strongest = max(room[polarity] * float(self._rng.uniform(0.3, 0.9)), 1.1 * floor)
-        weakest = 1.02 * floor
+        strongest = max(room[polarity] * float(self._rng.uniform(0.3, 0.9)), 1.1 * least)
+        weakest = 1.02 * least
         return polarity * weakest * float((strongest / weakest) ** (self._rng.random() ** 0.8))
 
     def _texture(self, row: int, column: int) -> float:

@@ -19,9 +19,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import Backend, Manifest, ParityError, check_finite, check_parity, load, read_golden, self_test
+from engine import (
+    MAP_TOLERANCE,
+    Backend,
+    Manifest,
+    ParityError,
+    check_finite,
+    check_parity,
+    load,
+    read_golden,
+    self_test,
+)
 from engine.bfloat import write_bfloat
-from engine.golden import MAP_TOLERANCE
 from engine.half import write_half
 from engine.quantise import convolutions, quantise
 from engine.speed import FASTER_BY, Speed, speed_by_turns

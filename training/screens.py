@@ -79,9 +79,9 @@ def plan_screens(screens: int, *, seed: int, clean: float = 0.5) -> tuple[Plan, 
 
 
 def draw_screen(
-    labels: tuple[str, ...], *, seed: int, index: int, height: int, width: int
+    labels: tuple[str, ...], *, seed: int, index: int, height: int, width: int, faintest: float = 1.0
 ) -> tuple[NDArray[np.uint8], list[Defect]]:
-    """The frame (H, W) of one screen and its defects; the same for the same seed, index and size.
+    """The frame (H, W) of one screen and its defects; the same for the same seed, index, size and `faintest`.
 
     A defect for which there is no place where it would be seen is left out; at least one of `labels` stays: where
     none can, the screen is drawn anew.
@@ -89,20 +89,20 @@ def draw_screen(
     for attempt in itertools.count():
         entropy = [seed, index, attempt] if attempt else [seed, index]
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
-        frame, defects = _draw(rng, labels, height=height, width=width)
+        frame, defects = _draw(rng, labels, height=height, width=width, faintest=faintest)
         if defects or not labels:
             break
     return frame, defects
 
 
 def _draw(
-    rng: np.random.Generator, labels: tuple[str, ...], *, height: int, width: int
+    rng: np.random.Generator, labels: tuple[str, ...], *, height: int, width: int, faintest: float
 ) -> tuple[NDArray[np.uint8], list[Defect]]:
     sensor = Sensor.draw(rng, height=height, width=width)
     base = np.exp(rng.uniform(np.log(8), np.log(40))) if rng.random() < 0.55 else rng.uniform(40, 140)
     scene = draw_scene(rng, height=height, width=width, base=sensor.light(float(base)))
     sensor.blur(scene.light)
-    placer = Placer(rng, scene, sensor)
+    placer = Placer(rng, scene, sensor, faintest)
     # large ones first: they need the room
     ordered = sorted(labels, key=("bubble", "tin_ash", "scratch", "pinhole").index)
     defects = [defect for label in ordered if (defect := placer.place(label)) is not None]
@@ -117,6 +117,7 @@ def render(
     width: int = 5120,
     height: int = 10240,
     clean: float = 0.5,
+    faintest: float = 1.0,
     preview: bool = False,
     processes: int | None = None,
 ) -> None:
@@ -129,6 +130,8 @@ def render(
         width: of a frame in pixels, at least 256.
         height: likewise.
         clean: share of screens without a defect, 0-1.
+        faintest: how many times the floor of visibility (see `training.placing`) the faintest defect stands out, at
+            least 1.
         preview: also write contact sheets, `preview_*.png`.
         processes: that render side by side; by default one per core.
 
@@ -137,12 +140,14 @@ def render(
     """
     if min(width, height) < 256:
         raise ValueError(f"a frame is at least 256 x 256 pixels, got {width} x {height}")
+    if faintest < 1:
+        raise ValueError(f"what is fainter than the floor of visibility is no defect: faintest >= 1, got {faintest}")
     plans = plan_screens(screens, seed=seed, clean=clean)
     if (out / "boxes.csv").exists():
         raise ValueError(f"{out} already holds screens")
     (out / "screens").mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
-    tasks = [_Task(plan, out, seed, height, width) for plan in plans]
+    tasks = [_Task(plan, out, seed, height, width, faintest) for plan in plans]
     workers = min(processes or os.cpu_count() or 1, screens)
     boxes: list[tuple[object, ...]] = []
     conditions: list[tuple[object, ...]] = []
@@ -169,6 +174,7 @@ class _Task:
     seed: int
     height: int
     width: int
+    faintest: float
 
 
 def _run(tasks: list[_Task], workers: int) -> Iterator[list[Defect]]:
@@ -187,7 +193,12 @@ def _one_thread() -> None:
 
 def _render_one(task: _Task) -> list[Defect]:
     frame, defects = draw_screen(
-        task.plan.labels, seed=task.seed, index=task.plan.index, height=task.height, width=task.width
+        task.plan.labels,
+        seed=task.seed,
+        index=task.plan.index,
+        height=task.height,
+        width=task.width,
+        faintest=task.faintest,
     )
     path = task.out / "screens" / f"{task.plan.name}.png"
     if not cv2.imwrite(str(path), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1]):

@@ -38,6 +38,23 @@ def test_the_output_does_not_depend_on_the_number_of_processes(folder: Path, tmp
             assert (folder / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file
 
 
+@pytest.mark.parametrize("faintest", [1.0, 3.0])
+def test_the_faintest_defect_stands_out_as_asked(faintest: float) -> None:
+    contrasts = [
+        defect.contrast / CONTRAST_FLOOR[defect.label]
+        for index in range(12)
+        for defect in draw_screen(LABELS, seed=8, index=index, height=HEIGHT, width=WIDTH, faintest=faintest)[1]
+    ]
+    assert len(contrasts) > 12
+    assert min(contrasts) >= faintest
+    assert min(contrasts) < 2 * faintest
+
+
+def test_what_is_fainter_than_the_floor_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="faintest >= 1"):
+        render(tmp_path / "out", screens=1, seed=0, width=WIDTH, height=HEIGHT, faintest=0.5)
+
+
 def test_boxes_are_tight_about_the_masks(folder: Path) -> None:
     boxes = read(folder / "boxes.csv")
     seen = 0

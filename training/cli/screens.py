@@ -20,6 +20,9 @@ def render(
     width: Annotated[int, typer.Option(help="Pixels across.", min=256)] = 5120,
     height: Annotated[int, typer.Option(help="Pixels down.", min=256)] = 10240,
     clean: Annotated[float, typer.Option(help="Share of screens without a defect.", min=0, max=1)] = 0.5,
+    faintest: Annotated[
+        float, typer.Option(help="How many times the floor of visibility the faintest defect stands out.", min=1)
+    ] = 1.0,
     preview: Annotated[bool, typer.Option("--preview", help="Write a contact sheet per label as well.")] = False,
     processes: Annotated[int | None, typer.Option(help="Default: one per CPU.", min=1)] = None,
 ) -> None:
@@ -33,6 +36,7 @@ def render(
         width=width,
         height=height,
         clean=clean,
+        faintest=faintest,
         preview=preview,
         processes=processes,
     )
