@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Pooling = Literal["average", "attention"]
+Pooling = Literal["average", "max", "attention"]
 Light = Literal["linear", "root"]
 Method = Literal["two_stage", "feature_clustering", "plain", "kssnet", "tdrg", "sewerml"]
 
@@ -22,7 +22,7 @@ class NetworkConfig:
     trunk: str = "resnet50"
     trunk_weights: str | None = None  # a torchvision weights name, e.g. "IMAGENET1K_V2"
     light: Light = "linear"  # "root": square root of the grey level, see `preprocess`
-    pooling: Pooling = "average"  # "attention": each label looks where its own map is warm
+    pooling: Pooling = "average"  # "attention": each label looks where its own map is warm, see `CategoryPooling`
     feature_width: int = 512  # d
     projection_width: int = 512  # of Z; the paper does not give it
     relation_width: int = 256  # r; the paper does not give it
@@ -57,8 +57,8 @@ class NetworkConfig:
         for name in ("feature_width", "projection_width", "relation_width", "cosine_scale", "bank"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"network.{name} must be positive, not {getattr(self, name)}")
-        if self.pooling not in ("average", "attention"):
-            raise ValueError(f"network.pooling must be 'average' or 'attention', not {self.pooling!r}")
+        if self.pooling not in get_args(Pooling):
+            raise ValueError(f"network.pooling must be one of {', '.join(get_args(Pooling))}, not {self.pooling!r}")
         if self.light not in ("linear", "root"):
             raise ValueError(f"network.light must be 'linear' or 'root', not {self.light!r}")
         if self.classifier not in ("cosine", "dot"):

@@ -4,7 +4,8 @@ Label features are a weighted mean of the trunk's map T over its cells p, and a 
 
     X_j = sum_p a_j(p) W_j T(p) + b_j
 
-with a_j(p) = 1 / (h w) for average pooling (Zhou et al. 2023), or the softmax of the label's own map for attention.
+with a_j(p) = 1 / (h w) for average pooling (Zhou et al. 2023), the softmax of the label's own map for attention, and
+for max pooling, channel by channel, 1 in the cell where the channel is largest.
 Both scores are linear in X, the first one up to its norm, with u_j the unit vector of classifier 1, c_i the row of
 classifier 2 and R' what the graph has reasoned (Eq. 7):
 

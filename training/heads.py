@@ -21,7 +21,8 @@ class Pooled:
     """Stage 1 of the two-stage network; L labels, D channels of the trunk's map, F label-feature width, S cells.
 
     Attributes:
-        trunk, attention: values of the graph; no attention with average pooling.
+        trunk, attention: values of the graph; there is attention with attention pooling alone.
+        largest: whether the largest value of each channel is taken.
         weight_LD, constant_L: u_j . W_j and u_j . b_j.
         cosine: whether the score is divided by the norm of the label's feature.
         linear_LFD, bias_LF: W and b.
@@ -29,24 +30,32 @@ class Pooled:
 
     trunk: str
     attention: tuple[str, ...]
+    largest: bool
     weight_LD: Array
     constant_L: Array
     cosine: bool
     linear_LFD: Array
     bias_LF: Array
 
-    def weights(self, trunk_DHW: Array, *attention_LS: Array) -> Array:
-        """a_j(p), (L, S)."""
-        cells = trunk_DHW[0].size
-        return attention_LS[0] if attention_LS else np.full((len(self.weight_LD), cells), 1 / cells)
+    def looked_at(self, trunk_DHW: Array, *attention_LS: Array) -> Array:
+        """What each cell gives to the pooled vector of each label, a_j(p) T(p), (L, D, S); L is 1 for one of all."""
+        trunk_DS = trunk_DHW.reshape(len(trunk_DHW), -1)
+        if attention_LS:
+            return attention_LS[0][:, None, :] * trunk_DS
+        if self.largest:
+            only_DS = np.zeros_like(trunk_DS)
+            channels, cells = np.arange(len(trunk_DS)), trunk_DS.argmax(axis=1)
+            only_DS[channels, cells] = trunk_DS[channels, cells]
+            return only_DS[None]
+        return trunk_DS[None] / trunk_DS.shape[1]
 
-    def take_apart(self, feature_LF: Array, trunk_DHW: Array, weight_LS: Array) -> tuple[Array, Array]:
-        """Map (L, h, w) and constant (L,)."""
+    def take_apart(self, feature_LF: Array, looked_LDS: Array, form: tuple[int, ...]) -> tuple[Array, Array]:
+        """Map (L, h, w) of the form of the trunk's, and constant (L,)."""
         norm_L = np.ones(len(feature_LF))
         if self.cosine:
             norm_L = np.maximum(np.linalg.norm(feature_LF, axis=1), 1e-6)  # as the cosine bounds it
-        part_LS = weight_LS * (self.weight_LD @ trunk_DHW.reshape(len(trunk_DHW), -1)) / norm_L[:, None]
-        return part_LS.reshape(-1, *trunk_DHW.shape[1:]), self.constant_L / norm_L
+        part_LS = (self.weight_LD[:, None, :] @ looked_LDS)[:, 0] / norm_L[:, None]
+        return part_LS.reshape(-1, *form), self.constant_L / norm_L
 
 
 class Head(Protocol):
@@ -84,11 +93,10 @@ class TwoStage:
 
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
         """See `Head`."""
-        trunk_DHW = others[0]
-        weight_LS = self.first.weights(*others)
-        part_LS = (weight_LS * (self.weight_LLD @ trunk_DHW.reshape(len(trunk_DHW), -1))).sum(axis=1)
-        own = self.first.take_apart(feature_LF, trunk_DHW, weight_LS)
-        return (*own, part_LS.reshape(-1, *trunk_DHW.shape[1:]), self.constant_L)
+        looked_LDS, form = self.first.looked_at(*others), others[0].shape[1:]
+        part_LS = (self.weight_LLD[:, :, None, :] @ looked_LDS).sum(axis=1)[:, 0]
+        own = self.first.take_apart(feature_LF, looked_LDS, form)
+        return (*own, part_LS.reshape(-1, *form), self.constant_L)
 
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
         """See `Head`."""
@@ -110,7 +118,8 @@ class FirstStage:
 
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
         """See `Head`."""
-        part_LHW, constant_L = self.first.take_apart(feature_LF, others[0], self.first.weights(*others))
+        looked_LDS = self.first.looked_at(*others)
+        part_LHW, constant_L = self.first.take_apart(feature_LF, looked_LDS, others[0].shape[1:])
         return part_LHW, constant_L, self.scale * part_LHW, self.scale * constant_L
 
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
@@ -172,7 +181,8 @@ def _read_first(graph: _Graph, trunk: str) -> Pooled:
     linear_LFD, bias_LF = _read_linear(graph, *classifier_LF.shape)
     return Pooled(
         trunk=trunk,
-        attention=graph.softmax(),
+        attention=graph.outputs("Softmax"),
+        largest=bool(graph.outputs("ReduceMax")),
         weight_LD=np.einsum("lf,lfd->ld", classifier_LF, linear_LFD),
         constant_L=(classifier_LF * bias_LF).sum(axis=1),
         cosine=feature != "label_features",
@@ -221,6 +231,6 @@ class _Graph:
         (other,) = (name for name in names if name not in self._constants)
         return self.constant(constant), other
 
-    def softmax(self) -> tuple[str, ...]:
-        """The output of the only softmax, if there is one."""
-        return tuple(value for value, node in self._makers.items() if node.op_type == "Softmax")
+    def outputs(self, kind: str) -> tuple[str, ...]:
+        """Of all nodes of a kind."""
+        return tuple(value for value, node in self._makers.items() if node.op_type == kind)

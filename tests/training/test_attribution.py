@@ -20,7 +20,7 @@ from training.attribution import Attribution, Explanation
 from training.heads import TwoStage
 from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, preprocess
 
-POOLINGS = ["average", "attention"]
+POOLINGS = ["average", "max", "attention"]
 Array = NDArray[np.float64]
 
 
@@ -55,25 +55,29 @@ def by_loops(network: TwoStageNetwork, pooling: str) -> dict[str, Array]:
     found |= {"constant1": np.zeros((count, labels)), "constant2": np.zeros((count, labels))}
     cells = [(y, x) for y in range(CELLS) for x in range(CELLS)]
     for n in range(count):
-        share = np.full((labels, CELLS, CELLS), 1 / len(cells))
+        share = np.full((labels, len(trunk[n]), CELLS, CELLS), 1 / len(cells))
+        if pooling == "max":
+            share[:] = 0
+            for d, channel in enumerate(trunk[n]):
+                share[:, d][:, *max(cells, key=lambda cell: channel[cell])] = 1
         if logits is not None and network.pooling.sharpness is not None:
             for j in range(labels):
                 warm = np.exp(logits[n, j].numpy() * network.pooling.sharpness[j].item())
-                share[j] = warm / warm.sum()
+                share[j] = warm / warm.sum()  # of every channel
         feature = bias.copy()
         for j in range(labels):
             for y, x in cells:
-                feature[j] += share[j, y, x] * (linear[j] @ trunk[n, :, y, x])
+                feature[j] += linear[j] @ (share[j, :, y, x] * trunk[n, :, y, x])
         for i in range(labels):
             unit, norm = classifier1[i] / np.linalg.norm(classifier1[i]), np.linalg.norm(feature[i])
             found["constant1"][n, i] = unit @ bias[i] / norm
             for y, x in cells:
-                found["map1"][n, i, y, x] = share[i, y, x] * (unit @ linear[i] @ trunk[n, :, y, x]) / norm
+                found["map1"][n, i, y, x] = unit @ linear[i] @ (share[i, :, y, x] * trunk[n, :, y, x]) / norm
             for j in range(labels):
                 columns = classifier2[i, j * width : (j + 1) * width]
                 found["constant2"][n, i] += columns @ bias[j]
                 for y, x in cells:
-                    found["map2"][n, i, y, x] += share[j, y, x] * (columns @ linear[j] @ trunk[n, :, y, x])
+                    found["map2"][n, i, y, x] += columns @ linear[j] @ (share[j, :, y, x] * trunk[n, :, y, x])
     return found
 
 

@@ -29,7 +29,7 @@ def patches(count: int, *, side: int = 64) -> Tensor:
     return torch.randint(0, 256, (count, 1, side, side), generator=generator, dtype=torch.uint8)
 
 
-@pytest.mark.parametrize("pooling", ["average", "attention"])
+@pytest.mark.parametrize("pooling", ["average", "max", "attention"])
 def test_shapes(pooling: str) -> None:
     output = small_network(pooling=pooling)(patches(2))
     assert output.feature_NLF.shape == (2, 3, 8)
@@ -56,6 +56,15 @@ def test_average_pooling_is_a_mean_and_one_linear_layer() -> None:
     trunk = network.trunk(torch.randn(2, 1, 64, 64))
     feature, label_map = network.pooling(trunk)
     expected = network.pooling.linear(trunk.mean(dim=(2, 3))).reshape(2, 3, 8)
+    torch.testing.assert_close(feature, expected)
+    assert label_map is None
+
+
+def test_max_pooling_is_the_largest_value_of_each_channel_and_one_linear_layer() -> None:
+    network = small_network(pooling="max")
+    trunk = network.trunk(torch.randn(2, 1, 64, 64))
+    feature, label_map = network.pooling(trunk)
+    expected = network.pooling.linear(trunk.flatten(2).max(dim=2).values).reshape(2, 3, 8)
     torch.testing.assert_close(feature, expected)
     assert label_map is None
 
@@ -148,7 +157,7 @@ def test_reasoning_follows_the_equations() -> None:
     assert torch.autograd.gradcheck(lambda x, s: stage(x, s, s * 10), (feature, cosine), fast_mode=True)
 
 
-@pytest.mark.parametrize("pooling", ["average", "attention"])
+@pytest.mark.parametrize("pooling", ["average", "max", "attention"])
 def test_stage_1_follows_the_equations(pooling: str) -> None:
     """Category pooling and the cosine, position by position and label by label, in double precision."""
     network = small_network(pooling=pooling).double()
@@ -161,13 +170,16 @@ def test_stage_1_follows_the_equations(pooling: str) -> None:
         positions = [trunk[i, :, r, c] for r in range(2) for c in range(2)]
         for j in range(3):
             share = [torch.ones(()).double() / 4] * 4
+            if pooling == "max":
+                largest = torch.stack(positions).argmax(dim=0)
+                share = [(largest == p).double() for p in range(4)]  # channel by channel
             if network.pooling.label_map is not None:
                 convolution = network.pooling.label_map
                 assert convolution.bias is not None
                 logits = [convolution.weight[j, :, 0, 0] @ p + convolution.bias[j] for p in positions]
                 torch.testing.assert_close(torch.stack(logits), label_map[i, j].flatten())
                 share = [torch.exp(logit) / sum(torch.exp(other) for other in logits) for logit in logits]
-            read = sum(s * (weight[j] @ p) for s, p in zip(share, positions, strict=True)) + bias[j]
+            read = sum(weight[j] @ (s * p) for s, p in zip(share, positions, strict=True)) + bias[j]
             torch.testing.assert_close(feature[i, j], read, atol=1e-10, rtol=1e-9)
             w = network.classifier1.weight[j]
             torch.testing.assert_close(cosine[i, j], read @ w / (read.norm() * w.norm()), atol=1e-10, rtol=1e-9)
@@ -245,7 +257,7 @@ def test_an_unknown_trunk_is_named() -> None:
         build_trunk("resnet51")
 
 
-@pytest.mark.parametrize("pooling", ["average", "attention"])
+@pytest.mark.parametrize("pooling", ["average", "max", "attention"])
 def test_the_two_graphs_are_the_network(pooling: str) -> None:
     network = small_network(pooling=pooling)
     label_features, stage1, activation = FeaturesGraph(network)(patches(3))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
+from training.network import pooled
 from training.trunks import build_trunk, staged
 
 RARE = 0.03  # a conditional frequency below it is no edge
@@ -57,7 +58,7 @@ class KSSNet(OneStage):
         return found
 
     def see(self, x_NGPP: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Logits and the map that they are the mean of, but for the bias."""
+        """Logits and the map that they are the mean of, but for the bias and with average pooling."""
         trunk, embeddings = staged(self.trunk), [e.tanh() for e in self.embeddings()]
         x = x_NGPP
         for number, lateral in enumerate(self.lateral):
@@ -66,7 +67,8 @@ class KSSNet(OneStage):
         map_NDHW = trunk.stage(len(self.lateral), x)
         weight_LD = embeddings[-1] + self.classifier.weight
         activation_NLHW = functional.conv2d(map_NDHW, weight_LD[:, :, None, None])
-        return map_NDHW.mean(dim=(2, 3)) @ weight_LD.T + self.classifier.bias, activation_NLHW, ()
+        logit_NL = pooled(map_NDHW, self.config.pooling) @ weight_LD.T + self.classifier.bias
+        return logit_NL, activation_NLHW, ()
 
     def components(self) -> dict[str, nn.Module]:
         """Trunk, graph convolutions, lateral connections, classifier."""

@@ -1,4 +1,4 @@
-"""ResNet-50, VGG-16 and Inception-v3 as the paper compares with them: trunk, average pooling, one linear layer."""
+"""ResNet-50, VGG-16 and Inception-v3 as the paper compares with them: trunk, pooling, one linear layer."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch.nn import functional
 
 from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
+from training.network import pooled
 from training.parts import in_parts
 from training.trunks import build_trunk
 
@@ -23,10 +24,10 @@ class Plain(OneStage):
         self.classifier = nn.Linear(width, labels)
 
     def see(self, x_NGPP: Tensor, parts: int = 1) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """Logits and the map that they are the mean of, but for the bias."""
+        """Logits and the map that they are the mean of, but for the bias and with average pooling."""
         map_NDHW = in_parts(self.trunk, x_NGPP, parts)
         activation_NLHW = functional.conv2d(map_NDHW, self.classifier.weight[:, :, None, None])
-        return self.classifier(map_NDHW.mean(dim=(2, 3))), activation_NLHW, ()
+        return self.classifier(pooled(map_NDHW, self.config.pooling)), activation_NLHW, ()
 
     def components(self) -> dict[str, nn.Module]:
         """Trunk and classifier."""
