@@ -94,8 +94,9 @@ class Result:
         patches_per_s: at the median, of batches in a row.
         of_floor_ratio: of 156 patches/s.
         gflop_per_s: arithmetic done at the median; None where the graph's work is not known.
-        of_roofline_ratio: best time that the ceilings allow by the best one taken. A CPU's are float32's; a GPU's are
-            those of fp16, and of fp32 in fp32, so that int8 may pass 1. None where they are not known.
+        of_roofline_ratio: best time that the ceilings allow by the best one taken. A CPU's are float32's, so that
+            bf16 and int8 may pass 1; a GPU's are those of fp16, and of fp32 in fp32, so that int8 may. None where they
+            are not known.
     """
 
     runtime: str
@@ -179,7 +180,7 @@ def bench(
                 stack.enter_context(closing(backend))
                 contestants.append(_contestant(backend, stack, absent))
         if not contestants:
-            raise RuntimeUnavailable("; ".join(absent.values()) or "there is nothing to time")
+            raise RuntimeUnavailable("; ".join(dict.fromkeys(absent.values())) or "there is nothing to time")
         cpu = cpu_yardstick()
         rivals = [run for one in contestants for run in (one.run, one.in_row) if run is not None]
         yardsticks = [cpu, *(one.yardstick for one in contestants if one.yardstick is not None)]

@@ -6,8 +6,10 @@ move an edge by some cells, split a defect in two, or give or take a cell as war
 reaches its threshold. It does not put a defect elsewhere. Pure.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal, Protocol
 
 from engine import LabelLimits, Manifest
@@ -17,6 +19,8 @@ from service.verdict import Box, Defect, LabelResult, Outcome
 Agreement = Literal["same", "rounded", "different"]
 
 EDGE = 8  # an edge may move by this part of a patch: four cells of the networks here
+STRAYS_MOST = 1  # defects of a screen that one verdict has alone: a cell may be as warm as the half way that decides
+HAIR = 1e-6  # scores are float32
 ROUNDED_MOST = 0.05  # of the screens: what rounds more than these is another network
 
 
@@ -49,28 +53,24 @@ def agree(one: Said, other: Said, manifest: Manifest, *, tolerance: float, same_
         manifest: of the bundle that both are of.
         tolerance: by how much a score may differ.
         same_windows: whether both come of the same windows. Where scores differ by a hair, so may the windows of a
-            second look; one that was looked at for one verdict alone widens, joins or adds defects there.
+            second look, and what is seen in one that was looked at for one verdict alone.
 
     Returns:
-        "same": verdict, reasons and the labels that are present are the same, and so are the boxes but for what
-        rounding moves. "rounded": one of the former differs, as a score lies at a limit or as a window was looked at
-        for one verdict alone. "different": anything else.
+        "same": verdict, reasons, the labels that are present and the boxes are the same, but for what rounding moves.
+        "rounded": they are not, as a score lies at a limit, or a window was looked at for one verdict alone.
+        "different": anything else.
     """
-    if not all(_boxes_agree(label, one, other, manifest.patch_px, tolerance, same_windows) for label in one.labels):
+    if _proofs(one) != _proofs(other) or not (_counts_its_defects(one) and _counts_its_defects(other)):
         return "different"
-    pairs = [(found.score, other.labels[label].score) for label, found in one.labels.items()]
-    if same_windows and not all(abs(mine - others) <= tolerance for mine, others in pairs):
-        return "different"
+    strays = _strays(one, other, manifest.patch_px // EDGE, manifest.patch_px, tolerance)
+    if not _scores_agree(one, other, tolerance) or strays > STRAYS_MOST:
+        return "different" if same_windows else "rounded"
     if (one.verdict, one.reasons, _present(one)) == (other.verdict, other.reasons, _present(other)):
         return "same"
-    at_a_limit = any(
-        _near_a_limit(score, limits, tolerance)
-        for pair, limits in zip(pairs, manifest.labels.values(), strict=True)
-        for score in pair
-    )
-    if _proofs(one) != _proofs(other) or (same_windows and not at_a_limit):
-        return "different"
-    return "rounded"
+    # a limit that lies between two scores is near to both
+    limits = (manifest.labels[label] for label in one.labels)
+    at_a_limit = any(map(partial(_near_a_limit, tolerance=tolerance), one.labels.values(), limits))
+    return "rounded" if at_a_limit else "different"
 
 
 def too_many(rounded: int, screens: int) -> bool:
@@ -82,53 +82,51 @@ def _proofs(said: Said) -> list[str]:
     return [reason for reason in said.reasons if reason in PROOF_REASONS]
 
 
-def _near_a_limit(score: float, limits: LabelLimits, tolerance: float) -> bool:
-    return any(abs(score - limit) <= tolerance for limit in (*limits.review, limits.threshold))
+def _present(said: Said) -> list[bool]:
+    return [found.present for found in said.labels.values()]
 
 
-def _boxes_agree(label: str, one: Said, other: Said, patch_px: int, tolerance: float, same_windows: bool) -> bool:
-    """Whether two verdicts have the defects of a label in the same places."""
-    found = one.labels[label], other.labels[label]
-    mine, others = ([defect for defect in said.defects if defect.label == label] for said in (one, other))
-    if [result.count for result in found] != [len(mine), len(others)]:
-        return False
-    if found[0].present != found[1].present and not same_windows:
-        return True
-    sure = [[d for d in defects if d.score >= found[0].threshold + tolerance] for defects in (mine, others)]
-    doubtful = len(mine) + len(others) - len(sure[0]) - len(sure[1])
-    # one may be split in two, or be there for one alone
-    if same_windows and abs(len(mine) - len(others)) > 1 + doubtful:
-        return False
-    edge_px = patch_px // EDGE if same_windows else patch_px
-    return _lie_among(sure[0], others, edge_px, patch_px) and _lie_among(sure[1], mine, edge_px, patch_px)
+def _scores_agree(one: Said, other: Said, tolerance: float) -> bool:
+    pairs = ((found.score, other.labels[label].score) for label, found in one.labels.items())
+    return all(abs(mine - others) <= tolerance + HAIR for mine, others in pairs)
 
 
-def _present(said: Said) -> dict[str, bool]:
-    return {label: result.present for label, result in said.labels.items()}
+def _near_a_limit(found: LabelResult, limits: LabelLimits, *, tolerance: float) -> bool:
+    return any(abs(found.score - limit) <= tolerance + HAIR for limit in (*limits.review, limits.threshold))
 
 
-def _lie_among(defects: Iterable[Defect], others: Sequence[Defect], edge_px: int, patch_px: int) -> bool:
-    """Whether defects lie where others do: of each strongest patch at least half of them.
+def _counts_its_defects(said: Said) -> bool:
+    there = Counter(defect.label for defect in said.defects)
+    return all(found.count == there[label] for label, found in said.labels.items())
 
-    The warmest cell of a patch is in a box whatever was rounded. Another may be in one for one verdict alone, where it
-    is as warm as the half way that decides.
+
+def _strays(one: Said, other: Said, edge_px: int, patch_px: int, tolerance: float) -> float:
+    """How many defects of one verdict the other does not have, on both sides; infinitely many where none may be.
+
+    A patch that hardly reaches its threshold may have the label for one verdict alone, and then all of its defects. In
+    one that has it for both, so that there is another defect no further than its side, a cell may be warm for one
+    alone. What both have is in the same place.
     """
-    placed = defaultdict(list)
-    for defect in defects:
-        placed[defect.row, defect.column].append(_lies_among(defect, others, edge_px, patch_px))
-    return all(2 * sum(found) >= len(found) for found in placed.values())
+    strays = 0.0
+    for said, beside in ((one, other), (other, one)):
+        for defect in said.defects:
+            others = [found for found in beside.defects if found.label == defect.label]
+            near, within = ([o for o in others if _touch(_grown(defect.box, px), o.box)] for px in (edge_px, patch_px))
+            alone = not any((found.row, found.column) == (defect.row, defect.column) for found in others)
+            if near:
+                strays += 0 if _lies_among(defect, near, edge_px, patch_px) else math.inf
+            elif not (alone and defect.score < said.labels[defect.label].threshold + tolerance + HAIR):
+                strays += 1 if within else math.inf
+    return strays
 
 
-def _lies_among(defect: Defect, others: Sequence[Defect], edge_px: int, patch_px: int) -> bool:
+def _lies_among(defect: Defect, near: Sequence[Defect], edge_px: int, patch_px: int) -> bool:
     """Whether a defect lies within the box around those that it touches, but for some cells.
 
     One that crosses several patches may lose or gain one of them, whose score is at the threshold.
     """
-    near = [other for other in others if _touch(_grown(defect.box, edge_px), other.box)]
-    if not near:
-        return False
-    across = max(one.patches for one in (defect, *near)) > 1
-    return _holds(_grown(_around(near), patch_px if across else edge_px), defect.box)
+    lost = any(other.patches != defect.patches for other in near)
+    return _holds(_grown(_around(near), patch_px if lost else edge_px), defect.box)
 
 
 def _around(defects: Sequence[Defect]) -> Box:

@@ -16,7 +16,13 @@ from service.errors import NotReady
 
 Made = TypeVar("Made")
 
+LEFT_MOST = 2  # one may hang and the next still be tried, as the way back
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.attempts")
+
+
+class TooManyLeft(Exception):
+    """As much as may be was left behind and has not come to an end."""
 
 
 class Attempts(Generic[Made]):
@@ -24,6 +30,7 @@ class Attempts(Generic[Made]):
 
     def __init__(self) -> None:
         self._closed = False
+        self._left: list[threading.Thread] = []
         self._under_way: Future[Made] | None = None
 
     def make(self, make: Callable[[], Made], *, within_s: float, discard: Callable[[Made], None]) -> Made:
@@ -36,15 +43,23 @@ class Attempts(Generic[Made]):
 
         Raises:
             TimeoutError: it took longer, and is left behind.
+            TooManyLeft: `LEFT_MOST` were left behind and hang still, with what each of them holds.
             NotReady: `close` was called.
         """
+        self._left = [thread for thread in self._left if thread.is_alive()]
+        if len(self._left) >= LEFT_MOST:
+            raise TooManyLeft
         made: Future[Made] = Future()
         self._under_way = made
         try:
             if self._closed:  # looked at once `close` would find what is under way
                 raise CancelledError
-            threading.Thread(target=_run, args=(made, make, discard), name="attempt", daemon=True).start()
+            thread = threading.Thread(target=_run, args=(made, make, discard), name="attempt", daemon=True)
+            thread.start()
             return _of(made, within_s)
+        except TimeoutError:
+            self._left.append(thread)
+            raise
         except CancelledError:
             raise NotReady("the service is stopping") from None
         finally:

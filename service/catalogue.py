@@ -97,8 +97,11 @@ class Catalogue:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether this is a folder itself, and no link to one."""
-    return path.is_dir() and not path.is_symlink()
+    """Whether this is a folder itself, and no link to one; what cannot be looked at is none."""
+    try:
+        return path.is_dir() and not path.is_symlink()
+    except OSError:
+        return False
 
 
 def _stamp(path: Path) -> Stamp:

@@ -78,7 +78,8 @@ class Inspection:
         verdict: what the text says; None where the answer had been given before.
         record_s: time to record it.
         guard: guard band by label that it was judged with; empty where nothing was judged now.
-        windows: that it was judged by, those of a second look last; none where nothing was judged now.
+        windows: K that it was judged by, those of a second look last; none where nothing was judged now.
+        probability: (K, C) their scores.
     """
 
     answer: str
@@ -87,6 +88,7 @@ class Inspection:
     record_s: float
     guard: Mapping[str, float]
     windows: tuple[Window, ...]
+    probability: NDArray[np.float32]
 
 
 class Inspector:
@@ -230,8 +232,15 @@ class Inspector:
             model=manifest.name,
             version=manifest.version,
         )
-        guard = computed.guard
-        return Inspection(answer=answer, frame=frame, verdict=verdict, record_s=record_s, guard=guard, windows=windows)
+        return Inspection(
+            answer=answer,
+            frame=frame,
+            verdict=verdict,
+            record_s=record_s,
+            guard=computed.guard,
+            windows=windows,
+            probability=probability,
+        )
 
     def _look(self, frame: Frame, deadline_at: float, told: Callable[[int], None] = lambda lines: None) -> "_Look":
         """Look at every line once, as it comes; `told` hears how many are there.
@@ -335,7 +344,15 @@ def _again(before: Answered, frame: Frame, look: _Look) -> Inspection:
     """
     if before.digest != look.digest:
         raise Conflict(f"screen {before.screen_id} was answered before, for other pixels")
-    return Inspection(answer=before.answer, frame=frame, verdict=None, record_s=0.0, guard=NO_GUARD, windows=())
+    return Inspection(
+        answer=before.answer,
+        frame=frame,
+        verdict=None,
+        record_s=0.0,
+        guard=NO_GUARD,
+        windows=(),
+        probability=np.zeros((0, 0), np.float32),
+    )
 
 
 class _Lap:

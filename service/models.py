@@ -26,7 +26,7 @@ import structlog
 
 from engine import EngineError, Manifest, RunsAs, runs_as, would_run_as
 from service.active import Active
-from service.attempts import Attempts
+from service.attempts import LEFT_MOST, Attempts, TooManyLeft
 from service.catalogue import CONFIGURED, Catalogue, Look
 from service.errors import BundleRefused, BundleUnknown, SwapInProgress
 from service.memory import give_back
@@ -166,7 +166,7 @@ class Models:
         Raises:
             BundleUnknown: no bundle has this name.
             BundleRefused: it is broken, does not fit the line, lacks its plan, fails its self-test, or hangs.
-            SwapInProgress: another call is under way.
+            SwapInProgress: another call is under way, or several hang.
             VersionTaken: another was in service under its name and version.
             ReleaseMissing: it was not released, as it will run and against the one in service.
             NotReady: the service is stopping.
@@ -184,7 +184,7 @@ class Models:
         Raises:
             BundleUnknown: no other was in service before, or its folder is gone.
             BundleRefused: it is broken by now, or another, or lacks its plan, which `engine build` makes.
-            SwapInProgress: another call is under way.
+            SwapInProgress: another call is under way, or several hang.
             NotReady: the service is stopping.
             StoreError: the record failed.
         """
@@ -248,6 +248,7 @@ class Models:
             self._active.retire(old)
             del old  # the last that holds it
             give_back()
+            self._show(outcome)
         self._metrics.swaps.labels(outcome).inc()
         return Swap(
             outcome=outcome, active=active, previous=previous, duration_s=round(time.monotonic() - started_at, 3)
@@ -261,13 +262,14 @@ class Models:
         except TimeoutError:
             log.error("the new bundle hangs and is left", bundle=bundle)
             raise BundleRefused(f"was not loaded and self-tested within {PROVEN_WITHIN_S:g} s") from None
+        except TooManyLeft:
+            raise SwapInProgress(f"{LEFT_MOST} swaps hang and hold what they loaded: restart the service") from None
         with ExitStack() as undo:
             undo.callback(new.close)
             recorded = activation(bundle, new.digest, new.manifest, self._settings)
             refuse_second_of_a_version(recorded, self._store)
             self._active.flip(new, lambda: self._store.activate(recorded))
             undo.pop_all()  # from here on it is the active one
-        self._show(outcome)
         return _named(bundle, new.manifest)
 
     def _proven(self, bundle: str, path: Path, *, without_release: bool, digest: str) -> Serving:

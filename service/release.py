@@ -29,7 +29,7 @@ from engine import (
     slot_patches,
 )
 from service.aggregation import Observed, aggregate
-from service.agreement import Agreement, agree
+from service.agreement import HAIR, Agreement, agree
 from service.brightness import Brightness
 from service.files import inspect_files, inspector_of
 from service.inspector import Inspection
@@ -40,6 +40,8 @@ from service.selftest import SelfTestReport
 from service.serving import Loaded, load_bundle, naming
 from service.settings import Settings
 from service.verdict import Outcome
+
+SHIFTED = 0.01  # more than other windows of a second look move the scores of those that they are reasoned with
 
 
 def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Release:
@@ -210,7 +212,20 @@ def _beside_the_module(
     )
     wanted = aggregate(seen, manifest, inspection.guard)
     same_windows = {(window.top, window.left) for window in inspection.windows} == set(sealed.windows)
+    if not _scores_agree(inspection, sealed, tolerance if same_windows else max(tolerance, SHIFTED)):
+        return "different"
     return agree(found, wanted, manifest, tolerance=tolerance, same_windows=same_windows)
+
+
+def _scores_agree(inspection: Inspection, sealed: SealedScreen, tolerance: float) -> bool:
+    """Whether the scores of every window that both have seen differ by no more than the tolerance."""
+    wanted = dict(zip(sealed.windows, np.array(sealed.probability, np.float32), strict=True))
+    pairs = [
+        (scores, wanted[window.top, window.left])
+        for window, scores in zip(inspection.windows, inspection.probability, strict=True)
+        if (window.top, window.left) in wanted
+    ]
+    return bool(all((np.abs(mine - others) <= tolerance + HAIR).all() for mine, others in pairs))
 
 
 def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:

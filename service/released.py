@@ -4,19 +4,22 @@
 with a GPU and one without. Whoever activates a bundle holds the record against what was really loaded.
 """
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine import RELEASE_FILE, RunsAs
 from service.agreement import too_many
 from service.errors import ReleaseMissing
 from service.serving import Loaded
 
+SCREENS_MOST = 10**9  # a record with more is none
 REVIEW_RISE = 0.1  # of the clean screens: so many more than of the active bundle may go to review
 
 
@@ -27,8 +30,8 @@ class _Strict(BaseModel):
 class Count(_Strict):
     """`count` of `of` screens."""
 
-    count: int
-    of: int
+    count: int = Field(ge=0, le=SCREENS_MOST)
+    of: int = Field(ge=0, le=SCREENS_MOST)
 
 
 class Tally(_Strict):
@@ -99,7 +102,7 @@ class Release(_Strict):
     sealed_sha256: str
     released_at: datetime
     runs_as: RunsAs
-    screens: int
+    screens: int = Field(ge=0, le=SCREENS_MOST)
     different: list[str]
     rounded: list[str]
     tolerance: float
@@ -172,12 +175,28 @@ def read_releases(bundle: Path) -> Releases:
 
 def keep(bundle: Path, release: Release) -> None:
     """Write a record in the place of the last one of its runtime and precision; a refusal only takes that one away."""
+    with _alone(bundle):
+        try:
+            records = read_releases(bundle).records
+        except ReleaseMissing:
+            records = {}
+        others = {key: other for key, other in records.items() if key != key_of(release.runs_as)}
+        _write(bundle, others if release.refusals else {**others, key_of(release.runs_as): release})
+
+
+@contextmanager
+def _alone(bundle: Path) -> Iterator[None]:
+    """No other gate writes meanwhile, as that of another runtime."""
+    folder = os.open(bundle, os.O_RDONLY)
     try:
-        records = read_releases(bundle).records
-    except ReleaseMissing:
-        records = {}
-    others = {key: other for key, other in records.items() if key != key_of(release.runs_as)}
-    records = others if release.refusals else {**others, key_of(release.runs_as): release}
+        with suppress(OSError):  # a file system without locks, on which whoever writes last wins
+            fcntl.flock(folder, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _write(bundle: Path, records: dict[str, Release]) -> None:
     if not records:
         (bundle / RELEASE_FILE).unlink(missing_ok=True)
         return

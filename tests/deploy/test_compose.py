@@ -12,6 +12,8 @@ import pytest
 import yaml
 
 from service.catalogue import Catalogue
+from service.scheduler import ENDS_WITHIN_S
+from service.server import GRACE_S
 from service.settings import read_settings
 from tests.bundles import tiny_bundle
 from tests.deploy.dockerfile import DOCKERFILE, GPU_DOCKERFILE, arguments_of, environment
@@ -126,9 +128,10 @@ def test_the_record_survives_the_container() -> None:
     assert f"state:{state_dir}" in services()["inspect"]["volumes"]
 
 
-def test_a_container_gets_time_for_the_screens_it_holds() -> None:
+def test_a_container_gets_time_for_the_screens_it_holds_and_then_for_a_device_that_hangs() -> None:
     grace_s = float(services()["inspect"]["stop_grace_period"].removesuffix("s"))
-    assert grace_s > read_settings().deadline_s
+    assert read_settings().deadline_s < GRACE_S
+    assert grace_s > GRACE_S + ENDS_WITHIN_S
 
 
 def test_prometheus_scrapes_the_service_by_its_name_and_port() -> None:

@@ -85,6 +85,7 @@ def test_self_test_fails_over_the_tolerance_and_on_what_is_no_number(score: floa
         lambda maps: np.roll(maps, 1, axis=1),
         lambda maps: maps * np.float32(0),
         lambda maps: maps[:, :, :-1],
+        lambda maps: np.zeros((*maps.shape[:2], 1, 1), np.float32),
         lambda maps: maps * np.float32(np.nan),
     ],
 )
@@ -99,7 +100,29 @@ def test_self_test_fails_where_maps_show_another_place(
         return replace(found, activation=spoil(found.activation))
 
     monkeypatch.setattr(backend, "features", spoilt)
-    with pytest.raises(InferenceError, match="the activation maps of the golden patches differ by"):
+    with pytest.raises(InferenceError, match=r"the activation maps of the golden patches (differ by|are)"):
+        self_test(backend, golden)
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_self_test_sees_a_wrong_map_of_a_label_whose_maps_are_faint(
+    bundle: Path, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    golden, backend = read_golden(bundle), load(bundle, threads=1)
+    features, share = backend.features, np.array([1, 1, 0.1, 1], np.float32)[:, None, None]
+
+    def faint(pixels: NDArray[np.uint8]) -> Features:
+        found = features(pixels)
+        maps = found.activation * share
+        maps[:, 2] = maps[:, 2, ::-1] if wrong else maps[:, 2]
+        return replace(found, activation=maps)
+
+    monkeypatch.setattr(backend, "features", faint)
+    golden = replace(golden, activation=golden.activation * share)
+    if wrong:
+        with pytest.raises(InferenceError, match="the activation maps of the golden patches differ by"):
+            self_test(backend, golden)
+    else:
         self_test(backend, golden)
 
 

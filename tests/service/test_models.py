@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -368,3 +369,15 @@ def test_a_service_that_stops_during_a_swap_closes_both(folder: Path) -> None:
         here.device.screen_gate.open()
     with pytest.raises(InferenceError, match="closed"):
         backend.features(GOLDEN.pixels)
+
+
+def test_a_record_that_cannot_be_reckoned_with_is_none_and_costs_no_swap(folder: Path) -> None:
+    """What is said of the new bundle is said after the old one was closed."""
+    released(folder / "two", ON_THIS_CPU, active=folder / "one")
+    record = folder / "two" / "release.json"
+    record.write_text(record.read_text().replace('"of": 1', '"of": 1' + "0" * 400))
+    with serve(create_app(settings_of(folder))) as client:
+        assert is_problem(activate(client, "two", without_release=False), 409, "release_missing")
+        assert activate(client, "two").status_code == 200
+        assert states(client) == {"one": "previous", "two": "active"}
+        assert sum(thread.name == "device" for thread in threading.enumerate()) == 1

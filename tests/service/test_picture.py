@@ -39,7 +39,7 @@ def labels_of(strip: Picture) -> list[str]:
     rows, columns = max(1, len(strip) // STEP), strip.shape[1] // STEP
     corners = [strip[y * STEP + 2, x * STEP + MARGIN_PX + 2] for x in range(columns) for y in range(rows)]
     colours: Sequence[tuple[int, ...]] = [tuple(int(part) for part in corner) for corner in corners]
-    return [LABELS[LABEL_COLOURS.index(colour)] for colour in colours if colour in LABEL_COLOURS]  # type: ignore[arg-type]
+    return [LABELS[LABEL_COLOURS.index(colour)] for colour in colours if colour in LABEL_COLOURS]
 
 
 def test_a_pinhole_fills_some_of_its_tile() -> None:
@@ -102,6 +102,7 @@ def test_a_picture_is_a_png_whatever_its_name(tmp_path: Path) -> None:
         write(tmp_path / name, frame, verdict)
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
         read = cv2.imread(str(tmp_path / name))
+        assert read is not None
         np.testing.assert_array_equal(read[:, : overlay.shape[1]], overlay)
         np.testing.assert_array_equal(read[:, overlay.shape[1] :], closeups(frame, verdict, len(overlay)))
 

@@ -19,6 +19,7 @@ from engine import (
     RELEASE_FILE,
     Manifest,
     PlanError,
+    SecondLook,
     bundle_sha256,
     cover,
     cut,
@@ -60,13 +61,21 @@ def sealed_maps(
     ]
 
 
-def write_set(folder: Path, bundle: Path, module: Module = probability_of, maps: Module = activation_of) -> Path:
+def write_set(
+    folder: Path,
+    bundle: Path,
+    module: Module = probability_of,
+    maps: Module = activation_of,
+    *,
+    spoil: Callable[[NDArray[np.uint8]], None] = lambda pixels: None,
+) -> Path:
     """A sealed set for the tiny bundle, its probabilities and maps from NumPy: the module of this bundle."""
     manifest = Manifest.read(bundle)
     (folder / "screens").mkdir(parents=True)
     sealed: dict[str, object] = {}
     for seed, (name, spot, _) in enumerate(SCREENS):
         pixels = frame(spot, seed)
+        spoil(pixels)
         path = folder / "screens" / f"{name}.png"
         cv2.imwrite(str(path), pixels)
         windows = cover(*SIZE, patch_px=manifest.patch_px)
@@ -175,6 +184,25 @@ def test_a_verdict_that_rounding_decides_is_named_and_released(tmp_path: Path) -
     assert found.model_copy(update={"screens": 100, "rounded": ["any"] * 6}).refusals == [
         "rounding decides the verdict on 6 of 100 screens"
     ]
+
+
+def test_wrong_scores_are_found_where_a_second_look_differs_too(tmp_path: Path) -> None:
+    """A doubtful spot at a border, where the wrong graph alone looks twice, excuses nothing elsewhere."""
+    good = tiny_bundle(tmp_path / "good", second_look=SecondLook(score_min=0.05, ratio_max=0.5))
+    wrong = shutil.copytree(good, tmp_path / "wrong")
+    model = onnx.load(wrong / "features.onnx")
+    (slope,) = (one for one in model.graph.initializer if one.name == "slope")
+    slope.CopyFrom(numpy_helper.from_array(np.asarray(np.float32(-1 / 10)), "slope"))
+    onnx.save(model, wrong / "features.onnx")
+    parse((wrong / "manifest.json").read_bytes()).sign(wrong)
+
+    def at_a_border(pixels: NDArray[np.uint8]) -> None:
+        pixels[10:14, 60:64] = grey_of(2) + 6  # scores 0.007 by the module, 0.12 by the wrong graph
+
+    golden = write_set(tmp_path / "golden", good, spoil=at_a_border)
+    for bundle, different in ((good, []), (wrong, [f"{name}.png" for name, _, _ in SCREENS])):
+        found = gate.run(bundle, golden, active=good, settings=settings(tmp_path))
+        assert (found.different, found.rounded) == (different, [])
 
 
 def test_more_escapes_than_the_active_bundle_are_refused(tmp_path: Path, candidate: Path) -> None:

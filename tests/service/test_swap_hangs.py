@@ -96,6 +96,9 @@ def test_a_process_that_is_told_to_stop_does_though_a_load_hangs(folder: Path, t
         if within_s < 1:
             for _ in range(2):  # neither is held up by the one before
                 assert is_problem(client.put("/v1/models/active", json=SWAP), 422, "bundle_refused")
+            third = client.put("/v1/models/active", json=SWAP)  # each would hold another bundle
+            assert is_problem(third, 409, "swap_in_progress")
+            assert "restart" in third.json()["detail"]
         else:
             begin_swap(address, mark=tmp_path / "state" / "hangs")
         assert post(client, "one", frame()).status_code == 200
