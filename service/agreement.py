@@ -20,6 +20,7 @@ Agreement = Literal["same", "rounded", "different"]
 
 EDGE = 8  # an edge may move by this part of a patch: four cells of the networks here
 STRAYS_MOST = 1  # defects of a screen that one verdict has alone: a cell may be as warm as the half way that decides
+STRAYS_RATIO_MOST = 0.25  # of the defects of both; up to here it is still rounding, and counted as such
 HAIR = 1e-6  # scores are float32
 ROUNDED_MOST = 0.05  # of the screens: what rounds more than these is another network
 
@@ -57,14 +58,18 @@ def agree(one: Said, other: Said, manifest: Manifest, *, tolerance: float, same_
 
     Returns:
         "same": verdict, reasons, the labels that are present and the boxes are the same, but for what rounding moves.
-        "rounded": they are not, as a score lies at a limit, or a window was looked at for one verdict alone.
+        "rounded": they are not, as a score lies at a limit, some cells of maps are warm for one alone, or a window was
+        looked at for one alone.
         "different": anything else.
     """
     if _proofs(one) != _proofs(other) or not (_counts_its_defects(one) and _counts_its_defects(other)):
         return "different"
     strays = _strays(one, other, manifest.patch_px // EDGE, manifest.patch_px, tolerance)
-    if not _scores_agree(one, other, tolerance) or strays > STRAYS_MOST:
+    most = max(STRAYS_MOST, STRAYS_RATIO_MOST * (len(one.defects) + len(other.defects)))
+    if not _scores_agree(one, other, tolerance) or strays > most:
         return "different" if same_windows else "rounded"
+    if strays > STRAYS_MOST:
+        return "rounded"
     if (one.verdict, one.reasons, _present(one)) == (other.verdict, other.reasons, _present(other)):
         return "same"
     # a limit that lies between two scores is near to both

@@ -135,6 +135,13 @@ def test_a_doubtful_defect_may_be_missing_but_not_lie_elsewhere_in_its_patch() -
     assert agreement(beside(here), beside(there)) == "different"
 
 
+def test_up_to_a_quarter_of_the_defects_may_be_there_for_one_alone_and_is_counted_as_rounding() -> None:
+    rows = [defect(100, 1024 * row, row=row) for row in range(3)]
+    for strays, wanted in ((1, "same"), (2, "rounded"), (3, "different")):
+        more = [defect(900, 1024 * row, row=row) for row in range(strays)]
+        assert agreement(said(*rows), said(*rows, *more)) == wanted, strays
+
+
 def test_a_defect_of_another_label_is_another() -> None:
     found = {label: LabelResult(score=0.9, count=1, threshold=0.5, present=True) for label in ("bubble", "pinhole")}
     far = defect(100, 8000, row=8)
