@@ -82,8 +82,11 @@ def map_loss(
 ) -> Tensor:
     """Cross-entropy of the labels' maps against where the defects are, per cell; unknown cells (-1) take no part.
 
-    Not in the paper: it teaches a label's own map to find what is a thousandth of the patch.
+    Not in the paper: it teaches a label's own map to find what is a thousandth of the patch. Where the map is finer
+    than the target, the warmest cell in each of the target's counts.
     """
+    if map_NLHW.shape[2:] != target_NLHW.shape[2:]:
+        map_NLHW = functional.adaptive_max_pool2d(map_NLHW, target_NLHW.shape[2:])
     return known_bce(map_NLHW, target_NLHW, positive_weight=positive_weight, device_mean=device_mean)
 
 

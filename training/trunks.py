@@ -1,6 +1,8 @@
-"""Trunks by name: grey patches (N, 1, P, P) to a map (N, D, P/32, P/32). Knows nothing of labels."""
+"""Trunks by name: grey patches (N, 1, P, P) to a map (N, D, P/32, P/32), or P/16. Knows nothing of labels."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torchvision
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Trunk(nn.Sequential):
-    """A trunk in four stages, at strides of 4, 8, 16 and 32 pixels.
+    """A trunk in four stages, at strides of 4, 8, 16 and 32 pixels, of "compact" half of them.
 
     Its modules stand one after the other; `ends` and `widths` say where each stage ends and how many channels leave it.
     """
@@ -140,19 +142,19 @@ class LightTrunk(nn.Module):
         return map_NDHW
 
 
-COMPACT = 24, 48, 96, 128, 160  # channels at strides of 2 to 32
+COMPACT = 24, 48, 96, 160  # channels at strides of 2 to 16
 
 
 def compact_trunk(channels: int = 1) -> Trunk:
-    """A plain small trunk of 3 x 3 convolutions, which keeps the detail of small patches for longer than `LightTrunk`.
+    """A plain small trunk of 3 x 3 convolutions, for patches of 160 px whose defects are a few pixels large.
 
-    0.14e9 products on a patch of 160 px.
+    Its first stage still sees every second pixel, and its map is of P/16, as `LightTrunk` halves both for speed. 0.17e9
+    products on a patch of 160 px.
     """
-    first, *widths = COMPACT
-    modules: list[nn.Module] = [_convolution(channels, first, stride=2)]
-    for before, width in zip(COMPACT, widths, strict=False):
+    modules: list[nn.Module] = []
+    for before, width in itertools.pairwise((channels, *COMPACT)):
         modules += [_convolution(before, width, stride=2), Residual(width)]
-    return Trunk(*modules, ends=(3, 5, 7, 9), widths=tuple(widths))
+    return Trunk(*modules, ends=(2, 4, 6, 8), widths=COMPACT)
 
 
 def _convolution(inputs: int, outputs: int, *, stride: int = 1) -> nn.Sequential:

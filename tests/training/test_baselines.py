@@ -173,13 +173,13 @@ def test_scales_are_mixed_at_the_largest() -> None:
 
 
 def test_the_stages_of_a_trunk_are_the_trunk() -> None:
-    for name in ("light", "compact", "resnet18"):
+    for name, finest in (("light", 4), ("compact", 2), ("resnet18", 4)):
         trunk, width = build_trunk(name)
         x = pixels = torch.randn(1, 1, 64, 64)
         stages = staged(trunk.eval())
         for number, expected in enumerate(stages.widths):
             x = stages.stage(number, x)
-            assert x.shape == (1, expected, 16 >> number, 16 >> number)
+            assert x.shape == (1, expected, (64 // finest) >> number, (64 // finest) >> number)
         assert width == stages.widths[-1]
         torch.testing.assert_close(x, trunk(pixels))
     with pytest.raises(ValueError, match="stages"):

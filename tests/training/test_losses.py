@@ -189,3 +189,9 @@ def test_a_sure_absent_label_is_no_loss_where_negatives_are_focused() -> None:
     assert loss.item() == 0
     assert logit.grad is not None
     assert logit.grad.item() == 0
+
+
+def test_a_finer_map_counts_by_its_warmest_cells() -> None:
+    logits, target = torch.randn(2, 3, 4, 4), torch.randint(-1, 2, (2, 3, 2, 2))
+    warmest = logits.reshape(2, 3, 2, 2, 2, 2).amax(dim=(3, 5))
+    torch.testing.assert_close(map_loss(logits, target), map_loss(warmest, target))

@@ -246,10 +246,10 @@ def test_the_stem_equals_the_colour_stem_on_grey() -> None:
     torch.testing.assert_close(stem(colour, 1)(grey), colour(grey.expand(1, 3, 32, 32)), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["light", "compact", "resnet18"])
-def test_trunks_have_stride_32(name: str) -> None:
+@pytest.mark.parametrize(("name", "stride"), [("light", 32), ("compact", 16), ("resnet18", 32)])
+def test_trunks_have_their_stride(name: str, stride: int) -> None:
     trunk, channels = build_trunk(name)
-    assert trunk(torch.zeros(1, 1, 96, 64)).shape == (1, channels, 3, 2)
+    assert trunk(torch.zeros(1, 1, 96, 64)).shape == (1, channels, 96 // stride, 64 // stride)
 
 
 def test_an_unknown_trunk_is_named() -> None:
