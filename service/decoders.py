@@ -7,11 +7,14 @@ file: warnings of libjpeg, which tell of lost data, and the checksums of PNG and
 
 import struct
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import deflate
 import numpy as np
 import simplejpeg
+from isal import isal_zlib
+from isal.igzip_lib import IsalError
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, TiffImagePlugin
 
@@ -43,6 +46,7 @@ CHANNELS = {"L": 1, "RGB": 3}
 # chunks of a PNG that change what its pixels mean, or bring more of them
 NOT_PLAIN = {b"tRNS", b"acTL", b"fcTL", b"fdAT"}
 CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+PIECE_BYTES = 2**16
 BAND_BYTES = 2**20  # decoded at a time, so that what is between two steps stays in the cache
 # decoders let go of the interpreter, so that strips of one file may use every CPU that is idle
 STRIPS = ThreadPoolExecutor(available_cpus(), thread_name_prefix="strips")
@@ -105,17 +109,15 @@ def _png(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] | None:
     if zipped is None or mode not in CHANNELS or mode != image.mode or image.info.get("interlace"):
         return None
     row_bytes = 1 + image.width * CHANNELS[image.mode]
+    rows = max(1, BAND_BYTES // row_bytes)
     try:
-        filtered = deflate.zlib_decompress(zipped, row_bytes * image.height)
-        if len(filtered) == row_bytes * image.height:
-            return _unfiltered(memoryview(filtered), image)
-    except (deflate.DeflateError, ValueError):
-        pass
-    return None
+        return _unfiltered(_a_step_ahead(_inflated_bands(zipped, rows * row_bytes, image.height * row_bytes)), image)
+    except (IsalError, ValueError):  # type: ignore[misc] # their stubs have it as an instance
+        return None
 
 
-def _png_data(data: memoryview) -> bytes | None:
-    """The compressed pixels; None where chunks are out of order, or such that the pixels are not plain."""
+def _png_data(data: memoryview) -> list[memoryview] | None:
+    """The compressed pixels, in parts; None where chunks are out of order, or such that the pixels are not plain."""
     parts: list[memoryview] = []
     before, position = b"", 8
     while position + 12 <= len(data) and before != b"IEND":
@@ -132,10 +134,48 @@ def _png_data(data: memoryview) -> bytes | None:
                 return None
             parts.append(data[position + 8 : end])
         before, position = name, end + 4
-    return b"".join(parts) if before == b"IEND" else None
+    return parts if before == b"IEND" else None
 
 
-def _unfiltered(filtered: memoryview, image: ImageFile.ImageFile) -> NDArray[np.uint8]:
+def _inflated_bands(zipped: list[memoryview], band_bytes: int, total_bytes: int) -> Iterator[bytes]:
+    """What a zlib stream in parts holds, a band at a time.
+
+    Raises:
+        IsalError: it is none, or fails its checksum.
+        ValueError: it holds another number of bytes.
+    """
+    stream = isal_zlib.decompressobj()
+    band, made = bytearray(), 0
+    # small enough that what is left of one is soon copied
+    pieces = (part[start : start + PIECE_BYTES] for part in zipped for start in range(0, len(part), PIECE_BYTES))
+    for piece in pieces:
+        left: Bytes = piece
+        more = True
+        while more and made <= total_bytes:
+            room = band_bytes - len(band)
+            values = stream.decompress(left, room)
+            left = stream.unconsumed_tail
+            more = len(left) > 0 or len(values) == room  # with its input taken in, it may still hold values
+            band += values
+            made += len(values)
+            if len(band) == band_bytes:
+                yield bytes(band)
+                band.clear()
+    if not stream.eof or made != total_bytes:
+        raise ValueError(f"{made} bytes of {total_bytes}")
+    if band:
+        yield bytes(band)
+
+
+def _a_step_ahead(bands: Iterator[bytes]) -> Iterator[bytes]:
+    """Each band is there while the one before it is worked on."""
+    coming = STRIPS.submit(next, bands, None)
+    while (band := coming.result()) is not None:
+        coming = STRIPS.submit(next, bands, None)
+        yield band
+
+
+def _unfiltered(bands: Iterator[bytes], image: ImageFile.ImageFile) -> NDArray[np.uint8]:
     """Undo the filter of each row: by Pillow, which takes zlib streams alone, so that each band becomes one as it is.
 
     Raises:
@@ -145,13 +185,14 @@ def _unfiltered(filtered: memoryview, image: ImageFile.ImageFile) -> NDArray[np.
     row_bytes = 1 + width * CHANNELS[image.mode]
     pixels = np.empty((height, width), np.uint8)
     above = bytes(row_bytes)  # as a row without a filter
-    step = max(1, BAND_BYTES // row_bytes)
-    for top in range(0, height, step):
-        count = min(step, height - top)
-        stored = zlib.compress(b"".join((above, filtered[top * row_bytes : (top + count) * row_bytes])), 0)
+    top = 0
+    for filtered in bands:
+        count = len(filtered) // row_bytes
+        stored = zlib.compress(above + filtered, 0)
         band = np.asarray(Image.frombytes(image.mode, (width, count + 1), stored, "zip", image.mode, False))
         pixels[top : top + count] = to_grey(band[1:], red_first=True)
         above = b"\0" + band[-1].tobytes()
+        top += count
     return pixels
 
 

@@ -321,7 +321,7 @@ def _working_bytes(image: ImageFile.ImageFile, length: int) -> int:
     """The most that decoding takes beside the `length` bytes of the file itself."""
     plain = image.mode in WORKING_BYTES and "transparency" not in image.info
     pixels = image.height * image.width * (WORKING_BYTES[image.mode] if plain else WORKING_BYTES_MADE_PLAIN)
-    return pixels + length  # the compressed pixels are put together, or libtiff is given a copy of the file
+    return pixels + length  # libtiff is given a copy of the file
 
 
 def _values(image: Image.Image) -> NDArray[np.uint8]:
