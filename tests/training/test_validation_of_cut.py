@@ -140,6 +140,17 @@ FAULTS: list[tuple[Change, str, str]] = [
     (cells([0, 0, 0, 0, 2]), "mask", r"other values"),
     (cells(), "mask", r"maps.npz and labels.csv differ in what is present: t0"),
     (lambda f: (f / "maps.npz").write_bytes(b"PK"), "mask", r"maps.npz cannot be read"),
+    (lambda f: (f / "defects.csv").unlink(), "table", r"has no defects.csv: make it anew"),
+    (replace("defects.csv", r"^(.*\.png),dot,1,", r"\g<1>,dot,2,"), "box", r"dot, presence 2, "),
+    (replace("defects.csv", r"^(.*\.png),dot,", r"\g<1>,dots,"), "box", r": dots, presence 1, "),
+    (replace("defects.csv", r"^(.*\.png,dot,1,\d+,\d+),\d+,", r"\g<1>,999,"), "box", r"-999 across, .* of 128 px"),
+    (replace("defects.csv", r"^(.*\.png,dot),1,\d+", r"\g<1>,1,left"), "table", r"defects.csv, row \d+: "),
+    (
+        replace("defects.csv", r"^.*\.png,dot,1,.*\n", ""),
+        "mask",
+        r"defects.csv and labels.csv differ in what is present",
+    ),
+    (replace("defects.csv", r"^t\d+_", "u_"), "table", r"defects.csv has u_.*png, which labels.csv does not have"),
     (copy_screen, "leak", r"t000, t004 have the same pixels: 1 in test, 1 in train"),
     (
         lambda f: shutil.copy(f / "images" / FIRST, f / "images" / "t004_01_00.png"),

@@ -1,4 +1,4 @@
-"""A cut folder, looked at: `cut.json`, `labels.csv`, `windows.csv`, `splits.csv`, `maps.npz`, `images/`, `pixels.u8`.
+"""A cut folder, looked at: its tables, `maps.npz`, `images/` and `pixels.u8`.
 
 Whether two screens look alike is asked of whole screens, put together in little from their patches.
 """
@@ -23,6 +23,7 @@ from training.validation.likeness import same
 from training.validation.parts import Parts, find_absent, find_leaks, listed, rank, read_parts
 from training.validation.sight import SMALL_PX, Sight, see, shrink
 from training.validation.tables import read_arrays, read_table
+from training.visible import VISIBLE_FILE, read_visible
 
 PATCH_SMALL_PX = 16  # side of what is kept of a patch
 WHOLE_SMALL_PX = 512  # longest side of a screen that is put together
@@ -56,6 +57,7 @@ def validate_cut(folder: Path, *, labels: Sequence[str] = ()) -> Report:
         raise ValueError(f"{folder}: " + "; ".join(finding.text for finding in findings))
     # its cells count rows: after one that was not taken none would fit
     findings += [] if findings else _check_maps(folder / "maps.npz", patches, patch_px)
+    findings += _check_defects(folder, patches, patch_px)
     names = list(patches[0].labels)
     findings += [
         Finding("label", f"labels.csv has the column {label!r}: a-z, 0-9 and _ make a label, and it must be asked for")
@@ -137,6 +139,33 @@ def _check_maps(file: Path, patches: Sequence[Patch], patch_px: int) -> list[Fin
     wrong = np.flatnonzero((present != (labels == 1)).any(axis=1))
     names = listed(patches[k].name for k in wrong.tolist())
     return [Finding("mask", f"maps.npz and labels.csv differ in what is present: {names}")] if len(wrong) else []
+
+
+def _check_defects(folder: Path, patches: Sequence[Patch], patch_px: int) -> list[Finding]:
+    """What defects.csv says of a patch must be what its labels say."""
+    try:
+        visible = read_visible(folder)
+    except ValueError as error:
+        return [Finding("table", str(error))]
+    by_name = {patch.name: patch for patch in patches}
+    findings = []
+    if strangers := [name for name in visible if name not in by_name]:
+        findings.append(Finding("table", f"{VISIBLE_FILE} has {listed(strangers)}, which labels.csv does not have"))
+    for name, seen in visible.items():
+        for one in seen:
+            inside = 0 <= one.left < one.right <= patch_px and 0 <= one.top < one.bottom <= patch_px
+            if one.label not in patches[0].labels or one.presence not in (1, -1) or not inside:
+                text = f"{VISIBLE_FILE}, {name}: {one.label}, presence {one.presence}, {one.left}-{one.right} across, "
+                findings.append(Finding("box", f"{text}{one.top}-{one.bottom} down, in a patch of {patch_px} px"))
+    wrong = [
+        patch.name
+        for patch in patches
+        if {label for label, value in patch.labels.items() if value == 1}
+        != {one.label for one in visible.get(patch.name, []) if one.presence == 1}
+    ]
+    if wrong:
+        findings.append(Finding("mask", f"{VISIBLE_FILE} and labels.csv differ in what is present: {listed(wrong)}"))
+    return findings
 
 
 def _see_patches(folder: Path, patches: Sequence[Patch], patch_px: int) -> tuple[dict[str, Sight], list[Finding]]:
