@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import typer
@@ -25,6 +25,9 @@ from engine.speed import FASTER_BY, speed_by_turns
 
 SPEED_TEST_S = 2.0
 BATCHES_IN_ROW = 10
+if TYPE_CHECKING:  # it needs a GPU's libraries
+    from engine.tensorrt import TensorRTBackend
+
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
 
 Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")]
@@ -111,8 +114,10 @@ def build(
         console.print(note, style="yellow")
 
 
-def _planned(bundle: Path, precision: str | None, device: int | None, batch: int | None, console: Console) -> Any:  # noqa: ANN401
-    """A `TensorRTBackend`, whose file imports TensorRT, and how far its build is."""
+def _planned(
+    bundle: Path, precision: str | None, device: int | None, batch: int | None, console: Console
+) -> "TensorRTBackend":
+    """A backend, and how far its build is."""
     from engine.tensorrt import TensorRTBackend
 
     bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=console)
@@ -121,7 +126,7 @@ def _planned(bundle: Path, precision: str | None, device: int | None, batch: int
         return TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
 
 
-def _proven_faster(backend: Any, bundle: Path, console: Console) -> dict[str, float]:  # noqa: ANN401 - a TensorRTBackend
+def _proven_faster(backend: "TensorRTBackend", bundle: Path, console: Console) -> dict[str, float]:
     """Patches/s of a backend in int8 and of one in a wider precision, which it beats; kept in its plan's record.
 
     Raises:
@@ -142,7 +147,7 @@ def _proven_faster(backend: Any, bundle: Path, console: Console) -> dict[str, fl
     return found
 
 
-def _wider(backend: Any, bundle: Path, console: Console) -> Any:  # noqa: ANN401 - TensorRTBackends
+def _wider(backend: "TensorRTBackend", bundle: Path, console: Console) -> "TensorRTBackend":
     """The same in fp16; in fp32 where that cannot be had, which is noted."""
     try:
         return _planned(bundle, "fp16", backend.device, backend.batch_size, console)
