@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
-from training.network import pooled
+from training.pooling import pooled
 from training.trunks import build_trunk, staged
 
 RARE = 0.03  # a conditional frequency below it is no edge

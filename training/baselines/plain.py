@@ -7,8 +7,8 @@ from torch.nn import functional
 
 from training.architecture import NetworkConfig
 from training.baselines.one_stage import OneStage
-from training.network import pooled
 from training.parts import in_parts
+from training.pooling import pooled
 from training.trunks import build_trunk
 
 
