@@ -278,7 +278,8 @@ class TwoStageNetwork(Clustering):
         score_NL = None
         if reason:
             relate_to = None if gather is None else (gather(feature_NLF), gather(cosine_NL), gather(logit_NL))
-            score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
+            with torch.autocast(feature_NLF.device.type, enabled=False):  # it is served in float32
+                score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
         return Output(feature_NLF, cosine_NL, logit_NL, score_NL, map_NLHW)
 
     def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:

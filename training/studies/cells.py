@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from training import whole
 from training.calibration import best_threshold
 from training.config import Config, read_config
 from training.datasets import PatchSet
@@ -24,8 +24,11 @@ from training.evaluation import report
 from training.fit import fit
 from training.folder import data_id, load_run
 from training.inference import reasoned, see, to_probability
+from training.record import revision_of
+from training.rows import read_rows
 from training.studies.tables import Row
 
+VERSION = 2  # of what trains and measures a cell: one more makes all cells of before others
 GROUPS = ("screen", "batch:32", "single")
 FIGURES = ("accuracy", "precision", "recall", "f_measure")
 
@@ -42,8 +45,10 @@ class Division:
 class Cell:
     """What a trained row gives on the test part; F at 0.5 as in the paper, and at thresholds fitted on validation.
 
-    `figures` holds for each group of patches that reason together accuracy, precision, recall and f_measure at 0.5, and
-    fitted_f_measure; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none.
+    `figures` holds for each group of patches that reason together accuracy, precision, recall and f_measure at 0.5,
+    fitted_f_measure, and validation_f_measure, by which a row may be chosen: at 0.5 on the validation part, which also
+    chose the epoch; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none. `revision` is
+    that of the code that trained it, where that is known.
     """
 
     row: str
@@ -51,6 +56,7 @@ class Cell:
     seed: int
     steps_only: bool
     seconds: float
+    revision: str | None
     figures: dict[str, dict[str, float]]
     per_label: dict[str, float]
 
@@ -80,11 +86,10 @@ def run_cell(
     run, file = out / "runs" / name, out / "cells" / f"{name}.json"
     if file.is_file():
         return Cell(**{**json.loads(file.read_text()), "row": row.title, "division": division.name}), run
-    start = time.monotonic()
     fit(config.model_copy(update={"run": run}))
-    cell = _measure(run, row, division, seed, seconds=time.monotonic() - start)
+    cell = measure(run, row, division, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(dataclasses.asdict(cell), indent=2) + "\n")
+    whole.replace(file, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(cell), indent=2) + "\n"))
     (run / "last.ckpt").unlink(missing_ok=True)
     return cell, run
 
@@ -104,18 +109,29 @@ def _name(config: Config, base: Path | None) -> str:
         mode="json", exclude_defaults=True, exclude={"run", "start", "name", "threads"}
     )
     decides["data"].pop("workers", None)
-    decides["data"]["folders"] = data_id(config.data.folders)
+    decides["data"]["folders"] = [data_id(config.data.folders), *map(_content, config.data.folders)]
+    decides["version"] = VERSION
     decides["start"] = None if base is None else base.name
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _measure(run: Path, row: Row, division: Division, seed: int, *, seconds: float) -> Cell:
+def _content(folder: Path) -> str:
+    """Of what `data_id` leaves out: where the defects are, and the pixels, told by the sizes of their files."""
+    digest = hashlib.sha256((folder / "maps.npz").read_bytes())
+    sizes = sorted((file.name, file.stat().st_size) for file in (folder / "images").iterdir())
+    digest.update(json.dumps(sizes).encode())
+    return digest.hexdigest()[:16]
+
+
+def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
+    """The cell of a finished run."""
     cell = Cell(
         row=row.title,
         division=division.name,
         seed=seed,
         steps_only=row.heavy,
-        seconds=round(seconds, 1),
+        seconds=round(sum(float(epoch["seconds"]) for epoch in read_rows(run / "metrics.csv")), 1),
+        revision=revision_of(run),
         figures={},
         per_label={},
     )
@@ -126,19 +142,18 @@ def _measure(run: Path, row: Row, division: Division, seed: int, *, seconds: flo
     validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
     known, seen = see(network, validation, fabric), see(network, test, fabric)
     for group in GROUPS:
+        validated = to_probability(reasoned(network, known, validation, fabric, group=group))
         thresholds = [
             best_threshold(score[target >= 0], target[target >= 0] == 1)
-            for score, target in zip(
-                to_probability(reasoned(network, known, validation, fabric, group=group)).T,
-                validation.labels.T,
-                strict=True,
-            )
+            for score, target in zip(validated.T, validation.labels.T, strict=True)
         ]
         probability = to_probability(reasoned(network, seen, test, fabric, group=group))
         at_half = report(probability, test.labels, labels=labels, thresholds=[0.5] * len(labels))
         at_fitted = report(probability, test.labels, labels=labels, thresholds=thresholds)
         cell.figures[group] = {key: getattr(at_half, key) for key in FIGURES}
         cell.figures[group]["fitted_f_measure"] = at_fitted.f_measure
+        chosen = report(validated, validation.labels, labels=labels, thresholds=[0.5] * len(labels))
+        cell.figures[group]["validation_f_measure"] = chosen.f_measure
         if group == GROUPS[0]:
             cell.per_label.update({label: one.f_measure for label, one in at_half.per_label.items()})
     return cell

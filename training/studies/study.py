@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +50,19 @@ class Study:
     table: StudyTable
     preset: Preset
     data: str
+    seeds: tuple[int, ...]
+    folds: tuple[int, ...]
+    patch_px: int | None
     settings: tuple[str, ...]
     cells: list[Cell]
+
+    def command(self, name: str) -> str:
+        """What makes it again."""
+        options = [f"--fold {fold}" for fold in self.folds]
+        options += [] if self.patch_px is None else [f"--patch {self.patch_px}"]
+        options += [f"--set {setting}" for setting in self.settings]
+        asked = f"--preset {self.preset.name} --data {self.data} --seeds {len(self.seeds)}"
+        return " ".join(["python -m training table", name, asked, *options])
 
     def of(self, row: Row) -> list[Cell]:
         """The cells of a row."""
@@ -98,7 +111,16 @@ def run(
         found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
         console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
         cells.append(cell)
-    return Study(table=wanted, preset=preset, data=data.name, settings=tuple(settings), cells=cells)
+    return Study(
+        table=wanted,
+        preset=preset,
+        data=data.name,
+        seeds=tuple(seeds),
+        folds=tuple(folds),
+        patch_px=patch_px,
+        settings=tuple(settings),
+        cells=cells,
+    )
 
 
 def _divisions(
@@ -111,9 +133,13 @@ def _divisions(
     if (data / "folds.csv").is_file():
         there = sorted({int(row["fold"]) for row in read_rows(data / "folds.csv")})
         wanted = folds or (there if every else there[:1])
+    boxes = hashlib.sha256((data / "boxes.csv").read_bytes()).hexdigest()[:6]  # other data may have the same name
     for fold in wanted:
         name = data.name if fold is None else f"{data.name}, fold {fold}"
-        folder = out / "cut" / f"{data.name}-{patch_px}-{preset.shrink}{'' if fold is None else f'-{fold}'}"
-        if not (folder / "cut.json").is_file():
-            cut(data, folder, patch_px=patch_px, shrink=preset.shrink, test_fold=fold)
+        cut_name = f"{data.name}-{boxes}-{patch_px}-{preset.shrink}{'' if fold is None else f'-{fold}'}"
+        folder, draft = out / "cut" / cut_name, out / "cut" / f".{cut_name}"
+        if not folder.is_dir():
+            shutil.rmtree(draft, ignore_errors=True)  # of a study that was killed
+            cut(data, draft, patch_px=patch_px, shrink=preset.shrink, test_fold=fold)
+            draft.rename(folder)
         yield Division(name=name, folder=folder)

@@ -5,6 +5,7 @@ A row is a title and settings in the language of `fit --set`; what it does not s
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -43,6 +44,7 @@ OF_BATCHES = {
 # of the preset `cpu`, where a method learns nothing at the others' rate: the best of 3e-3, 1e-3 and 3e-4 on the
 # validation part of one fold
 OWN_RATES = {"tdrg": ("phase1.learning_rate=3e-4",)}
+HEAVY = "vgg16", "inception_v3"  # which the preset `cpu` only shows to run
 NARROW = (8, 16, 32, 64, 128, 256)  # of the compact trunk, whose map has 160 channels
 
 
@@ -151,7 +153,7 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             rows=tuple(
                 Row(
                     title=f"B = {size}",
-                    settings=("phase1.epochs=0", f"phase2.batch={size}"),
+                    settings=("phase1.epochs=0", f"phase2.batch={size}", f"devices={math.gcd(size, base.devices)}"),
                     x=size,
                     paper=paper,
                     from_phase1=True,
@@ -197,7 +199,7 @@ def _method(row: PaperMethod, preset: PresetName, epochs: int, paper: tuple[floa
         settings += one_stage(epochs)
     if light:
         settings += OWN_RATES.get(row.method, ())
-    heavy = preset == "cpu" and not row.chooses_trunk
+    heavy = preset == "cpu" and row.trunk in HEAVY
     title = "plain trunk, in the place of ResNet-50" if light and row.method == "plain" else row.title
     return Row(title=title, settings=settings + A_FEW_STEPS * heavy, paper=paper, heavy=heavy)
 
