@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,12 +18,12 @@ from engine import load
 from tests.training.data_form import TOML, write_screens
 from training import bundling
 from training.bundling import export_run
-from training.config import Config, read_config
+from training.config import Config, Phase, read_config
 from training.costs import Costs
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
-from training.fit import fit
+from training.fit import _learning_rate, fit
 from training.folder import load_run
 from training.inference import network_probability, network_score
 from training.record import revision_of
@@ -296,3 +297,13 @@ def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
     assert (config.loss.contrast, config.loss.temperature, config.loss.map) == (0.4, 0.1, 0)
     assert (config.network.pooling, config.network.feature_width) == ("average", 512)
     assert config.data.folders == [tmp_path / "d"]
+
+
+def test_the_rate_warms_up_and_then_falls_as_half_a_cosine() -> None:
+    phase = Phase(epochs=1, learning_rate=0.1, schedule="cosine", warmup_steps=4)
+    rates = [_learning_rate(phase, step=step, total=12) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
+    assert rates[4:] == pytest.approx([0.05 * (1 + math.cos(math.pi * k / 8)) for k in range(8)])
+    assert _learning_rate(phase, step=12, total=12) == pytest.approx(0)
+    constant = phase.model_copy(update={"schedule": "constant"})
+    assert [_learning_rate(constant, step=step, total=12) for step in (1, 4, 11)] == pytest.approx([0.05, 0.1, 0.1])

@@ -2,9 +2,13 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shutil
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -14,6 +18,7 @@ from training.__main__ import app
 from training.baselines import build_network
 from training.config import read_config
 from training.cutting import cut
+from training.datasets import PatchSet
 from training.methods import METHODS
 from training.studies import cells, report, study
 from training.studies.cells import FIGURES, GROUPS, Cell
@@ -132,30 +137,123 @@ def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
     assert stem.with_suffix(".png").stat().st_size > 5_000
 
 
-def cell_of(row: str, seed: int, f: float, *, steps_only: bool = False) -> Cell:
-    figures = {} if steps_only else {group: dict.fromkeys((*FIGURES, "fitted_f_measure"), f) for group in GROUPS}
+def cell_of(row: str, seed: int, f: float, *, validated: float = 0.5, steps_only: bool = False) -> Cell:
+    values = dict.fromkeys((*FIGURES, "fitted_f_measure"), f) | {"validation_f_measure": validated}
     return Cell(
-        row=row, division="d", seed=seed, steps_only=steps_only, seconds=60, figures=figures, per_label={"dot": f}
+        row=row,
+        division="d",
+        seed=seed,
+        steps_only=steps_only,
+        seconds=60,
+        revision=None,
+        figures={} if steps_only else dict.fromkeys(GROUPS, values),
+        per_label={"dot": f},
     )
 
 
-def test_the_lead_is_taken_cell_by_cell() -> None:
-    """The mean of the differences spreads less than the difference of the means would suggest."""
-    rows = (Row(title="one", paper=(0.9, 0.8)), Row(title="two"), Row(title="heavy", heavy=True))
-    found = study.Study(
+def study_of(rows: tuple[Row, ...], cells: list[Cell]) -> study.Study:
+    return study.Study(
         table=StudyTable(title="Three", rows=rows),
         preset=study.PRESETS["cpu"],
         data="d",
+        seeds=(0, 1, 2),
+        folds=(0,),
+        patch_px=None,
         settings=("seed=1",),
-        cells=[
+        cells=cells,
+    )
+
+
+def test_the_lead_is_taken_cell_by_cell_and_validation_chooses_whose() -> None:
+    """The mean of the differences spreads less than the difference of the means would suggest."""
+    rows = (Row(title="one", paper=(0.9, 0.8)), Row(title="two"), Row(title="three"), Row(title="heavy", heavy=True))
+    found = study_of(
+        rows,
+        [
             *(cell_of("one", seed, f) for seed, f in enumerate((0.5, 0.7, 0.9))),
-            *(cell_of("two", seed, f) for seed, f in enumerate((0.51, 0.71, 0.91))),
+            *(cell_of("two", seed, f, validated=0.6) for seed, f in enumerate((0.51, 0.71, 0.91))),
+            *(cell_of("three", seed, f) for seed, f in enumerate((0.52, 0.72, 0.89))),  # best on the test part
             cell_of("heavy", 0, 0, steps_only=True),
         ],
     )
     text = report.markdown(found, "3")
     assert "| one | 0.700 ± 0.200 |" in text
     assert "0.900, 0.800" in text
-    assert "Ahead in F, cell by cell, of two:\n\n- one: 1.000 ± 0.000 points" in text
+    assert "of two, chosen by F on validation; at 0.5, and at fitted thresholds:\n\n" in text
+    assert "- one: 1.0 ± 0.0 (ahead in 3 of 3); 1.0 ± 0.0 (ahead in 3 of 3)" in text
+    assert "- three: 0.0 ± 1.7 (ahead in 1 of 3)" in text
     assert "a few steps, to show that it runs" in text
-    assert "--set seed=1" in text
+    assert "`python -m training table 3 --preset cpu --data d --seeds 3 --fold 0 --set seed=1`" in text
+
+
+def test_where_methods_are_compared_the_two_stage_network_is_held_against_each() -> None:
+    rows = (Row(title="KSSNet"), Row(title="two-stage"))
+    found = study_of(rows, [cell_of("KSSNet", 0, 0.8, validated=0.9), cell_of("two-stage", 0, 0.7)])
+    assert "of two-stage; at 0.5, and at fitted thresholds:\n\n- KSSNet: -10.0 (ahead in 0 of 1)" in report.markdown(
+        found, "2"
+    )
+
+
+def test_what_decides_a_cells_figures_is_in_its_name(source: Path, tmp_path: Path) -> None:
+    def name(seed: int = 0, *settings: str, row: tuple[str, ...] = (), folder: Path = tmp_path / "cut") -> str:
+        division = cells.Division(name="d", folder=folder)
+        made = cells._config(
+            Row(title="r", settings=row),
+            division,
+            seed,
+            preset=study.PRESETS["cpu"].file,
+            settings=settings,
+            base=None,
+        )
+        return cells._name(made, None)
+
+    cut(source, tmp_path / "cut", patch_px=96)
+    first = name()
+    shutil.copytree(tmp_path / "cut", tmp_path / "same")
+    assert name(0, "threads=3", "data.workers=4", folder=tmp_path / "same") == first
+    shutil.copytree(tmp_path / "cut", tmp_path / "painted")
+    image = next((tmp_path / "painted" / "images").iterdir())
+    cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (96, 96), np.uint8))
+    shutil.copytree(tmp_path / "cut", tmp_path / "moved")
+    np.savez(tmp_path / "moved" / "maps.npz", cells=np.zeros((0, 5), np.int32))
+    others = [
+        name(1),
+        name(0, "phase1.epochs=3"),
+        name(row=("loss.map=0.5", "network.pooling=attention")),
+        name(folder=tmp_path / "painted"),
+        name(folder=tmp_path / "moved"),
+    ]
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_a_cell_is_measured_on_the_test_part_at_thresholds_of_the_validation_part(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a network that scores by hand: on validation 0.3 where a label is and 0.2 where not, on test 0.1 more."""
+    cut(source, tmp_path / "cut", patch_px=96)
+    parts: dict[int, str | None] = {}
+    patches = PatchSet
+
+    def noted(folders: list[Path], part: str | None) -> PatchSet:
+        made = patches(folders, part)
+        parts[id(made)] = part
+        return made
+
+    def scores(network: object, seen: object, data: PatchSet, fabric: object, *, group: str) -> NDArray[np.float32]:
+        present = {"validation": 0.3, "test": 0.4}[str(parts[id(data)])]
+        probability = np.where(data.labels == 1, present, present - 0.1)
+        return np.asarray(np.log(probability / (1 - probability)), np.float32)
+
+    division = cells.Division(name="d", folder=tmp_path / "cut")
+    monkeypatch.setattr(cells, "PatchSet", noted)
+    monkeypatch.setattr(cells, "reasoned", scores)
+    cell, run = cells.run_cell(
+        Row(title="r"), division, 0, preset=study.PRESETS["cpu"].file, settings=SHORT, out=tmp_path, base=None
+    )
+    assert list(parts.values()) == ["validation", "test"]
+    for figures in cell.figures.values():
+        assert figures["f_measure"] == figures["validation_f_measure"] == 0  # nothing reaches 0.5
+        # at what tells all in the validation part, every patch of the test part has every label
+        assert 0 < figures["fitted_f_measure"] < 1
+    with (run / "metrics.csv").open(newline="") as file:
+        assert cell.seconds == pytest.approx(sum(float(row["seconds"]) for row in csv.DictReader(file)), abs=0.1)

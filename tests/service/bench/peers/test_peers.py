@@ -126,6 +126,7 @@ def test_the_part_runs_and_a_peer_that_is_not_installed_is_said(work: Work, monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1300)
 def test_the_command_measures_all_that_are_installed() -> None:
     command = [sys.executable, "-m", "service", "bench", "--part", "peers", "--seconds", "2", "--json"]
     answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1200)
