@@ -14,7 +14,8 @@ from training.costs import Costs
 from training.frontier import Screens
 from training.intervals import Intervals, bootstrap
 from training.measures import enough
-from training.zones import Tally, best_zones, tally
+from training.proof import choose
+from training.zones import Tally, tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -25,6 +26,7 @@ class Calibration:
         limits: by label.
         costs: that they were chosen for.
         tally: of the screens that they were chosen on.
+        held_out: of the same screens, each judged by limits that were chosen without it; None where there are too few.
         intervals: of screens to come; None where there are too few to tell.
         screens: those screens.
         has: (S, L) which label each of them has.
@@ -33,26 +35,39 @@ class Calibration:
     limits: dict[str, LabelLimits]
     costs: Costs
     tally: Tally
+    held_out: Tally | None
     intervals: Intervals | None
     screens: Screens
     has: NDArray[np.bool_]
 
     @property
+    def escape_bound(self) -> float:
+        """What the share of escapes may be with 95 %, by the screens left out."""
+        return 1.0 if self.held_out is None else self.held_out.escape_bound
+
+    @property
     def proven(self) -> bool:
-        """Whether so few escapes of so many screens bound the share of escapes by the cap, with 95 %."""
-        return self.tally.escape_bound <= self.costs.escape_cap
+        """Whether so few escapes of so many screens left out bound the share of escapes by the cap, with 95 %."""
+        return self.escape_bound <= self.costs.escape_cap
 
     def warnings(self) -> list[str]:
         """What the limits do not hold, or the screens do not prove, in words; empty where all is well."""
-        found, cap, n = self.tally, self.costs.escape_cap, self.tally.defective
+        found, cap = self.tally, self.costs.escape_cap
         said = []
-        if not found.clean or not n:
+        if not found.clean or not found.defective:
             said.append("there are no clean or no defective screens, so every screen goes to review")
-        if not self.proven:
+        if found.escape > cap:
             said.append(
-                f"{found.escapes} escapes of {n} defective screens prove no more than {found.escape_bound:.1%} (95 %), "
-                f"not the cap of {cap:.2%}: that takes {enough(found.escapes, cap)} such screens with as many escapes. "
-                "Until then the bands are wider, as far as the capacity for review allows"
+                f"{found.escapes} of {found.defective} defective screens escape, {found.escape:.1%}: over the cap of "
+                f"{cap:.2%}, which so few screens cannot keep but by sending all to review"
+            )
+        if not self.proven:
+            escapes, n = (0, 0) if self.held_out is None else (self.held_out.escapes, self.held_out.defective)
+            said.append(
+                f"{escapes} escapes of {n} defective screens, each judged by limits chosen without it, prove no more "
+                f"than {self.escape_bound:.1%} (95 %), not the cap of {cap:.2%}: that takes {enough(escapes, cap)} "
+                "such screens with as many escapes. Until then the bands are wider, as far as the capacity for review "
+                "allows"
             )
         if found.review(self.costs) > self.costs.review_capacity:
             said.append(
@@ -68,7 +83,7 @@ class Calibration:
             "limits_costs": str(self.costs),
             "limits_screens": f"{found.defective} defective, {found.clean} clean",
             "limits_escape": round(found.escape, 4),
-            "limits_escape_bound": round(found.escape_bound, 4),
+            "limits_escape_bound": round(self.escape_bound, 4),
             "limits_overkill": round(found.overkill, 4),
             "limits_review": round(found.review(self.costs), 4),
         }
@@ -86,7 +101,8 @@ class Calibration:
             "costs": self.costs.model_dump(),
             "screens": asdict(self.tally),
             "escape": self.tally.escape,
-            "escape_bound": self.tally.escape_bound,
+            "held_out": None if self.held_out is None else asdict(self.held_out),
+            "escape_bound": self.escape_bound,
             "escape_cap_proven": self.proven,
             "overkill": self.tally.overkill,
             "review": self.tally.review(self.costs),
@@ -116,23 +132,24 @@ def calibrate(
         labels: L names.
         costs: of the line.
     """
-    whole, has = whole_screens(probability, target, screens)
-    known = target >= 0
-    thresholds = np.array(
-        [
-            round(best_threshold(score[sure], truth[sure] == 1), 4)
-            for score, truth, sure in zip(probability.T, target.T, known.T, strict=True)
-        ]
-    )
-    zones = best_zones(whole, costs, thresholds)
+    whole, has, rows = whole_screens(probability, target, screens)
+
+    def thresholds_of(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        those = np.concatenate([np.empty(0, np.int64), *(rows[number] for number in numbers)])
+        pairs = zip(probability[those].T, target[those].T, strict=True)
+        return np.array([round(best_threshold(score[truth >= 0], truth[truth >= 0] == 1), 4) for score, truth in pairs])
+
+    found = choose(whole, costs, thresholds_of)
+    thresholds = thresholds_of(np.arange(len(whole)))
     return Calibration(
         limits={
             label: LabelLimits(threshold=threshold, review=(low, high))
-            for label, threshold, (low, high) in zip(labels, thresholds.tolist(), zones.tolist(), strict=True)
+            for label, threshold, (low, high) in zip(labels, thresholds.tolist(), found.zones.tolist(), strict=True)
         },
         costs=costs,
-        tally=tally(whole, zones),
-        intervals=bootstrap(whole, costs, thresholds),
+        tally=tally(whole, found.zones),
+        held_out=found.held_out,
+        intervals=bootstrap(whole, costs, thresholds_of, step=found.step),
         screens=whole,
         has=has,
     )
@@ -140,14 +157,18 @@ def calibrate(
 
 def whole_screens(
     probability: NDArray[np.floating], target: NDArray[np.int8], screens: NDArray[np.int64]
-) -> tuple[Screens, NDArray[np.bool_]]:
-    """Patches as whole screens, and which labels (S, L) each has; one whose every defect is "unknown" is left out."""
-    groups = [screens == number for number in np.unique(screens)]
+) -> tuple[Screens, NDArray[np.bool_], list[NDArray[np.int64]]]:
+    """Patches as whole screens, which labels (S, L) each has, and the numbers of its patches.
+
+    A screen whose every defect is "unknown" is left out.
+    """
+    groups = [np.flatnonzero(screens == number) for number in np.unique(screens)]
     has = np.array([(target[group] == 1).any(axis=0) for group in groups])
     unsure = np.array([(target[group] < 0).any() for group in groups])
     highest = np.array([probability[group].max(axis=0) for group in groups], np.float64)
     known = has.any(axis=1) | ~unsure
-    return Screens(highest[known], np.asarray(has[known].any(axis=1))), has[known]
+    rows = [group for group, taken in zip(groups, known, strict=True) if taken]
+    return Screens(highest[known], np.asarray(has[known].any(axis=1))), has[known], rows
 
 
 def best_threshold(score: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:

@@ -32,7 +32,7 @@ def print_calibration(found: Calibration, console: Console) -> None:
         for name in ("escape", "overkill", "review", "cost")
     )
     counted = f"{tally.escapes} of {tally.defective}, {tally.escape:.1%}"
-    rates.add_row("escape: defective, passed", counted, f"{tally.escape_bound:.1%}", *escape)
+    rates.add_row("escape: defective, passed", counted, f"{found.escape_bound:.1%}", *escape)
     rates.add_row("overkill: clean, failed", f"{tally.overkills} of {tally.clean}, {tally.overkill:.1%}", "", *overkill)
     rates.add_row("review, of the line's", f"{tally.review(costs):.1%}", "", *review)
     rates.add_row("expected cost of a screen", f"{tally.cost(costs):.3f}", "", *cost)

@@ -11,7 +11,8 @@ from rich.progress import track
 
 from training.costs import Costs
 from training.frontier import Screens
-from training.zones import Tally, Zones, best_zones, tally
+from training.proof import Thresholds
+from training.zones import Tally, Zones, best_zones, lowered, tally
 
 REPLICATES = 200
 _WIDTH = 4  # of the search: the choice of each replicate need not be the very best
@@ -43,22 +44,25 @@ class Intervals(NamedTuple):
 def bootstrap(
     screens: Screens,
     costs: Costs,
-    thresholds: NDArray[np.float64],
+    thresholds_of: Thresholds,
     *,
+    step: float = 0.0,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Intervals | None:
     """Intervals by the bootstrap over screens (Efron 1979), defective and clean ones drawn apart.
 
     Zones look best on the screens that they were chosen on: where none of those escaped, drawing again from them would
-    say that none ever will. So each replicate is judged on the screens that it did not draw (Efron 1983, "Estimating
-    the error rate of a prediction rule"); with a third of the screens less than the bundle's zones have, it errs on the
-    safe side.
+    say that none ever will. So each replicate chooses thresholds and zones of its own, and is judged on the screens
+    that it did not draw (Efron 1983, "Estimating the error rate of a prediction rule"). How far replicates differ from
+    each other is less than how far any of them may differ from the truth: with few screens these intervals are narrow,
+    and what the cap is held against is `training.proof`'s bound.
 
     Args:
         screens: that the zones were chosen on.
         costs: of the line.
-        thresholds: (L,) of the labels, which stay.
+        thresholds_of: the labels' thresholds, of screens by their numbers.
+        step: by which the lows were moved down.
         replicates: how often they are drawn.
         seed: of the draws.
 
@@ -68,7 +72,7 @@ def bootstrap(
     kinds = [np.flatnonzero(screens.defective), np.flatnonzero(~screens.defective)]
     if min(map(len, kinds)) < 2:
         return None
-    found = list(_replicates(screens, costs, thresholds, kinds, replicates, seed))
+    found = list(_replicates(screens, costs, thresholds_of, step, kinds, replicates, seed))
     zones = np.stack([chosen for chosen, _ in found])
     labels = range(zones.shape[1])
     return Intervals(
@@ -84,7 +88,8 @@ def bootstrap(
 def _replicates(
     screens: Screens,
     costs: Costs,
-    thresholds: NDArray[np.float64],
+    thresholds_of: Thresholds,
+    step: float,
     kinds: Sequence[NDArray[np.int64]],
     replicates: int,
     seed: int,
@@ -94,7 +99,8 @@ def _replicates(
         drawn = [rng.choice(kind, len(kind)) for kind in kinds]
         left = [np.setdiff1d(kind, some) for kind, some in zip(kinds, drawn, strict=True)]
         if min(map(len, left)):  # of two or three screens a draw may leave none
-            zones = best_zones(screens.take(np.concatenate(drawn)), costs, thresholds, width=_WIDTH)
+            those = np.concatenate(drawn)
+            zones = lowered(best_zones(screens.take(those), costs, thresholds_of(those), width=_WIDTH), step)
             yield zones, tally(screens.take(np.concatenate(left)), zones)
 
 

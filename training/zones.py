@@ -9,7 +9,7 @@ line's prevalence.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 
 import numpy as np
@@ -23,7 +23,6 @@ Zones = NDArray[np.float64]  # (L, 2): low and high of each label
 
 NARROWEST_BAND = 0.05  # few screens may separate perfectly; a line needs some band all the same
 _HIGHEST = 0.995  # of a limit, so that a score can reach it
-_FARTHEST = 8.0  # of a logit, that the lows are moved at most
 _DIGITS = 6
 
 
@@ -37,6 +36,10 @@ class Tally:
     overkills: int
     reviewed_defective: int
     reviewed_clean: int
+
+    def __add__(self, other: Tally) -> Tally:
+        """Of both lots of screens."""
+        return Tally(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
     @property
     def escape(self) -> float:
@@ -97,7 +100,7 @@ def worth(found: Tally, costs: Costs) -> tuple[float, ...]:
 
 
 def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], *, width: int = WIDTH) -> Zones:
-    """The zones that are best by `worth` on these screens, then `widened` where they do not prove the cap.
+    """The zones that are best by `worth` on these screens; what they prove of others is `training.proof`'s.
 
     What passes is a box in the space of scores, and what does not fail is another (`training.frontier`): the first
     within the thresholds, the second beyond them by `NARROWEST_BAND` at least: no screen passes with a label present,
@@ -121,7 +124,7 @@ def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], 
     highs = frontier(screens, beyond, np.full(labels, _HIGHEST), place=0.75, width=width)
     low, high = min(product(lows, highs), key=lambda pair: _promise(screens, costs, *pair))
     zones = np.stack([low.limits, high.limits], axis=1)
-    return widened(np.round(zones, _DIGITS), screens, costs)
+    return np.round(zones, _DIGITS)
 
 
 def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float, ...]:
@@ -139,26 +142,8 @@ def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float
     return worth(found, costs)
 
 
-def widened(zones: Zones, screens: Screens, costs: Costs) -> Zones:
-    """The lows moved down where so few screens, or so many escapes, do not prove the cap.
-
-    By the same step of the logit for every label, until they use the review that the capacity leaves, in the share in
-    which the cap is unproven: nothing where the bound just meets it, nearly all of it with few screens.
-    """
-    found = tally(screens, zones)
-    bound, review = found.escape_bound, found.review(costs)
-    if bound <= costs.escape_cap or review >= costs.review_capacity:
-        return zones
-    limit = review + (costs.review_capacity - review) * (1 - costs.escape_cap / bound)
-    fits, too_far = 0.0, _FARTHEST
-    for _ in range(40):
-        step = (fits + too_far) / 2
-        within = tally(screens, _lowered(zones, step)).review(costs) <= limit
-        fits, too_far = (step, too_far) if within else (fits, step)
-    return _lowered(zones, fits)
-
-
-def _lowered(zones: Zones, step: float) -> Zones:
+def lowered(zones: Zones, step: float) -> Zones:
+    """The lows moved down by the same step of the logit for every label; 0 leaves them."""
     odds = zones[:, 0] / (1 - zones[:, 0]) * math.exp(-step)
     lows = np.round(odds / (1 + odds), _DIGITS)
     return np.stack([np.minimum(lows, zones[:, 0]), zones[:, 1]], axis=1)

@@ -129,7 +129,7 @@ def test_the_command_prints_draws_and_writes(bundle: Path, data: Path, tmp_path:
     )
     assert answer.returncode == 0, answer.stderr
     assert "tiny 2 in new: limits 2" in answer.stdout
-    assert "12 defective screens prove no more than" in answer.stdout
+    assert "of 12 defective screens, each judged by limits chosen without it, prove no more" in answer.stdout
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert figures["costs"]["review_cost"] == 2
     assert figures["escape_cap_proven"] is False

@@ -1,0 +1,87 @@
+"""What chosen zones prove: judged on screens that had no part in the choice, and widened where that is not enough.
+
+On the screens that they were chosen on zones look best: the number of escapes there bounds nothing. So thresholds and
+zones are chosen again without each fifth of the screens, and judged on it (cross-validation, Stone 1974).
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.costs import Costs
+from training.frontier import Screens
+from training.zones import Tally, Zones, best_zones, lowered, tally
+
+FOLDS = 5
+FARTHEST = 8.0  # of a logit, that the lows are moved at most
+
+Thresholds = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # of screens by their numbers, to one for each label
+
+
+class Choice(NamedTuple):
+    """Zones of all screens, by how much their lows were moved down, and what was found on screens left out.
+
+    `held_out` is None where there are fewer than two screens of a kind: nothing can be left out.
+    """
+
+    zones: Zones
+    step: float
+    held_out: Tally | None
+
+
+def choose(screens: Screens, costs: Costs, thresholds_of: Thresholds) -> Choice:
+    """The best zones, widened where the screens that were left out do not prove the cap.
+
+    Then the lows go down by the same step of the logit for every label, until they use the review that the capacity
+    leaves, in the share in which the cap is unproven: nothing where the bound just meets it, nearly all of it with few
+    screens.
+
+    Args:
+        screens: whose limits are wanted.
+        costs: of the line.
+        thresholds_of: the labels' thresholds, of these screens alone.
+    """
+    zones = best_zones(screens, costs, thresholds_of(np.arange(len(screens))))
+    left_out = [
+        (screens.take(part), best_zones(screens.take(rest), costs, thresholds_of(rest)))
+        for part, rest in _folds(screens.defective)
+    ]
+
+    def judged(step: float) -> Tally:
+        tallies = [tally(part, lowered(chosen, step)) for part, chosen in left_out]
+        # of screens of one kind no zones were chosen: all of them go to review, and prove nothing
+        return functools.reduce(operator.add, tallies) if tallies else tally(screens, lowered(zones, step))
+
+    found = judged(0.0)
+    bound, review = found.escape_bound, found.review(costs)
+    step = 0.0
+    if bound > costs.escape_cap and review < costs.review_capacity:
+        limit = review + (costs.review_capacity - review) * (1 - costs.escape_cap / bound)
+        step = _largest_step(lambda step: judged(step).review(costs) <= limit)
+    return Choice(lowered(zones, step), step, judged(step) if left_out else None)
+
+
+def _folds(defective: NDArray[np.bool_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Numbers of the screens left out and of the others, each kind dealt out evenly; none where a kind has but one."""
+    kinds = [np.flatnonzero(defective), np.flatnonzero(~defective)]
+    count = min(FOLDS, *map(len, kinds))
+    if count < 2:
+        return []
+    fold = np.empty(len(defective), np.int64)
+    for kind in kinds:
+        fold[np.random.default_rng(0).permutation(kind)] = np.arange(len(kind)) % count
+    return [(np.flatnonzero(fold == number), np.flatnonzero(fold != number)) for number in range(count)]
+
+
+def _largest_step(fits: Callable[[float], bool]) -> float:
+    low, high = 0.0, FARTHEST
+    for _ in range(40):
+        step = (low + high) / 2
+        low, high = (step, high) if fits(step) else (low, step)
+    return low
