@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from onnx.reference import ReferenceEvaluator
+from onnx.utils import Extractor
 
 Array = NDArray[np.float64]
 
@@ -43,10 +45,7 @@ class Pooled:
         if attention_LS:
             return attention_LS[0][:, None, :] * trunk_DS
         if self.largest:
-            only_DS = np.zeros_like(trunk_DS)
-            channels, cells = np.arange(len(trunk_DS)), trunk_DS.argmax(axis=1)
-            only_DS[channels, cells] = trunk_DS[channels, cells]
-            return only_DS[None]
+            return only_largest(trunk_DHW)[None]
         return trunk_DS[None] / trunk_DS.shape[1]
 
     def take_apart(self, feature_LF: Array, looked_LDS: Array, form: tuple[int, ...]) -> tuple[Array, Array]:
@@ -56,6 +55,15 @@ class Pooled:
             norm_L = np.maximum(np.linalg.norm(feature_LF, axis=1), 1e-6)  # as the cosine bounds it
         part_LS = (self.weight_LD[:, None, :] @ looked_LDS)[:, 0] / norm_L[:, None]
         return part_LS.reshape(-1, *form), self.constant_L / norm_L
+
+
+def only_largest(trunk_DHW: Array) -> Array:
+    """The largest value of each channel in its cell, and 0 elsewhere, (D, S)."""
+    trunk_DS = trunk_DHW.reshape(len(trunk_DHW), -1)
+    only_DS = np.zeros_like(trunk_DS)
+    channels, cells = np.arange(len(trunk_DS)), trunk_DS.argmax(axis=1)
+    only_DS[channels, cells] = trunk_DS[channels, cells]
+    return only_DS
 
 
 class Head(Protocol):
@@ -129,14 +137,21 @@ class FirstStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class OneStage:
-    """A network of which both outputs are its logits, each the mean of its activation map and a constant."""
+    """A network of which both outputs are its logits, each a constant and the mean of its activation map.
+
+    Or, with `weight_LD`, a constant and what those weights make of the largest value of each of the trunk's channels.
+    """
 
     features: tuple[str, ...]
     reasoning: tuple[str, ...]
+    weight_LD: Array | None = None
 
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
         """See `Head`."""
-        part_LHW = others[0] / others[0][0].size
+        if self.weight_LD is None:
+            part_LHW = others[0] / others[0][0].size
+        else:
+            part_LHW = (self.weight_LD @ only_largest(others[0])).reshape(-1, *others[0].shape[1:])
         constant_L = score_L - part_LHW.sum(axis=(1, 2))
         return part_LHW, constant_L, part_LHW, constant_L
 
@@ -155,7 +170,13 @@ def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage
     score = reasoned.maker("probability", "Sigmoid").input[0]
     trunk = seen.maker("activation", "Conv").input[0]  # 1 x 1, in every form
     if seen.kind("stage1") != "ReduceSum":
-        return OneStage(features=("label_features", "stage1", "activation"), reasoning=("probability", score))
+        weight_LD = (
+            seen.constant(seen.maker("activation", "Conv").input[1])[:, :, 0, 0] if seen.takes_largest(trunk) else None
+        )
+        source = "activation" if weight_LD is None else trunk
+        return OneStage(
+            features=("label_features", "stage1", source), reasoning=("probability", score), weight_LD=weight_LD
+        )
     first = _read_first(seen, trunk)
     if score == "stage1":
         return FirstStage(first=first, reasoning=("probability", score), scale=1.0)
@@ -182,7 +203,7 @@ def _read_first(graph: _Graph, trunk: str) -> Pooled:
     return Pooled(
         trunk=trunk,
         attention=graph.outputs("Softmax"),
-        largest=bool(graph.outputs("ReduceMax")),
+        largest=graph.takes_largest(trunk),
         weight_LD=np.einsum("lf,lfd->ld", classifier_LF, linear_LFD),
         constant_L=(classifier_LF * bias_LF).sum(axis=1),
         cosine=feature != "label_features",
@@ -208,10 +229,15 @@ class _Graph:
     """An ONNX graph to be looked up: its constants by name, the node that makes a value."""
 
     def __init__(self, model: onnx.ModelProto) -> None:
+        self._model = model
         self._constants = {one.name: one for one in model.graph.initializer}
         self._makers = {output: node for node in model.graph.node for output in node.output}
 
     def constant(self, name: str) -> Array:
+        if name not in self._constants:  # made of others, whatever the pixels are
+            part = Extractor(self._model).extract_model([], [name])
+            (value,) = ReferenceEvaluator(part).run(None, {})
+            return np.asarray(value, np.float64)
         return numpy_helper.to_array(self._constants[name]).astype(np.float64)
 
     def maker(self, value: str, kind: str) -> onnx.NodeProto:
@@ -230,6 +256,10 @@ class _Graph:
         (constant,) = (name for name in names if name in self._constants)
         (other,) = (name for name in names if name not in self._constants)
         return self.constant(constant), other
+
+    def takes_largest(self, value: str) -> bool:
+        """Whether the largest of a value is taken."""
+        return any(value in self._makers[output].input for output in self.outputs("ReduceMax"))
 
     def outputs(self, kind: str) -> tuple[str, ...]:
         """Of all nodes of a kind."""

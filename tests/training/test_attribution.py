@@ -16,9 +16,12 @@ from engine import Manifest, infer, load
 from tests.bundles import tiny_bundle
 from tests.engine.precisions import LABELS, PATCHES, write_graphs
 from tests.training.heads import CELLS, OneStage, Scaled, StageOne, two_stage
+from training.architecture import NetworkConfig
 from training.attribution import Attribution, Explanation
+from training.baselines import build_network
 from training.heads import TwoStage
 from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, preprocess
+from training.trunks import COMPACT
 
 POOLINGS = ["average", "max", "attention"]
 Array = NDArray[np.float64]
@@ -159,6 +162,21 @@ def test_one_stage_has_one_map(one_stage: Path) -> None:
     np.testing.assert_array_equal(found.stage1.map, found.stage2.map)
     bias = OneStage().classifier.bias.detach().numpy()
     np.testing.assert_allclose(found.stage2.constant, np.tile(bias, (len(PATCHES), 1)), atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["plain", "kssnet"])
+def test_a_rival_that_pools_maxima_is_taken_apart(method: str, tmp_path: Path) -> None:
+    """Each channel counts in the cell where it is largest, by the weight of the label."""
+    config = NetworkConfig(method=method, trunk="compact", pooling="max")  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    network = build_network(len(LABELS), config).eval()
+    bundle = write_graphs(tmp_path / "bundle", FeaturesGraph(network), ReasoningGraph(network))
+    found = Attribution(bundle).explain(PATCHES)
+    whole = found.stage2.map.sum(axis=(2, 3)) + found.stage2.constant
+    np.testing.assert_allclose(1 / (1 + np.exp(-whole)), found.probability, atol=1e-5)
+    constant = found.stage2.constant
+    np.testing.assert_allclose(constant, np.tile(constant[:1], (len(PATCHES), 1)), atol=1e-4)  # the bias alone
+    assert ((found.stage2.map != 0).sum(axis=(2, 3)) <= COMPACT[-1]).all()
 
 
 def test_a_score_that_is_no_mean_of_its_map_is_refused(one_stage: Path, tmp_path: Path) -> None:

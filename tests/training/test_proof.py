@@ -31,7 +31,7 @@ def test_what_is_proven_is_so() -> None:
     costs, proven = Costs(escape_cap=0.02), {"left out": 0, "chosen on": 0}
     wrong = dict.fromkeys(proven, 0)
     others, _ = drawn(10_000, 20_000, apart=5.2)
-    for seed in range(60):
+    for seed in range(90):
         screens, has = drawn(seed, 200, apart=5.2)
 
         def fitted(
