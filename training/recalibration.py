@@ -50,7 +50,8 @@ def recalibrate(
         part: train, validation or test; None takes all screens.
 
     Raises:
-        ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle.
+        ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
+            learnt from.
         BundleError: the bundle is not whole, or the version is no name.
     """
     before = Manifest.read(bundle)
@@ -58,6 +59,8 @@ def recalibrate(
         raise ValueError(f"--version {version} is that of {bundle}: other limits need another one")
     if out.exists():
         raise ValueError(f"{out} exists: name another folder for the new bundle")
+    if part in (None, "train") and data_id(folders) == before.data_id:
+        raise ValueError(f"{bundle} has learnt from {folders[0]}: take other screens, or --part validation or test")
     patches = fitting_patches(before, folders, part=part)
     with closing(load(bundle)) as backend:
         probability = bundle_probability(backend, patches, group="screen")

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +18,7 @@ from training import calibration_picture, plots
 from training.card import MEASURED
 from training.costs import Costs
 from training.cutting import cut
+from training.folder import data_id
 from training.recalibration import Recalibrated, recalibrate
 from training.reliability import Bin
 
@@ -154,3 +157,16 @@ def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install '\.\[bench\]'"):
         plots.require()
+
+
+@pytest.mark.parametrize(("part", "refused"), [(None, True), ("train", True), ("test", False)])
+def test_limits_are_not_chosen_on_what_the_bundle_has_learnt_from(
+    bundle: Path, data: Path, tmp_path: Path, part: str | None, refused: bool
+) -> None:
+    learnt = shutil.copytree(bundle, tmp_path / "learnt")
+    replace(Manifest.read(learnt), data_id=data_id([data])).write(learnt)
+    if refused:
+        with pytest.raises(ValueError, match=r"has learnt from .*cut: take other screens, or --part validation"):
+            recalibrate(learnt, [data], tmp_path / "new", version="2", costs=Costs(), part=part)
+    else:
+        recalibrate(learnt, [data], tmp_path / "new", version="2", costs=Costs(), part=part)

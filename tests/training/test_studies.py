@@ -20,9 +20,10 @@ from training.config import read_config
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.methods import METHODS
+from training.rows import read_rows
 from training.studies import cells, report, study
 from training.studies.cells import FIGURES, GROUPS, Cell
-from training.studies.tables import PresetName, Row, StudyTable, table
+from training.studies.tables import PresetName, Row, StudyTable, Windows, table
 
 NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "variants")
 SHORT = (
@@ -116,6 +117,29 @@ def test_table_7_begins_with_the_phase_1_of_the_network(
     assert len(runs) == 2  # the network itself, and the row
     trunk = "trunk.0.0.weight"
     assert (runs[0][trunk] == runs[1][trunk]).all()
+
+
+@pytest.mark.parametrize("preset", ["cpu", "full"])
+def test_images_of_the_steel_set_are_cut_by_windows_of_their_own(tmp_path: Path, preset: PresetName) -> None:
+    steel = write_screens(tmp_path / "a" / "steel", screens=8, height=256, width=1600)
+    wanted = table("9", preset, study.PRESETS[preset].base(()))
+    assert wanted.windows is not None
+    (division,) = study._divisions(steel, tmp_path / "out", wanted.windows, (), every=True)
+    lefts = {int(row["left"]) for row in read_rows(division.folder / "windows.csv")}
+    assert lefts == {0, 224, 448, 672, 896, 1120, 1344}
+    other = write_screens(tmp_path / "b" / "steel", screens=8, seed=1, height=256, width=1600)
+    (beside,) = study._divisions(other, tmp_path / "out", wanted.windows, (), every=True)
+    assert beside.folder != division.folder  # of the same name, and other data
+
+
+def test_a_cut_that_was_killed_is_done_again(source: Path, tmp_path: Path) -> None:
+    windows = Windows(patch_px=96, shrink=1)
+    (division,) = study._divisions(source, tmp_path, windows, (), every=True)
+    draft = division.folder.rename(division.folder.with_name(f".{division.folder.name}"))
+    (draft / "cut.json").unlink()
+    (again,) = study._divisions(source, tmp_path, windows, (), every=True)
+    assert (again.folder / "cut.json").is_file()
+    assert not draft.exists()
 
 
 def test_a_cut_folder_is_taken_as_it_is(source: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,7 @@ from training.config import Config, read_config
 from training.cutting import cut
 from training.rows import read_rows
 from training.studies.cells import Cell, Division, run_cell
-from training.studies.tables import PresetName, Row, StudyTable, table
+from training.studies.tables import PresetName, Row, StudyTable, Windows, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -24,8 +24,7 @@ class Preset:
     """How a study cuts its data and what it trains with."""
 
     name: PresetName
-    patch_px: int
-    shrink: int
+    windows: Windows
 
     @property
     def file(self) -> Path:
@@ -38,8 +37,8 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(name="cpu", patch_px=160, shrink=2),
-    "full": Preset(name="full", patch_px=1024, shrink=1),
+    "cpu": Preset(name="cpu", windows=Windows(patch_px=160, shrink=2)),
+    "full": Preset(name="full", windows=Windows(patch_px=1024, shrink=1)),
 }
 
 
@@ -91,14 +90,17 @@ def run(
         seeds: one cell each.
         folds: of folds.csv; empty: all of them for a comparison of methods, else the first.
         settings: as of `fit --set`, for every row; its own come after them.
-        patch_px: side of a patch; None: the preset's.
+        patch_px: side of a patch; None: the table's or the preset's.
         console: where to show what is trained.
 
     Raises:
         ValueError: there is no such table, or the data does not fit.
     """
     wanted = table(name, preset.name, preset.base(settings))
-    divisions = list(_divisions(data, out, preset, patch_px or preset.patch_px, folds, every=wanted.every_fold))
+    windows = wanted.windows or preset.windows
+    if patch_px is not None:
+        windows = replace(windows, patch_px=patch_px, stride_px=None)
+    divisions = list(_divisions(data, out, windows, folds, every=wanted.every_fold))
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
     cells = []
     for number, (row, division, seed) in enumerate(work, 1):
@@ -123,9 +125,7 @@ def run(
     )
 
 
-def _divisions(
-    data: Path, out: Path, preset: Preset, patch_px: int, folds: Sequence[int], *, every: bool
-) -> Iterator[Division]:
+def _divisions(data: Path, out: Path, windows: Windows, folds: Sequence[int], *, every: bool) -> Iterator[Division]:
     if (data / "cut.json").is_file():
         yield Division(name=data.name, folder=data)
         return
@@ -136,10 +136,19 @@ def _divisions(
     boxes = hashlib.sha256((data / "boxes.csv").read_bytes()).hexdigest()[:6]  # other data may have the same name
     for fold in wanted:
         name = data.name if fold is None else f"{data.name}, fold {fold}"
-        cut_name = f"{data.name}-{boxes}-{patch_px}-{preset.shrink}{'' if fold is None else f'-{fold}'}"
+        stride = "" if windows.stride_px is None else f"+{windows.stride_px}"
+        how = f"{windows.patch_px}{stride}-{windows.shrink}"
+        cut_name = f"{data.name}-{boxes}-{how}{'' if fold is None else f'-{fold}'}"
         folder, draft = out / "cut" / cut_name, out / "cut" / f".{cut_name}"
         if not folder.is_dir():
             shutil.rmtree(draft, ignore_errors=True)  # of a study that was killed
-            cut(data, draft, patch_px=patch_px, shrink=preset.shrink, test_fold=fold)
+            cut(
+                data,
+                draft,
+                patch_px=windows.patch_px,
+                stride_px=windows.stride_px,
+                shrink=windows.shrink,
+                test_fold=fold,
+            )
             draft.rename(folder)
         yield Division(name=name, folder=folder)
