@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -278,7 +279,7 @@ class TwoStageNetwork(Clustering):
         score_NL = None
         if reason:
             relate_to = None if gather is None else (gather(feature_NLF), gather(cosine_NL), gather(logit_NL))
-            with torch.autocast(feature_NLF.device.type, enabled=False):  # it is served in float32
+            with _in_float32(feature_NLF.device):  # as it is served
                 score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
         return Output(feature_NLF, cosine_NL, logit_NL, score_NL, map_NLHW)
 
@@ -319,6 +320,11 @@ class TwoStageNetwork(Clustering):
         columns = self.labels * self.config.feature_width
         weight_LD = self.reasoning.classifier.weight[:, :columns] @ self.pooling.linear.weight
         return functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])
+
+
+def _in_float32(device: torch.device) -> AbstractContextManager[object]:
+    """Nothing is cast to half precision; where there is nothing to compute, only to count, no cast is known."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def preprocess(pixel_NGPP: Tensor, *, light: Light = "linear") -> Tensor:

@@ -321,3 +321,12 @@ def test_cosine_relations_are_the_ones_written_out() -> None:
             reference[i] += share * torch.softmax(cosine, dim=0)
     everything = (output.feature_NLF, output.cosine_NL, output.logit_NL)
     torch.testing.assert_close(network.reasoning._to_labels(output.feature_NLF, everything, None), reference)
+
+
+def test_under_mixed_precision_the_reasoning_stays_in_float32() -> None:
+    network = small_network().eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = network(patches(3))
+    assert output.score_NL is not None
+    assert output.score_NL.dtype == torch.float32
+    torch.testing.assert_close(network.reason(output.feature_NLF, output.cosine_NL), output.score_NL)
