@@ -23,11 +23,11 @@ from engine.plans import PlanCache, default_folder
 from engine.slots import measure_slots, slot_patches
 from engine.speed import FASTER_BY, speed_by_turns
 
-SPEED_TEST_S = 2.0
-BATCHES_IN_ROW = 10
 if TYPE_CHECKING:  # it needs a GPU's libraries
     from engine.tensorrt import TensorRTBackend
 
+SPEED_TEST_S = 2.0
+BATCHES_IN_ROW = 10
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
 
 Batch = Annotated[int | None, typer.Option(min=1, max=1024, help="Patches in a batch; else the manifest's.")]

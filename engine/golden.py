@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from engine.backend import Backend, infer
 from engine.errors import BundleError, InferenceError
 from engine.manifest import Manifest, graph_precision
-from engine.warmth import FLAT
+from engine.parity import map_difference, range_of
 
 GOLDEN_FILE = "golden.npz"
 ARRAYS = "pixels", "probability", "activation"
@@ -107,7 +107,7 @@ def self_test(backend: Backend, golden: Golden) -> float:
         raise InferenceError(
             f"the activation maps of the golden patches are {features.activation.shape}, not {golden.activation.shape}"
         )
-    moved = _moved(features.activation, golden, backend.manifest)
+    moved = map_difference(features.activation, golden.activation, _ranges(golden, backend.manifest))
     if not moved <= MAP_TOLERANCE:
         raise InferenceError(
             f"the activation maps of the golden patches differ by {moved:.3g} of their range, over the tolerance of "
@@ -116,18 +116,14 @@ def self_test(backend: Backend, golden: Golden) -> float:
     return difference
 
 
-def _moved(found: NDArray[np.float32], golden: Golden, manifest: Manifest) -> float:
-    """The largest difference of maps, as a share of their range.
+def _ranges(golden: Golden, manifest: Manifest) -> NDArray[np.float64]:
+    """What each label's maps are held against: their own range for a label that a golden patch has.
 
-    Of its own range for a label that a golden patch has. Any other's map may vary by rounding alone, so it is held
-    against the widest range of all.
+    Any other's map may vary by rounding alone, so it is held against the widest range of all.
     """
-    wanted = golden.activation.astype(np.float64)
-    range_C = np.ptp(wanted, axis=(0, 2, 3))
+    range_C = range_of(golden.activation)
     thresholds = np.array([limits.threshold for limits in manifest.labels.values()])
-    seen_C = (golden.probability >= thresholds).any(axis=0)
-    range_C = np.where(seen_C, range_C, range_C.max())
-    return float((np.abs(found - wanted).max(axis=(0, 2, 3)) / np.maximum(range_C, FLAT)).max())
+    return np.where((golden.probability >= thresholds).any(axis=0), range_C, range_C.max())
 
 
 def made_as(backend: Backend) -> str:

@@ -55,7 +55,7 @@ def check_parity(
             f"the exported {backend.precision} graphs differ from their source by {difference.largest:.3g} in "
             f"probability, over the tolerance of {tolerance:.3g}"
         )
-    moved = _map_difference(features.activation, activation)
+    moved = map_difference(features.activation, activation)
     if not moved <= map_tolerance:  # written so that NaN fails
         raise ParityError(
             f"the activation maps of the exported {backend.precision} graphs differ from their source by {moved:.3g} "
@@ -64,12 +64,25 @@ def check_parity(
     return difference
 
 
-def _map_difference(found: NDArray[np.float32], wanted: NDArray[np.float32]) -> float:
-    """The largest difference of maps (K, C, h, w), as a share of their label's range over all K; of other forms NaN."""
+def map_difference(
+    found: NDArray[np.float32], wanted: NDArray[np.float32], range_C: NDArray[np.float64] | None = None
+) -> float:
+    """The largest difference of maps (K, C, h, w), as a share of each label's range; of other forms NaN.
+
+    Args:
+        found: maps.
+        wanted: that they should be.
+        range_C: by label; None: that of its maps over all K.
+    """
     if found.shape != wanted.shape:
         return float("nan")
-    gap = np.abs(found.astype(np.float64) - wanted).max((0, 2, 3))
-    return float((gap / np.maximum(np.ptp(wanted.astype(np.float64), axis=(0, 2, 3)), FLAT)).max())
+    gap_C = np.abs(found.astype(np.float64) - wanted).max((0, 2, 3))
+    return float((gap_C / np.maximum(range_of(wanted) if range_C is None else range_C, FLAT)).max())
+
+
+def range_of(maps: NDArray[np.float32]) -> NDArray[np.float64]:
+    """From the lowest to the highest value of each label's maps (K, C, h, w), over all K."""
+    return np.asarray(np.ptp(maps.astype(np.float64), axis=(0, 2, 3)))
 
 
 def extreme_patches(patch_px: int) -> NDArray[np.uint8]:

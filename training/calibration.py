@@ -140,11 +140,10 @@ def calibrate(
         return np.array([round(best_threshold(score[truth >= 0], truth[truth >= 0] == 1), 4) for score, truth in pairs])
 
     found = choose(whole, costs, thresholds_of)
-    thresholds = thresholds_of(np.arange(len(whole)))
+    limits = zip(labels, found.thresholds.tolist(), found.zones.tolist(), strict=True)
     return Calibration(
         limits={
-            label: LabelLimits(threshold=threshold, review=(low, high))
-            for label, threshold, (low, high) in zip(labels, thresholds.tolist(), found.zones.tolist(), strict=True)
+            label: LabelLimits(threshold=threshold, review=(low, high)) for label, threshold, (low, high) in limits
         },
         costs=costs,
         tally=tally(whole, found.zones),

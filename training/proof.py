@@ -25,11 +25,12 @@ Thresholds = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # of screens by
 
 
 class Choice(NamedTuple):
-    """Zones of all screens, by how much their lows were moved down, and what was found on screens left out.
+    """Of all screens thresholds, zones and how far their lows were moved down; and what was found on screens left out.
 
     `held_out` is None where there are fewer than two screens of a kind: nothing can be left out.
     """
 
+    thresholds: NDArray[np.float64]
     zones: Zones
     step: float
     held_out: Tally | None
@@ -47,7 +48,8 @@ def choose(screens: Screens, costs: Costs, thresholds_of: Thresholds) -> Choice:
         costs: of the line.
         thresholds_of: the labels' thresholds, of these screens alone.
     """
-    zones = best_zones(screens, costs, thresholds_of(np.arange(len(screens))))
+    thresholds = thresholds_of(np.arange(len(screens)))
+    zones = best_zones(screens, costs, thresholds)
     left_out = [
         (screens.take(part), best_zones(screens.take(rest), costs, thresholds_of(rest)))
         for part, rest in _folds(screens.defective)
@@ -64,7 +66,7 @@ def choose(screens: Screens, costs: Costs, thresholds_of: Thresholds) -> Choice:
     if bound > costs.escape_cap and review < costs.review_capacity:
         limit = review + (costs.review_capacity - review) * (1 - costs.escape_cap / bound)
         step = _largest_step(lambda step: judged(step).review(costs) <= limit)
-    return Choice(lowered(zones, step), step, judged(step) if left_out else None)
+    return Choice(thresholds, lowered(zones, step), step, judged(step) if left_out else None)
 
 
 def _folds(defective: NDArray[np.bool_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
