@@ -21,6 +21,7 @@ class Data(_Section):
 
     folders: list[Path] = Field(min_length=1)  # all have the same labels and patch size
     workers: int = Field(0, ge=0)  # processes that load and augment
+    resident: bool = False  # keep the training part in the device's memory, a byte a pixel: see `training.resident`
     positives: float | None = Field(None, gt=0, lt=1)  # share with a defect in a shuffled epoch; None: as is
     hard: float = Field(0.0, ge=0, lt=1)  # share of a shuffled epoch drawn by the last loss of each patch
     patches_per_epoch: int | None = Field(None, ge=1)  # None: all of them
@@ -92,6 +93,8 @@ class Config(_Section):
         """Refuse what cannot work together."""
         if self.start_share and self.start is None:
             raise ValueError("start_share needs start: there are no other weights to take a share of")
+        if self.data.resident and self.augmentation.rotation_degrees:
+            raise ValueError("data.resident has no free rotation: set augmentation.rotation_degrees = 0")
         if self.loss.map > 0 and not self.network.has_label_maps:
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
         if self.network.stages == 1 and self.phase2.epochs:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -36,8 +36,10 @@ from training.journal import Journal, epoch_progress
 from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
 from training.network import Network, Output
 from training.record import begin_session, describe_data
+from training.resident import Resident
 
 PHASES = ("phase1", "phase2")
+Batches = Callable[[str, "Standing", list[list[int]]], Iterator[Batch]]  # of a phase, from where it stands
 UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 
 
@@ -118,10 +120,11 @@ class Run:
             self.network.begin_phase(name, cooccurrence(torch.from_numpy(self.training[name].labels)))
         optimiser = _optimiser(self.network, phase)
         module, optimiser = self.fabric.setup(self.network, optimiser)
+        batches = self._resident_batches(name) if self.config.data.resident else self._loaded_batches
         at = Standing() if resumed is None else self._resume(name, optimiser, resumed)
         with Journal(self.config.run, self.fabric.is_global_zero) as log:
             while at.epoch < phase.epochs:
-                losses = self._epoch(module, optimiser, phase, name=name, at=at)
+                losses = self._epoch(module, optimiser, phase, name=name, at=at, batches=batches)
                 began = time.monotonic()
                 devices.share_statistics(self.fabric, self.network)
                 found = self._validate(reason=reason)
@@ -158,12 +161,25 @@ class Run:
         )
         return list(BatchSampler(shuffled, share, drop_last=len(shuffled) >= share))
 
-    def _loader(self, name: str, batches: list[list[int]]) -> DataLoader[Any]:
+    def _loaded_batches(self, name: str, at: Standing, order: list[list[int]]) -> Iterator[Batch]:
+        """Batches that processes load and augment, on this device."""
         workers: dict[str, Any] = {"num_workers": self.config.data.workers}
         if self.config.data.workers:
             # forked, they share the memory-mapped pixels; other ways to start them would copy every one
             workers["multiprocessing_context"] = "fork"
-        return DataLoader(self.training[name], batch_sampler=batches, **workers, collate_fn=collate)
+        self.training[name].seed = (self._seed(name), at.epoch)
+        for batch in DataLoader(self.training[name], batch_sampler=order, **workers, collate_fn=collate):
+            yield Batch(*(self.fabric.to_device(getattr(batch, field.name)) for field in dataclasses.fields(Batch)))
+
+    def _resident_batches(self, name: str) -> Batches:
+        """Batches that are picked and augmented on this device, which holds the whole training part."""
+        resident = Resident(self.training[name], self.config.augmentation, self.fabric.device)
+
+        def batches(name: str, at: Standing, order: list[list[int]]) -> Iterator[Batch]:
+            for indices in order:
+                yield resident.batch(indices, seed=self._step_seed(name, at))
+
+        return batches
 
     def _epoch(
         self,
@@ -173,17 +189,17 @@ class Run:
         *,
         name: str,
         at: Standing,
+        batches: Batches,
     ) -> dict[str, float]:
         """What is left of one pass over the training part; mean of each part of the loss and the learning rate."""
         order = self._order(name, phase, at.epoch)
         steps = len(order)
-        self.training[name].seed = (self._seed(name), at.epoch)
         self.network.train()
         began = time.monotonic()
         with epoch_progress(visible=self.fabric.is_global_zero) as progress:
             text = f"{name} epoch {at.epoch + 1}/{phase.epochs}"
             task = progress.add_task(text, total=steps, completed=at.step, loss=float("nan"))
-            for batch in self._on_device(self._loader(name, order[at.step :])):
+            for batch in batches(name, at, order[at.step :]):
                 rate = _learning_rate(phase, step=at.epoch * steps + at.step, total=phase.epochs * steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
@@ -217,10 +233,6 @@ class Run:
         optimiser.step()
         optimiser.zero_grad()
         return dict(zip((*parts, "loss"), means, strict=True))
-
-    def _on_device(self, batches: DataLoader[Any]) -> Iterator[Batch]:
-        for batch in batches:
-            yield Batch(*(self.fabric.to_device(getattr(batch, field.name)) for field in dataclasses.fields(Batch)))
 
     def _losses(self, module: Any, batch: Batch, name: str) -> dict[str, Tensor]:  # noqa: ANN401
         """The weighted parts of the loss of one batch."""

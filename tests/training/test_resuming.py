@@ -145,6 +145,16 @@ def test_an_epoch_that_was_never_kept_is_begun_anew(toml: Path, unbroken: Config
     check_same(config.run, unbroken.run)
 
 
+def test_a_run_whose_data_is_on_the_device_goes_on_as_well(toml: Path) -> None:
+    whole, killed = (configuration(toml, f"run=resident-{name}", "data.resident=true") for name in ("whole", "killed"))
+    assert process(whole) == 0
+    killed = killed.model_copy(update={"checkpoint_minutes": 0.0})
+    for count in (2, STEPS_OF_AN_EPOCH + 1, 2 * STEPS_OF_AN_EPOCH):
+        assert process(killed, "step", count) == -signal.SIGKILL
+    assert process(killed) == 0
+    check_same(killed.run, whole.run)
+
+
 def test_a_checkpoint_of_an_earlier_version_is_gone_on_from(toml: Path, unbroken: Config) -> None:
     """It was kept between epochs alone, and named the one that had ended."""
     config = configuration(toml, "run=earlier")

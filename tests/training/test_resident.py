@@ -1,0 +1,134 @@
+"""Patches in the device's memory: the same data as from the loader, augmented by draws of their own."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.training.data_form import TOML, write_screens
+from training.config import Augmentation, read_config
+from training.cutting import cut
+from training.datasets import PatchSet, collate
+from training.resident import Resident, augment
+
+CPU = torch.device("cpu")
+NOTHING = Augmentation(flip=False, quarter_turns=False, brightness=0, contrast=0, gamma=0)
+PATCH, CELL = 96, 32
+
+
+@pytest.fixture(scope="module")
+def patches(tmp_path_factory: pytest.TempPathFactory) -> PatchSet:
+    base = tmp_path_factory.mktemp("resident")
+    cut(write_screens(base / "source", screens=20), base / "cut", patch_px=128)
+    return PatchSet([base / "cut"], "train")
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def marked(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Patches of noise with one brightest cell each, and maps that say which it is."""
+    rng = np.random.default_rng(count)
+    pixels = rng.integers(0, 100, (count, PATCH, PATCH), np.uint8)
+    maps = np.zeros((count, 1, PATCH // CELL, PATCH // CELL), np.int8)
+    for patch, cells in zip(pixels, maps, strict=True):
+        row, column = rng.integers(0, PATCH // CELL, 2)
+        patch[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL] += 100
+        cells[0, row, column] = 1
+    return torch.from_numpy(pixels), torch.from_numpy(maps)
+
+
+def brightest(pixels: torch.Tensor) -> torch.Tensor:
+    """Cells (N, 1, h, w), 1 where a patch is brightest."""
+    means = torch.nn.functional.avg_pool2d(pixels[:, None].float(), CELL)
+    return (means == means.amax(dim=(2, 3), keepdim=True)).to(torch.int8)
+
+
+def test_without_augmentation_a_batch_is_the_loaders(patches: PatchSet) -> None:
+    indices = [7, 0, len(patches) - 1, 7]
+    expected = collate([patches[index] for index in indices])
+    found = Resident(patches, NOTHING, CPU).batch(indices, seed=3)
+    for name in ("pixels", "labels", "maps", "screens", "indices"):
+        assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert getattr(found, name).dtype == getattr(expected, name).dtype, name
+
+
+def test_the_seed_decides_a_batch(patches: PatchSet) -> None:
+    resident = Resident(patches, Augmentation(noise=3), CPU)
+    first, again, other = (resident.batch(range(6), seed=seed).pixels for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@settings(deadline=None, max_examples=30)
+@given(seed=st.integers(0, 2**32), flip=st.booleans(), turn=st.booleans(), strength=st.floats(0, 0.1))
+def test_maps_stay_where_the_pixels_are(seed: int, flip: bool, turn: bool, strength: float) -> None:
+    pixels, maps = marked(5)
+    config = Augmentation(
+        flip=flip, quarter_turns=turn, brightness=strength, contrast=strength, gamma=strength, noise=2
+    )
+    pixels, maps = augment(pixels, maps, config, generator(seed))
+    assert torch.equal(brightest(pixels), maps)
+
+
+def test_every_turn_and_mirror_image_is_drawn() -> None:
+    one = torch.arange(16, dtype=torch.uint8).view(1, 4, 4)
+    config = NOTHING.model_copy(update={"flip": True, "quarter_turns": True})
+    pixels, _ = augment(one.repeat(400, 1, 1), torch.zeros(400, 1, 4, 4, dtype=torch.int8), config, generator(0))
+    expected = {tuple(turned.flatten().tolist()) for k in range(4) for turned in (one.rot90(k, (1, 2)),)}
+    expected |= {tuple(turned.flip(-1).flatten().tolist()) for k in range(4) for turned in (one.rot90(k, (1, 2)),)}
+    drawn, counts = np.unique(pixels.flatten(1).numpy(), axis=0, return_counts=True)
+    assert {tuple(row.tolist()) for row in drawn} == expected
+    assert counts.min() > 25  # of 50 that are expected
+
+
+@pytest.mark.parametrize(
+    ("key", "strength", "reference"),
+    [
+        ("brightness", 0.3, lambda grey, factor: np.clip(grey * factor, 0, 255)),
+        ("contrast", 0.3, lambda grey, factor: np.clip((grey - grey.mean()) * factor + grey.mean(), 0, 255)),
+        ("gamma", 0.3, lambda grey, exponent: 255 * (grey / 255) ** exponent),
+    ],
+)
+def test_light_changes_as_it_says(
+    key: str, strength: float, reference: Callable[[np.ndarray, float], np.ndarray]
+) -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (40, 16, 16), np.uint8))
+    changed, _ = augment(
+        pixels, torch.zeros(40, 1, 1, 1, dtype=torch.int8), NOTHING.model_copy(update={key: strength}), generator(0)
+    )
+    strengths = []
+    for before, after in zip(pixels.numpy(), changed.numpy(), strict=True):
+        tried = np.linspace(1 - strength, 1 + strength, 601)
+        errors = [np.abs(reference(before.astype(float), factor) - after).max() for factor in tried]
+        assert min(errors) < 0.75  # half a level of rounding, and the step of what was tried
+        strengths.append(tried[int(np.argmin(errors))])
+    assert min(strengths) < 1 - 0.7 * strength
+    assert max(strengths) > 1 + 0.7 * strength
+
+
+def test_noise_is_of_the_strength_that_was_asked_for() -> None:
+    grey = torch.full((60, 64, 64), 128, dtype=torch.uint8)
+    config = NOTHING.model_copy(update={"noise": 4.0})
+    changed, _ = augment(grey, torch.zeros(60, 1, 2, 2, dtype=torch.int8), config, generator(0))
+    deviation = changed.float().std(dim=(1, 2))
+    assert 3.6 < deviation.max() < 4.2
+    assert deviation.min() < 0.6
+    assert abs(changed.float().mean() - 128) < 0.05
+
+
+def test_a_device_with_too_little_memory_is_said_to_have_it(patches: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
+    with pytest.raises(ValueError, match=r"data.resident: .* patches take .* GiB, the device has 0.0 free"):
+        Resident(patches, NOTHING, torch.device("cuda"))
+
+
+def test_free_rotation_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "toy.toml").write_text(TOML)
+    with pytest.raises(ValueError, match="no free rotation"):
+        read_config(tmp_path / "toy.toml", ["data.resident=true", "augmentation.rotation_degrees=5"])
