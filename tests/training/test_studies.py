@@ -161,6 +161,21 @@ def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
     assert stem.with_suffix(".png").stat().st_size > 5_000
 
 
+def test_some_rows_of_a_table_are_trained_alone_and_name_the_command(source: Path, tmp_path: Path) -> None:
+    settings = [part for one in SHORT for part in ("--set", one)]
+    arguments = ["table", "4", "--data", str(source), "--out", str(tmp_path), "--seeds", "1", "--patch", "96"]
+    answer = CliRunner().invoke(app, [*arguments, *settings, "--row", "dot product"])
+    assert answer.exit_code == 0, answer.output
+    text = (tmp_path / f"table-4-rows-cpu-{source.name}.md").read_text()
+    assert "| dot product |" in text
+    assert "| cosine |" not in text
+    assert "--row 'dot product'" in text
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+    refused = CliRunner().invoke(app, [*arguments, "--row", "dot"])
+    assert isinstance(refused.exception, ValueError)
+    assert str(refused.exception) == "no row 'dot': there are 'dot product', 'cosine'"
+
+
 def cell_of(row: str, seed: int, f: float, *, validated: float = 0.5, steps_only: bool = False) -> Cell:
     values = dict.fromkeys((*FIGURES, "fitted_f_measure"), f) | {"validation_f_measure": validated}
     return Cell(
@@ -183,6 +198,7 @@ def study_of(rows: tuple[Row, ...], cells: list[Cell]) -> study.Study:
         seeds=(0, 1, 2),
         folds=(0,),
         patch_px=None,
+        rows=(),
         settings=("seed=1",),
         cells=cells,
     )

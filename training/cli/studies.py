@@ -21,6 +21,7 @@ def table(
         list[int] | None, typer.Option(help="Folds of folds.csv; default: all for methods, else the first.")
     ] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch; default: 160 for cpu, 1024 for full.")] = None,
+    row: Annotated[list[str] | None, typer.Option(help="Title of a row; may be given again. Default: all.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for every row.")] = None,
 ) -> None:
     """Train what a table compares and write it as Markdown, CSV and a plot; finished cells are kept."""
@@ -38,8 +39,9 @@ def table(
         settings=set_ or (),
         patch_px=patch,
         console=console,
+        rows=row or (),
     )
-    stem = f"table-{name}-{preset}-{data.name}"
+    stem = f"table-{name}{'-rows' if row else ''}-{preset}-{data.name}"  # some rows do not replace the whole table
     (out / f"{stem}.md").write_text(report.markdown(found, name))
     report.write_csv(found, out / f"{stem}.csv")
     drawn = report.draw(found, out / f"{stem}.png")

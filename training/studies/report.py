@@ -15,13 +15,12 @@ from rich.table import Table
 from training.plots import can_draw
 from training.studies.cells import FIGURES, Cell
 from training.studies.study import Study
-from training.studies.tables import Row
+from training.studies.tables import OURS_TITLE, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, THEIRS = "#0072B2", "#D55E00"  # told apart by the colour-blind
-OURS_TITLE = "two-stage"  # of its row, where methods are compared
 
 
 def spread(values: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from training.config import Config, read_config
 from training.cutting import cut
 from training.rows import read_rows
 from training.studies.cells import Cell, Division, run_cell
-from training.studies.tables import PresetName, Row, StudyTable, Windows, table
+from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -52,6 +53,7 @@ class Study:
     seeds: tuple[int, ...]
     folds: tuple[int, ...]
     patch_px: int | None
+    rows: tuple[str, ...]
     settings: tuple[str, ...]
     cells: list[Cell]
 
@@ -59,6 +61,7 @@ class Study:
         """What makes it again."""
         options = [f"--fold {fold}" for fold in self.folds]
         options += [] if self.patch_px is None else [f"--patch {self.patch_px}"]
+        options += [f"--row {shlex.quote(title)}" for title in self.rows]
         options += [f"--set {setting}" for setting in self.settings]
         asked = f"--preset {self.preset.name} --data {self.data} --seeds {len(self.seeds)}"
         return " ".join(["python -m training table", name, asked, *options])
@@ -79,6 +82,7 @@ def run(
     settings: Sequence[str],
     patch_px: int | None,
     console: Console,
+    rows: Sequence[str] = (),
 ) -> Study:
     """Train every cell of a table that is not there yet.
 
@@ -92,11 +96,12 @@ def run(
         settings: as of `fit --set`, for every row; its own come after them.
         patch_px: side of a patch; None: the table's or the preset's.
         console: where to show what is trained.
+        rows: titles of the rows that are wanted; empty: all.
 
     Raises:
-        ValueError: there is no such table, or the data does not fit.
+        ValueError: there is no such table or row, or the data does not fit.
     """
-    wanted = table(name, preset.name, preset.base(settings))
+    wanted = _only(table(name, preset.name, preset.base(settings)), rows)
     windows = wanted.windows or preset.windows
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
@@ -107,7 +112,7 @@ def run(
         console.print(f"[{number}/{len(work)}] {row.title}, {division.name}, seed {seed}", markup=False)
         base = None
         if row.from_phase1:
-            first = Row(title="two-stage")
+            first = Row(title=OURS_TITLE)
             _, base = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
         cell, _ = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
         found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
@@ -120,9 +125,23 @@ def run(
         seeds=tuple(seeds),
         folds=tuple(folds),
         patch_px=patch_px,
+        rows=tuple(rows),
         settings=tuple(settings),
         cells=cells,
     )
+
+
+def _only(wanted: StudyTable, titles: Sequence[str]) -> StudyTable:
+    """The table with the rows of these titles alone, in its own order; with all of them where none is named.
+
+    Raises:
+        ValueError: it has no row of such a title; the message names those that it has.
+    """
+    there = [row.title for row in wanted.rows]
+    for title in titles:
+        if title not in there:
+            raise ValueError(f"no row {title!r}: there are {', '.join(map(repr, there))}")
+    return replace(wanted, rows=tuple(row for row in wanted.rows if row.title in (titles or there)))
 
 
 def _divisions(data: Path, out: Path, windows: Windows, folds: Sequence[int], *, every: bool) -> Iterator[Division]:

@@ -14,6 +14,8 @@ from training.methods import METHODS, PaperMethod
 
 PresetName = Literal["cpu", "full"]
 
+OURS_TITLE = "two-stage"  # of its row, where methods are compared
+
 A_FEW_STEPS = ("data.patches_per_epoch=32", "phase1.epochs=1", "phase1.batch=8", "phase1.warmup_steps=0")
 # accuracy and F that the paper reports
 OF_WIDTHS = {
