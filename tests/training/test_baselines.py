@@ -28,6 +28,7 @@ from training.methods import METHODS as PAPER
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.trunks import LightTrunk, build_trunk, staged
 
+EMBEDDED = Path(__file__).parents[2] / "training" / "configs" / "embedded.toml"
 RIVALS = ("feature_clustering", "plain", "kssnet", "tdrg", "sewerml")
 
 
@@ -72,6 +73,16 @@ def test_describe_prints_them(tmp_path: Path) -> None:
     assert found["colour"]["parameters"] == 14_716_740
     assert found["paper_products"] is None  # the table is of 1024 px
     assert CliRunner().invoke(app, ["describe", "vgg17"]).exception is not None
+
+
+def test_describe_counts_the_network_of_a_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "d.json"
+    answer = CliRunner().invoke(app, ["describe", "--config", str(EMBEDDED), "--json", str(file)])
+    assert answer.exit_code == 0, answer.output
+    assert "screens-light: 4 labels, one grey patch of 1024 px" in answer.output
+    found = json.loads(file.read_text())
+    assert found["parameters"] == sum(found["parts"].values()) == 207_177  # as its model card says
+    assert 360e6 < found["products"] < 400e6
 
 
 @pytest.mark.parametrize("method", RIVALS)

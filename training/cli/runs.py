@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -65,12 +67,24 @@ def describe(
     method: Annotated[str, typer.Argument(help="A method of the paper, or all.")] = "all",
     size: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=64)] = 1024,
     labels: Annotated[int, typer.Option(help="How many labels.", min=1)] = 4,
+    config: Annotated[Path | None, typer.Option(help="TOML file: its network alone.", exists=True)] = None,
     json_file: Json = None,
 ) -> None:
-    """Count parameters and multiply-accumulates of a method, beside the paper's Table 8."""
+    """Count parameters and multiply-accumulates of a method, beside the paper's Table 8, or of a configuration."""
+    from training.complexity import count as count_network
     from training.complexity import describe as count
+    from training.config import read_config
     from training.methods import METHODS
 
+    if config is not None:
+        settings = read_config(config)
+        own = count_network(settings.network, size_px=size, labels=labels)
+        console.print(f"{settings.name}: {labels} labels, one grey patch of {size} px")
+        console.print(f"{own.parameters:,} parameters, {own.products:,} multiply-accumulates")
+        _print_parts(own.parts)
+        if json_file is not None:
+            json_file.write_text(json.dumps(asdict(own), indent=2) + "\n")
+        return
     found = {name: count(name, size_px=size, labels=labels) for name in (METHODS if method == "all" else [method])}
     console.print(f"{labels} labels, one patch of {size} px; beside Table 8; grey is what runs here")
     table = Table(box=box.SIMPLE)
@@ -92,10 +106,14 @@ def describe(
     console.print(table)
     if len(found) == 1:
         for one in found.values():
-            for part, count_of in one.colour.parts.items():
-                console.print(f"{part}: {count_of:,} parameters")
+            _print_parts(one.colour.parts)
     if json_file is not None:
         json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+
+
+def _print_parts(parts: Mapping[str, int]) -> None:
+    for part, count_of in parts.items():
+        console.print(f"{part}: {count_of:,} parameters")
 
 
 @app.command()
