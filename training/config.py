@@ -21,7 +21,7 @@ class Data(_Section):
 
     folders: list[Path] = Field(min_length=1)  # all have the same labels and patch size
     workers: int = Field(0, ge=0)  # processes that load and augment
-    resident: bool = False  # keep the training part in the device's memory, a byte a pixel: see `training.resident`
+    resident: bool = False  # the device's memory holds the training part, a byte a pixel, and no worker loads it
     positives: float | None = Field(None, gt=0, lt=1)  # share with a defect in a shuffled epoch; None: as is
     hard: float = Field(0.0, ge=0, lt=1)  # share of a shuffled epoch drawn by the last loss of each patch
     patches_per_epoch: int | None = Field(None, ge=1)  # None: all of them

@@ -1,7 +1,8 @@
 """The two phases of training: feature clustering, then graph reasoning end to end.
 
 Each epoch draws its own seed, and each step and each patch of it its own, so a run that was killed anywhere and resumed
-ends with the same weights as one that was not, however many processes load its data.
+ends with the same weights as one that was not, however many processes load its data. (Where the data is resident, a
+step's patches share the step's.)
 
 Several devices share every batch. What compares patches, contrast and relations, is taken over all of their rows, and
 what is averaged, over all of their known entries, so that the gradient is that of one device with the whole batch;
@@ -40,6 +41,7 @@ from training.resident import Resident
 
 PHASES = ("phase1", "phase2")
 Batches = Callable[[str, "Standing", list[list[int]]], Iterator[Batch]]  # of a phase, from where it stands
+_AUGMENTATION = 1  # a stream of random numbers beside that of the network
 UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 
 
@@ -120,8 +122,9 @@ class Run:
             self.network.begin_phase(name, cooccurrence(torch.from_numpy(self.training[name].labels)))
         optimiser = _optimiser(self.network, phase)
         module, optimiser = self.fabric.setup(self.network, optimiser)
-        batches = self._resident_batches(name) if self.config.data.resident else self._loaded_batches
         at = Standing() if resumed is None else self._resume(name, optimiser, resumed)
+        resident = self.config.data.resident and at.epoch < phase.epochs
+        batches = self._resident_batches(name) if resident else self._loaded_batches
         with Journal(self.config.run, self.fabric.is_global_zero) as log:
             while at.epoch < phase.epochs:
                 losses = self._epoch(module, optimiser, phase, name=name, at=at, batches=batches)
@@ -173,11 +176,12 @@ class Run:
 
     def _resident_batches(self, name: str) -> Batches:
         """Batches that are picked and augmented on this device, which holds the whole training part."""
-        resident = Resident(self.training[name], self.config.augmentation, self.fabric.device)
+        patches, fabric = self.training[name], self.fabric
+        resident = Resident(patches, self.config.augmentation, fabric.device, visible=fabric.is_global_zero)
 
-        def batches(name: str, at: Standing, order: list[list[int]]) -> Iterator[Batch]:
-            for indices in order:
-                yield resident.batch(indices, seed=self._step_seed(name, at))
+        def batches(phase: str, at: Standing, order: list[list[int]]) -> Iterator[Batch]:
+            for indices in order:  # `at` is a step further each time that one is asked for
+                yield resident.batch(indices, seed=self._step_seed(phase, at, _AUGMENTATION))
 
         return batches
 
@@ -282,9 +286,9 @@ class Run:
     def _seed(self, name: str) -> int:
         return self.config.seed * 2 + (name == "phase2")
 
-    def _step_seed(self, name: str, at: Standing) -> int:
+    def _step_seed(self, name: str, at: Standing, *stream: int) -> int:
         """What a step draws, as dropout does, hangs on nothing that came before; each device draws its own."""
-        numbers = [self._seed(name), at.epoch, at.step, self.fabric.global_rank]
+        numbers = [self._seed(name), at.epoch, at.step, self.fabric.global_rank, *stream]
         return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0])
 
     def _validate(self, *, reason: bool) -> Report:

@@ -57,7 +57,9 @@ def to_probability(score: NDArray[np.float32]) -> NDArray[np.float32]:
 def see(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
     """What stage 1 gives of every patch of a set, in its order; there are no maps."""
     network.eval()
-    at_once = CHUNK if fabric.device.type == "cpu" else 4 * CHUNK  # fewer do not fill a GPU
+    at_once = (
+        CHUNK if fabric.device.type == "cpu" else 4 * CHUNK
+    )  # a batch of the paper, from which the same memory learns
     chunks = np.array_split(np.arange(len(patches)), -(-len(patches) // at_once))
     own = range(fabric.global_rank, len(chunks), fabric.world_size)
     parts: dict[int, Output] = {}

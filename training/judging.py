@@ -135,7 +135,10 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: not such a list, or a screen that is there twice.
     """
-    entries = json.loads(path.read_text())
+    try:
+        entries = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} is not a JSON list of verdicts")
     answers: dict[str, dict[str, Any]] = {}

@@ -1,11 +1,14 @@
 """A set of patches in the device's own memory, from which batches are picked and augmented there.
 
-A small network learns from a batch faster on a GPU than processes that load and augment can hand it the next. What is
-drawn differs from `training.augment`, what may be drawn does not, but for free rotation.
+A small network learns from a batch faster on a GPU than processes that load and augment can hand it the next. The
+kinds and strengths of augmentation are those of `training.augment`, but for free rotation; light changes in one
+order, and what is drawn hangs on the step and the device instead of on the patch. So a run is the same when it is
+resumed, and another one on another number of devices.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -17,7 +20,9 @@ from torch import Tensor
 from training.config import Augmentation
 from training.datasets import Batch, PatchSet
 
-_COPIED_AT_ONCE = 256  # patches
+_COPIED_AT_ONCE = 2**26  # bytes, by each of the threads
+_THREADS = 8
+_MOST = 0.9  # of the free memory: a step needs some
 _GREYS = 256
 
 
@@ -28,12 +33,15 @@ class Resident:
         patches: what is copied; its own transform takes no part.
         augmentation: of every batch.
         device: that has the memory, a byte a pixel.
+        visible: whether to show how far the copy is.
 
     Raises:
         ValueError: the device has too little memory.
     """
 
-    def __init__(self, patches: PatchSet, augmentation: Augmentation, device: torch.device) -> None:
+    def __init__(
+        self, patches: PatchSet, augmentation: Augmentation, device: torch.device, *, visible: bool = True
+    ) -> None:
         _refuse_too_large(patches, device)
         self._augmentation = augmentation
         self._device = device
@@ -42,14 +50,17 @@ class Resident:
         self._labels = torch.from_numpy(patches.labels).to(device)
         self._screens = torch.from_numpy(patches.screens).to(device)
 
+        at_once = max(1, _COPIED_AT_ONCE // patches.patch_px**2)
+
         def copy(start: int) -> None:
-            end = min(start + _COPIED_AT_ONCE, len(patches))
+            end = min(start + at_once, len(patches))
             pixels = np.stack([patches.patch(index) for index in range(start, end)])
             self._pixels[start:end] = torch.from_numpy(pixels).to(device)
 
-        starts = range(0, len(patches), _COPIED_AT_ONCE)
-        with ThreadPoolExecutor() as pool:
-            for _ in track(pool.map(copy, starts), "copy to the device", total=len(starts), transient=True):
+        starts = range(0, len(patches), at_once)
+        with ThreadPoolExecutor(_THREADS) as pool:
+            copied = pool.map(copy, starts)
+            for _ in track(copied, "copy to the device", total=len(starts), transient=True, disable=not visible):
                 pass
 
     def batch(self, indices: Sequence[int], *, seed: int) -> Batch:
@@ -61,14 +72,21 @@ class Resident:
 
 
 def _refuse_too_large(patches: PatchSet, device: torch.device) -> None:
-    if device.type != "cuda":
-        return
-    needed, free = len(patches) * patches.patch_px**2, torch.cuda.mem_get_info(device)[0]
-    if needed > free:
+    needed, free = len(patches) * patches.patch_px**2, _free_bytes(device)
+    if needed > _MOST * free:
         gib = 2**30
         raise ValueError(
-            f"data.resident: {len(patches)} patches take {needed / gib:.1f} GiB, the device has {free / gib:.1f} free"
+            f"data.resident: {len(patches)} patches take {needed / gib:.1f} GiB, and {device.type} has "
+            f"{free / gib:.1f} free, of which a step needs some: set data.resident = false"
         )
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cpu":
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # the rest is left to everything else
+    free, _ = torch.cuda.mem_get_info(device)
+    # what torch holds of a phase before is free as well
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def augment(
@@ -102,7 +120,8 @@ def augment(
         half(lambda x: x.rot90(2, dims=(-2, -1)))
     if config.brightness or config.contrast or config.gamma:
         brightness, contrast, exponent = (
-            1 + strength * (2 * uniform() - 1) for strength in (config.brightness, config.contrast, config.gamma)
+            (1 + strength * (2 * uniform() - 1)).clamp(min=0)
+            for strength in (config.brightness, config.contrast, config.gamma)
         )
         pixels_NPP = _relit(pixels_NPP, brightness, contrast, exponent)
     if config.noise:

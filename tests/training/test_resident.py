@@ -1,5 +1,6 @@
 """Patches in the device's memory: the same data as from the loader, augmented by draws of their own."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from tests.training.data_form import TOML, write_screens
+from training.augment import RandomGamma
 from training.config import Augmentation, read_config
 from training.cutting import cut
-from training.datasets import PatchSet, collate
-from training.resident import Resident, augment
+from training.datasets import Batch, PatchSet, collate
+from training.fit import fit
+from training.resident import Resident, _refuse_too_large, augment
 
 CPU = torch.device("cpu")
 NOTHING = Augmentation(flip=False, quarter_turns=False, brightness=0, contrast=0, gamma=0)
@@ -124,8 +129,93 @@ def test_noise_is_of_the_strength_that_was_asked_for() -> None:
 
 def test_a_device_with_too_little_memory_is_said_to_have_it(patches: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 2000))
-    with pytest.raises(ValueError, match=r"data.resident: .* patches take .* GiB, the device has 0.0 free"):
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 500)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 400)
+    with pytest.raises(ValueError, match=r"data.resident: .* patches take .* GiB, and cuda has 0.0 free"):
         Resident(patches, NOTHING, torch.device("cuda"))
+
+
+def test_what_torch_holds_of_a_phase_before_is_free(patches: PatchSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = len(patches) * patches.patch_px**2
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (0, 2 * pixels))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 2 * pixels)
+    for allocated, enough in ((pixels // 2, True), (pixels, False)):
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device, allocated=allocated: allocated)
+        if enough:
+            _refuse_too_large(patches, torch.device("cuda"))
+        else:
+            with pytest.raises(ValueError, match=r"set data.resident = false"):
+                _refuse_too_large(patches, torch.device("cuda"))
+
+
+def test_a_machine_with_too_little_memory_is_said_to_have_it(
+    patches: PatchSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sysconf", lambda name: 64)
+    with pytest.raises(ValueError, match=r"and cpu has 0.0 free"):
+        Resident(patches, NOTHING, CPU)
+
+
+def test_brightness_and_contrast_go_together_as_the_loader_has_them() -> None:
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(60, 140, (30, 16, 16), np.uint8))
+    nowhere = torch.zeros(30, 1, 1, 1, dtype=torch.int8)
+    config = NOTHING.model_copy(update={"brightness": 0.3, "contrast": 0.3})
+    changed, _ = augment(pixels, nowhere, config, generator(0))
+    random = generator(0)
+    brightness, contrast = ((1 + 0.3 * (2 * torch.rand(30, generator=random) - 1)).tolist() for _ in range(2))
+    for before, after, bright, far in zip(pixels, changed, brightness, contrast, strict=True):
+        expected = v2.functional.adjust_contrast(v2.functional.adjust_brightness(before[None], bright), far)[0]
+        assert (expected.int() - after.int()).abs().max() <= 2  # the loader rounds down, and after each of the two
+
+
+def test_gamma_is_the_loaders() -> None:
+    grey = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    config = NOTHING.model_copy(update={"gamma": 0.4})
+    changed, _ = augment(grey, torch.zeros(1, 1, 1, 1, dtype=torch.int8), config, generator(5))
+    random = generator(5)
+    *_, share = (float(torch.rand(1, generator=random)) for _ in range(3))  # of brightness, contrast, gamma
+    expected = RandomGamma(0.4).transform(tv_tensors.Image(grey), {"gamma": 1 + 0.4 * (2 * share - 1)})
+    assert torch.equal(changed, expected)
+
+
+def test_no_light_is_darker_than_black() -> None:
+    grey = torch.full((200, 4, 4), 100, dtype=torch.uint8)
+    config = NOTHING.model_copy(update={"brightness": 2.0, "noise": 3.0})
+    changed, _ = augment(grey, torch.zeros(200, 1, 1, 1, dtype=torch.int8), config, generator(0))
+    for level in (0, 255):  # noise neither wraps from black to white nor back
+        flat = torch.full((200, 8, 8), level, dtype=torch.uint8)
+        noisy, _ = augment(flat, torch.zeros(200, 1, 1, 1, dtype=torch.int8), config, generator(0))
+        assert (noisy.int() - noisy.int().flatten(1).median(dim=1).values[:, None, None]).abs().max() < 20
+    assert changed.float().mean(dim=(1, 2)).min() < 5
+    assert changed.float().mean(dim=(1, 2)).max() > 200
+
+
+def test_every_step_of_a_run_draws_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut(write_screens(tmp_path / "source", screens=20), tmp_path / "cut", patch_px=128)
+    (tmp_path / "toy.toml").write_text(TOML)
+    words = [
+        "run=run",
+        "data.resident=true",
+        "phase1.epochs=2",
+        "phase2.epochs=2",
+        "data.patches_per_epoch=24",
+        "phase1.batch=8",
+        "phase2.batch=8",
+    ]
+    seeds: list[int] = []
+    batch = Resident.batch
+
+    def spied(self: Resident, indices: list[int], *, seed: int) -> Batch:
+        seeds.append(seed)
+        return batch(self, indices, seed=seed)
+
+    monkeypatch.setattr(Resident, "batch", spied)
+    config = read_config(tmp_path / "toy.toml", words)
+    fit(config)
+    assert len(seeds) >= 8
+    assert len(set(seeds)) == len(seeds)
+    monkeypatch.setattr(Resident, "__init__", None)  # a run that has ended copies nothing
+    fit(config)
 
 
 def test_free_rotation_is_refused(tmp_path: Path) -> None:
