@@ -56,7 +56,7 @@ def markdown(study: Study, name: str) -> str:
         "",
         f"`{study.command(name)}`",
         "",
-        f"{len({cell.division for cell in cells})} divisions of the data, {len({cell.seed for cell in cells})} seeds; "
+        f"Divisions of the data: {len({c.division for c in cells})}, seeds: {len({c.seed for c in cells})}; "
         "mean ± standard deviation over all of them together, at 0.5.",
         "",
     ]
