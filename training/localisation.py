@@ -88,19 +88,17 @@ def near(boxes: Sequence[Visible], shape: tuple[int, ...], patch_px: int) -> NDA
     return cells
 
 
-def localise(bundle: Path, folders: Sequence[Path], *, part: str | None) -> dict[str, Localisation]:
-    """The maps of a bundle's stages against the boxes: `stage 1` and `stage 2`, or `one stage`.
+def localise(attribution: Attribution, folders: Sequence[Path], *, part: str | None) -> dict[str, Localisation]:
+    """The maps of a network's stages against the boxes: `stage 1` and `stage 2`, or `one stage`.
 
     Args:
-        bundle: its folder.
-        folders: cut folders with the bundle's labels and patch size, and with defects.csv.
+        attribution: of a bundle, or of a run.
+        folders: cut folders with the network's labels and patch size, and with defects.csv.
         part: train, validation or test; None takes all.
 
     Raises:
-        ValueError: the bundle does not fit the data or cannot be taken apart, a folder has no defects.csv, or no patch
-            has a label.
+        ValueError: the network does not fit the data, a folder has no defects.csv, or no patch has a label.
     """
-    attribution = Attribution(bundle)
     patches = fitting_patches(attribution.manifest, folders, part=part)
     visible = patches.visible()
     rows = np.flatnonzero((patches.labels == 1).any(axis=1)).tolist()
@@ -120,13 +118,13 @@ def localise(bundle: Path, folders: Sequence[Path], *, part: str | None) -> dict
 
 
 def localisation_tables(found: Mapping[str, Mapping[str, Localisation]]) -> Iterator[Table]:
-    """How the maps of bundles point, by bundle and stage, beside a map that is the same everywhere."""
+    """How the maps of bundles and runs point, by stage, beside a map that is the same everywhere."""
     some = next(iter(next(iter(found.values())).values()))
     for figure, of_flat, title in (
         ("energy", "energy", "share of the positive map in the boxes"),
         ("pointing", "pointed", "patches whose strongest cell lies in a box"),
     ):
-        table = Table("bundle", *(Column(label, no_wrap=True) for label in [*some.energy, "mean"]), title=title)
+        table = Table("", *(Column(label, no_wrap=True) for label in [*some.energy, "mean"]), title=title)
         for bundle, stages in found.items():
             for stage, one in stages.items():
                 values = [*getattr(one, figure).values(), getattr(one, f"{figure}_mean")]

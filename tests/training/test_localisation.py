@@ -121,7 +121,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_bundle_is_measured_over_the_patches_that_have_a_label(one_stage: Path, data: Path) -> None:
-    found = localise(one_stage, [data], part=None)
+    found = localise(Attribution(one_stage), [data], part=None)
     assert list(found) == ["one stage"]
     one, patches = found["one stage"], PatchSet([data], None)
     assert list(one.energy) == list(one.pointing) == ["bubble", "scratch"]  # no patch has the others
@@ -157,9 +157,9 @@ def test_data_without_boxes_or_labels_is_refused(one_stage: Path, data: Path, tm
             (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "images").symlink_to(data / "images")
     with pytest.raises(ValueError, match=r"has no defects.csv"):
-        localise(one_stage, [tmp_path], part="test")
+        localise(Attribution(one_stage), [tmp_path], part="test")
     (tmp_path / "defects.csv").write_bytes((data / "defects.csv").read_bytes())
     header, *rows = (tmp_path / "labels.csv").read_text().splitlines()
     (tmp_path / "labels.csv").write_text("\n".join([header, *(f"{r.split(',')[0]},0,0,0,0" for r in rows), ""]))
     with pytest.raises(ValueError, match="no patch of the part 'test' has a label"):
-        localise(one_stage, [tmp_path], part="test")
+        localise(Attribution(one_stage), [tmp_path], part="test")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from training.studies import cells, report, study
 from training.studies.cells import FIGURES, GROUPS, Cell
 from training.studies.tables import PresetName, Row, StudyTable, Windows, table
 
-NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "variants")
+NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "variants", "maps")
 SHORT = (
     *("threads=1", "data.patches_per_epoch=16", "phase1.epochs=1", "phase1.batch=8", "phase2.epochs=1"),
     *("phase1.warmup_steps=0", "phase2.warmup_steps=0", "network.feature_width=8", "network.relation_width=8"),
@@ -174,6 +175,43 @@ def test_some_rows_of_a_table_are_trained_alone_and_name_the_command(source: Pat
     refused = CliRunner().invoke(app, [*arguments, "--row", "dot"])
     assert isinstance(refused.exception, ValueError)
     assert str(refused.exception) == "no row 'dot': there are 'dot product', 'cosine'"
+
+
+def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Path, tmp_path: Path) -> None:
+    settings = [part for one in SHORT for part in ("--set", one)]
+    arguments = ["table", "maps", "--data", str(source), "--out", str(tmp_path), "--seeds", "1", "--patch", "96"]
+    answer = CliRunner().invoke(app, [*arguments, *settings])
+    assert answer.exit_code == 0, answer.output
+    stem = tmp_path / f"table-maps-cpu-{source.name}"
+    with stem.with_suffix(".csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["row"].split(",")[0], row["group"]) for row in rows] == [
+        *(("plain trunk", group) for group in ("stage 2", "flat")),
+        *(("two-stage", group) for group in ("stage 1", "stage 2", "flat")),
+        *(("map loss", group) for group in ("stage 1", "stage 2", "flat")),
+    ]
+    text = stem.with_suffix(".md").read_text()
+    one_stage, two_stage = (float(rows[place]["energy"]) for place in (0, 3))
+    assert f"| plain trunk, in the place of ResNet-50 | - | - | {one_stage:.3f} |" in text
+    assert f"- plain trunk, in the place of ResNet-50: {100 * (two_stage - one_stage):.1f} (ahead in" in text
+    flat = float(rows[1]["energy"])
+    assert f"| a map that is the same everywhere | {flat:.3f} ± 0.000 |" in text
+    assert stem.with_suffix(".png").stat().st_size > 5_000
+
+    file_of_a_run = max((tmp_path / "maps").iterdir(), key=lambda file: "stage 1" in file.read_text())
+    figures = json.loads(file_of_a_run.read_text())
+    run = tmp_path / "runs" / file_of_a_run.stem
+    (folder,) = (tmp_path / "cut").iterdir()
+    answer = CliRunner().invoke(
+        app, ["localise", "--run", str(run), "--data", str(folder), "--json", str(tmp_path / "found.json")]
+    )
+    assert answer.exit_code == 0, answer.output
+    (found,) = json.loads((tmp_path / "found.json").read_text()).values()
+    assert found["stage 2"]["energy_mean"][0] == figures["stage 2"]["energy"]
+    assert found["stage 1"]["pointing_mean"][0] == figures["stage 1"]["pointing"]
+    refused = CliRunner().invoke(app, ["localise", "--data", str(folder)])
+    assert refused.exit_code == 2
+    assert "a bundle or a run" in refused.output
 
 
 def cell_of(row: str, seed: int, f: float, *, validated: float = 0.5, steps_only: bool = False) -> Cell:

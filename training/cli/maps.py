@@ -35,16 +35,27 @@ def explain(
 
 @app.command()
 def localise(
-    bundle: Annotated[list[Path], typer.Option(help="A bundle; may be given again.", exists=True, file_okay=False)],
     data: Data,
+    bundle: Annotated[list[Path] | None, typer.Option(help="A bundle; may be given again.", file_okay=False)] = None,
+    run: Annotated[
+        list[Path] | None, typer.Option(help="A finished run, of which no bundle need be made; may be given again.")
+    ] = None,
     part: Part = "test",
     json_file: Json = None,
 ) -> None:
     """Measure whether the maps of both stages point at the true boxes."""
+    from training.attribution import Attribution
     from training.localisation import localisation_tables
     from training.localisation import localise as measure
 
-    found = {str(one): measure(one, data, part=None if part == "all" else part) for one in bundle}
+    if not bundle and not run:
+        raise typer.BadParameter("a bundle or a run", param_hint="--bundle, --run")
+    networks = {str(one): Attribution(one) for one in bundle or ()}
+    if run:
+        from training.bare import attribution_of  # which needs torch
+
+        networks |= {str(one): attribution_of(one) for one in run}
+    found = {name: measure(one, data, part=None if part == "all" else part) for name, one in networks.items()}
     for table in localisation_tables(found):
         console.print(table)
     if json_file is not None:

@@ -12,7 +12,7 @@ from training.cli import app, console
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="2 to 7 or 9 as in the paper, relations, or variants.")],
+    name: Annotated[str, typer.Argument(help="2 to 7 or 9 as in the paper, relations, variants, or maps.")],
     data: Annotated[Path, typer.Option(help="Folder in the data form, or one that is cut.", exists=True)],
     out: Annotated[Path, typer.Option(help="Folder of the study; tables share its cells.")] = Path("study"),
     preset: Annotated[str, typer.Option(help="cpu: minutes a cell; full: the paper's protocol.")] = "cpu",

@@ -16,13 +16,20 @@ from scipy.stats import t as student_t
 
 from training.plots import can_draw
 from training.studies.cells import FIGURES, Cell
+from training.studies.maps import FLAT
 from training.studies.study import Study
-from training.studies.tables import OURS_TITLE, Row
+from training.studies.tables import OURS_TITLE, STAGES, Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OURS, THEIRS = "#0072B2", "#D55E00"  # told apart by the colour-blind
+NAMES = {
+    "f_measure": "F",
+    "fitted_f_measure": "F, fitted thresholds",
+    "energy": "energy in the boxes",
+    "pointing": "strongest cell in a box",
+}
 
 
 def spread(values: Sequence[float]) -> str:
@@ -33,15 +40,11 @@ def spread(values: Sequence[float]) -> str:
 
 def show(study: Study, console: Console) -> None:
     """The mean F of each row with its spread, and the lead of the best, for people."""
-    groups = study.table.columns
-    columns = [("F", "f_measure"), ("fitted", "fitted_f_measure")]
-    table = Table("", *(f"{group}: {name}" for group in groups for name, _ in columns), "cells", box=box.SIMPLE)
+    columns = _columns(study)
+    table = Table("", *(f"{group}: {NAMES[key]}" for group, key in columns), "cells", box=box.SIMPLE)
     for row in study.table.rows:
         cells = study.of(row)
-        if row.heavy:
-            table.add_row(row.title, *["ran"] * len(groups) * len(columns), str(len(cells)))
-            continue
-        figures = [spread([cell.figures[group][key] for cell in cells]) for group in groups for _, key in columns]
+        figures = ["ran"] * len(columns) if row.heavy else [_told(cells, group, key) for group, key in columns]
         table.add_row(row.title, *figures, str(len(cells)))
     console.print(table)
     for line in _leads(study):
@@ -82,13 +85,24 @@ def _plain(study: Study) -> Iterator[str]:
 
 
 def _by_group(study: Study) -> Iterator[str]:
-    columns = study.table.columns
-    yield f"| F of patches reasoned together | {' | '.join(columns)} | cells |"
+    columns = [(group, key) for group, key in _columns(study) if not key.startswith("fitted")]
+    yield f"| | {' | '.join(f'{group}: {NAMES[key]}' for group, key in columns)} | cells |"
     yield f"| --- |{' --- |' * len(columns)} --- |"
     for row in study.table.rows:
         cells = study.of(row)
-        figures = [spread([cell.figures[group]["f_measure"] for cell in cells]) for group in columns]
-        yield f"| {row.title} | {' | '.join(figures)} | {len(cells)} |"
+        yield f"| {row.title} | {' | '.join(_told(cells, group, key) for group, key in columns)} | {len(cells)} |"
+    if study.table.columns == STAGES:
+        flat = [_told(study.cells, FLAT, key) for _, key in columns]
+        yield f"| a map that is the same everywhere | {' | '.join(flat)} | {len(study.cells)} |"
+
+
+def _columns(study: Study) -> list[tuple[str, str]]:
+    return [(group, key) for group in study.table.columns for key in study.table.figures]
+
+
+def _told(cells: Sequence[Cell], group: str, key: str) -> str:
+    """Mean and deviation of a figure; a network of one stage has none of the other."""
+    return spread([cell.figures[group][key] for cell in cells]) if group in cells[0].figures else "-"
 
 
 def chosen(study: Study) -> Row:
@@ -98,27 +112,30 @@ def chosen(study: Study) -> Row:
     """
     rows = [row for row in study.table.rows if not row.heavy]
     ours = next((row for row in rows if row.title == OURS_TITLE), None)
-    return ours or max(rows, key=lambda row: statistics.fmean(_f(study.of(row), "validation_f_measure").values()))
+    return ours or max(
+        rows, key=lambda row: statistics.fmean(_values(study.of(row), "screen", "validation_f_measure").values())
+    )
 
 
 def _leads(study: Study) -> Iterator[str]:
     """By how much the chosen row is ahead of each other one, cell by cell of the same seed and data."""
     own = chosen(study)
     how = "" if own.title == OURS_TITLE else ", chosen by F on validation"
+    maps = study.table.columns == STAGES
+    figures = "by energy, and by strongest cells, of the last stage" if maps else "at 0.5, and at fitted thresholds"
     yield (
-        f"Ahead in points of F, cell by cell, of {own.title}{how}; at 0.5, and at fitted thresholds; ± half of the "
+        f"Ahead in points{'' if maps else ' of F'}, cell by cell, of {own.title}{how}; {figures}; ± half of the "
         "95 % interval, which knows that folds share their training data:"
     )
     yield ""
     for row in study.table.rows:
         if row.heavy or row is own:
             continue
-        told = [_lead(study.of(own), study.of(row), key) for key in ("f_measure", "fitted_f_measure")]
-        yield f"- {row.title}: {'; '.join(told)}"
+        pairs = [[_values(study.of(one), study.table.judged, key) for one in (own, row)] for key in study.table.figures]
+        yield f"- {row.title}: {'; '.join(_lead(mine, theirs) for mine, theirs in pairs)}"
 
 
-def _lead(own: Sequence[Cell], other: Sequence[Cell], key: str) -> str:
-    mine, theirs = _f(own, key), _f(other, key)
+def _lead(mine: _OfCells, theirs: _OfCells) -> str:
     points = [100 * (mine[cell] - theirs[cell]) for cell in mine]
     told = f"{statistics.fmean(points):.1f}"
     if len(points) > 1:
@@ -143,32 +160,39 @@ def margin(points: Sequence[float], *, divisions: int) -> float:
     return float(student_t.ppf(0.975, count - 1)) * math.sqrt((1 / count + shared) * statistics.variance(points))
 
 
-def _f(cells: Sequence[Cell], key: str = "f_measure") -> dict[tuple[str, int], float]:
-    return {(cell.division, cell.seed): cell.figures["screen"][key] for cell in cells}
+_OfCells = dict[tuple[str, int], float]  # by division and seed
+
+
+def _values(cells: Sequence[Cell], group: str, key: str) -> _OfCells:
+    return {(cell.division, cell.seed): cell.figures[group][key] for cell in cells}
 
 
 def write_csv(study: Study, file: Path) -> None:
-    """A line for each cell and group."""
+    """A line for each cell and column."""
+    keys = study.table.figures if study.table.columns == STAGES else (*FIGURES, "fitted_f_measure")
     with file.open("w", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["row", "division", "seed", "steps_only", "group", *FIGURES, "fitted_f_measure", "seconds"])
+        writer.writerow(["row", "division", "seed", "steps_only", "group", *keys, "seconds"])
         for cell in study.cells:
             for group, figures in cell.figures.items():
-                values = [f"{figures[key]:.6f}" for key in (*FIGURES, "fitted_f_measure")]
+                if keys[0] not in figures:
+                    continue
+                values = [f"{figures[key]:.6f}" for key in keys]
                 writer.writerow(
                     [cell.row, cell.division, cell.seed, cell.steps_only, group, *values, f"{cell.seconds:.1f}"]
                 )
 
 
 def draw(study: Study, file: Path) -> bool:
-    """Draw F with its spread, over the axis of the table or as one point for each row; False without matplotlib."""
+    """Draw the table's first figure with its spread, over its axis or as a point a row; False without matplotlib."""
     if not can_draw():
         return False
     import matplotlib
     from matplotlib.figure import Figure
 
     rows = [row for row in study.table.rows if not row.heavy]
-    values = [[100 * f for f in _f(study.of(row)).values()] for row in rows]
+    key = study.table.figures[0]
+    values = [[100 * value for value in _values(study.of(row), study.table.judged, key).values()] for row in rows]
     mean = [statistics.fmean(v) for v in values]
     deviation = [statistics.stdev(v) if len(v) > 1 else 0.0 for v in values]
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
@@ -177,17 +201,17 @@ def draw(study: Study, file: Path) -> bool:
             _curve(figure.subplots(), study, rows, mean, deviation)
         else:
             figure = Figure(figsize=(6.4, 0.9 + 0.42 * len(rows)))
-            _points(figure.subplots(), [row.title for row in rows], mean, deviation)
+            _points(figure.subplots(), [row.title for row in rows], mean, deviation, of=f"{NAMES[key]}, %")
         figure.axes[0].set_title(study.table.title, loc="left", fontweight="bold")
         figure.savefig(file, dpi=150, bbox_inches="tight")
     return True
 
 
-def _points(axes: Axes, titles: list[str], mean: list[float], deviation: list[float]) -> None:
+def _points(axes: Axes, titles: list[str], mean: list[float], deviation: list[float], *, of: str) -> None:
     axes.errorbar(mean, range(len(titles)), xerr=deviation, fmt="o", color=OURS, capsize=3)
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
-    axes.set_xlabel("F, %")
+    axes.set_xlabel(of)
     axes.grid(axis="x", alpha=0.3)
 
 

@@ -15,7 +15,8 @@ from training.config import Config, read_config
 from training.cutting import cut
 from training.rows import read_rows
 from training.studies.cells import Cell, Division, run_cell
-from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
+from training.studies.maps import with_maps
+from training.studies.tables import OURS_TITLE, STAGES, PresetName, Row, StudyTable, Windows, table
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -114,7 +115,9 @@ def run(
         if row.from_phase1:
             first = Row(title=OURS_TITLE)
             _, base = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
-        cell, _ = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
+        cell, its_run = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
+        if wanted.columns == STAGES:
+            cell = with_maps(cell, its_run, division, out)
         found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
         console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
         cells.append(cell)

@@ -6,7 +6,7 @@ A row is a title and settings in the language of `fit --set`; what it does not s
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from training.config import Config
@@ -14,6 +14,8 @@ from training.methods import METHODS, PaperMethod
 
 PresetName = Literal["cpu", "full"]
 
+STAGES = "stage 1", "stage 2"
+POINTS = "energy", "pointing"  # see `training.localisation`
 OURS_TITLE = "two-stage"  # of its row, where methods are compared
 
 A_FEW_STEPS = ("data.patches_per_epoch=32", "phase1.epochs=1", "phase1.batch=8", "phase1.warmup_steps=0")
@@ -47,6 +49,10 @@ OF_BATCHES = {
 # validation part of one fold
 OWN_RATES = {"tdrg": ("phase1.learning_rate=3e-4",)}
 HEAVY = "vgg16", "inception_v3"  # which the preset `cpu` only shows to run
+TAUGHT = "network.pooling=attention", "loss.map=4.0"
+BEST = "map loss, contrast 0.1"
+BETTER = (*TAUGHT, "loss.contrast=0.1")  # of the variants, by F on validation
+POINTING = "resnet50", "two_stage"  # whose maps Fig. 7 sets side by side
 NARROW = (8, 16, 32, 64, 128, 256)  # of the compact trunk, whose map has 160 channels
 
 
@@ -88,7 +94,9 @@ class StudyTable:
     every_fold: bool = False
     axis: str = ""
     logarithmic: bool = False
-    columns: tuple[str, ...] = field(default=("screen",))  # groups of patches that reason together, see `evaluate`
+    columns: tuple[str, ...] = ("screen",)  # groups of patches that reason together, see `evaluate`, or stages
+    figures: tuple[str, ...] = ("f_measure", "fitted_f_measure")  # of each column; the first one is drawn
+    judged: str = "screen"  # the column by which rows are held against each other
     windows: Windows | None = None  # None: those of the preset
 
 
@@ -101,7 +109,8 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
     """A table by its name.
 
     Args:
-        name: "2" to "7" and "9" as in the paper, "relations" or "variants"; 8 is `describe`.
+        name: "2" to "7" and "9" as in the paper, "relations", "variants" or "maps" (what Fig. 7 shows, measured); 8 is
+            `describe`.
         preset: whose rows.
         base: the preset's configuration.
 
@@ -200,13 +209,24 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             columns=("screen", "batch:32", "single"),
         ),
         "variants": StudyTable(title="Beyond the paper", rows=_variants(epochs)),
+        "maps": StudyTable(
+            title="Where activation maps point (Fig. 7)",
+            rows=(
+                *(_method(METHODS[method], preset, epochs) for method in POINTING),
+                Row(title=BEST, settings=BETTER),
+            ),
+            every_fold=True,
+            columns=STAGES,
+            figures=POINTS,
+            judged=STAGES[-1],
+        ),
     }
     if name not in tables:
         raise ValueError(f"no table {name!r}: there are {', '.join(tables)}; Table 8 is `python -m training describe`")
     return tables[name]
 
 
-def _method(row: PaperMethod, preset: PresetName, epochs: int, paper: tuple[float, float]) -> Row:
+def _method(row: PaperMethod, preset: PresetName, epochs: int, paper: tuple[float, float] | None = None) -> Row:
     light = preset == "cpu" and row.chooses_trunk
     settings: tuple[str, ...] = (f"network.method={row.method}",)
     if not light:
@@ -221,14 +241,13 @@ def _method(row: PaperMethod, preset: PresetName, epochs: int, paper: tuple[floa
 
 
 def _variants(epochs: int) -> tuple[Row, ...]:
-    attention = ("network.pooling=attention",)
-    taught = (*attention, "loss.map=4.0")
+    attention, taught = TAUGHT[:1], TAUGHT
     return (
         Row(title="as in the paper"),
         Row(title="attention by each label's map", settings=attention),
         Row(title="attention and map loss", settings=taught),
         Row(title="map loss, by screen", settings=(*taught, "relations=screen")),
-        Row(title="map loss, contrast 0.1", settings=(*taught, "loss.contrast=0.1")),
+        Row(title=BEST, settings=BETTER),
         Row(
             title="map loss, contrast 0.1, no reasoning",
             settings=("network.method=feature_clustering", *taught, *one_stage(epochs, "loss.contrast=0.1")),

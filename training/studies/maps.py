@@ -1,0 +1,45 @@
+"""Where the maps of a cell's network point: the figures of `training.localisation` on the test part, kept beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+
+from training import whole
+from training.bare import attribution_of
+from training.localisation import localise
+from training.studies.cells import Cell, Division
+from training.studies.tables import POINTS, STAGES
+
+ONE_STAGE, FLAT = "one stage", "flat"
+
+
+def with_maps(cell: Cell, run: Path, division: Division, out: Path) -> Cell:
+    """The cell with the means over its labels, by stage; of one stage, which is the last, and of a flat map as well.
+
+    Args:
+        cell: finished.
+        run: its run.
+        division: its data.
+        out: the study's folder.
+
+    Raises:
+        ValueError: the run is gone, its network cannot be taken apart, or the data tells no boxes.
+    """
+    file = out / "maps" / f"{run.name}.json"
+    if not file.is_file():
+        found = localise(attribution_of(run), [division.folder], part="test")
+        figures = {
+            STAGES[-1] if stage == ONE_STAGE else stage: {
+                POINTS[0]: one.energy_mean.value,
+                POINTS[1]: one.pointing_mean.value,
+            }
+            for stage, one in found.items()
+        }
+        flat = zip(*next(iter(found.values())).flat.values(), strict=True)
+        figures[FLAT] = dict(zip(POINTS, map(statistics.fmean, flat), strict=True))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        whole.replace(file, lambda draft: draft.write_text(json.dumps(figures, indent=2) + "\n"))
+    return dataclasses.replace(cell, figures={**cell.figures, **json.loads(file.read_text())})
