@@ -140,6 +140,25 @@ def groups(patches: PatchSet, group: str) -> list[NDArray[np.int64]]:
     return np.split(shuffled, range(int(size), len(shuffled), int(size)))
 
 
+def by_image(
+    probability: NDArray[np.float32], target: NDArray[np.int8], screens: NDArray[np.int64]
+) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+    """Patches as whole images: the highest probability of each label, and whether the image has it, both (S, L).
+
+    An image has what one of its patches has; a label that is unknown in a patch and present in none is unknown.
+
+    Args:
+        probability: (N, L).
+        target: (N, L); 1, 0 or -1.
+        screens: (N,) number of each patch's image.
+    """
+    groups = [np.flatnonzero(screens == number) for number in np.unique(screens)]
+    present = np.array([(target[group] == 1).any(axis=0) for group in groups])
+    unknown = np.array([(target[group] < 0).any(axis=0) for group in groups])
+    highest = np.array([probability[group].max(axis=0) for group in groups])
+    return highest, np.where(present, 1, np.where(unknown, -1, 0)).astype(np.int8)
+
+
 def bundle_probability(backend: Backend, patches: PatchSet, *, group: str) -> NDArray[np.float32]:
     """Probabilities (N, L) of a set by a bundle, patches reasoned in groups."""
     probability = np.zeros((len(patches), len(patches.label_names)), np.float32)

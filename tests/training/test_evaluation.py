@@ -5,13 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.training.data_form import write_screens
 from training.augment import Augment
 from training.config import Augmentation
 from training.cutting import cut
 from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate, refuse_leaks
-from training.evaluation import groups, report
+from training.evaluation import by_image, groups, report
 
 
 def test_macro_figures_are_those_of_the_paper() -> None:
@@ -66,6 +68,23 @@ def test_groups_hold_every_patch_once(folder: Path, group: str) -> None:
 def test_an_unknown_group_is_refused(folder: Path, group: str) -> None:
     with pytest.raises(ValueError, match="--group"):
         groups(PatchSet([folder], None), group)
+
+
+@given(st.data())
+def test_an_image_has_what_one_of_its_patches_has(data: st.DataObject) -> None:
+    patches = data.draw(st.integers(1, 8))
+    screens = np.array(data.draw(st.lists(st.integers(0, 3), min_size=patches, max_size=patches)))
+    target = np.array([data.draw(st.tuples(*[st.sampled_from([-1, 0, 1])] * 2)) for _ in screens], np.int8)
+    score = np.array([data.draw(st.tuples(*[st.floats(0, 1, width=32)] * 2)) for _ in screens], np.float32)
+    highest, has = by_image(score, target, screens)
+    images = sorted(set(screens.tolist()))
+    assert highest.shape == has.shape == (len(images), 2)
+    for row, image in enumerate(images):
+        for label in range(2):
+            of_image = [k for k in range(patches) if screens[k] == image]
+            known = [int(target[k, label]) for k in of_image]
+            assert highest[row, label] == max(score[k, label] for k in of_image)
+            assert has[row, label] == (1 if 1 in known else -1 if -1 in known else 0)
 
 
 def test_a_folder_without_a_defect_can_be_measured(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from training.datasets import PatchSet
 from training.methods import METHODS
 from training.rows import read_rows
 from training.studies import cells, report, study
-from training.studies.cells import FIGURES, GROUPS, Cell
+from training.studies.cells import FIGURES, GROUPS, IMAGE, Cell
 from training.studies.tables import PresetName, Row, StudyTable, Windows, table
 
 NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "variants", "maps")
@@ -84,7 +84,7 @@ def test_finished_cells_are_kept_and_shared(source: Path, tmp_path: Path, monkey
     first = run(source, tmp_path, "4")
     assert [cell.row for cell in first.cells] == ["dot product", "cosine"]
     for cell in first.cells:
-        assert set(cell.figures) == set(GROUPS)
+        assert set(cell.figures) == {*GROUPS, IMAGE}
         assert all(0 <= cell.figures[group][key] <= 1 for group in GROUPS for key in FIGURES)
         assert set(cell.per_label) == {"dot", "line"}
 
@@ -128,6 +128,10 @@ def test_images_of_the_steel_set_are_cut_by_windows_of_their_own(tmp_path: Path,
     (division,) = study._divisions(steel, tmp_path / "out", wanted.windows, (), every=True)
     lefts = {int(row["left"]) for row in read_rows(division.folder / "windows.csv")}
     assert lefts == {0, 224, 448, 672, 896, 1120, 1344}
+    found = study_of((Row(title="one"),), [cell_of("one", 0, 0.5, by_image=0.75)])
+    text = report.markdown(dataclasses.replace(found, table=dataclasses.replace(wanted, rows=found.table.rows)), "9")
+    assert "by whole images" in text
+    assert "| one | 0.750 | 0.750 | 0.750 | 0.750 | 0.750 |" in text  # by which the paper counts
     other = write_screens(tmp_path / "b" / "steel", screens=8, seed=1, height=256, width=1600)
     (beside,) = study._divisions(other, tmp_path / "out", wanted.windows, (), every=True)
     assert beside.folder != division.folder  # of the same name, and other data
@@ -158,7 +162,7 @@ def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
     stem = tmp_path / f"table-relations-cpu-{source.name}"
     assert "| trained by screen (as served) |" in stem.with_suffix(".md").read_text()
     with stem.with_suffix(".csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 5 * len(GROUPS)
+        assert len(list(csv.DictReader(file))) == 5 * len((*GROUPS, IMAGE))
     assert stem.with_suffix(".png").stat().st_size > 5_000
 
 
@@ -214,8 +218,11 @@ def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Pa
     assert "a bundle or a run" in refused.output
 
 
-def cell_of(row: str, seed: int, f: float, *, validated: float = 0.5, steps_only: bool = False) -> Cell:
+def cell_of(
+    row: str, seed: int, f: float, *, validated: float = 0.5, by_image: float = 0.0, steps_only: bool = False
+) -> Cell:
     values = dict.fromkeys((*FIGURES, "fitted_f_measure"), f) | {"validation_f_measure": validated}
+    figures = dict.fromkeys(GROUPS, values) | {IMAGE: dict.fromkeys(values, by_image)}
     return Cell(
         row=row,
         division="d",
@@ -223,7 +230,7 @@ def cell_of(row: str, seed: int, f: float, *, validated: float = 0.5, steps_only
         steps_only=steps_only,
         seconds=60,
         revision=None,
-        figures={} if steps_only else dict.fromkeys(GROUPS, values),
+        figures={} if steps_only else figures,
         per_label={"dot": f},
     )
 

@@ -11,16 +11,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
 
 from training import whole
 from training.calibration import best_threshold
 from training.config import Config, read_config
 from training.datasets import PatchSet
-from training.evaluation import report
+from training.evaluation import Report, by_image, report
 from training.fit import fit
 from training.folder import data_id, load_run
 from training.inference import reasoned, see, to_probability
@@ -30,6 +33,7 @@ from training.studies.tables import Row
 
 VERSION = 2  # of what trains and measures a cell: one more makes all cells of before others
 GROUPS = ("screen", "batch:32", "single")
+IMAGE = "image"  # of whole images, by the highest score of their windows
 FIGURES = ("accuracy", "precision", "recall", "f_measure")
 
 
@@ -45,10 +49,10 @@ class Division:
 class Cell:
     """What a trained row gives on the test part; F at 0.5 as in the paper, and at thresholds fitted on validation.
 
-    `figures` holds for each group of patches that reason together accuracy, precision, recall and f_measure at 0.5,
-    fitted_f_measure, and validation_f_measure, by which a row may be chosen: at 0.5 on the validation part, which also
-    chose the epoch; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none. `revision` is
-    that of the code that trained it, where that is known.
+    `figures` holds for each group of patches that reason together, and for whole images, accuracy, precision, recall,
+    f_measure at 0.5, fitted_f_measure and validation_f_measure, by which a row may be chosen: at 0.5 on the validation
+    part, which also chose the epoch; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none.
+    `revision` is that of the code that trained it, where that is known.
     """
 
     row: str
@@ -143,17 +147,33 @@ def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
     known, seen = see(network, validation, fabric), see(network, test, fabric)
     for group in GROUPS:
         validated = to_probability(reasoned(network, known, validation, fabric, group=group))
-        thresholds = [
-            best_threshold(score[target >= 0], target[target >= 0] == 1)
-            for score, target in zip(validated.T, validation.labels.T, strict=True)
-        ]
         probability = to_probability(reasoned(network, seen, test, fabric, group=group))
-        at_half = report(probability, test.labels, labels=labels, thresholds=[0.5] * len(labels))
-        at_fitted = report(probability, test.labels, labels=labels, thresholds=thresholds)
-        cell.figures[group] = {key: getattr(at_half, key) for key in FIGURES}
-        cell.figures[group]["fitted_f_measure"] = at_fitted.f_measure
-        chosen = report(validated, validation.labels, labels=labels, thresholds=[0.5] * len(labels))
-        cell.figures[group]["validation_f_measure"] = chosen.f_measure
+        cell.figures[group], at_half = _figures(validated, validation.labels, probability, test.labels, labels=labels)
         if group == GROUPS[0]:
             cell.per_label.update({label: one.f_measure for label, one in at_half.per_label.items()})
+            known_whole = by_image(validated, validation.labels, validation.screens)
+            seen_whole = by_image(probability, test.labels, test.screens)
+            cell.figures[IMAGE], _ = _figures(*known_whole, *seen_whole, labels=labels)
     return cell
+
+
+def _figures(
+    validated: NDArray[np.float32],
+    validation_target: NDArray[np.int8],
+    probability: NDArray[np.float32],
+    target: NDArray[np.int8],
+    *,
+    labels: Sequence[str],
+) -> tuple[dict[str, float], Report]:
+    """Figures of a cell by one way of grouping, and the whole report at 0.5."""
+    at = partial(report, labels=labels)
+    fitted = [
+        best_threshold(score[truth >= 0], truth[truth >= 0] == 1)
+        for score, truth in zip(validated.T, validation_target.T, strict=True)
+    ]
+    half = [0.5] * len(labels)
+    at_half = at(probability, target, thresholds=half)
+    figures = {key: float(getattr(at_half, key)) for key in FIGURES}
+    figures["fitted_f_measure"] = at(probability, target, thresholds=fitted).f_measure
+    figures["validation_f_measure"] = at(validated, validation_target, thresholds=half).f_measure
+    return figures, at_half

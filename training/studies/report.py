@@ -60,10 +60,10 @@ def markdown(study: Study, name: str) -> str:
         f"`{study.command(name)}`",
         "",
         f"Divisions of the data: {len({c.division for c in cells})}, seeds: {len({c.seed for c in cells})}; "
-        "mean ± standard deviation over all of them together, at 0.5.",
+        f"mean ± standard deviation over all of them together{'' if study.table.columns == STAGES else ', at 0.5'}.",
         "",
     ]
-    if study.table.columns == ("screen",):
+    if len(study.table.columns) == 1:
         lines += _plain(study)
     else:
         lines += _by_group(study)
@@ -80,7 +80,7 @@ def _plain(study: Study) -> Iterator[str]:
         if row.heavy:
             yield f"| {row.title} | a few steps, to show that it runs | | | | | {len(cells)} | {seconds} | {paper} |"
             continue
-        figures = [spread([cell.figures["screen"][key] for cell in cells]) for key in (*FIGURES, "fitted_f_measure")]
+        figures = [_told(cells, study.table.judged, key) for key in (*FIGURES, "fitted_f_measure")]
         yield f"| {row.title} | {' | '.join(figures)} | {len(cells)} | {seconds} | {paper} |"
 
 
@@ -112,9 +112,13 @@ def chosen(study: Study) -> Row:
     """
     rows = [row for row in study.table.rows if not row.heavy]
     ours = next((row for row in rows if row.title == OURS_TITLE), None)
-    return ours or max(
-        rows, key=lambda row: statistics.fmean(_values(study.of(row), "screen", "validation_f_measure").values())
-    )
+    if ours is not None:
+        return ours
+
+    def validated(row: Row) -> float:
+        return statistics.fmean(_values(study.of(row), study.table.judged, "validation_f_measure").values())
+
+    return max(rows, key=validated)
 
 
 def _leads(study: Study) -> Iterator[str]:

@@ -94,7 +94,7 @@ class StudyTable:
     every_fold: bool = False
     axis: str = ""
     logarithmic: bool = False
-    columns: tuple[str, ...] = ("screen",)  # groups of patches that reason together, see `evaluate`, or stages
+    columns: tuple[str, ...] = ("screen",)  # patches that reason together, see `evaluate`; "image"; or stages
     figures: tuple[str, ...] = ("f_measure", "fitted_f_measure")  # of each column; the first one is drawn
     judged: str = "screen"  # the column by which rows are held against each other
     windows: Windows | None = None  # None: those of the preset
@@ -186,8 +186,10 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             ),
         ),
         "9": StudyTable(
-            title="Methods on another data set (Table 9), by windows; the paper's figures are of whole images",
+            title="Methods on another data set (Table 9), by whole images",
             windows=STEEL,
+            columns=("image",),
+            judged="image",
             rows=tuple(_method(row, preset, epochs, (row.steel[0], row.steel[3])) for row in METHODS.values()),
             every_fold=True,
         ),
