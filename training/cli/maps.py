@@ -36,9 +36,12 @@ def explain(
 @app.command()
 def localise(
     data: Data,
-    bundle: Annotated[list[Path] | None, typer.Option(help="A bundle; may be given again.", file_okay=False)] = None,
+    bundle: Annotated[
+        list[Path] | None, typer.Option(help="A bundle; may be given again.", exists=True, file_okay=False)
+    ] = None,
     run: Annotated[
-        list[Path] | None, typer.Option(help="A finished run, of which no bundle need be made; may be given again.")
+        list[Path] | None,
+        typer.Option(help="A finished run, made a bundle or not; may be given again.", exists=True, file_okay=False),
     ] = None,
     part: Part = "test",
     json_file: Json = None,
