@@ -75,4 +75,7 @@ def attribution_of(run: Path) -> Attribution:
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         bare_bundle(bundle, network, name=config.name, labels=labels, pixels=pixels, seed=config.seed)
-        return Attribution(bundle)
+        try:
+            return Attribution(bundle)
+        except ValueError as error:  # which names the folder that nobody knows
+            raise ValueError(f"{run}: {str(error).removeprefix(f'{bundle}: ')}") from error

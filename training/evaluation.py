@@ -141,7 +141,7 @@ def groups(patches: PatchSet, group: str) -> list[NDArray[np.int64]]:
 
 
 def by_image(
-    probability: NDArray[np.float32], target: NDArray[np.int8], screens: NDArray[np.int64]
+    probability: NDArray[np.float32], target: NDArray[np.int8], images: Sequence[NDArray[np.int64]]
 ) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
     """Patches as whole images: the highest probability of each label, and whether the image has it, both (S, L).
 
@@ -150,12 +150,11 @@ def by_image(
     Args:
         probability: (N, L).
         target: (N, L); 1, 0 or -1.
-        screens: (N,) number of each patch's image.
+        images: of each of S, the indices of its patches, see `PatchSet.by_screen`.
     """
-    groups = [np.flatnonzero(screens == number) for number in np.unique(screens)]
-    present = np.array([(target[group] == 1).any(axis=0) for group in groups])
-    unknown = np.array([(target[group] < 0).any(axis=0) for group in groups])
-    highest = np.array([probability[group].max(axis=0) for group in groups])
+    present = np.array([(target[image] == 1).any(axis=0) for image in images])
+    unknown = np.array([(target[image] < 0).any(axis=0) for image in images])
+    highest = np.array([probability[image].max(axis=0) for image in images])
     return highest, np.where(present, 1, np.where(unknown, -1, 0)).astype(np.int8)
 
 

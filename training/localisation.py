@@ -22,7 +22,7 @@ from training.evaluation import fitting_patches
 from training.measures import Mean, Share, bootstrap, wilson
 from training.visible import Visible
 
-TOLERANCE_PX = 32.0  # of the strongest cell's centre to a box: one cell of the trunks' maps
+TOLERANCE_PX = 32.0  # of the strongest cell's centre to a box: one cell of most trunks' maps, two of `compact`'s
 
 
 class Hit(NamedTuple):
@@ -122,7 +122,7 @@ def localisation_tables(found: Mapping[str, Mapping[str, Localisation]]) -> Iter
     some = next(iter(next(iter(found.values())).values()))
     for figure, of_flat, title in (
         ("energy", "energy", "share of the positive map in the boxes"),
-        ("pointing", "pointed", "patches whose strongest cell lies in a box"),
+        ("pointing", "pointed", f"patches whose strongest cell is within {TOLERANCE_PX:.0f} px of a box"),
     ):
         table = Table("", *(Column(label, no_wrap=True) for label in [*some.energy, "mean"]), title=title)
         for bundle, stages in found.items():

@@ -18,7 +18,7 @@ def table(
     preset: Annotated[str, typer.Option(help="cpu: minutes a cell; full: the paper's protocol.")] = "cpu",
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
     fold: Annotated[
-        list[int] | None, typer.Option(help="Folds of folds.csv; default: all for methods, else the first.")
+        list[int] | None, typer.Option(help="Folds of folds.csv; default: all for methods and maps, else the first.")
     ] = None,
     patch: Annotated[int | None, typer.Option(help="Side of a patch; default: 160 for cpu, 1024 for full.")] = None,
     row: Annotated[list[str] | None, typer.Option(help="Title of a row; may be given again. Default: all.")] = None,

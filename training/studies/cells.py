@@ -25,7 +25,7 @@ from training.config import Config, read_config
 from training.datasets import PatchSet
 from training.evaluation import Report, by_image, report
 from training.fit import fit
-from training.folder import data_id, load_run
+from training.folder import RunFolder, data_id, load_run
 from training.inference import reasoned, see, to_probability
 from training.record import revision_of
 from training.rows import read_rows
@@ -52,7 +52,8 @@ class Cell:
     `figures` holds for each group of patches that reason together, and for whole images, accuracy, precision, recall,
     f_measure at 0.5, fitted_f_measure and validation_f_measure, by which a row may be chosen: at 0.5 on the validation
     part, which also chose the epoch; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none.
-    `revision` is that of the code that trained it, where that is known.
+    `revision` is that of the code that trained it, where that is known. `with_maps` adds to `figures` what each stage's
+    maps hit.
     """
 
     row: str
@@ -89,8 +90,12 @@ def run_cell(
     name = _name(config, base)
     run, file = out / "runs" / name, out / "cells" / f"{name}.json"
     if file.is_file():
-        return Cell(**{**json.loads(file.read_text()), "row": row.title, "division": division.name}), run
-    fit(config.model_copy(update={"run": run}))
+        kept = Cell(**{**json.loads(file.read_text()), "row": row.title, "division": division.name})
+        if kept.steps_only or IMAGE in kept.figures or not RunFolder(run).finished:
+            return kept, run
+        # else of a version that did not count whole images: measured again
+    else:
+        fit(config.model_copy(update={"run": run}))
     cell = measure(run, row, division, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     whole.replace(file, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(cell), indent=2) + "\n"))
@@ -151,8 +156,8 @@ def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
         cell.figures[group], at_half = _figures(validated, validation.labels, probability, test.labels, labels=labels)
         if group == GROUPS[0]:
             cell.per_label.update({label: one.f_measure for label, one in at_half.per_label.items()})
-            known_whole = by_image(validated, validation.labels, validation.screens)
-            seen_whole = by_image(probability, test.labels, test.screens)
+            known_whole = by_image(validated, validation.labels, validation.by_screen())
+            seen_whole = by_image(probability, test.labels, test.by_screen())
             cell.figures[IMAGE], _ = _figures(*known_whole, *seen_whole, labels=labels)
     return cell
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import statistics
 from pathlib import Path
@@ -12,6 +13,7 @@ from training.bare import attribution_of
 from training.localisation import localise
 from training.studies.cells import Cell, Division
 from training.studies.tables import POINTS, STAGES
+from training.visible import VISIBLE_FILE
 
 ONE_STAGE, FLAT = "one stage", "flat"
 
@@ -26,9 +28,11 @@ def with_maps(cell: Cell, run: Path, division: Division, out: Path) -> Cell:
         out: the study's folder.
 
     Raises:
-        ValueError: the run is gone, its network cannot be taken apart, or the data tells no boxes.
+        ValueError: the run is gone, or its network cannot be taken apart.
+        OSError: the data tells no boxes.
     """
-    file = out / "maps" / f"{run.name}.json"
+    boxes = hashlib.sha256((division.folder / VISIBLE_FILE).read_bytes()).hexdigest()[:8]  # the run's name tells none
+    file = out / "maps" / f"{run.name}-{boxes}.json"
     if not file.is_file():
         found = localise(attribution_of(run), [division.folder], part="test")
         figures = {

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
+from training.localisation import TOLERANCE_PX
 from training.plots import can_draw
 from training.studies.cells import FIGURES, Cell
 from training.studies.maps import FLAT
@@ -28,7 +29,7 @@ NAMES = {
     "f_measure": "F",
     "fitted_f_measure": "F, fitted thresholds",
     "energy": "energy in the boxes",
-    "pointing": "strongest cell in a box",
+    "pointing": f"strongest cell within {TOLERANCE_PX:.0f} px of one",
 }
 
 
@@ -39,7 +40,7 @@ def spread(values: Sequence[float]) -> str:
 
 
 def show(study: Study, console: Console) -> None:
-    """The mean F of each row with its spread, and the lead of the best, for people."""
+    """The table's figures of each row with their spread, and the lead of the chosen one, for people."""
     columns = _columns(study)
     table = Table("", *(f"{group}: {NAMES[key]}" for group, key in columns), "cells", box=box.SIMPLE)
     for row in study.table.rows:
@@ -60,7 +61,7 @@ def markdown(study: Study, name: str) -> str:
         f"`{study.command(name)}`",
         "",
         f"Divisions of the data: {len({c.division for c in cells})}, seeds: {len({c.seed for c in cells})}; "
-        f"mean ± standard deviation over all of them together{'' if study.table.columns == STAGES else ', at 0.5'}.",
+        f"mean ± standard deviation over all of them together{'' if study.table.of_maps else ', at 0.5'}.",
         "",
     ]
     if len(study.table.columns) == 1:
@@ -86,14 +87,16 @@ def _plain(study: Study) -> Iterator[str]:
 
 def _by_group(study: Study) -> Iterator[str]:
     columns = [(group, key) for group, key in _columns(study) if not key.startswith("fitted")]
-    yield f"| | {' | '.join(f'{group}: {NAMES[key]}' for group, key in columns)} | cells |"
+    what = "the last stage decides" if study.table.of_maps else "patches reasoned together"
+    yield f"| {what} | {' | '.join(f'{group}: {NAMES[key]}' for group, key in columns)} | cells |"
     yield f"| --- |{' --- |' * len(columns)} --- |"
     for row in study.table.rows:
         cells = study.of(row)
         yield f"| {row.title} | {' | '.join(_told(cells, group, key) for group, key in columns)} | {len(cells)} |"
-    if study.table.columns == STAGES:
-        flat = [_told(study.cells, FLAT, key) for _, key in columns]
-        yield f"| a map that is the same everywhere | {' | '.join(flat)} | {len(study.cells)} |"
+    if study.table.of_maps:
+        cells = study.of(study.table.rows[0])  # it is the same for every row
+        flat = [_told(cells, FLAT, key) for _, key in columns]
+        yield f"| a map that is the same everywhere | {' | '.join(flat)} | {len(cells)} |"
 
 
 def _columns(study: Study) -> list[tuple[str, str]]:
@@ -102,7 +105,9 @@ def _columns(study: Study) -> list[tuple[str, str]]:
 
 def _told(cells: Sequence[Cell], group: str, key: str) -> str:
     """Mean and deviation of a figure; a network of one stage has none of the other."""
-    return spread([cell.figures[group][key] for cell in cells]) if group in cells[0].figures else "-"
+    if group in STAGES and group not in cells[0].figures:
+        return "-"
+    return spread([cell.figures[group][key] for cell in cells])
 
 
 def chosen(study: Study) -> Row:
@@ -115,8 +120,10 @@ def chosen(study: Study) -> Row:
     if ours is not None:
         return ours
 
+    group = "screen" if study.table.of_maps else study.table.judged
+
     def validated(row: Row) -> float:
-        return statistics.fmean(_values(study.of(row), study.table.judged, "validation_f_measure").values())
+        return statistics.fmean(_values(study.of(row), group, "validation_f_measure").values())
 
     return max(rows, key=validated)
 
@@ -125,7 +132,7 @@ def _leads(study: Study) -> Iterator[str]:
     """By how much the chosen row is ahead of each other one, cell by cell of the same seed and data."""
     own = chosen(study)
     how = "" if own.title == OURS_TITLE else ", chosen by F on validation"
-    maps = study.table.columns == STAGES
+    maps = study.table.of_maps
     figures = "by energy, and by strongest cells, of the last stage" if maps else "at 0.5, and at fitted thresholds"
     yield (
         f"Ahead in points{'' if maps else ' of F'}, cell by cell, of {own.title}{how}; {figures}; ± half of the "
@@ -173,7 +180,7 @@ def _values(cells: Sequence[Cell], group: str, key: str) -> _OfCells:
 
 def write_csv(study: Study, file: Path) -> None:
     """A line for each cell and column."""
-    keys = study.table.figures if study.table.columns == STAGES else (*FIGURES, "fitted_f_measure")
+    keys = study.table.figures if study.table.of_maps else (*FIGURES, "fitted_f_measure")
     with file.open("w", newline="") as handle:
         writer = csv.writer(handle, lineterminator="\n")
         writer.writerow(["row", "division", "seed", "steps_only", "group", *keys, "seconds"])

@@ -16,7 +16,8 @@ from training.cutting import cut
 from training.rows import read_rows
 from training.studies.cells import Cell, Division, run_cell
 from training.studies.maps import with_maps
-from training.studies.tables import OURS_TITLE, STAGES, PresetName, Row, StudyTable, Windows, table
+from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
+from training.visible import VISIBLE_FILE
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -93,7 +94,7 @@ def run(
         data: a folder in the data form, which is cut here, or one that is cut.
         out: the study's folder; tables share its cells.
         seeds: one cell each.
-        folds: of folds.csv; empty: all of them for a comparison of methods, else the first.
+        folds: of folds.csv; empty: all of them for a comparison of methods or of maps, else the first.
         settings: as of `fit --set`, for every row; its own come after them.
         patch_px: side of a patch; None: the table's or the preset's.
         console: where to show what is trained.
@@ -107,6 +108,9 @@ def run(
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
     divisions = list(_divisions(data, out, windows, folds, every=wanted.every_fold))
+    for division in divisions if wanted.of_maps else ():
+        if not (division.folder / VISIBLE_FILE).is_file():  # said before anything is trained
+            raise ValueError(f"{division.folder} has no {VISIBLE_FILE}: make it anew by `python -m training cut`")
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
     cells = []
     for number, (row, division, seed) in enumerate(work, 1):
@@ -116,7 +120,7 @@ def run(
             first = Row(title=OURS_TITLE)
             _, base = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
         cell, its_run = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
-        if wanted.columns == STAGES:
+        if wanted.of_maps:
             cell = with_maps(cell, its_run, division, out)
         found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
         console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)

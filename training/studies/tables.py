@@ -1,4 +1,4 @@
-"""The tables of Zhou et al. 2023, and two of ours: which rows they have and what the paper reports of them.
+"""The tables of Zhou et al. 2023, and three of ours: which rows they have and what the paper reports of them.
 
 A row is a title and settings in the language of `fit --set`; what it does not set is the preset's.
 """
@@ -96,8 +96,17 @@ class StudyTable:
     logarithmic: bool = False
     columns: tuple[str, ...] = ("screen",)  # patches that reason together, see `evaluate`; "image"; or stages
     figures: tuple[str, ...] = ("f_measure", "fitted_f_measure")  # of each column; the first one is drawn
-    judged: str = "screen"  # the column by which rows are held against each other
     windows: Windows | None = None  # None: those of the preset
+
+    @property
+    def of_maps(self) -> bool:
+        """Whether it tells where maps point, and not how scores fare."""
+        return self.columns == STAGES
+
+    @property
+    def judged(self) -> str:
+        """The column by which rows are held against each other: the last stage, or the first way of grouping."""
+        return self.columns[-1 if self.of_maps else 0]
 
 
 def one_stage(epochs: int, *more: str) -> tuple[str, ...]:
@@ -189,7 +198,6 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             title="Methods on another data set (Table 9), by whole images",
             windows=STEEL,
             columns=("image",),
-            judged="image",
             rows=tuple(_method(row, preset, epochs, (row.steel[0], row.steel[3])) for row in METHODS.values()),
             every_fold=True,
         ),
@@ -220,7 +228,6 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             every_fold=True,
             columns=STAGES,
             figures=POINTS,
-            judged=STAGES[-1],
         ),
     }
     if name not in tables:
