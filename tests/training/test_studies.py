@@ -161,10 +161,14 @@ def test_a_cut_folder_is_taken_as_it_is(source: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "cut").exists()
 
 
-def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
+def table_command(source: Path, out: Path, name: str) -> list[str]:
     settings = [part for one in SHORT for part in ("--set", one)]
-    arguments = ["table", "relations", "--data", str(source), "--out", str(tmp_path), "--seeds", "1", "--patch", "96"]
-    answer = CliRunner().invoke(app, [*arguments, *settings])
+    return ["table", name, "--data", str(source), "--out", str(out), "--seeds", "1", "--patch", "96", *settings]
+
+
+def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
+    command = table_command(source, tmp_path, "relations")
+    answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
     stem = tmp_path / f"table-relations-cpu-{source.name}"
     assert "| trained by screen (as served) |" in stem.with_suffix(".md").read_text()
@@ -174,24 +178,22 @@ def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
 
 
 def test_some_rows_of_a_table_are_trained_alone_and_name_the_command(source: Path, tmp_path: Path) -> None:
-    settings = [part for one in SHORT for part in ("--set", one)]
-    arguments = ["table", "4", "--data", str(source), "--out", str(tmp_path), "--seeds", "1", "--patch", "96"]
-    answer = CliRunner().invoke(app, [*arguments, *settings, "--row", "dot product"])
+    command = table_command(source, tmp_path, "4")
+    answer = CliRunner().invoke(app, [*command, "--row", "dot product"])
     assert answer.exit_code == 0, answer.output
     text = (tmp_path / f"table-4-rows-cpu-{source.name}.md").read_text()
     assert "| dot product |" in text
     assert "| cosine |" not in text
     assert "--row 'dot product'" in text
     assert len(list((tmp_path / "cells").iterdir())) == 1
-    refused = CliRunner().invoke(app, [*arguments, "--row", "dot"])
+    refused = CliRunner().invoke(app, [*command, "--row", "dot"])
     assert isinstance(refused.exception, ValueError)
     assert str(refused.exception) == "no row 'dot': there are 'dot product', 'cosine'"
 
 
 def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Path, tmp_path: Path) -> None:
-    settings = [part for one in SHORT for part in ("--set", one)]
-    arguments = ["table", "maps", "--data", str(source), "--out", str(tmp_path), "--seeds", "1", "--patch", "96"]
-    answer = CliRunner().invoke(app, [*arguments, *settings])
+    command = table_command(source, tmp_path, "maps")
+    answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
     stem = tmp_path / f"table-maps-cpu-{source.name}"
     with stem.with_suffix(".csv").open(newline="") as file:
@@ -224,10 +226,10 @@ def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Pa
     assert refused.exit_code == 2
     assert "a bundle or a run" in refused.output
 
-    alone = CliRunner().invoke(app, [*arguments, *settings, "--row", "map loss, contrast 0.1"])
+    alone = CliRunner().invoke(app, [*command, "--row", "map loss, contrast 0.1"])
     assert alone.exit_code == 0, alone.output  # though the two-stage network is not there to be held against it
     (folder / "defects.csv").unlink()
-    refused = CliRunner().invoke(app, [*arguments, *settings])
+    refused = CliRunner().invoke(app, command)
     assert "has no defects.csv" in str(refused.exception)
 
 

@@ -17,7 +17,7 @@ from training.rows import read_rows
 from training.studies.cells import Cell, Division, run_cell
 from training.studies.maps import with_maps
 from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
-from training.visible import VISIBLE_FILE
+from training.visible import read_visible
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -109,8 +109,7 @@ def run(
         windows = replace(windows, patch_px=patch_px, stride_px=None)
     divisions = list(_divisions(data, out, windows, folds, every=wanted.every_fold))
     for division in divisions if wanted.of_maps else ():
-        if not (division.folder / VISIBLE_FILE).is_file():  # said before anything is trained
-            raise ValueError(f"{division.folder} has no {VISIBLE_FILE}: make it anew by `python -m training cut`")
+        read_visible(division.folder)  # what is wrong with it is said before anything is trained
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
     cells = []
     for number, (row, division, seed) in enumerate(work, 1):
