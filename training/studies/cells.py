@@ -147,7 +147,8 @@ def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
     if row.heavy:  # what it has learnt in a few steps is nothing to report
         return cell
     network, config, labels = load_run(run)
-    fabric = Fabric(accelerator="cpu")
+    fabric = Fabric(accelerator="auto", devices=1)
+    network.to(fabric.device)
     validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
     known, seen = see(network, validation, fabric), see(network, test, fabric)
     for group in GROUPS:
