@@ -52,6 +52,7 @@ class Phase(_Section):
     weight_decay: float = Field(5e-4, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0)
+    statistics: int = Field(0, ge=0)  # patches that batch normalisation is measured on after an epoch; 0: running means
 
 
 class Loss(_Section):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader
 
 from training import devices
@@ -42,6 +42,7 @@ from training.resident import Resident
 PHASES = ("phase1", "phase2")
 Batches = Callable[[str, "Standing", list[list[int]]], Iterator[Batch]]  # of a phase, from where it stands
 _AUGMENTATION = 1  # a stream of random numbers beside that of the network
+_STATISTICS = 2  # another
 UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 
 
@@ -129,6 +130,8 @@ class Run:
             while at.epoch < phase.epochs:
                 losses = self._epoch(module, optimiser, phase, name=name, at=at, batches=batches)
                 began = time.monotonic()
+                if phase.statistics:
+                    self._measure_statistics(phase, name=name, at=at, batches=batches)
                 devices.share_statistics(self.fabric, self.network)
                 found = self._validate(reason=reason)
                 at.seconds += time.monotonic() - began
@@ -218,6 +221,27 @@ class Run:
                     self._save_last(name, at, optimiser)
         rate = _learning_rate(phase, step=at.epoch * steps + steps - 1, total=phase.epochs * steps)
         return {**{key: value / steps for key, value in at.sums.items()}, "learning_rate": rate}
+
+    def _measure_statistics(self, phase: Phase, *, name: str, at: Standing, batches: Batches) -> None:
+        """Batch normalisation's statistics of shuffled patches at the weights of now (Wu and Johnson 2021, precise BN).
+
+        The running means are of the last batches alone. Where those are whole screens they may be of one or two, whose
+        light is not that of the others: validation and the service would see with the eyes of the last screen.
+        """
+        world, patches = self.fabric.world_size, len(self.training[name])
+        share, count = phase.batch // world, min(phase.statistics, patches) // world
+        shuffled = np.random.default_rng([self._seed(name), at.epoch, _STATISTICS]).permutation(patches)
+        own = shuffled[self.fabric.global_rank :: world][:count].tolist()
+        norms = [part for part in self.network.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean of all batches
+        with torch.no_grad(), self.fabric.autocast():
+            for batch in batches(name, at, list(BatchSampler(own, share, drop_last=count >= share))):
+                self.network(batch.pixels, reason=False)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
     def _step(
         self,

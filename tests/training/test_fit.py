@@ -189,6 +189,32 @@ def test_the_finished_network_may_be_part_that_of_its_start(run: Config, toml: P
     assert fit(config).f_measure == pytest.approx(found.f_measure)  # again, and it is not mixed twice
 
 
+def test_statistics_may_be_those_of_shuffled_patches(toml: Path) -> None:
+    """Running means are of the last batches; measured, they are those of the training part at the weights kept."""
+    still = [f"augmentation.{name}=0" for name in ("brightness", "contrast")]
+    turned = [f"augmentation.{name}=false" for name in ("flip", "quarter_turns")]
+    short = ["phase1.epochs=0", "phase2.epochs=1", "phase2.batch=1000", "phase2.learning_rate=0.1"]
+    found = {}
+    for patches in (0, 1000):
+        config = read_config(toml, [f"run=measured-{patches}", f"phase2.statistics={patches}", *still, *turned, *short])
+        fit(config)
+        network, _, _ = load_run(config.run)
+        network.eval()
+        norm = next(part for part in network.modules() if isinstance(part, torch.nn.BatchNorm2d))
+        given: list[torch.Tensor] = []
+        norm.register_forward_pre_hook(lambda _, args, given=given: given.append(args[0]))
+        training = PatchSet(config.data.folders, "train")
+        with torch.inference_mode():
+            network(torch.from_numpy(np.stack([training.patch(k) for k in range(len(training))]))[:, None])
+        (seen,) = given
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None
+        assert variance is not None
+        found[patches] = mean - seen.mean(dim=(0, 2, 3)), variance / seen.var(dim=(0, 2, 3)) - 1
+    assert all(difference.abs().max() < 1e-3 for difference in found[1000])
+    assert all(difference.abs().max() > 1e-2 for difference in found[0])
+
+
 def test_weights_of_another_network_are_refused(run: Config, toml: Path) -> None:
     wider = read_config(toml, ["run=wider", "start=run/phase2.safetensors", "network.feature_width=32"])
     with pytest.raises(ValueError, match="does not fit"):

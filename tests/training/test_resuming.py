@@ -37,6 +37,7 @@ def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def configuration(toml: Path, *words: str) -> Config:
     few = ["phase1.epochs=2", "phase2.epochs=2", "relations=batch", "data.hard=0.5", "phase2.schedule=cosine"]
+    few.append("phase2.statistics=20")
     return read_config(toml, [*few, *words])
 
 

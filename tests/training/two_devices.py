@@ -93,6 +93,7 @@ def both() -> None:
             torch.save(found._asdict(), toml.parent / f"{case}.pt")
     sgd = ["phase1.optimiser=sgd", "phase2.optimiser=sgd", "relations=batch"]
     frozen(Run(configuration(toml, *devices, "run=two-frozen", *sgd), fabric)).finish()
+    devices.append("phase2.statistics=16")
     whole = configuration(toml, *devices, "run=two-whole")
     Run(whole, fabric).finish()
     broken = configuration(toml, *devices, "run=two-broken", "checkpoint_minutes=0")
