@@ -126,6 +126,10 @@ def test_table_7_begins_with_the_phase_1_of_the_network(
     trunk = "trunk.0.0.weight"
     assert (runs[0][trunk] == runs[1][trunk]).all()
 
+    shutil.rmtree(tmp_path / "runs")  # as of cells that were brought from elsewhere without their weights
+    with pytest.raises(ValueError, match=r"is gone, whose phase 1 'B = 4' begins with: remove .*\.json"):
+        run(source, tmp_path, "7")
+
 
 @pytest.mark.parametrize("preset", ["cpu", "full"])
 def test_images_of_the_steel_set_are_cut_by_windows_of_their_own(tmp_path: Path, preset: PresetName) -> None:
