@@ -339,6 +339,8 @@ def test_what_decides_a_cells_figures_is_in_its_name(source: Path, tmp_path: Pat
     first = name()
     shutil.copytree(tmp_path / "cut", tmp_path / "same")
     assert name(0, "threads=3", "data.workers=4", folder=tmp_path / "same") == first
+    one_stage = "network.method=feature_clustering", "phase2.epochs=0"
+    assert name(0, *one_stage, "phase2.learning_rate=0.5") == name(0, *one_stage)
     shutil.copytree(tmp_path / "cut", tmp_path / "painted")
     image = next((tmp_path / "painted" / "images").iterdir())
     cv2.imwrite(str(image), np.random.default_rng(0).integers(0, 256, (96, 96), np.uint8))

@@ -24,7 +24,7 @@ from training.calibration import best_threshold
 from training.config import Config, read_config
 from training.datasets import PatchSet
 from training.evaluation import Report, by_image, report
-from training.fit import fit
+from training.fit import PHASES, fit
 from training.folder import RunFolder, data_id, load_run
 from training.inference import reasoned, see, to_probability
 from training.record import revision_of
@@ -118,6 +118,9 @@ def _name(config: Config, base: Path | None) -> str:
         mode="json", exclude_defaults=True, exclude={"run", "start", "name", "threads"}
     )
     decides["data"].pop("workers", None)
+    for name in PHASES:
+        if getattr(config, name).epochs == 0:
+            decides[name] = {"epochs": 0}  # whatever it would have done
     decides["data"]["folders"] = [data_id(config.data.folders), *map(_content, config.data.folders)]
     decides["version"] = VERSION
     decides["start"] = None if base is None else base.name

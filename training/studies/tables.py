@@ -109,9 +109,15 @@ class StudyTable:
         return self.columns[-1 if self.of_maps else 0]
 
 
-def one_stage(epochs: int, *more: str) -> tuple[str, ...]:
-    """Settings of a method with one stage: as many epochs as the others have in both."""
-    return (f"phase1.epochs={epochs}", "phase2.epochs=0", "loss.contrast=0", *more)
+def one_stage(base: Config, *more: str) -> tuple[str, ...]:
+    """Settings of a method with one stage: the epochs that the others have in both, and the schedule of their last."""
+    schedule = f"phase1.schedule={base.phase2.schedule}"
+    return (f"phase1.epochs={_epochs(base)}", schedule, "phase2.epochs=0", "loss.contrast=0", *more)
+
+
+def _epochs(base: Config) -> int:
+    """Of both phases."""
+    return base.phase1.epochs + base.phase2.epochs
 
 
 def table(name: str, preset: PresetName, base: Config) -> StudyTable:
@@ -126,12 +132,11 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
     Raises:
         ValueError: there is no such table.
     """
-    epochs = base.phase1.epochs + base.phase2.epochs
     slow_start = f"phase2.learning_rate={base.phase1.learning_rate}"
     tables = {
         "2": StudyTable(
             title="Methods (Table 2)",
-            rows=tuple(_method(row, preset, epochs, (row.screens[0], row.screens[3])) for row in METHODS.values()),
+            rows=tuple(_method(row, preset, base, (row.screens[0], row.screens[3])) for row in METHODS.values()),
             every_fold=True,
         ),
         "3": StudyTable(
@@ -139,12 +144,12 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             rows=(
                 Row(
                     title="neither: stage 1 alone, without contrast",
-                    settings=("network.method=feature_clustering", *one_stage(epochs)),
+                    settings=("network.method=feature_clustering", *one_stage(base)),
                     paper=(0.965, 0.959),
                 ),
                 Row(
                     title="reasoning without pretraining",
-                    settings=("phase1.epochs=0", f"phase2.epochs={epochs}", slow_start),
+                    settings=("phase1.epochs=0", f"phase2.epochs={_epochs(base)}", slow_start),
                     paper=(0.973, 0.965),
                 ),
                 Row(title="both", paper=(0.977, 0.973)),
@@ -198,7 +203,7 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             title="Methods on another data set (Table 9), by whole images",
             windows=STEEL,
             columns=("image",),
-            rows=tuple(_method(row, preset, epochs, (row.steel[0], row.steel[3])) for row in METHODS.values()),
+            rows=tuple(_method(row, preset, base, (row.steel[0], row.steel[3])) for row in METHODS.values()),
             every_fold=True,
         ),
         "relations": StudyTable(
@@ -213,16 +218,19 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
                 Row(title="trained on nothing but the patch itself", settings=("network.relate_to=itself",)),
                 Row(
                     title="no reasoning at all: stage 1 with contrast",
-                    settings=("network.method=feature_clustering", f"phase1.epochs={epochs}", "phase2.epochs=0"),
+                    settings=(
+                        "network.method=feature_clustering",
+                        *one_stage(base, f"loss.contrast={base.loss.contrast}"),
+                    ),
                 ),
             ),
             columns=("screen", "batch:32", "single"),
         ),
-        "variants": StudyTable(title="Beyond the paper", rows=_variants(epochs)),
+        "variants": StudyTable(title="Beyond the paper", rows=_variants(base)),
         "maps": StudyTable(
             title="Where activation maps point (Fig. 7)",
             rows=(
-                *(_method(METHODS[method], preset, epochs) for method in POINTING),
+                *(_method(METHODS[method], preset, base) for method in POINTING),
                 Row(title=BEST, settings=BETTER),
             ),
             every_fold=True,
@@ -235,13 +243,13 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
     return tables[name]
 
 
-def _method(row: PaperMethod, preset: PresetName, epochs: int, paper: tuple[float, float] | None = None) -> Row:
+def _method(row: PaperMethod, preset: PresetName, base: Config, paper: tuple[float, float] | None = None) -> Row:
     light = preset == "cpu" and row.chooses_trunk
     settings: tuple[str, ...] = (f"network.method={row.method}",)
     if not light:
         settings += (f"network.trunk={row.trunk}",)
     if row.method != "two_stage":
-        settings += one_stage(epochs)
+        settings += one_stage(base)
     if preset == "cpu":
         settings += OWN_RATES.get(row.method, ())
     heavy = preset == "cpu" and row.trunk in HEAVY
@@ -249,7 +257,7 @@ def _method(row: PaperMethod, preset: PresetName, epochs: int, paper: tuple[floa
     return Row(title=title, settings=settings + A_FEW_STEPS * heavy, paper=paper, heavy=heavy)
 
 
-def _variants(epochs: int) -> tuple[Row, ...]:
+def _variants(base: Config) -> tuple[Row, ...]:
     attention, taught = TAUGHT[:1], TAUGHT
     return (
         Row(title="as in the paper"),
@@ -259,7 +267,7 @@ def _variants(epochs: int) -> tuple[Row, ...]:
         Row(title=BEST, settings=BETTER),
         Row(
             title="map loss, contrast 0.1, no reasoning",
-            settings=("network.method=feature_clustering", *taught, *one_stage(epochs, "loss.contrast=0.1")),
+            settings=("network.method=feature_clustering", *taught, *one_stage(base, "loss.contrast=0.1")),
         ),
         Row(title="map loss, asymmetric", settings=(*taught, "loss.negative_focus=2.0")),
         Row(
