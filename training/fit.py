@@ -229,7 +229,7 @@ class Run:
         light is not that of the others: validation and the service would see with the eyes of the last screen.
         """
         world, patches = self.fabric.world_size, len(self.training[name])
-        share, count = phase.batch // world, min(phase.statistics, patches) // world
+        share, count = phase.batch // world, max(1, min(phase.statistics, patches) // world)
         shuffled = np.random.default_rng([self._seed(name), at.epoch, _STATISTICS]).permutation(patches)
         own = shuffled[self.fabric.global_rank :: world][:count].tolist()
         norms = [part for part in self.network.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
