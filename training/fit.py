@@ -237,9 +237,11 @@ class Run:
         for norm in norms:
             norm.reset_running_stats()
             norm.momentum = None  # the plain mean of all batches
+        after = dataclasses.replace(at)  # steps of its own, which draw like none of the epoch
         with torch.no_grad(), self.fabric.autocast():
-            for batch in batches(name, at, list(BatchSampler(own, share, drop_last=count >= share))):
+            for batch in batches(name, after, list(BatchSampler(own, share, drop_last=count >= share))):
                 self.network(batch.pixels, reason=False)
+                after.step += 1
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
 

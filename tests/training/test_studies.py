@@ -127,6 +127,9 @@ def test_table_7_begins_with_the_phase_1_of_the_network(
     assert (runs[0][trunk] == runs[1][trunk]).all()
 
     shutil.rmtree(tmp_path / "runs")  # as of cells that were brought from elsewhere without their weights
+    assert run(source, tmp_path, "7").cells == found.cells
+    (row,) = (file for file in (tmp_path / "cells").iterdir() if "B = 4" in file.read_text())
+    row.unlink()
     with pytest.raises(ValueError, match=r"is gone, whose phase 1 'B = 4' begins with: remove .*\.json"):
         run(source, tmp_path, "7")
 

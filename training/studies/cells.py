@@ -84,7 +84,7 @@ def run_cell(
         The cell and the folder of its run.
 
     Raises:
-        ValueError: a setting is wrong or the data does not fit.
+        ValueError: a setting is wrong, the data does not fit, or the run is gone that this one begins with.
     """
     config = _config(row, division, seed, preset=preset, settings=settings, base=base)
     name = _name(config, base)
@@ -95,6 +95,9 @@ def run_cell(
             return kept, run
         # else of a version that did not count whole images: measured again
     else:
+        if base is not None and not RunFolder(base).finished:
+            first = file.with_stem(base.name)
+            raise ValueError(f"{base} is gone, whose phase 1 {row.title!r} begins with: remove {first} to train it")
         fit(config.model_copy(update={"run": run}))
     cell = measure(run, row, division, seed)
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +122,8 @@ def _name(config: Config, base: Path | None) -> str:
     )
     decides["data"].pop("workers", None)
     for name in PHASES:
-        if getattr(config, name).epochs == 0:
-            decides[name] = {"epochs": 0}  # whatever it would have done
+        if getattr(config, name).epochs == 0:  # whatever it would have done with its data
+            decides[name] = {"epochs": 0, **{key: value for key, value in decides[name].items() if key == "folders"}}
     decides["data"]["folders"] = [data_id(config.data.folders), *map(_content, config.data.folders)]
     decides["version"] = VERSION
     decides["start"] = None if base is None else base.name
@@ -150,7 +153,8 @@ def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
     if row.heavy:  # what it has learnt in a few steps is nothing to report
         return cell
     network, config, labels = load_run(run)
-    fabric = Fabric(accelerator="auto", devices=1)
+    alone = config.devices * config.nodes == 1  # of several processes each measures, and one GPU does not hold them all
+    fabric = Fabric(accelerator="auto" if alone else "cpu", devices=1)
     network.to(fabric.device)
     validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
     known, seen = see(network, validation, fabric), see(network, test, fabric)

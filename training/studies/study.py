@@ -13,7 +13,6 @@ from rich.console import Console
 
 from training.config import Config, read_config
 from training.cutting import cut
-from training.folder import RunFolder
 from training.rows import read_rows
 from training.studies.cells import Cell, Division, run_cell
 from training.studies.maps import with_maps
@@ -119,9 +118,6 @@ def run(
         if row.from_phase1:
             first = Row(title=OURS_TITLE)
             _, base = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
-            if not RunFolder(base).finished:
-                kept = out / "cells" / f"{base.name}.json"
-                raise ValueError(f"{base} is gone, whose phase 1 {row.title!r} begins with: remove {kept} to train it")
         cell, its_run = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
         if wanted.of_maps:
             cell = with_maps(cell, its_run, division, out)
