@@ -42,7 +42,6 @@ from training.resident import Resident
 PHASES = ("phase1", "phase2")
 Batches = Callable[[str, "Standing", list[list[int]]], Iterator[Batch]]  # of a phase, from where it stands
 _AUGMENTATION = 1  # a stream of random numbers beside that of the network
-_STATISTICS = 2  # another
 UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 
 
@@ -153,19 +152,18 @@ class Run:
         share = phase.batch // fabric.world_size
         if share * fabric.world_size != phase.batch:
             raise ValueError(f"{name}.batch = {phase.batch} does not divide over {fabric.world_size} devices")
-        drawn: dict[str, Any] = {
-            "count": data.patches_per_epoch,
-            "seed": self._seed(name),
-            "epoch": epoch,
-            "rank": fabric.global_rank,
-            "world": fabric.world_size,
-        }
+        drawn = self._drawn(name, epoch, data.patches_per_epoch)
         if self._by_screen(name):
             return list(ScreenBatches(training, batch=share, **drawn))
         shuffled = BalancedSampler(
             training.labels, positives=data.positives, difficulty=self.drawn_by[name], hard=data.hard, **drawn
         )
-        return list(BatchSampler(shuffled, share, drop_last=len(shuffled) >= share))
+        return _batched(shuffled, share)
+
+    def _drawn(self, name: str, epoch: int, count: int | None) -> dict[str, Any]:
+        """How this device's share of `count` patches is drawn, as samplers take it."""
+        rank, world = self.fabric.global_rank, self.fabric.world_size
+        return {"count": count, "seed": self._seed(name), "epoch": epoch, "rank": rank, "world": world}
 
     def _loaded_batches(self, name: str, at: Standing, order: list[list[int]]) -> Iterator[Batch]:
         """Batches that processes load and augment, on this device."""
@@ -228,10 +226,9 @@ class Run:
         The running means are of the last batches alone. Where those are whole screens they may be of one or two, whose
         light is not that of the others: validation and the service would see with the eyes of the last screen.
         """
-        world, patches = self.fabric.world_size, len(self.training[name])
-        share, count = phase.batch // world, max(1, min(phase.statistics, patches) // world)
-        shuffled = np.random.default_rng([self._seed(name), at.epoch, _STATISTICS]).permutation(patches)
-        own = shuffled[self.fabric.global_rank :: world][:count].tolist()
+        world, patches = self.fabric.world_size, self.training[name]
+        count = max(world, min(phase.statistics, len(patches)))
+        shuffled = BalancedSampler(patches.labels, positives=None, **self._drawn(name, at.epoch, count))
         norms = [part for part in self.network.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
         momenta = [norm.momentum for norm in norms]
         for norm in norms:
@@ -239,7 +236,7 @@ class Run:
             norm.momentum = None  # the plain mean of all batches
         after = dataclasses.replace(at)  # steps of its own, which draw like none of the epoch
         with torch.no_grad(), self.fabric.autocast():
-            for batch in batches(name, after, list(BatchSampler(own, share, drop_last=count >= share))):
+            for batch in batches(name, after, _batched(shuffled, phase.batch // world)):
                 self.network(batch.pixels, reason=False)
                 after.step += 1
         for norm, momentum in zip(norms, momenta, strict=True):
@@ -349,6 +346,11 @@ class Run:
         self.difficulty[name][:] = last["difficulty"].numpy()
         self.drawn_by[name][:] = last["drawn_by"].numpy()
         return Standing(**last["standing"])
+
+
+def _batched(shuffled: BalancedSampler, share: int) -> list[list[int]]:
+    """Whole batches of a device's share, or one of what there is."""
+    return list(BatchSampler(shuffled, share, drop_last=len(shuffled) >= share))
 
 
 def _optimiser(network: Network, phase: Phase) -> torch.optim.Optimizer:

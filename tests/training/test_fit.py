@@ -21,13 +21,12 @@ from training.bundling import export_run
 from training.config import Config, Phase, read_config
 from training.costs import Costs
 from training.cutting import cut
-from training.datasets import Batch, PatchSet
+from training.datasets import PatchSet
 from training.evaluation import evaluate
 from training.fit import _learning_rate, fit
 from training.folder import load_run
 from training.inference import network_probability, network_score
 from training.record import revision_of
-from training.resident import Resident
 from training.rows import read_rows
 from training.temperature import Sureness, sigmoid
 
@@ -214,22 +213,6 @@ def test_statistics_may_be_those_of_shuffled_patches(toml: Path) -> None:
         found[patches] = mean - seen.mean(dim=(0, 2, 3)), variance / seen.var(dim=(0, 2, 3)) - 1
     assert all(difference.abs().max() < 1e-3 for difference in found[1000])
     assert all(difference.abs().max() > 1e-2 for difference in found[0])
-
-
-def test_statistics_are_of_as_many_draws_as_patches(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the data is resident a batch draws by its step: each has its own, and none is one of the epoch."""
-    seeds: list[int] = []
-    real = Resident.batch
-
-    def noted(resident: Resident, indices: Sequence[int], *, seed: int) -> Batch:
-        seeds.append(seed)
-        return real(resident, indices, seed=seed)
-
-    monkeypatch.setattr(Resident, "batch", noted)
-    short = ["phase1.epochs=0", "phase2.epochs=1", "phase2.batch=8", "phase2.statistics=24", "data.resident=true"]
-    fit(read_config(toml, ["run=drawn", *short]))
-    assert len(seeds) > 3
-    assert len(set(seeds)) == len(seeds)
 
 
 def test_weights_of_another_network_are_refused(run: Config, toml: Path) -> None:

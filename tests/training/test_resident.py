@@ -201,6 +201,7 @@ def test_every_step_of_a_run_draws_its_own(tmp_path: Path, monkeypatch: pytest.M
         "data.patches_per_epoch=24",
         "phase1.batch=8",
         "phase2.batch=8",
+        "phase2.statistics=24",
     ]
     seeds: list[int] = []
     batch = Resident.batch
@@ -212,7 +213,7 @@ def test_every_step_of_a_run_draws_its_own(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(Resident, "batch", spied)
     config = read_config(tmp_path / "toy.toml", words)
     fit(config)
-    assert len(seeds) >= 8
+    assert len(seeds) >= 8 + 2 * 3  # those of the statistics, three batches an epoch of phase 2, as well
     assert len(set(seeds)) == len(seeds)
     monkeypatch.setattr(Resident, "__init__", None)  # a run that has ended copies nothing
     fit(config)

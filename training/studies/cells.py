@@ -123,7 +123,7 @@ def _name(config: Config, base: Path | None) -> str:
     decides["data"].pop("workers", None)
     for name in PHASES:
         if getattr(config, name).epochs == 0:  # whatever it would have done with its data
-            decides[name] = {"epochs": 0, **{key: value for key, value in decides[name].items() if key == "folders"}}
+            decides[name] = {key: decides[name][key] for key in ("epochs", "folders") if key in decides[name]}
     decides["data"]["folders"] = [data_id(config.data.folders), *map(_content, config.data.folders)]
     decides["version"] = VERSION
     decides["start"] = None if base is None else base.name
