@@ -31,28 +31,37 @@ def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "toy.toml"
 
 
+def _ended(node: subprocess.Popen[bytes]) -> int:
+    """How it ended; one that goes on for minutes is killed, so that what both told is seen."""
+    try:
+        return node.wait(250)
+    except subprocess.TimeoutExpired:
+        node.kill()
+        return node.wait()
+
+
 @pytest.fixture(scope="module")
 def two(toml: Path) -> Path:
-    """Two processes, as torchrun starts them on two nodes, have done what `two_devices.both` does; where it lies."""
+    """Two processes, as torchrun starts them on two nodes, have done what `two_devices.both` does; where it lies.
+
+    They are given what torchrun would give them. Its agents are left out: where both end in the same moment, one may
+    wait for the other in vain, five minutes long.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    torchrun += ["--master-addr=127.0.0.1", f"--master-port={port}"]
-    nodes = [
-        subprocess.Popen(
-            [*torchrun, f"--node-rank={node}", "-m", "tests.training.two_devices", str(toml)],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for node in (0, 1)
-    ]
-    told = [node.communicate(timeout=250)[0] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], "\n".join(told)
+    shared = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    shared |= {"TORCHELASTIC_RUN_ID": "two", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    command = [sys.executable, "-m", "tests.training.two_devices", str(toml)]
+    logs = [toml.parent / f"node{rank}.log" for rank in (0, 1)]
+    nodes = []
+    for rank, path in enumerate(logs):
+        environment = {**os.environ, **shared, "RANK": str(rank), "GROUP_RANK": str(rank)}
+        with path.open("w") as log:
+            nodes.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT))
+    ended = [_ended(node) for node in nodes]
+    assert ended == [0, 0], "\n".join(path.read_text() for path in logs)
     return toml.parent
 
 

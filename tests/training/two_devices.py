@@ -1,4 +1,4 @@
-"""What two processes do in `test_devices`, started by torchrun: `-m tests.training.two_devices TOML`."""
+"""What two processes do in `test_devices`, started as torchrun would: `-m tests.training.two_devices TOML`."""
 
 from __future__ import annotations
 
