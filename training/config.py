@@ -50,7 +50,7 @@ class Phase(_Section):
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # SGD only
     weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "hold"] = "constant"  # hold: two thirds at its rate, then a fall
     warmup_steps: int = Field(0, ge=0)
     statistics: int = Field(0, ge=0)  # patches that batch normalisation is measured on after an epoch; 0: running means
 

@@ -361,10 +361,12 @@ def _optimiser(network: Network, phase: Phase) -> torch.optim.Optimizer:
 
 
 def _learning_rate(phase: Phase, *, step: int, total: int) -> float:
-    """Linear warm-up, then constant or half a cosine down to zero."""
+    """Linear warm-up, then constant, half a cosine down to zero, or that over the last third alone."""
     if step < phase.warmup_steps:
         return phase.learning_rate * (step + 1) / phase.warmup_steps
     if phase.schedule == "constant":
         return phase.learning_rate
     done = (step - phase.warmup_steps) / max(1, total - phase.warmup_steps)
+    if phase.schedule == "hold":
+        done = max(0.0, 3 * done - 2)
     return phase.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))

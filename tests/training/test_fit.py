@@ -332,5 +332,9 @@ def test_the_rate_warms_up_and_then_falls_as_half_a_cosine() -> None:
     assert rates[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
     assert rates[4:] == pytest.approx([0.05 * (1 + math.cos(math.pi * k / 8)) for k in range(8)])
     assert _learning_rate(phase, step=12, total=12) == pytest.approx(0)
+    held = phase.model_copy(update={"schedule": "hold"})
+    assert [_learning_rate(held, step=step, total=16) for step in range(3, 13)] == pytest.approx([0.1] * 10)
+    falling = [0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
+    assert [_learning_rate(held, step=step, total=16) for step in range(12, 17)] == pytest.approx(falling)
     constant = phase.model_copy(update={"schedule": "constant"})
     assert [_learning_rate(constant, step=step, total=12) for step in (1, 4, 11)] == pytest.approx([0.05, 0.1, 0.1])

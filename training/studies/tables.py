@@ -110,14 +110,20 @@ class StudyTable:
 
 
 def one_stage(base: Config, *more: str) -> tuple[str, ...]:
-    """Settings of a method with one stage: the epochs that the others have in both, and the schedule of their last."""
-    schedule = f"phase1.schedule={base.phase2.schedule}"
+    """Settings of a method with one stage: the epochs and the rates that the others have in both."""
+    schedule = f"phase1.schedule={_schedule(base)}"
     return (f"phase1.epochs={_epochs(base)}", schedule, "phase2.epochs=0", "loss.contrast=0", *more)
 
 
 def _epochs(base: Config) -> int:
     """Of both phases."""
     return base.phase1.epochs + base.phase2.epochs
+
+
+def _schedule(base: Config) -> str:
+    """Of one phase that does the work of both: it holds its rate where phase 1 does and falls where phase 2 does."""
+    first, last = base.phase1.schedule, base.phase2.schedule
+    return "hold" if (first, last) == ("constant", "cosine") else last
 
 
 def table(name: str, preset: PresetName, base: Config) -> StudyTable:
@@ -132,7 +138,7 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
     Raises:
         ValueError: there is no such table.
     """
-    slow_start = f"phase2.learning_rate={base.phase1.learning_rate}"
+    whole_phase2 = f"phase2.learning_rate={base.phase1.learning_rate}", f"phase2.schedule={_schedule(base)}"
     tables = {
         "2": StudyTable(
             title="Methods (Table 2)",
@@ -149,7 +155,7 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
                 ),
                 Row(
                     title="reasoning without pretraining",
-                    settings=("phase1.epochs=0", f"phase2.epochs={_epochs(base)}", slow_start),
+                    settings=("phase1.epochs=0", f"phase2.epochs={_epochs(base)}", *whole_phase2),
                     paper=(0.973, 0.965),
                 ),
                 Row(title="both", paper=(0.977, 0.973)),
