@@ -40,7 +40,7 @@ from training.record import begin_session, describe_data
 from training.resident import Resident
 
 PHASES = ("phase1", "phase2")
-Batches = Callable[[str, "Standing", list[list[int]]], Iterator[Batch]]  # of a phase, from where it stands
+Batches = Callable[["Standing", list[list[int]]], Iterator[Batch]]  # of a phase, from where it stands
 _AUGMENTATION = 1  # a stream of random numbers beside that of the network
 UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 
@@ -124,7 +124,7 @@ class Run:
         module, optimiser = self.fabric.setup(self.network, optimiser)
         at = Standing() if resumed is None else self._resume(name, optimiser, resumed)
         resident = self.config.data.resident and at.epoch < phase.epochs
-        batches = self._resident_batches(name) if resident else self._loaded_batches
+        batches = self._resident_batches(name) if resident else partial(self._loaded_batches, name)
         with Journal(self.config.run, self.fabric.is_global_zero) as log:
             while at.epoch < phase.epochs:
                 losses = self._epoch(module, optimiser, phase, name=name, at=at, batches=batches)
@@ -180,9 +180,9 @@ class Run:
         patches, fabric = self.training[name], self.fabric
         resident = Resident(patches, self.config.augmentation, fabric.device, visible=fabric.is_global_zero)
 
-        def batches(phase: str, at: Standing, order: list[list[int]]) -> Iterator[Batch]:
+        def batches(at: Standing, order: list[list[int]]) -> Iterator[Batch]:
             for indices in order:  # `at` is a step further each time that one is asked for
-                yield resident.batch(indices, seed=self._step_seed(phase, at, _AUGMENTATION))
+                yield resident.batch(indices, seed=self._step_seed(name, at, _AUGMENTATION))
 
         return batches
 
@@ -204,7 +204,7 @@ class Run:
         with epoch_progress(visible=self.fabric.is_global_zero) as progress:
             text = f"{name} epoch {at.epoch + 1}/{phase.epochs}"
             task = progress.add_task(text, total=steps, completed=at.step, loss=float("nan"))
-            for batch in batches(name, at, order[at.step :]):
+            for batch in batches(at, order[at.step :]):
                 rate = _learning_rate(phase, step=at.epoch * steps + at.step, total=phase.epochs * steps)
                 for group in optimiser.param_groups:
                     group["lr"] = rate
@@ -236,7 +236,7 @@ class Run:
             norm.momentum = None  # the plain mean of all batches
         after = dataclasses.replace(at)  # steps of its own, which draw like none of the epoch
         with torch.no_grad(), self.fabric.autocast():
-            for batch in batches(name, after, _batched(shuffled, phase.batch // world)):
+            for batch in batches(after, _batched(shuffled, phase.batch // world)):
                 self.network(batch.pixels, reason=False)
                 after.step += 1
         for norm, momentum in zip(norms, momenta, strict=True):
