@@ -42,6 +42,11 @@ class NetworkConfig:
         return 2 if self.method == "two_stage" else 1
 
     @property
+    def trunk_name(self) -> str:
+        """What a record calls the trunk."""
+        return "its own" if self.method == "sewerml" else self.trunk
+
+    @property
     def has_label_features(self) -> bool:
         """Whether there are label features, which the contrast is taken over."""
         return self.method in ("two_stage", "feature_clustering")

@@ -19,9 +19,9 @@ from training.calibration import Calibration, calibrate
 from training.card import model_card
 from training.config import Config
 from training.costs import Costs
-from training.datasets import PatchSet
+from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, report
-from training.folder import data_id, load_run
+from training.folder import KNOWN_DATA, RunFolder, data_id, load_run
 from training.inference import network_probability, network_score
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
@@ -92,9 +92,12 @@ def export_run(
     """
     network, config, _ = load_run(run)
     _refuse_shrunk(config.data.folders)
+    if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
+        raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")
+    refuse_known(calibration, config.all_folders)
     fabric = Fabric(accelerator="cpu")
     validation = PatchSet(config.data.folders, "validation")
-    score, target, screens = _scores(network, fabric, validation, _unlearnt(calibration, config))
+    score, target, screens = _scores(network, fabric, validation, calibration)
     sureness = fit_temperatures(score, target, screens, labels=validation.label_names)
     temperature = np.array([one.temperature for one in sureness.values()])
     network.temper(torch.from_numpy(temperature).float())
@@ -120,7 +123,12 @@ def export_run(
         files={},
         parity_tolerance={"fp32": FP32_TOLERANCE},
         data_id=data_id([*config.all_folders, *calibration]),
-        training={**_facts(config, measured), **found.facts(), **temperature_facts(sureness)},
+        training={
+            **_facts(config, measured),
+            **found.facts(),
+            **temperature_facts(sureness),
+            KNOWN_DATA: " ".join(data_id([folder]) for folder in dict.fromkeys([*config.all_folders, *calibration])),
+        },
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
     features = FeaturesGraph(network)
@@ -147,7 +155,17 @@ def export_run(
         manifest=manifest,
         golden_pixels=patches[:GOLDEN_PATCHES],
         parity_pixels=patches,
-        card=model_card(manifest, config, network, measured, found, sureness, notes=notes, revision=revision_of(run)),
+        card=model_card(
+            manifest,
+            config,
+            network,
+            measured,
+            found,
+            sureness,
+            notes=notes,
+            revision=revision_of(run),
+            start_sha256=RunFolder(run).start_sha256,
+        ),
         finish=finish if precisions else None,
     )
     return Exported(
@@ -160,14 +178,6 @@ def export_run(
     )
 
 
-def _unlearnt(folders: Sequence[Path], config: Config) -> list[Path]:
-    learnt = {folder.resolve() for folder in config.all_folders}
-    for folder in folders:
-        if folder.resolve() in learnt:
-            raise ValueError(f"{folder} was learnt from: its scores say nothing of screens to come")
-    return list(folders)
-
-
 def _refuse_shrunk(folders: Sequence[Path]) -> None:
     for folder in folders:
         shrink = json.loads((folder / "cut.json").read_text()).get("shrink", 1)
@@ -176,7 +186,7 @@ def _refuse_shrunk(folders: Sequence[Path]) -> None:
 
 
 def _scores(
-    network: Network, fabric: Fabric, validation: PatchSet, folders: list[Path]
+    network: Network, fabric: Fabric, validation: PatchSet, folders: Sequence[Path]
 ) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.int64]]:
     """Scores (N, L) before the sigmoid, labels (N, L) and screens (N,) of the validation part, then of all folders."""
     sets = [validation]
@@ -223,7 +233,7 @@ def _parts(folder: Path) -> set[str]:
 
 
 def _facts(config: Config, measured: Mapping[str, Report]) -> dict[str, float | str]:
-    facts: dict[str, float | str] = {"seed": float(config.seed), "trunk": config.network.trunk}
+    facts: dict[str, float | str] = {"seed": float(config.seed), "trunk": config.network.trunk_name}
     for part, found in measured.items():
         for key in ("accuracy", "precision", "recall", "f_measure"):
             facts[f"{part}_{key}"] = round(float(getattr(found, key)), 4)

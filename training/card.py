@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -32,12 +31,13 @@ def model_card(
     *,
     notes: str,
     revision: str | None = None,
+    start_sha256: str | None = None,
 ) -> str:
     """MODEL_CARD.md: what the bundle is, what it learnt from and how well."""
     lines = [
         f"# {manifest.name} {manifest.version}",
         "",
-        f"{_what(config.network)}, trunk `{config.network.trunk}`, patches of {manifest.patch_px} px.",
+        f"{_what(config.network)}, trunk `{config.network.trunk_name}`, patches of {manifest.patch_px} px.",
         "",
     ]
     if notes:
@@ -62,8 +62,8 @@ def model_card(
     by = "" if revision is None else f", revision `{revision}`"
     lines += ["", "## Data and configuration", "", f"Data id `{manifest.data_id}`, seed {config.seed}{by}.", ""]
     if config.start is not None:
-        sha256 = hashlib.sha256(config.start.read_bytes()).hexdigest()
-        lines += [f"Begun with the weights `{config.start.name}`, SHA-256 `{sha256}`.", ""]
+        sha256 = "" if start_sha256 is None else f", SHA-256 `{start_sha256}`"
+        lines += [f"Begun with the weights `{config.start.name}`{sha256}.", ""]
     folders: dict[str, Any] = {section: {"folders"} for section in ("data", "phase1", "phase2")}
     shown = config.model_dump_json(indent=2, exclude={"run": True, "start": True, **folders})
     return "\n".join([*lines, "```json", shown, "```", ""])

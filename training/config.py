@@ -50,7 +50,8 @@ class Phase(_Section):
     learning_rate: float = Field(1e-3, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)  # SGD only
     weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["constant", "cosine", "hold"] = "constant"  # hold: two thirds at its rate, then a fall
+    schedule: Literal["constant", "cosine"] = "constant"
+    hold: float = Field(0.0, ge=0, lt=1)  # share of the steps that keep the rate before a cosine falls
     warmup_steps: int = Field(0, ge=0)
     statistics: int = Field(0, ge=0)  # patches that batch normalisation is measured on after an epoch; 0: running means
 
@@ -76,7 +77,7 @@ class Config(_Section):
     run: Path  # the folder that the run is written to
     start: Path | None = None  # weights (.safetensors) of an earlier run with the same network and labels
     start_share: float = Field(0.0, ge=0, lt=1)  # of those weights in the finished run's: see `training.folder`
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     devices: int = Field(1, ge=1)  # of this machine, or of each node
     nodes: int = Field(1, ge=1)  # machines; several are started by torchrun and see the same folders
@@ -94,10 +95,14 @@ class Config(_Section):
         """Refuse what cannot work together."""
         if self.start_share and self.start is None:
             raise ValueError("start_share needs start: there are no other weights to take a share of")
+        if any(phase.hold and phase.schedule == "constant" for phase in (self.phase1, self.phase2)):
+            raise ValueError("hold needs schedule = 'cosine': a constant rate never falls")
         if self.data.resident and self.augmentation.rotation_degrees:
             raise ValueError("data.resident has no free rotation: set augmentation.rotation_degrees = 0")
         if self.loss.map > 0 and not self.network.has_label_maps:
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
+        if self.network.pooling == "attention" and not self.network.has_label_features:
+            raise ValueError(f"network.method = {self.network.method!r} has no label features to pool by attention")
         if self.network.stages == 1 and self.phase2.epochs:
             raise ValueError(f"network.method = {self.network.method!r} has one stage: set phase2.epochs = 0")
         whole = self.network.method in ("kssnet", "tdrg")

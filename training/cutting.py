@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -169,8 +170,11 @@ def _read_contrasts(table: Path) -> dict[int, float]:
 def _read_masks(path: Path) -> dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]:
     if not path.is_file():
         return {}
-    with np.load(path, allow_pickle=False) as arrays:
-        rows, columns, ids = arrays["row"], arrays["column"], arrays["id"]
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            rows, columns, ids = arrays["row"], arrays["column"], arrays["id"]
+    except (BadZipFile, KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{path} holds no masks: {error!r}") from error
     return {int(i): (rows[ids == i], columns[ids == i]) for i in np.unique(ids)}
 
 
@@ -183,14 +187,14 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
         ValueError: neither splits.csv nor folds.csv, a screen is missing from it, or the fold does not exist.
     """
     if (source / "folds.csv").is_file():
-        folds = {row["screen"]: int(row["fold"]) for row in read_rows(source / "folds.csv")}
+        folds = read_folds(source)
         if test_fold not in folds.values():
             raise ValueError(f"--test-fold must be one of {sorted(set(folds.values()))}")
         parts = {screen: "test" if fold == test_fold else "train" for screen, fold in folds.items()}
     elif (source / "splits.csv").is_file():
         if test_fold is not None:
             raise ValueError(f"--test-fold needs {source / 'folds.csv'}")
-        parts = {row["screen"]: row["part"] for row in read_rows(source / "splits.csv")}
+        parts = {row["screen"]: row["part"] for row in read_rows(source / "splits.csv", "screen", "part")}
     else:
         raise ValueError(f"{source} has neither splits.csv nor folds.csv")
     missing = [screen for screen in screens if screen not in parts]
@@ -201,6 +205,20 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
         raise ValueError(f"unknown part {sorted(unknown)[0]!r}: train, validation or test")
     kept = {screen: parts[screen] for screen in screens}
     return kept if "validation" in parts.values() else draw_validation(kept)
+
+
+def read_folds(source: Path) -> dict[str, int]:
+    """Fold of each screen.
+
+    Raises:
+        ValueError: folds.csv cannot be read, or has a fold that is no number.
+    """
+    table = source / "folds.csv"
+    rows = read_rows(table, "screen", "fold")
+    try:
+        return {row["screen"]: int(row["fold"]) for row in rows}
+    except ValueError as error:
+        raise ValueError(f"{table}: {error}") from error
 
 
 def draw_validation(parts: Mapping[str, str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
+from training import whole
 from training.truth import CELL_PX
 from training.visible import VISIBLE_FILE, Visible, read_visible
 
@@ -140,6 +142,21 @@ def refuse_leaks(folders: Sequence[Path]) -> None:
                 raise ValueError(f"{cut.folder}: screen {screen} is in part {part!r}, and elsewhere on the other side")
 
 
+def refuse_known(folders: Sequence[Path], known: Sequence[Path]) -> None:
+    """Refuse folders that hold a screen of a known folder, cut in whatever way, or the same screen twice.
+
+    Raises:
+        ValueError: there is such a screen; the message names it.
+    """
+    seen = {(cut.source, screen) for cut in map(_CutFolder, dict.fromkeys(known)) for screen in cut.parts}
+    for cut in map(_CutFolder, folders):
+        for screen in cut.parts:
+            if (cut.source, screen) in seen:
+                told = "its scores say nothing of screens to come"
+                raise ValueError(f"{cut.folder}: screen {screen} of {cut.source} is known already: {told}")
+        seen |= {(cut.source, screen) for screen in cut.parts}
+
+
 def collate(rows: list[tuple[Tensor, Tensor, Tensor, int, int]]) -> Batch:
     """Stack what `PatchSet` gives."""
     pixels, labels, maps, screens, indices = zip(*rows, strict=True)
@@ -173,8 +190,10 @@ class _CutFolder:
     def pixels(self) -> NDArray[np.uint8]:
         shape = (len(self.names), self.patch_px, self.patch_px)
         cache = self.folder / "pixels.u8"
-        if not (cache.is_file() and cache.stat().st_size == int(np.prod(shape))):
-            self._decode(cache, shape)
+        if not _is_whole(cache, shape):
+            with whole.alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
+                if not _is_whole(cache, shape):
+                    self._decode(cache, shape)
         return np.memmap(cache, np.uint8, "r", shape=shape)
 
     def _decode(self, cache: Path, shape: tuple[int, int, int]) -> None:
@@ -196,6 +215,10 @@ class _CutFolder:
         order = np.argsort(cells[:, 0], kind="stable")
         patches, starts = np.unique(cells[order, 0], return_index=True)
         return dict(zip(patches.tolist(), np.split(cells[order, 1:], starts[1:]), strict=True))
+
+
+def _is_whole(cache: Path, shape: tuple[int, int, int]) -> bool:
+    return cache.is_file() and cache.stat().st_size == math.prod(shape)
 
 
 class BalancedSampler(Sampler[int]):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from torch import Tensor, nn
+from lightning_fabric.utilities import rank_zero_only
+from torch import Tensor, distributed, nn
 
 from training.config import Config
 
@@ -40,6 +43,28 @@ def launch(config: Config) -> Fabric:
     return fabric
 
 
+@contextmanager
+def first_first() -> Iterator[bool]:
+    """Let the first of the processes that learn together do something before the others come to it; whether it is it.
+
+    `Fabric.rank_zero_first` without a Fabric: what comes between trainings knows none.
+    """
+    together = distributed.is_available() and distributed.is_initialized()
+    first = is_first()
+    if together and not first:
+        distributed.barrier()
+    try:
+        yield first
+    finally:
+        if together and first:
+            distributed.barrier()
+
+
+def is_first() -> bool:
+    """Whether this is the first of the processes that learn together, or the only one."""
+    return int(rank_zero_only.rank) == 0  # type: ignore[attr-defined]
+
+
 def gather(fabric: Fabric, tensor: Tensor) -> Tensor:
     """The rows of every device, gradients included; each device must have as many."""
     if fabric.world_size == 1:
@@ -64,7 +89,11 @@ def mean(fabric: Fabric, tensor: Tensor) -> Tensor:
 
 
 def share_statistics(fabric: Fabric, network: nn.Module) -> None:
-    """Give every device the mean of the running statistics of batch normalisation, which each took of its own share."""
+    """Give every device the same running statistics of batch normalisation: the mean of what each now has.
+
+    DDP hands the first device's to all before each step, so they are of that device's share of the patches, but for the
+    last step.
+    """
     if fabric.world_size == 1:
         return
     for buffer in network.buffers():

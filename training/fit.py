@@ -31,7 +31,7 @@ from training.baselines import build_network
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
 from training.evaluation import Report, report
-from training.folder import RunFolder, mix_with_start, start_from
+from training.folder import MIXED, RunFolder, mix_with_start, start_from
 from training.inference import network_probability
 from training.journal import Journal, epoch_progress
 from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
@@ -49,11 +49,16 @@ def fit(config: Config) -> Report:
     """Train both phases, resuming where `config.run` was left, and return the last validation figures.
 
     Raises:
-        ValueError: the run's folder was begun with another configuration, or the data does not fit.
+        ValueError: the run's folder was begun with another configuration, the data does not fit, the loss is no longer
+            finite, or the GPU's memory is too small.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return Run(config, devices.launch(config)).finish()
+    try:
+        return Run(config, devices.launch(config)).finish()
+    except torch.OutOfMemoryError as error:
+        remedy = "accumulate sends a batch through the trunk in parts; data.resident = false leaves the patches outside"
+        raise ValueError(f"the GPU's memory is too small ({error}): {remedy}") from error
 
 
 @dataclass(slots=True)
@@ -110,10 +115,13 @@ class Run:
             resumed = last if last is not None and last["phase"] == name else None
             self._run_phase(name, getattr(self.config, name), resumed)
             self.network.load_state_dict(self.folder.load_weights(name))
-        mix_with_start(self.network, self.config)
+        if self.config.start_share:
+            mix_with_start(self.network, self.config)
+            self._save_weights(MIXED)
         found = self._validate(reason=True)
         if self.fabric.is_global_zero:
             self.folder.end(found)
+        self.fabric.barrier()  # what comes after may read the folder
         return found
 
     def _run_phase(self, name: str, phase: Phase, resumed: dict[str, Any] | None) -> None:
@@ -255,7 +263,8 @@ class Run:
         loss = torch.stack(list(parts.values())).sum()
         means = self._mean(torch.stack([*parts.values(), loss]).detach()).tolist()
         if not math.isfinite(means[-1]):
-            raise FloatingPointError(f"{name}, epoch {at.epoch + 1}, step {at.step}: the loss is {means[-1]}")
+            where = f"{name}, epoch {at.epoch + 1}, step {at.step}"
+            raise ValueError(f"{where}: the loss is {means[-1]}; a lower {name}.learning_rate may keep it finite")
         self.fabric.backward(loss)
         optimiser.step()
         optimiser.zero_grad()
@@ -361,12 +370,11 @@ def _optimiser(network: Network, phase: Phase) -> torch.optim.Optimizer:
 
 
 def _learning_rate(phase: Phase, *, step: int, total: int) -> float:
-    """Linear warm-up, then constant, half a cosine down to zero, or that over the last third alone."""
+    """Linear warm-up, then constant, or held for a share of the steps and half a cosine down to zero."""
     if step < phase.warmup_steps:
         return phase.learning_rate * (step + 1) / phase.warmup_steps
     if phase.schedule == "constant":
         return phase.learning_rate
     done = (step - phase.warmup_steps) / max(1, total - phase.warmup_steps)
-    if phase.schedule == "hold":
-        done = max(0.0, 3 * done - 2)
-    return phase.learning_rate * 0.5 * (1 + float(np.cos(np.pi * done)))
+    fallen = max(0.0, done - phase.hold) / (1 - phase.hold)
+    return phase.learning_rate * 0.5 * (1 + float(np.cos(np.pi * fallen)))

@@ -1,7 +1,8 @@
 """The folder of a training run: what it was begun with, how far it has come, what it ended with.
 
 `config.json`, `data.json` (labels, and the identity of the data), `last.ckpt` (to resume), `phase1.safetensors` and
-`phase2.safetensors` (best epoch of each phase by validation F), `finished.json` (last validation figures), `run.json`
+`phase2.safetensors` (best epoch of each phase by validation F), `mixed.safetensors` (with a `start_share`: what the run
+ends with), `finished.json` (last validation figures), `run.json`
 (`training.record`), `metrics.csv` (`training.journal`) and TensorBoard events.
 """
 
@@ -25,6 +26,9 @@ from training.evaluation import Report
 from training.network import Network
 from training.whole import replace
 
+MIXED = "mixed"  # weights of the end of a run, in part those that it started with
+KNOWN_DATA = "known_data_ids"  # of a manifest's facts: `data_id` of each folder that its network or limits come from
+
 
 class RunFolder:
     """Reads and writes the folder; a kill at any time leaves each file as it was or as it should be."""
@@ -39,7 +43,9 @@ class RunFolder:
             ValueError: it was not.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        data = {"labels": list(labels), "data_id": data_id(config.all_folders)}
+        data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
+        if config.start is not None:
+            data["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
         file = self.path / "config.json"
         if not file.is_file():
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(data) + "\n"))
@@ -47,7 +53,7 @@ class RunFolder:
         if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
             raise ValueError(f"{self.path} was begun with another configuration: choose another run folder")
         if json.loads((self.path / "data.json").read_text()) != data:
-            raise ValueError(f"{self.path} was begun with other data in these folders: choose another run folder")
+            raise ValueError(f"{self.path} was begun with other data or weights there: choose another run folder")
 
     @property
     def data_id(self) -> str:
@@ -59,8 +65,14 @@ class RunFolder:
         """Whether the run has ended."""
         return (self.path / "finished.json").is_file()
 
+    @property
+    def start_sha256(self) -> str | None:
+        """Of the weights that the run began with, where it was given some."""
+        sha256: str | None = json.loads((self.path / "data.json").read_text()).get("start")
+        return sha256
+
     def save_weights(self, phase: str, network: Network) -> None:
-        """Keep the network as the best of its phase."""
+        """Keep the network as the best of its phase, or as what the run ends with (`MIXED`)."""
         state = {key: value.contiguous() for key, value in network.state_dict().items()}
         replace(self._weights(phase), lambda partial: save_file(state, partial))
 
@@ -108,8 +120,7 @@ def load_run(run: Path) -> tuple[Network, Config, tuple[str, ...]]:
     labels = tuple(data["labels"])
     # the run brings the weights: a pretrained start is not fetched again
     network = build_network(len(labels), dataclasses.replace(config.network, trunk_weights=None))
-    start_from(network, run / "phase2.safetensors")
-    mix_with_start(network, config)
+    start_from(network, run / f"{MIXED if config.start_share else 'phase2'}.safetensors")
     return network.eval(), config, labels
 
 

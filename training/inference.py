@@ -39,9 +39,12 @@ def network_score(
 
 
 def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, *, group: str) -> NDArray[np.float32]:
-    """Scores (N, L) of a set that was seen, some of its patches reasoned together at a time."""
+    """Scores (N, L) of a set that was seen, some of its patches reasoned together at a time.
+
+    In float32, as the service reasons and training does: squares of features are beyond the range of half precision.
+    """
     score = np.zeros((len(patches), len(patches.label_names)), np.float32)
-    with torch.inference_mode(), fabric.autocast():
+    with torch.inference_mode():
         for indices in groups(patches, group):
             rows = torch.from_numpy(indices)
             score[indices] = network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]).float().cpu().numpy()

@@ -133,7 +133,7 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
     """The entries of a list of verdicts, by the name of the screen.
 
     Raises:
-        ValueError: not such a list, or a screen that is there twice.
+        ValueError: not such a list, a verdict without labels or defects, or a screen that is there twice.
     """
     try:
         entries = json.loads(path.read_text())
@@ -146,6 +146,9 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
         name = entry.get("screen_id")
         if not isinstance(name, str):
             raise ValueError(f"{path}, entry {number}: no screen_id")
+        told = isinstance(entry.get("labels"), dict) and isinstance(entry.get("defects"), list)
+        if "verdict" in entry and not told:
+            raise ValueError(f"{path}, entry {number}: a verdict has labels and defects")
         if name in answers:
             raise ValueError(f"{path}, entry {number}: screen {name!r} is there twice")
         answers[name] = entry

@@ -14,8 +14,9 @@ from engine import RELEASE_FILE, Manifest, load
 from training.calibration import Calibration, calibrate
 from training.card import CARD_FILE, recalibrated_card
 from training.costs import Costs
+from training.datasets import refuse_known
 from training.evaluation import Report, bundle_probability, fitting_patches, report
-from training.folder import data_id
+from training.folder import KNOWN_DATA, data_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -59,8 +60,11 @@ def recalibrate(
         raise ValueError(f"--version {version} is that of {bundle}: other limits need another one")
     if out.exists():
         raise ValueError(f"{out} exists: name another folder for the new bundle")
-    if part in (None, "train") and data_id(folders) == before.data_id:
-        raise ValueError(f"{bundle} has learnt from {folders[0]}: take other screens, or --part validation or test")
+    refuse_known(folders, [])
+    known = {before.data_id, *str(before.training.get(KNOWN_DATA, "")).split()}
+    for folder in folders if part in (None, "train") else ():
+        if not known.isdisjoint({data_id([folder]), data_id(folders)}):
+            raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
     patches = fitting_patches(before, folders, part=part)
     with closing(load(bundle)) as backend:
         probability = bundle_probability(backend, patches, group="screen")

@@ -7,15 +7,26 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
+def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
     """Every row of a CSV file, by the names of its header.
 
+    Args:
+        path: of the file.
+        columns: that it must have, in every row.
+
     Raises:
-        ValueError: the file is no CSV file.
+        ValueError: the file is no CSV file, or lacks a column; the message names the line.
     """
     try:
         with path.open(newline="") as file:
-            return list(csv.DictReader(file))
+            rows = csv.DictReader(file)
+            found = []
+            for row in rows:
+                absent = [column for column in columns if row.get(column) is None]
+                if absent:
+                    raise ValueError(f"{path}, line {rows.line_num}: no {absent[0]}")
+                found.append(row)
+            return found
     except (csv.Error, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
 

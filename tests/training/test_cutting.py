@@ -146,6 +146,10 @@ def test_folds_give_the_test_part(tmp_path: Path) -> None:
     assert [screen for screen, part in parts.items() if part == "test"] == ["t003", "t008"]
     with pytest.raises(ValueError, match="--test-fold"):
         cut(source, tmp_path / "other", patch_px=PATCH, test_fold=7)
+    for rows, message in (("t000\n", "folds.csv, line 2: no fold"), ("t000,first\n", "folds.csv: invalid literal")):
+        (source / "folds.csv").write_text("screen,fold\n" + rows)
+        with pytest.raises(ValueError, match=message):
+            cut(source, tmp_path / "other", patch_px=PATCH, test_fold=0)
 
 
 def test_the_papers_rule_drops_patches_with_too_little_of_a_defect(tmp_path: Path) -> None:
@@ -207,12 +211,20 @@ def test_masks_belong_to_their_rows(tmp_path: Path) -> None:
         assert (defect.left, defect.right) == (defect.columns.min(), defect.columns.max() + 1)
 
 
+def mask_of(source: Path) -> Path:
+    """Of a screen that has a defect."""
+    return source / "masks" / f"{read_table(source / 'boxes.csv')[0]['screen']}.npz"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda s: (s / "boxes.csv").unlink(), "boxes.csv is missing"),
         (lambda s: (s / "splits.csv").unlink(), "neither splits.csv nor folds.csv"),
         (lambda s: (s / "splits.csv").write_text("screen,part\nt000,train\n"), "no part is given"),
+        (lambda s: (s / "splits.csv").write_text("screen\nt000\n"), "splits.csv, line 2: no part"),
+        (lambda s: mask_of(s).write_bytes(b"no"), "npz holds no masks"),
+        (lambda s: np.savez(mask_of(s), column=[1], id=[0]), "npz holds no masks.*row"),
         (lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt1,dot,5,5,5,9\n"), "empty"),
         (lambda s: (s / "boxes.csv").write_text("screen,label,left\nt1,dot,5\n"), "row 0"),
         (

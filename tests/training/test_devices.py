@@ -140,3 +140,12 @@ def test_a_batch_has_patches_for_every_device(toml: Path) -> None:
         run._order("phase2", run.config.phase2.model_copy(update={"batch": 2000}), 0)
     with pytest.raises(ValueError, match=r"phase1\.batch = 3 does not divide"):
         run._order("phase1", run.config.phase1.model_copy(update={"batch": 3}), 0)
+
+
+def test_a_cell_of_a_study_is_measured_once_and_told_to_both(two: Path) -> None:
+    cells = {file.stem: json.loads(file.read_text()) for file in (two / "study" / "cells").iterdir()}
+    assert {cell["seed"] for cell in cells.values()} == {0, 1}
+    for name, cell in cells.items():
+        assert cell["figures"]["image"]["f_measure"] >= 0
+        for rank in (0, 1):
+            assert json.loads((two / "study" / "runs" / name / f"told-{rank}.json").read_text()) == cell

@@ -23,8 +23,8 @@ from training.costs import Costs
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
-from training.fit import _learning_rate, fit
-from training.folder import load_run
+from training.fit import Run, _learning_rate, fit
+from training.folder import KNOWN_DATA, data_id, load_run
 from training.inference import network_probability, network_score
 from training.record import revision_of
 from training.rows import read_rows
@@ -166,9 +166,11 @@ def test_a_run_folder_belongs_to_one_configuration(run: Config) -> None:
         fit(other)
 
 
+NOTHING = ["phase1.epochs=0", "phase2.epochs=0"]
+
+
 def test_a_run_may_begin_with_the_weights_of_another(run: Config, toml: Path) -> None:
-    nothing = ["phase1.epochs=0", "phase2.epochs=0"]
-    begun = read_config(toml, ["run=begun", "start=run/phase1.safetensors", *nothing])
+    begun = read_config(toml, ["run=begun", "start=run/phase1.safetensors", *NOTHING])
     fit(begun)
     first = load_file(run.run / "phase1.safetensors")
     for key, value in load_file(begun.run / "phase1.safetensors").items():
@@ -187,6 +189,15 @@ def test_the_finished_network_may_be_part_that_of_its_start(run: Config, toml: P
             torch.testing.assert_close(value, own[key], msg=key)
     assert json.loads((half.run / "finished.json").read_text())["f_measure"] == found.f_measure
     assert fit(config).f_measure == pytest.approx(found.f_measure)  # again, and it is not mixed twice
+    shutil.copy(half.run / "phase2.safetensors", replaced := toml.parent / "replaced.safetensors")
+    taken = read_config(toml, ["run=taken", f"start={replaced}", "start_share=0.25", *NOTHING])
+    fit(taken)
+    before = load_run(taken.run)[0].state_dict()
+    shutil.copy(run.run / "phase1.safetensors", replaced)
+    for key, value in load_run(taken.run)[0].state_dict().items():
+        torch.testing.assert_close(value, before[key], msg=key)
+    with pytest.raises(ValueError, match="begun with other data or weights"):
+        fit(taken)
 
 
 def test_statistics_may_be_those_of_shuffled_patches(toml: Path) -> None:
@@ -288,8 +299,35 @@ def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path
     assert line.calibration.tally.overkills == 0  # their scores are high, and a review costs less than overkill
     assert line.manifest.data_id != usual.manifest.data_id
     assert line.manifest.training["limits_costs"] == str(costs)
-    with pytest.raises(ValueError, match="was learnt from"):
-        export_run(run.run, tmp_path / "learnt", version="1", calibration=run.data.folders)
+    assert data_id([few]) in str(line.manifest.training[KNOWN_DATA]).split()
+    again = shutil.copytree(run.data.folders[0], tmp_path / "again")
+    (again / "labels.csv").open("a").close()
+    with pytest.raises(ValueError, match=r"again: screen \w+ of \w+ is known already"):  # cut anew elsewhere
+        export_run(run.run, tmp_path / "learnt", version="1", calibration=[again])
+    with pytest.raises(ValueError, match=r"few: screen \w+ of line is known already"):
+        export_run(run.run, tmp_path / "twice", version="1", calibration=[few, few])
+
+
+def test_a_stage_that_has_learnt_nothing_is_not_exported(toml: Path, tmp_path: Path) -> None:
+    first = read_config(toml, ["run=first", *NOTHING])
+    fit(first)
+    with pytest.raises(ValueError, match=r"stage 2 of .*first has learnt nothing"):
+        export_run(first.run, tmp_path / "bundle", version="1")
+
+
+def test_a_loss_that_is_no_number_ends_the_run_with_a_remedy(toml: Path) -> None:
+    wild = read_config(toml, ["run=wild", "phase1.learning_rate=1e20", "phase1.epochs=2"])
+    with pytest.raises(ValueError, match=r"phase1, epoch \d+, step \d+: the loss is .*a lower phase1.learning_rate"):
+        fit(wild)
+
+
+def test_too_little_memory_ends_the_run_with_a_remedy(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Run, "finish", full)
+    with pytest.raises(ValueError, match=r"too small \(CUDA out of memory\): accumulate"):
+        fit(read_config(toml, ["run=full"]))
 
 
 def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
@@ -305,6 +343,8 @@ def test_an_unfinished_run_is_not_exported(tmp_path: Path) -> None:
         ("network.pooling=middle", "network"),
         ("loss.map=1.0", "loss.map"),
         ("start_share=0.5", "start_share needs start"),
+        ("seed=-1", "seed"),
+        ("phase1.hold=0.5", "hold needs schedule"),
         ("seed", "key=value"),
         ("name.first=1", "not a section"),
     ],
@@ -313,6 +353,15 @@ def test_a_configuration_is_checked_at_the_door(tmp_path: Path, override: str, m
     (tmp_path / "c.toml").write_text('name = "x"\nrun = "r"\n[data]\nfolders = ["d"]\n')
     with pytest.raises(ValueError, match=message):
         read_config(tmp_path / "c.toml", [override])
+
+
+@pytest.mark.parametrize("method", ["plain", "kssnet", "tdrg", "sewerml"])
+def test_attention_that_a_method_has_none_of_is_refused(tmp_path: Path, method: str) -> None:
+    (tmp_path / "c.toml").write_text('name = "x"\nrun = "r"\n[data]\nfolders = ["d"]\n')
+    one_stage = [f"network.method={method}", "phase2.epochs=0", "loss.contrast=0"]
+    read_config(tmp_path / "c.toml", one_stage)
+    with pytest.raises(ValueError, match="no label features to pool by attention"):
+        read_config(tmp_path / "c.toml", [*one_stage, "network.pooling=attention"])
 
 
 def test_the_defaults_are_the_papers(tmp_path: Path) -> None:
@@ -332,7 +381,7 @@ def test_the_rate_warms_up_and_then_falls_as_half_a_cosine() -> None:
     assert rates[:4] == pytest.approx([0.025, 0.05, 0.075, 0.1])
     assert rates[4:] == pytest.approx([0.05 * (1 + math.cos(math.pi * k / 8)) for k in range(8)])
     assert _learning_rate(phase, step=12, total=12) == pytest.approx(0)
-    held = phase.model_copy(update={"schedule": "hold"})
+    held = phase.model_copy(update={"hold": 2 / 3})
     assert [_learning_rate(held, step=step, total=16) for step in range(3, 13)] == pytest.approx([0.1] * 10)
     falling = [0.05 * (1 + math.cos(math.pi * k / 4)) for k in range(5)]
     assert [_learning_rate(held, step=step, total=16) for step in range(12, 17)] == pytest.approx(falling)

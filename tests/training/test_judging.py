@@ -131,6 +131,7 @@ def test_escapes_by_the_contrast_of_the_strongest(source: Path) -> None:
     [
         ({"not": "a list"}, "not a JSON list"),
         ([{"verdict": "pass"}], "entry 0: no screen_id"),
+        ([{"screen_id": "a", "verdict": "pass", "defects": []}], "entry 0: a verdict has labels and defects"),
         ([answer("z", "pass")], "no screen 'z'"),
         ([answer("a", "pass"), answer("a", "fail")], "there twice"),
     ],

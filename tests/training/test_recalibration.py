@@ -18,7 +18,7 @@ from training import calibration_picture, plots
 from training.card import MEASURED
 from training.costs import Costs
 from training.cutting import cut
-from training.folder import data_id
+from training.folder import KNOWN_DATA, data_id
 from training.recalibration import Recalibrated, recalibrate
 from training.reliability import Bin
 
@@ -163,10 +163,14 @@ def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_are_not_chosen_on_what_the_bundle_has_learnt_from(
     bundle: Path, data: Path, tmp_path: Path, part: str | None, refused: bool
 ) -> None:
-    learnt = shutil.copytree(bundle, tmp_path / "learnt")
-    replace(Manifest.read(learnt), data_id=data_id([data])).write(learnt)
-    if refused:
-        with pytest.raises(ValueError, match=r"has learnt from .*cut: take other screens, or --part validation"):
-            recalibrate(learnt, [data], tmp_path / "new", version="2", costs=Costs(), part=part)
-    else:
-        recalibrate(learnt, [data], tmp_path / "new", version="2", costs=Costs(), part=part)
+    """Whether it learnt from this folder alone or from others as well."""
+    alone, among = (shutil.copytree(bundle, tmp_path / name) for name in ("alone", "among"))
+    before = Manifest.read(bundle)
+    replace(before, data_id=data_id([data])).write(alone)
+    replace(before, training={**before.training, KNOWN_DATA: f"0123 {data_id([data])}"}).write(among)
+    for learnt in (alone, among):
+        if refused:
+            with pytest.raises(ValueError, match=r"has learnt from .*cut: take other screens, or --part validation"):
+                recalibrate(learnt, [data], tmp_path / "new", version="2", costs=Costs(), part=part)
+        else:
+            recalibrate(learnt, [data], tmp_path / f"new-{learnt.name}", version="2", costs=Costs(), part=part)

@@ -352,8 +352,16 @@ def test_where_methods_are_compared_the_two_stage_network_is_held_against_each()
 def test_folds_that_share_their_training_data_say_less_than_as_many_that_do_not() -> None:
     points = [1.0, 2.0, 3.0, 4.0, 5.0]
     assert report.margin(points, divisions=1) == pytest.approx(2.776445 * (2.5 / 5) ** 0.5)
-    assert report.margin(points, divisions=5) == pytest.approx(2.776445 * (2.5 * (1 / 5 + 1 / 4)) ** 0.5)
-    assert report.margin(points * 3, divisions=5) > report.margin(points * 3, divisions=1) * 1.9  # seeds prove no data
+    assert report.margin(points, divisions=5) == pytest.approx(2.776445 * (2.5 * (1 / 5 + 1 / (4 * 0.85))) ** 0.5)
+
+
+def test_seeds_of_a_fold_count_as_one() -> None:
+    def lead(seeds: int) -> str:
+        mine = {(f"d, fold {fold}", seed): 0.5 + 0.01 * fold for fold in range(5) for seed in range(seeds)}
+        return report._lead(mine, dict.fromkeys(mine, 0.5))
+
+    assert lead(1).split(" (")[0] == lead(3).split(" (")[0]
+    assert lead(3).endswith("(ahead in 12 of 15)")
 
 
 def test_what_decides_a_cells_figures_is_in_its_name(source: Path, tmp_path: Path) -> None:
@@ -421,3 +429,26 @@ def test_a_cell_is_measured_on_the_test_part_at_thresholds_of_the_validation_par
         assert 0 < figures["fitted_f_measure"] < 1
     with (run / "metrics.csv").open(newline="") as file:
         assert cell.seconds == pytest.approx(sum(float(row["seconds"]) for row in csv.DictReader(file)), abs=0.1)
+
+
+@pytest.mark.parametrize("setting", ["seed=7", "run=mine", "start=weights.safetensors", "data.folders=[]"])
+def test_what_a_study_sets_itself_is_not_to_be_set(source: Path, tmp_path: Path, setting: str) -> None:
+    """A cell named without it would be taken for another, and one seed counted as many."""
+    arguments = ["table", "3", "--data", str(source), "--out", str(tmp_path), "--seeds", "1", "--set", setting]
+    told = CliRunner().invoke(app, arguments)
+    assert str(told.exception) == f"--set {setting.partition('=')[0]}: a study sets that itself, for each of its cells"
+
+
+def test_a_row_of_fewer_devices_is_not_trained_among_others(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"row 'B = 2' takes 2 devices and the study 4.*--row 'B = 2' --set devices=2"):
+        study.run(
+            "7",
+            preset=study.PRESETS["full"],
+            data=source,
+            out=tmp_path,
+            seeds=[0],
+            folds=[],
+            settings=[],
+            patch_px=None,
+            console=Console(quiet=True),
+        )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
@@ -16,6 +18,8 @@ from training.datasets import collate
 from training.devices import launch, mean
 from training.fit import Run
 from training.inference import network_probability
+from training.studies.cells import Division, run_cell
+from training.studies.tables import Row
 
 # a case of each kind of loss: phase, how patches relate
 CASES = (("phase1", "batch"), ("phase2", "batch"), ("phase2", "screen"))
@@ -81,7 +85,7 @@ def configuration(toml: Path, *words: str) -> Config:
 
 
 def both() -> None:
-    """Every case, then whole runs: one frozen, one that is interrupted and one that is not."""
+    """Every case, then whole runs: one frozen, one that is interrupted, one that is not, and a cell of a study."""
     toml = Path(sys.argv[1])
     devices = ["devices=1", "nodes=2"]
     fabric = launch(configuration(toml, *devices))
@@ -103,6 +107,13 @@ def both() -> None:
         except Interrupted:
             continue
     Run(broken, fabric).finish()
+    data = Division(name="toy", folder=toml.parent / "cut")
+    fast = [*devices, "network.light=root", "phase1.epochs=1", "phase1.batch=16"]
+    for seed in (0, 1, 0):  # the last is there already
+        cell, run = run_cell(
+            Row(title="two-stage"), data, seed, preset=toml, settings=fast, out=toml.parent / "study", base=None
+        )
+        (run / f"told-{fabric.global_rank}.json").write_text(json.dumps(asdict(cell)))
 
 
 def interrupted(run: Run, steps: int) -> Run:

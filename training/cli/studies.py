@@ -25,6 +25,9 @@ def table(
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for every row.")] = None,
 ) -> None:
     """Train what a table compares and write it as Markdown, CSV and a plot; finished cells are kept."""
+    from rich.console import Console
+
+    from training.devices import is_first
     from training.studies import report, study
 
     if preset not in study.PRESETS:
@@ -38,10 +41,12 @@ def table(
         folds=fold or (),
         settings=set_ or (),
         patch_px=patch,
-        console=console,
+        console=console if is_first() else Console(quiet=True),
         rows=row or (),
     )
     stem = f"table-{name}{'-rows' if row else ''}-{preset}-{data.name}"  # some rows do not replace the whole table
+    if not is_first():
+        return
     (out / f"{stem}.md").write_text(report.markdown(found, name))
     report.write_csv(found, out / f"{stem}.csv")
     drawn = report.draw(found, out / f"{stem}.png")

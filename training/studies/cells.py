@@ -19,7 +19,7 @@ import numpy as np
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from training import whole
+from training import devices, whole
 from training.calibration import best_threshold
 from training.config import Config, read_config
 from training.datasets import PatchSet
@@ -99,11 +99,13 @@ def run_cell(
             first = file.with_stem(base.name)
             raise ValueError(f"{base} is gone, whose phase 1 {row.title!r} begins with: remove {first} to train it")
         fit(config.model_copy(update={"run": run}))
-    cell = measure(run, row, division, seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    whole.replace(file, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(cell), indent=2) + "\n"))
-    (run / "last.ckpt").unlink(missing_ok=True)
-    return cell, run
+    with devices.first_first() as here:
+        if here:
+            cell = measure(run, row, division, seed)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            whole.replace(file, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(cell), indent=2) + "\n"))
+            (run / "last.ckpt").unlink(missing_ok=True)
+    return Cell(**json.loads(file.read_text())), run
 
 
 def _config(
@@ -118,7 +120,7 @@ def _name(config: Config, base: Path | None) -> str:
     """Of all that decides the figures; where the data and the first weights lie does not."""
     # what a later version can set, and this cell left as it always was, does not make it another one
     decides: dict[str, Any] = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"run", "start", "name", "threads"}
+        mode="json", exclude_defaults=True, exclude={"run", "start", "name", "threads", "checkpoint_minutes"}
     )
     decides["data"].pop("workers", None)
     for name in PHASES:
@@ -153,8 +155,7 @@ def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
     if row.heavy:  # what it has learnt in a few steps is nothing to report
         return cell
     network, config, labels = load_run(run)
-    alone = config.devices * config.nodes == 1  # of several processes each measures, and one GPU does not hold them all
-    fabric = Fabric(accelerator="auto" if alone else "cpu", devices=1)
+    fabric = Fabric(accelerator="auto", devices=1)
     network.to(fabric.device)
     validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
     known, seen = see(network, validation, fabric), see(network, test, fabric)

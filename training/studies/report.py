@@ -6,6 +6,8 @@ import csv
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
+from training.cutting import PART_OF_TRAINING_FOR_VALIDATION
 from training.localisation import TOLERANCE_PX
 from training.plots import can_draw
 from training.studies.cells import FIGURES, Cell
@@ -150,24 +153,32 @@ def _lead(mine: _OfCells, theirs: _OfCells) -> str:
     points = [100 * (mine[cell] - theirs[cell]) for cell in mine]
     told = f"{statistics.fmean(points):.1f}"
     if len(points) > 1:
-        half = margin(points, divisions=len({division for division, _ in mine}))
+        by_division = [
+            statistics.fmean(100 * (mine[cell] - theirs[cell]) for cell in cells)
+            for _, cells in groupby(sorted(mine), key=itemgetter(0))
+        ]
+        divisions = len(by_division)
+        half = margin(by_division if divisions > 1 else points, divisions=divisions)
         told = f"{told} ± {half:.1f}"
     return f"{told} (ahead in {sum(point > 0 for point in points)} of {len(points)})"
 
 
 def margin(points: Sequence[float], *, divisions: int) -> float:
-    """Half of the 95 % interval of a mean over folds and seeds, by the corrected resampled t-test.
+    """Half of the 95 % interval of a mean over folds, or over seeds, by the corrected resampled t-test.
 
     The training parts of k folds overlap, so that their figures are not independent: the variance of the mean is taken
-    as (1/n + 1/(k - 1)) times that of the points (Nadeau and Bengio, "Inference for the generalization error", Machine
-    Learning 52, 2003, Eq. 8). Of one division alone it tells what other seeds would give, and nothing of other data.
+    as (1/n + t) times that of the points, t the screens of a test part for each one that is learnt from (Nadeau and
+    Bengio, "Inference for the generalization error", Machine Learning 52, 2003, Eq. 8). Seeds of one fold share its
+    data: they count as one point, their mean. Of one division alone it tells what other seeds would give, and nothing
+    of other data.
 
     Args:
-        points: n >= 2, one for each fold and seed.
-        divisions: k.
+        points: n >= 2, one for each fold; of one division, one for each seed.
+        divisions: k, or 1.
     """
     count = len(points)
-    shared = 1 / (divisions - 1) if divisions > 1 else 0.0
+    learnt = 1 - PART_OF_TRAINING_FOR_VALIDATION
+    shared = 1 / ((divisions - 1) * learnt) if divisions > 1 else 0.0
     return float(student_t.ppf(0.975, count - 1)) * math.sqrt((1 / count + shared) * statistics.variance(points))
 
 

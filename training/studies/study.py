@@ -11,14 +11,15 @@ from pathlib import Path
 
 from rich.console import Console
 
+from training import devices, whole
 from training.config import Config, read_config
-from training.cutting import cut
-from training.rows import read_rows
+from training.cutting import cut, read_folds
 from training.studies.cells import Cell, Division, run_cell
 from training.studies.maps import with_maps
 from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
 from training.visible import read_visible
 
+OWN_SETTINGS = ("run", "seed", "start", "data.folders")  # cells would be taken for others if `--set` changed them
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -35,7 +36,15 @@ class Preset:
         return CONFIGS / f"study-{self.name}.toml"
 
     def base(self, settings: Sequence[str]) -> Config:
-        """That configuration, with changes for every row."""
+        """That configuration, with changes for every row.
+
+        Raises:
+            ValueError: a change is wrong, or one of what the study sets for each cell.
+        """
+        for setting in settings:
+            key = setting.partition("=")[0].strip()
+            if key in OWN_SETTINGS:
+                raise ValueError(f"--set {key}: a study sets that itself, for each of its cells")
         return read_config(self.file, list(settings))
 
 
@@ -103,7 +112,9 @@ def run(
     Raises:
         ValueError: there is no such table or row, the data does not fit, or a run is gone that another begins with.
     """
-    wanted = _only(table(name, preset.name, preset.base(settings)), rows)
+    base = preset.base(settings)
+    wanted = _only(table(name, preset.name, base), rows)
+    _refuse_other_devices(wanted, preset, base, settings)
     windows = wanted.windows or preset.windows
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
@@ -114,13 +125,14 @@ def run(
     cells = []
     for number, (row, division, seed) in enumerate(work, 1):
         console.print(f"[{number}/{len(work)}] {row.title}, {division.name}, seed {seed}", markup=False)
-        base = None
+        begun = None
         if row.from_phase1:
             first = Row(title=OURS_TITLE)
-            _, base = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
-        cell, its_run = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=base)
+            _, begun = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
+        cell, its_run = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=begun)
         if wanted.of_maps:
-            cell = with_maps(cell, its_run, division, out)
+            with devices.first_first():
+                cell = with_maps(cell, its_run, division, out)
         found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
         console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
         cells.append(cell)
@@ -135,6 +147,22 @@ def run(
         settings=tuple(settings),
         cells=cells,
     )
+
+
+def _refuse_other_devices(wanted: StudyTable, preset: Preset, base: Config, settings: Sequence[str]) -> None:
+    """Processes that were started together stay as many.
+
+    Raises:
+        ValueError: a row takes another number of devices than the study; the message says how to train it alone.
+    """
+    for row in wanted.rows if base.devices * base.nodes > 1 else ():
+        asked = read_config(preset.file, [*settings, *row.settings]).devices
+        if asked != base.devices:
+            alone = f"--row {shlex.quote(row.title)} --set devices={asked}"
+            raise ValueError(
+                f"row {row.title!r} takes {asked} devices and the study {base.devices}, which one run cannot change: "
+                f"train it by {alone}, and name the other rows here"
+            )
 
 
 def _only(wanted: StudyTable, titles: Sequence[str]) -> StudyTable:
@@ -156,7 +184,7 @@ def _divisions(data: Path, out: Path, windows: Windows, folds: Sequence[int], *,
         return
     wanted: Sequence[int | None] = [None]
     if (data / "folds.csv").is_file():
-        there = sorted({int(row["fold"]) for row in read_rows(data / "folds.csv")})
+        there = sorted(set(read_folds(data).values()))
         wanted = folds or (there if every else there[:1])
     boxes = hashlib.sha256((data / "boxes.csv").read_bytes()).hexdigest()[:6]  # other data may have the same name
     for fold in wanted:
@@ -165,15 +193,17 @@ def _divisions(data: Path, out: Path, windows: Windows, folds: Sequence[int], *,
         how = f"{windows.patch_px}{stride}-{windows.shrink}"
         cut_name = f"{data.name}-{boxes}-{how}{'' if fold is None else f'-{fold}'}"
         folder, draft = out / "cut" / cut_name, out / "cut" / f".{cut_name}"
-        if not folder.is_dir():
-            shutil.rmtree(draft, ignore_errors=True)  # of a study that was killed
-            cut(
-                data,
-                draft,
-                patch_px=windows.patch_px,
-                stride_px=windows.stride_px,
-                shrink=windows.shrink,
-                test_fold=fold,
-            )
-            draft.rename(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole.alone(out / "cut.lock"):  # other tables may be made beside this one
+            if not folder.is_dir():
+                shutil.rmtree(draft, ignore_errors=True)  # of a study that was killed
+                cut(
+                    data,
+                    draft,
+                    patch_px=windows.patch_px,
+                    stride_px=windows.stride_px,
+                    shrink=windows.shrink,
+                    test_fold=fold,
+                )
+                draft.rename(folder)
         yield Division(name=name, folder=folder)

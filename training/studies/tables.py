@@ -111,8 +111,8 @@ class StudyTable:
 
 def one_stage(base: Config, *more: str) -> tuple[str, ...]:
     """Settings of a method with one stage: the epochs and the rates that the others have in both."""
-    schedule = f"phase1.schedule={_schedule(base)}"
-    return (f"phase1.epochs={_epochs(base)}", schedule, "phase2.epochs=0", "loss.contrast=0", *more)
+    whole = f"phase1.epochs={_epochs(base)}", *_rates("phase1", base)
+    return (*whole, "phase2.epochs=0", "loss.contrast=0", *more)
 
 
 def _epochs(base: Config) -> int:
@@ -120,10 +120,15 @@ def _epochs(base: Config) -> int:
     return base.phase1.epochs + base.phase2.epochs
 
 
-def _schedule(base: Config) -> str:
-    """Of one phase that does the work of both: it holds its rate where phase 1 does and falls where phase 2 does."""
-    first, last = base.phase1.schedule, base.phase2.schedule
-    return "hold" if (first, last) == ("constant", "cosine") else last
+def _rates(phase: str, base: Config) -> tuple[str, ...]:
+    """Settings of one phase that does the work of both: it holds phase 1's rate where that does, and then falls."""
+    held = (base.phase1.schedule, base.phase2.schedule) == ("constant", "cosine") and base.phase2.epochs > 0
+    hold = base.phase1.epochs / _epochs(base) if held else 0.0
+    return (
+        f"{phase}.learning_rate={base.phase1.learning_rate}",
+        f"{phase}.schedule={base.phase2.schedule}",
+        f"{phase}.hold={hold}",
+    )
 
 
 def table(name: str, preset: PresetName, base: Config) -> StudyTable:
@@ -138,7 +143,6 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
     Raises:
         ValueError: there is no such table.
     """
-    whole_phase2 = f"phase2.learning_rate={base.phase1.learning_rate}", f"phase2.schedule={_schedule(base)}"
     tables = {
         "2": StudyTable(
             title="Methods (Table 2)",
@@ -155,7 +159,7 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
                 ),
                 Row(
                     title="reasoning without pretraining",
-                    settings=("phase1.epochs=0", f"phase2.epochs={_epochs(base)}", *whole_phase2),
+                    settings=("phase1.epochs=0", f"phase2.epochs={_epochs(base)}", *_rates("phase2", base)),
                     paper=(0.973, 0.965),
                 ),
                 Row(title="both", paper=(0.977, 0.973)),
