@@ -194,7 +194,7 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
     elif (source / "splits.csv").is_file():
         if test_fold is not None:
             raise ValueError(f"--test-fold needs {source / 'folds.csv'}")
-        parts = {row["screen"]: row["part"] for row in read_rows(source / "splits.csv", "screen", "part")}
+        parts = _one_each(source / "splits.csv", "part")
     else:
         raise ValueError(f"{source} has neither splits.csv nor folds.csv")
     missing = [screen for screen in screens if screen not in parts]
@@ -214,11 +214,21 @@ def read_folds(source: Path) -> dict[str, int]:
         ValueError: folds.csv cannot be read, or has a fold that is no number.
     """
     table = source / "folds.csv"
-    rows = read_rows(table, "screen", "fold")
+    folds = _one_each(table, "fold")
     try:
-        return {row["screen"]: int(row["fold"]) for row in rows}
+        return {screen: int(fold) for screen, fold in folds.items()}
     except ValueError as error:
         raise ValueError(f"{table}: {error}") from error
+
+
+def _one_each(table: Path, column: str) -> dict[str, str]:
+    """What a table says of each screen, of which it may say nothing twice."""
+    found: dict[str, str] = {}
+    for row in read_rows(table, "screen", column):
+        screen, told = row["screen"], row[column]
+        if found.setdefault(screen, told) != told:
+            raise ValueError(f"{table}: screen {screen!r} is in {column} {found[screen]} and {told}")
+    return found
 
 
 def draw_validation(parts: Mapping[str, str]) -> dict[str, str]:

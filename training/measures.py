@@ -32,7 +32,11 @@ class Share(NamedTuple):
 
 
 def wilson(count: int, total: int) -> Share:
-    """A share with its 95 % Wilson score interval; no observation gives the interval (0, 1)."""
+    """A share with its 95 % Wilson score interval; no observation gives the interval (0, 1).
+
+    As if observations were independent: those of one screen are less than that, so of patches and boxes the interval is
+    rather too narrow. `bootstrap` draws screens.
+    """
     if total == 0:
         return Share(0, 0, 0.0, 0.0, 1.0)
     z = _Z

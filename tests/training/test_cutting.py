@@ -223,6 +223,10 @@ def mask_of(source: Path) -> Path:
         (lambda s: (s / "splits.csv").unlink(), "neither splits.csv nor folds.csv"),
         (lambda s: (s / "splits.csv").write_text("screen,part\nt000,train\n"), "no part is given"),
         (lambda s: (s / "splits.csv").write_text("screen\nt000\n"), "splits.csv, line 2: no part"),
+        (
+            lambda s: (s / "splits.csv").write_text("screen,part\nt000,train\nt000,test\n"),
+            "splits.csv: screen 't000' is in part train and test",
+        ),
         (lambda s: mask_of(s).write_bytes(b"no"), "npz holds no masks"),
         (lambda s: np.savez(mask_of(s), column=[1], id=[0]), "npz holds no masks.*row"),
         (lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt1,dot,5,5,5,9\n"), "empty"),
