@@ -2,17 +2,18 @@
 
 The graph alone decides the precision. Networks are strongly typed: TensorRT 11 knows nothing else and has no precision
 flags any more, and tools that still set one silently make engines in float32. So nothing is asked for here, and what
-came out is read back and compared.
+came out is read back and compared. A graph is taken as bytes, which somebody has verified: from a file TensorRT would
+follow to weights beside it, which no hash covers.
 
 The one file that imports TensorRT; `engine.gpu` has it from here.
 """
 
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -51,6 +52,8 @@ RTX = trt.__name__ == "tensorrt_rtx"
 CONFIGURATION = 1
 VERSION = f"{trt.__name__} {trt.__version__}"
 OLDEST = (10, 12)
+# a graph's outside weights would be looked for beside it, by default in the working directory; here can be none
+NOWHERE = f"{os.devnull}/graph"
 # TensorRT answers None or False when memory is short, and tells why by a message alone
 FULL_MEMORY = re.compile(
     r"out ?of ?memory|could not be allocated|memory ?allocation|insufficient memory", re.IGNORECASE
@@ -76,8 +79,9 @@ class Compiled:
 
 
 def compile_graph(
-    graph: Path,
+    onnx: bytes,
     *,
+    name: str,
     precision: str,
     batch_size: int,
     capabilities: Sequence[str] = (),
@@ -87,7 +91,8 @@ def compile_graph(
     """Compile a graph for one static batch.
 
     Args:
-        graph: ONNX file, strongly typed, its batch the first dimension of its inputs.
+        onnx: the graph, strongly typed, its weights inside, its batch the first dimension of its inputs.
+        name: of its file, for messages.
         precision: that the graph was made in, and that the engine must then have: fp32, fp16 or int8.
         batch_size: patches in a batch, N.
         capabilities: of RTX, compute capabilities to compile for (`SM86`); none for the GPU at hand. TensorRT itself
@@ -106,9 +111,9 @@ def compile_graph(
         builder = _made(trt.Builder, heard)
         network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = trt.OnnxParser(network, MESSAGES)
-        if not parser.parse_from_file(str(graph)):
+        if not parser.parse(onnx, NOWHERE):
             refusals = "; ".join(str(parser.get_error(index)) for index in range(parser.num_errors))
-            raise PlanError(f"{graph.name}: TensorRT refuses the graph: {refusals}")
+            raise PlanError(f"{name}: TensorRT refuses the graph: {refusals}")
         config = _configure(builder, network, batch_size, capabilities, timing_cache)
         monitor = Monitor(progress) if progress else None
         if monitor:
@@ -117,7 +122,7 @@ def compile_graph(
     if monitor and monitor.failure:
         raise monitor.failure
     if plan is None:
-        raise heard.failure(PlanError, f"{graph.name}: TensorRT cannot build it")
+        raise heard.failure(PlanError, f"{name}: TensorRT cannot build it")
     compiled = Compiled(
         plan=bytes(plan),
         layers=_layers_of(bytes(plan), heard.layers),

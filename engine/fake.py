@@ -18,6 +18,8 @@ from engine.errors import InferenceError, RuntimeUnavailable
 from engine.golden import read_golden
 from engine.manifest import NO_SECOND_LOOK, REQUIRED_FILES, FrameLimits, LabelLimits, Manifest
 
+FAKED = "fake-"
+NAME_MOST = 64  # letters of a manifest's name
 RARITY = 499  # a prime: one patch in so many is not clean
 
 ScoreFunction = Callable[[NDArray[np.uint8]], NDArray[np.floating]]
@@ -82,7 +84,8 @@ def load_fake(
 
     The golden patches give their golden probabilities, so that the self-test passes. Of all others one in `RARITY`,
     as a checksum of its pixels decides, shows one label at some score; the rest is clean. So a screen of 50 patches
-    has one chance in ten to be doubtful or bad, and the same pixels always give the same answer.
+    has one chance in ten to be doubtful or bad, and the same pixels always give the same answer. The model is called
+    `fake-` and what it stands for, so that no verdict of it can be taken for one of the network.
 
     Args:
         bundle: folder of the bundle.
@@ -111,7 +114,8 @@ def load_fake(
                 row[checksum // RARITY % len(row)] = checksum / 2**32
         return result
 
-    return FakeBackend(replace(manifest, batch_size=batch_of(manifest, batch_size)), scores)
+    name = f"{FAKED}{manifest.name}"[:NAME_MOST]
+    return FakeBackend(replace(manifest, name=name, batch_size=batch_of(manifest, batch_size)), scores)
 
 
 def _checksum(patch: NDArray[np.uint8]) -> int:

@@ -27,8 +27,8 @@ from engine.compiler import CONFIGURATION, VERSION, Compiled, Progress, RefusedP
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.golden import made_as, read_golden
 from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
-from engine.graphs import ONNXRUNTIME, Reasoning
-from engine.manifest import Manifest, graph_precision
+from engine.graphs import ONNXRUNTIME, FeaturesGraph, Reasoning
+from engine.manifest import Manifest
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
 from engine.running import default_precision
 from engine.slots import measure_slots, slot_patches
@@ -54,7 +54,7 @@ class TensorRTBackend:
         notes: what a person should know, such as a smaller batch than asked for.
 
     Raises:
-        BundleError: the bundle must not be served, or has no graph in that precision.
+        BundleError: the bundle must not be served, its graphs do not fit its manifest, or it has no such precision.
         PlanError: TensorRT cannot build the plan, or built one of another precision; or it had to be there and is not,
             or is not known to be faster.
         RuntimeUnavailable: there is no such GPU.
@@ -88,7 +88,11 @@ class TensorRTBackend:
             if precision == "fp32":
                 self.notes.append("the bundle has no graph in fp16, so it runs in fp32: export it again")
         self.precision = precision.removesuffix("-trt")
-        self._graph = bundle / self.manifest.features_file(graph_precision(self.runtime, self.precision))
+        self._bundle = bundle
+        wanted = batch_of(self.manifest, batch_size)
+        # ONNX Runtime refuses what it would on a CPU, also where there is a plan, which does not tell where its weights
+        # came from
+        graph = FeaturesGraph.read(bundle, self.manifest, precision=made_as(self), batch_size=wanted)
         self._cache = cache or PlanCache(default_folder())
         self._progress = progress
         self._prebuilt = prebuilt
@@ -97,10 +101,10 @@ class TensorRTBackend:
         self._lost = ""
         self._gpu: Gpu | None = None
         self._plan: Plan
-        self._load_largest(batch_of(self.manifest, batch_size))
+        self._load_largest(graph, wanted)
         if self._plan.record.guard_of(self.manifest) is None:
             try:
-                self._measure_guard(bundle)
+                self._measure_guard()
             except BaseException:
                 self.close()
                 raise
@@ -211,7 +215,7 @@ class TensorRTBackend:
         self._plan = replace(self._plan, data=b"")  # megabytes that only `recover` needs; what is known of it stays
         self._reasoning.close()
 
-    def _load_largest(self, wanted: int) -> None:
+    def _load_largest(self, graph: FeaturesGraph, wanted: int) -> None:
         """Load with the largest divisor of `wanted` for which there is memory: a screen's rows stay whole batches.
 
         Where the plan must be there, `wanted` alone is tried.
@@ -219,7 +223,7 @@ class TensorRTBackend:
         full, least = "", wanted if self._prebuilt else 1
         for size in (size for size in range(wanted, least - 1, -1) if wanted % size == 0):
             try:
-                self._load(size)
+                self._load(graph, size)
             except OutOfMemory as error:
                 full = str(error)
                 continue
@@ -237,9 +241,9 @@ class TensorRTBackend:
             )
         raise InferenceError(f"the memory of GPU {self.device} does not even hold a batch of one patch: {full}")
 
-    def _measure_guard(self, bundle: Path) -> None:
+    def _measure_guard(self) -> None:
         """Measure how far a score moves with its slot in the batch, and write it into the plan's record."""
-        guard = measure_slots(self, slot_patches(read_golden(bundle, made_as(self)).pixels)).probability
+        guard = measure_slots(self, slot_patches(read_golden(self._bundle, made_as(self)).pixels)).probability
         if not all(math.isfinite(spread) for spread in guard.values()):
             raise PlanError("the plan gives probabilities that are no numbers on golden or extreme patches")
         self._plan = replace(self._plan, record=self._plan.record.with_guard(self.manifest, guard))
@@ -248,14 +252,14 @@ class TensorRTBackend:
         except OSError as error:
             self.notes.append(f"the guard band could not be kept, the next start measures it again: {error}")
 
-    def _load(self, batch_size: int) -> None:
+    def _load(self, graph: FeaturesGraph, batch_size: int) -> None:
         key = PlanKey(
             gpu=name_of(self.device),
             tensorrt=VERSION,
             configuration=CONFIGURATION,
             precision=self.precision,
             batch_size=batch_size,
-            graph_sha256=self.manifest.files[self._graph.name],
+            graph_sha256=self.manifest.files[graph.file],
         )
 
         options = f"--batch {batch_size} --precision {self.precision} --device {self.device}"
@@ -264,18 +268,17 @@ class TensorRTBackend:
         def build(timing_cache: bytes) -> Compiled:
             if self._prebuilt:
                 raise PlanError(f"there is no plan, build it first: {command}")
-            what = f"a plan of {self._graph} in {self.precision} for batches of {batch_size} on {key.gpu}"
+            what = f"a plan of {self._bundle / graph.file} in {self.precision} for batches of {batch_size} on {key.gpu}"
             log.info("building %s, which takes minutes", what)
             begun_at = time.monotonic()
             compiled = compile_graph(
-                self._graph,
+                graph.onnx,
+                name=graph.file,
                 precision=self.precision,
                 batch_size=batch_size,
                 timing_cache=timing_cache,
                 progress=self._progress,
             )
-            # TensorRT has read the file itself: the plan must not be kept if it was another bundle's by then
-            self.manifest.verified(self._graph.parent, self._graph.name)
             log.info("built %s in %.1f s", what, time.monotonic() - begun_at)
             return compiled
 

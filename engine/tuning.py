@@ -10,9 +10,9 @@ slower both before it and after it. And a bundle that is loaded beside one in se
 judged by time at all: it takes the other's share where runtime, precision, CPUs and patches are the same.
 
 **Noise must not decide a score.** How many threads share one run can change the order of its sums, and with it the last
-bits; so a share is only taken if it gives the golden patches the bits of the reference, which follows from the number
-of CPUs alone. That the bits are the same for all other patches is then very likely, as the order of sums depends on
-shapes and not on values, and it is no proof.
+bits; so a share is only taken if it gives the golden patches the bits of the reference, which follows from the numbers
+of CPUs and patches alone. That the bits are the same for all other patches is then very likely, as the order of sums
+depends on shapes and not on values, and it is no proof.
 """
 
 import time
@@ -103,7 +103,7 @@ def tuning_of(backend: Backend) -> Tuning | None:
 
 
 def reference(cpus: int, *, patches: int) -> Share:
-    """As many patches side by side as there are CPUs for.
+    """As many patches side by side as share out the CPUs evenly, so that none is left idle.
 
     Args:
         cpus: that may be used, at least 1.
@@ -114,7 +114,7 @@ def reference(cpus: int, *, patches: int) -> Share:
     """
     if cpus < 1:
         raise ValueError(f"threads must be at least 1, got {cpus}")
-    streams = min(cpus, patches)
+    streams = max(count for count in range(1, min(cpus, patches) + 1) if cpus % count == 0)
     return Share(streams=streams, threads=cpus // streams)
 
 

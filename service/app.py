@@ -19,7 +19,7 @@ from service.metrics import Metrics
 from service.middleware import RequestScope
 from service.models import Models
 from service.restart import activation, load_first, refuse_second_of_a_version
-from service.room import Room
+from service.room import Decoding, Room
 from service.serving import Loaded, Serving
 from service.settings import Settings
 from service.state import Running
@@ -82,11 +82,13 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         with closing_store:
             metrics = Metrics(labels=manifest.label_names, codes=tuple(problems.codes()))
+            decoding = Decoding(room=Room(settings.max_memory_bytes // 2))
             models = Models(
-                Serving(handed.pop(), bundle=bundle, record=store, settings=settings),
+                Serving(handed.pop(), bundle=bundle, record=store, settings=settings, decoding=decoding),
                 catalogue=catalogue,
                 store=store,
                 settings=settings,
+                decoding=decoding,
                 metrics=metrics,
             )
             with closing(models):

@@ -1,6 +1,7 @@
 """A raw frame while its lines come: the event loop writes them, the screen's own thread works on what is there."""
 
 import threading
+from copy import copy
 
 import numpy as np
 
@@ -40,9 +41,10 @@ class Arrival:
         self._tell(len(self.pixels))
 
     def fail(self, error: Exception) -> None:
-        """No more lines will come: `wait` raises this."""
+        """No more lines will come: `wait` raises a copy of this."""
         with self._changed:
-            self._failure = error
+            # without its traceback, which holds this object: held in turn, the frame would not be freed for long
+            self._failure = copy(error)
             self._changed.notify_all()
 
     def wait(self, lines: int, timeout_s: float) -> int:
@@ -50,12 +52,12 @@ class Arrival:
 
         Raises:
             TimeoutError: none came in time.
-            Exception: that of `fail`.
+            Exception: a copy of that of `fail`.
         """
         with self._changed:
             told = self._changed.wait_for(lambda: self._failure is not None or self._lines > lines, timeout_s)
             if self._failure is not None:
-                raise self._failure
+                raise copy(self._failure)  # its traceback holds this call, and so this object, which must not hold it
             if not told:
                 raise TimeoutError
             return self._lines

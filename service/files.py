@@ -21,6 +21,7 @@ from service.errors import ServiceError, UnreadableImage, UnsupportedMedia
 from service.images import RAW, SUFFIXES, Source
 from service.inspector import Forgetful, Inspection, Inspector
 from service.problems import Problem, describe
+from service.room import Decoding, Room
 from service.serving import Loaded, Serving, load_bundle, naming
 from service.settings import Settings
 
@@ -57,7 +58,9 @@ def inspector_of(loaded: Loaded, settings: Settings) -> Iterator[Inspector]:
     """The same of a bundle that was loaded with these settings; it is closed in the end."""
     # files do not refuse each other
     roomy = settings.model_copy(update={"max_queue_patches": settings.max_queue_patches * IN_FLIGHT})
-    with closing(Serving(loaded, bundle=CONFIGURED, record=Forgetful(), settings=roomy)) as serving:
+    decoding = Decoding(room=Room(settings.max_memory_bytes // 2))
+    serving = Serving(loaded, bundle=CONFIGURED, record=Forgetful(), settings=roomy, decoding=decoding)
+    with closing(serving):
         yield serving.inspector
 
 

@@ -29,6 +29,7 @@ from service.errors import (
     UnreadableImage,
     UnsupportedMedia,
 )
+from service.pieces import refuse_too_many
 from service.reader import Reader
 from service.verdict import FrameSizeFrom
 
@@ -206,6 +207,7 @@ def _opened(data: bytes | memoryview, media_type: str) -> Iterator[ImageFile.Ima
     # some encoders fill the last block of a file with zeros
     if not bytes(data[-4096:]).rstrip(b"\x00").endswith(end):
         raise IncompleteImage(f"the {kind} file lacks its end mark")
+    refuse_too_many(data, kind)
     with _at_pillow():
         image = Image.open(cast(IO[bytes], Reader(data)), formats=(kind,))
     with image:

@@ -17,8 +17,6 @@ so does the command line. Whatever goes wrong is an exception of `service.errors
 never a verdict.
 """
 
-import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -32,12 +30,12 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from engine import NO_GUARD, Backend, Window, available_cpus, cover, look_again
+from engine import NO_GUARD, Backend, Window, cover, look_again
 from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
 from service.errors import Conflict, DeadlineExceeded
 from service.images import RAW, Frame, Source, decode
-from service.room import Room
+from service.room import Decoding
 from service.scheduler import Scheduler
 from service.store import Answered
 from service.verdict import Model, Timing, Verdict
@@ -101,7 +99,7 @@ class Inspector:
         record: of what was answered.
         frame_size: (height, width) agreed for the line; None leaves it to the sender.
         max_pixels: largest frame.
-        decoding_room: for what it takes to decode files; without a bound by default.
+        decoding: what it shares with all others that decode files; by default it has its own, without a bound.
         clock: monotonic seconds, the scheduler's.
     """
 
@@ -113,7 +111,7 @@ class Inspector:
         *,
         frame_size: tuple[int, int] | None,
         max_pixels: int,
-        decoding_room: Room | None = None,
+        decoding: Decoding | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._backend = backend
@@ -122,9 +120,7 @@ class Inspector:
         self._frame_size = frame_size
         self._max_pixels = max_pixels
         self._clock = clock
-        self._decoding_room = decoding_room or Room(sys.maxsize)
-        # more at a time would be no faster
-        self._decoding = threading.BoundedSemaphore(available_cpus())
+        self._decoding = decoding or Decoding()
 
     def inspect(self, screen_id: str, source: Source, *, deadline_at: float, receive_s: float = 0.0) -> Inspection:
         """One screen: decode, cover, compute, reason, judge, record.
@@ -147,18 +143,19 @@ class Inspector:
         lap = _Lap(self._clock)
 
         # 2 decode
+        waits: list[float] = []
         with self._turn_to_decode(source, deadline_at):
-            left_s = deadline_at - self._clock()
             waited_s = lap()
             frame = decode(
                 source,
                 agreed=self._frame_size,
                 patch_px=manifest.patch_px,
                 max_pixels=self._max_pixels,
-                room=partial(self._decoding_room.hold, timeout_s=left_s),
+                room=partial(self._room_to_decode, deadline_at=deadline_at, waits=waits),
             )
         source.drop()
-        decode_s = lap()
+        room_s = sum(waits)
+        waited_s, decode_s = waited_s + room_s, lap() - room_s
 
         if (before := self._record.find(screen_id)) is not None:
             return _again(before, frame, self._look(frame, deadline_at))
@@ -277,14 +274,26 @@ class Inspector:
         if source.media_type == RAW:
             yield
             return
-        if not self._decoding.acquire(timeout=max(0.0, deadline_at - self._clock())):
+        if not self._decoding.turns.acquire(timeout=max(0.0, deadline_at - self._clock())):
             raise DeadlineExceeded("the deadline passed before the image could be decoded")
         try:
             if self._clock() >= deadline_at:
                 raise DeadlineExceeded("the deadline passed before the image was decoded")
             yield
         finally:
-            self._decoding.release()
+            self._decoding.turns.release()
+
+    @contextmanager
+    def _room_to_decode(self, size: int, *, deadline_at: float, waits: list[float]) -> Iterator[None]:
+        """Hold so many bytes; `waits` hears how long it took to get them.
+
+        Raises:
+            DeadlineExceeded: they did not come free in time.
+        """
+        begun_at = self._clock()
+        with self._decoding.room.hold(size, timeout_s=deadline_at - begun_at):
+            waits.append(self._clock() - begun_at)
+            yield
 
     def _reason(self, computed: Computed) -> NDArray[np.float32]:
         features = computed.features

@@ -10,7 +10,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.problems import PROBES, problem, respond
+from service.errors import NotReady
+from service.problems import PROBES, problem, respond, retry_after
 
 REQUEST_ID_HEADER = "X-Request-ID"
 # what a client may call its request; anything else is replaced, as it is written to logs and headers
@@ -50,7 +51,7 @@ class RequestScope:
             if status != 0:
                 raise
             document = problem("not_ready", "the service stopped before the answer was there", instance=scope["path"])
-            await respond(Request(scope), document)(scope, receive, send_with_id)
+            await respond(Request(scope), document, retry_after(NotReady.retry_after_s))(scope, receive, send_with_id)
         except Exception:
             log.exception("unexpected")
             if status == 0:

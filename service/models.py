@@ -33,6 +33,7 @@ from service.memory import give_back
 from service.metrics import Metrics
 from service.released import is_released, require_release
 from service.restart import activation, digest_of, refuse_second_of_a_version
+from service.room import Decoding
 from service.selftest import FRESH_S, SelfTestReport
 from service.serving import Serving, load_bundle
 from service.settings import Settings
@@ -113,6 +114,7 @@ class Models:
         catalogue: of what may follow.
         store: of activations, and of the answers that every bundle gives.
         settings: for what is loaded.
+        decoding: shared with `first`.
         metrics: which name the bundle and count the swaps.
     """
 
@@ -123,12 +125,14 @@ class Models:
         catalogue: Catalogue,
         store: Store,
         settings: Settings,
+        decoding: Decoding,
         metrics: Metrics,
     ) -> None:
         self._active = Active(first)
         self._catalogue = catalogue
         self._store = store
         self._settings = settings
+        self._decoding = decoding
         self._metrics = metrics
         self._swapping = threading.Lock()
         self._attempts = Attempts[Serving]()
@@ -289,7 +293,7 @@ class Models:
             if not without_release:
                 runs, active = runs_as(loaded.backends), self.current.digest
                 require_release(path, runs, digest=loaded.digest, active=active, loaded=loaded)
-            new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings)
+            new = Serving(loaded, bundle=bundle, record=self._store, settings=self._settings, decoding=self._decoding)
             undo.pop_all()  # its devices' own threads close the backends
             undo.callback(new.close)
             report = new.scheduler.tested(SELF_TEST_WITHIN_S)

@@ -103,6 +103,11 @@ def respond(request: Request, document: Problem, headers: dict[str, str] | None 
     return Response(document.model_dump_json(), document.status, headers=headers, media_type=MEDIA_TYPE)
 
 
+def retry_after(seconds: float) -> dict[str, str]:
+    """The header that says when to ask again; in whole seconds, and not too early."""
+    return {"Retry-After": str(math.ceil(seconds))}
+
+
 def install(app: FastAPI) -> None:
     """Answer every expected exception of `app`'s routes with a problem document.
 
@@ -125,8 +130,7 @@ async def _on_expected(request: Request, error: Exception) -> Response:
     if document.status == HTTPStatus.INTERNAL_SERVER_ERROR:
         log.error("failed", exc_info=error)
     retry_after_s = getattr(error, "retry_after_s", None)
-    headers = None if retry_after_s is None else {"Retry-After": str(math.ceil(retry_after_s))}
-    return respond(request, document, headers)
+    return respond(request, document, None if retry_after_s is None else retry_after(retry_after_s))
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -5,6 +5,7 @@ large the bodies are that come together. For the event loop, where bodies wait u
 """
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from engine import available_cpus
 from service.errors import DeadlineExceeded
 
 
@@ -104,6 +106,19 @@ class Room:
             if claim.granted.set_running_or_notify_cancel():  # else whoever asked has gone
                 self._held += claim.size
                 claim.granted.set_result(None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Decoding:
+    """What all that decode files share, one for a process: a bundle of its own each would double both in a swap.
+
+    Attributes:
+        room: for what decoding takes; without a bound by default.
+        turns: of those that decode at a time; more would be no faster.
+    """
+
+    room: Room = field(default_factory=lambda: Room(sys.maxsize))
+    turns: threading.BoundedSemaphore = field(default_factory=lambda: threading.BoundedSemaphore(available_cpus()))
 
 
 def _late(size: int) -> DeadlineExceeded:

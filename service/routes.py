@@ -31,8 +31,8 @@ PARAMETERS = {"screen_id", "width", "height", "deadline_s"}
 ScreenId = Annotated[str, Query(pattern=SCREEN_ID, description="The screen's name on the line: a serial number.")]
 
 
-def get_running(request: Request) -> Running:
-    """What the app holds."""
+async def get_running(request: Request) -> Running:
+    """What the app holds; async, as FastAPI calls what is not in a pool that every other request may hold."""
     running: Running = request.state.running
     return running
 

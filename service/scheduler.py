@@ -223,15 +223,24 @@ class _Device:
             batch = self._take(0.0)
 
     def _take(self, timeout_s: float) -> _Batch | None:
-        """The next batch that is still wanted, cut from its frame."""
+        """The next batch that is still wanted, cut from its frame; what cannot be cut fails its own screen alone."""
         size = self._backend.batch_size
         while (taken := self._queue.take(self, size, timeout_s)) is not None:
             job, first = taken
             if self._clock() < job.deadline_at:
-                pixels = cut(job.frame, job.windows[first : first + size], self._backend.manifest.patch_px)
-                return _Batch(job, pixels, self._clock())
-            self._queue.answered(job, DeadlineExceeded("the deadline passed before all patches were computed"))
+                outcome = _attempt(partial(self._cut, job, first))
+            else:
+                outcome = DeadlineExceeded("the deadline passed before all patches were computed")
+            if isinstance(outcome, _Batch):
+                return outcome
+            self._queue.answered(job, outcome)
+            # the failure holds this call; and each of the others would keep the frame until the next one comes
+            del taken, job, outcome
         return None
+
+    def _cut(self, job: Job, first: int) -> _Batch:
+        windows = job.windows[first : first + self._backend.batch_size]
+        return _Batch(job, cut(job.frame, windows, self._backend.manifest.patch_px), self._clock())
 
     def _take_in(self, batch: _Batch, answer: Features) -> None:
         """An answer to its screen, which is done with its last one."""

@@ -27,7 +27,7 @@ from engine import (
     tuning_of,
 )
 from service.inspector import Inspector, Record
-from service.room import Room
+from service.room import Decoding
 from service.scheduler import Scheduler
 from service.settings import Settings
 
@@ -62,9 +62,10 @@ class Serving:
         bundle: its name in the catalogue.
         record: of what was answered.
         settings: frame, queue and self-test.
+        decoding: shared by all bundles of the process.
     """
 
-    def __init__(self, loaded: Loaded, *, bundle: str, record: Record, settings: Settings) -> None:
+    def __init__(self, loaded: Loaded, *, bundle: str, record: Record, settings: Settings, decoding: Decoding) -> None:
         backend = loaded.backends[0]
         self.bundle = bundle
         self.digest = loaded.digest
@@ -83,7 +84,7 @@ class Serving:
             record,
             frame_size=settings.frame_size,
             max_pixels=settings.max_pixels,
-            decoding_room=Room(settings.max_memory_bytes // 2),
+            decoding=decoding,
         )
 
     def close(self) -> None:

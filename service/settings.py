@@ -112,8 +112,9 @@ class Settings(BaseSettings):
     @property
     def url(self) -> str:
         """Where a client on this machine finds the service."""
-        everywhere = self.host in ("0.0.0.0", "::")  # noqa: S104 - asked, not listened on
-        return f"http://{'127.0.0.1' if everywhere else self.host}:{self.port}"
+        # who listens everywhere is asked on loopback
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - asked, not listened on
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
     @property
     def largest_frame_pixels(self) -> int:
@@ -128,14 +129,14 @@ def read_settings() -> Settings:
         SettingsError: an `INSPECT_*` variable or a key of the file that no field claims, a file that
             cannot be read, or a value out of range.
     """
-    set_names = {name.upper() for name, value in os.environ.items() if value}
+    given = {name.upper(): value for name, value in os.environ.items() if value}  # as pydantic-settings reads names
     known = [CONFIG_VARIABLE, *(_variable(name) for name in Settings.model_fields)]
     for name in sorted(os.environ):
         if name.upper().startswith(PREFIX):
             _refuse_unknown(name.upper(), known)
-    values = _read_file(os.environ.get(CONFIG_VARIABLE))
+    values = _read_file(given.get(CONFIG_VARIABLE))
     try:
-        return Settings(**{name: value for name, value in values.items() if _variable(name) not in set_names})
+        return Settings(**{name: value for name, value in values.items() if _variable(name) not in given})
     except ValidationError as error:
         problems = (f"{_variable(str(item['loc'][0]))}: {item['msg']}" for item in error.errors())
         raise SettingsError("; ".join(problems)) from error

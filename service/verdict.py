@@ -100,7 +100,17 @@ class Proof:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Timing:
-    """Where the time went; `queue_s` is all the time that the screen waited: to be decoded, and for its device."""
+    """Where the time went.
+
+    Attributes:
+        receive_s: until the body was there, with the wait for room before it was read.
+        decode_s: of the file, with the look at every line of its frame.
+        queue_s: all the time that the screen waited from then on: to be decoded, for the room that this takes, and for
+            its device.
+        features_s: time in which the device worked on it.
+        reasoning_s: over all its windows together.
+        aggregate_s: from scores to the verdict.
+    """
 
     receive_s: float
     decode_s: float

@@ -9,6 +9,7 @@ screen reasoned over with another screen's patches is found out.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.manifest import NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest, SecondLook, file_sha256
+from engine.manifest import FEATURES_FILES, NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest, SecondLook, file_sha256
 
 GREYS = (240, 16, 64, 208, 32, 224)
 BACKGROUND = 128
@@ -89,6 +90,15 @@ def tiny_bundle(
     )
     manifest.write(path)
     return path
+
+
+def add_called(bundle: Path, precision: str) -> None:
+    """Add the features graph once more under the name of another precision, which it does not have."""
+    model = onnx.load(bundle / "features.onnx")
+    model.graph.name = precision
+    onnx.save(model, bundle / FEATURES_FILES[precision])
+    manifest = Manifest.read(bundle)
+    replace(manifest, parity_tolerance={**manifest.parity_tolerance, precision: 0.01}).sign(bundle)
 
 
 def golden_pixels(labels: int, *, patch_px: int) -> NDArray[np.uint8]:

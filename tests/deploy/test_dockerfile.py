@@ -28,6 +28,7 @@ from tests.deploy.dockerfile import (
 )
 from tests.deploy.processes import free_port
 
+CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 TRAINING_ALONE = {"torch", "torchvision", "lightning-fabric", "onnx", "onnxscript", "tensorboard", "triton"}
 
 
@@ -107,9 +108,39 @@ def test_tensorrt_is_pinned_and_from_nvidias_index() -> None:
     (install,) = (line for line in arguments_of("RUN", GPU_DOCKERFILE) if "pip install" in line)
     assert "--extra-index-url https://pypi.nvidia.com" in install
     assert "'.[tensorrt]'" in install
-    (pin,) = re.findall(r"tensorrt==(\d+\.\d+)\.\d+\.\d+", install)
-    (asked,) = (package for package in of_the_gpu() if package.name == "tensorrt")
-    assert asked.specifier.contains(pin)
+    assert re.fullmatch(r"\d+\.\d+\.\d+\.\d+", pins()["tensorrt"])
+
+
+def pins() -> dict[str, str]:
+    """The version of each package of `deploy/constraints.txt`."""
+    found: dict[str, str] = {}
+    for line in CONSTRAINTS.read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            assert canonicalize_name(name) not in found
+            found[canonicalize_name(name)] = version
+    return found
+
+
+@both
+def test_an_image_installs_what_is_pinned(path: Path) -> None:
+    assert str(CONSTRAINTS.relative_to(ROOT)) in copied(path)
+    (install,) = (line for line in arguments_of("RUN", path) if "pip install" in line)
+    assert f"--constraint {CONSTRAINTS.name}" in install
+
+
+def test_every_dependency_of_the_images_is_pinned_to_a_version_that_it_may_have() -> None:
+    found = pins()
+    base = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for package in [*map(Requirement, base), *of_the_gpu()]:
+        assert package.specifier.contains(found[canonicalize_name(package.name)]), package
+    assert not found.keys() & TRAINING_ALONE
+
+
+def test_the_cuda_bindings_are_of_the_images_cuda() -> None:
+    image = arguments_of("FROM", GPU_DOCKERFILE)[0].split()[0]
+    release = pins()["cuda-bindings"].rpartition(".")[0]
+    assert f"cuda:{release}." in image
 
 
 def of_the_gpu() -> list[Requirement]:
@@ -136,7 +167,7 @@ def base_install() -> set[str]:
 
 
 def test_the_base_install_has_no_torch() -> None:
-    assert arguments_of("RUN")[0].endswith("pip install --no-cache-dir .")
+    assert arguments_of("RUN")[0].endswith("pip install --no-cache-dir --constraint constraints.txt .")
     names = base_install()
     assert {"onnxruntime", "fastapi", "starlette"} <= names  # with what its dependencies need
     assert not names & TRAINING_ALONE

@@ -23,7 +23,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
             shutil.copytree(origin, source / name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             source.mkdir(exist_ok=True)
-            shutil.copy(origin, source / name)
+            shutil.copy(origin, source)
     answer = subprocess.run([sys.executable, "-c", BUILD, folder], cwd=source, capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     (path,) = folder.glob("*.whl")

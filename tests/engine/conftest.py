@@ -1,12 +1,10 @@
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from engine.manifest import Manifest, file_sha256
-from tests.bundles import tiny_bundle
+from tests.bundles import add_called, tiny_bundle
 from tests.engine.doubles import in_their_places
 from tests.engine.doubles.cuda import Machine
 from tests.engine.precisions import bundle_of_every_precision
@@ -22,10 +20,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def half_bundle(bundle: Path, tmp_path: Path) -> Path:
     """A bundle with a graph that is called half-precision; the doubles do not look inside."""
     copy = shutil.copytree(bundle, tmp_path / "half")
-    shutil.copy(copy / "features.onnx", copy / "features.fp16.onnx")
-    manifest = Manifest.read(copy)
-    files = {**manifest.files, "features.fp16.onnx": file_sha256(copy / "features.fp16.onnx")}
-    replace(manifest, files=files, parity_tolerance={**manifest.parity_tolerance, "fp16": 0.01}).write(copy)
+    add_called(copy, "fp16")
     return copy
 
 

@@ -1,16 +1,15 @@
 """`python -m engine build` against doubles of TensorRT and CUDA; in int8 nothing is served that it has not passed."""
 
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
 import engine.__main__ as command
-from engine import Manifest, PlanError, load, load_all
+from engine import PlanError, load, load_all
 from engine.speed import Speed
+from tests.bundles import add_called
 from tests.engine.doubles.cuda import Machine
 
 
@@ -39,9 +38,7 @@ def test_the_command_builds_verifies_and_says_what_it_is(
 @pytest.fixture
 def narrow_bundle(half_bundle: Path) -> Path:
     """The bundle with a graph that is called TensorRT's int8; the doubles do not look inside."""
-    shutil.copy(half_bundle / "features.onnx", half_bundle / "features.int8-trt.onnx")
-    manifest = Manifest.read(half_bundle)
-    replace(manifest, parity_tolerance={**manifest.parity_tolerance, "int8-trt": 0.01}).sign(half_bundle)
+    add_called(half_bundle, "int8-trt")
     return half_bundle
 
 

@@ -147,7 +147,7 @@ def test_the_command_compares_runtimes(tmp_path: Path, bundle: Path, monkeypatch
     found = json.loads(answer.stdout)
     assert found["labels"]["bubble"]["flipped"] == 1
     assert found["verdicts"] == {"fail > pass": 1}
-    assert found["b"] == "tiny 1.0.0 by fake in fp32"
+    assert found["b"] == "fake-tiny 1.0.0 by fake in fp32"
     answer = CliRunner().invoke(app, [*arguments, "--runtime-b", "onnxruntime"])
     assert "flipped screens: 0 of 2" in answer.stdout
     answer = CliRunner().invoke(app, [*arguments, "--precision-b", "int8"])

@@ -32,12 +32,16 @@ rtx = pytest.importorskip(
 )
 
 from engine import compiler  # noqa: E402 - it imports TensorRT
-from engine.compiler import check_precision, compile_graph, compile_product  # noqa: E402
+from engine.compiler import Compiled, check_precision, compile_graph, compile_product  # noqa: E402
 
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120")
 ROOT = Path(__file__).parents[2]
 REPORTS = ROOT / "build"
 TYPINGS = ROOT / "typings" / "tensorrt" / "__init__.pyi"
+
+
+def compile_file(path: Path, **options: Any) -> Compiled:  # noqa: ANN401
+    return compile_graph(path.read_bytes(), name=path.name, **options)
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +56,10 @@ def half_graph(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("batch_size", [10, 25])
 def test_the_papers_network_compiles_in_half_precision_for_every_gpu(half_graph: Path, batch_size: int) -> None:
-    together = compile_graph(half_graph, precision="fp16", batch_size=batch_size, capabilities=CAPABILITIES)
+    together = compile_file(half_graph, precision="fp16", batch_size=batch_size, capabilities=CAPABILITIES)
     engines: dict[str, dict[str, Any]] = {}
     for capability in CAPABILITIES:
-        alone = compile_graph(half_graph, precision="fp16", batch_size=batch_size, capabilities=[capability])
+        alone = compile_file(half_graph, precision="fp16", batch_size=batch_size, capabilities=[capability])
         # 53 of the trunk and the pooling; the activation map is a convolution in float32
         assert heavy_counts(alone.layers) == {"fp16": 54, "fp32": 1}
         engines[capability] = {
@@ -106,7 +110,7 @@ def tiny_graph(path: Path, *, half: bool, operator: str = "Relu") -> Path:
 @pytest.mark.parametrize(("half", "precision"), [(True, "fp16"), (False, "fp32")])
 def test_the_graph_decides_the_precision_and_it_is_read_back(tmp_path: Path, half: bool, precision: str) -> None:
     graph = tiny_graph(tmp_path / "graph.onnx", half=half)
-    compiled = compile_graph(graph, precision=precision, batch_size=3, capabilities=["SM86"])
+    compiled = compile_file(graph, precision=precision, batch_size=3, capabilities=["SM86"])
     assert heavy_counts(compiled.layers) == {precision: 2}
 
 
@@ -114,7 +118,7 @@ def test_the_graph_decides_the_precision_and_it_is_read_back(tmp_path: Path, hal
 def test_an_engine_of_another_precision_than_asked_for_is_refused(tmp_path: Path, half: bool, asked: str) -> None:
     graph = tiny_graph(tmp_path / "graph.onnx", half=half)
     with pytest.raises(PlanError, match=f"the engine is {'fp16' if half else 'fp32'}, not {asked}: .* 2 in"):
-        compile_graph(graph, precision=asked, batch_size=3, capabilities=["SM86"])
+        compile_file(graph, precision=asked, batch_size=3, capabilities=["SM86"])
 
 
 @pytest.fixture(scope="module", params=[3, 12, 18])
@@ -133,7 +137,7 @@ def test_a_quantised_graph_is_computed_in_int8_as_far_as_it_is_quantised(
 ) -> None:
     """Also where most of it stays in float, which export allows where a faint defect needs it."""
     graph, keep = quantised
-    compiled = compile_graph(graph, precision="int8", batch_size=BATCH, capabilities=[capability])
+    compiled = compile_file(graph, precision="int8", batch_size=BATCH, capabilities=[capability])
     # the label map is a convolution in float32; of two products in float16 the engine makes one
     assert heavy_counts(compiled.layers) == {"int8": 19 - keep, "fp32": keep + 1, "fp16": 1}
     assert real_precision(heavy_counts(compiled.layers)) == "int8"
@@ -141,7 +145,7 @@ def test_a_quantised_graph_is_computed_in_int8_as_far_as_it_is_quantised(
 
 def test_rtx_computes_int8_in_float_on_sm75_and_that_is_found_out(quantised: tuple[Path, int]) -> None:
     with pytest.raises(PlanError, match=r"the engine is fp16, not int8: .* 20 in fp32"):
-        compile_graph(quantised[0], precision="int8", batch_size=BATCH, capabilities=["SM75"])
+        compile_file(quantised[0], precision="int8", batch_size=BATCH, capabilities=["SM75"])
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -152,7 +156,7 @@ def test_the_product_that_a_gpu_is_measured_by_compiles(half: bool) -> None:
 def test_an_operator_that_is_not_supported_is_named(tmp_path: Path) -> None:
     graph = tiny_graph(tmp_path / "graph.onnx", half=True, operator="NoSuchThing")
     with pytest.raises(PlanError, match=r"graph\.onnx: TensorRT refuses the graph: .*NoSuchThing"):
-        compile_graph(graph, precision="fp16", batch_size=3, capabilities=["SM86"])
+        compile_file(graph, precision="fp16", batch_size=3, capabilities=["SM86"])
 
 
 @pytest.mark.parametrize(
@@ -162,13 +166,35 @@ def test_an_operator_that_is_not_supported_is_named(tmp_path: Path) -> None:
 def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "graph.onnx").write_bytes(content)
     with pytest.raises(PlanError, match=message):
-        compile_graph(tmp_path / "graph.onnx", precision="fp16", batch_size=3, capabilities=["SM86"])
+        compile_file(tmp_path / "graph.onnx", precision="fp16", batch_size=3, capabilities=["SM86"])
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "{folder}/weights.bin", "../../../../../..{folder}/weights.bin"])
+def test_weights_outside_the_graph_are_not_found_wherever_they_lie(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
+) -> None:
+    graph = tiny_graph(tmp_path / "graph.onnx", half=True)
+    onnx.save(onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    monkeypatch.chdir(tmp_path)
+    assert parses(graph.read_bytes())  # what TensorRT by itself takes from the working directory
+    model = onnx.load(graph, load_external_data=False)
+    for weights in model.graph.initializer:
+        (place,) = (entry for entry in weights.external_data if entry.key == "location")
+        place.value = location.format(folder=tmp_path)
+    with pytest.raises(PlanError, match=r"graph\.onnx: TensorRT refuses the graph: .*kernel"):
+        compile_graph(model.SerializeToString(), name=graph.name, precision="fp16", batch_size=3, capabilities=["SM86"])
+
+
+def parses(graph: bytes) -> bool:
+    builder = rtx.Builder(compiler.MESSAGES)
+    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    return bool(rtx.OnnxParser(network, compiler.MESSAGES).parse(graph))
 
 
 def test_progress_is_told_and_ends(tmp_path: Path) -> None:
     told: list[tuple[str, int, int]] = []
     graph = tiny_graph(tmp_path / "graph.onnx", half=True)
-    compile_graph(
+    compile_file(
         graph,
         precision="fp16",
         batch_size=3,
@@ -186,7 +212,7 @@ def test_what_the_progress_raises_ends_the_build(tmp_path: Path) -> None:
 
     graph = tiny_graph(tmp_path / "graph.onnx", half=True)
     with pytest.raises(KeyboardInterrupt):
-        compile_graph(graph, precision="fp16", batch_size=3, capabilities=["SM86"], progress=interrupted)
+        compile_file(graph, precision="fp16", batch_size=3, capabilities=["SM86"], progress=interrupted)
 
 
 GRAPHS = {"fp32": {"fp32": 22}, "fp16": {"fp16": 54, "fp32": 1}, "int8": {"int8": 7, "fp16": 2, "fp32": 13}}

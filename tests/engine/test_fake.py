@@ -1,3 +1,5 @@
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from engine import (
     DEFAULT_BUNDLE,
     FakeBackend,
     InferenceError,
+    Manifest,
     RuntimeUnavailable,
     fake_manifest,
     infer,
@@ -17,6 +20,7 @@ from engine import (
     read_golden,
     self_test,
 )
+from engine.manifest import NAME
 
 
 def scoring(scores: NDArray[np.float64]) -> FakeBackend:
@@ -92,6 +96,17 @@ def test_behind_a_bundle_pixels_decide_and_most_patches_are_clean(bundle: Path) 
     assert ((probability > 0).sum(axis=1) <= 1).all()
     _, again = infer(load(bundle, "fake", batch_size=2), pixels[marked])
     np.testing.assert_array_equal(again, probability[marked])
+
+
+@pytest.mark.parametrize(("name", "told"), [("tiny", "fake-tiny"), ("n" * 64, f"fake-{'n' * 59}")])
+def test_behind_a_bundle_no_verdict_can_be_taken_for_one_of_its_network(
+    bundle: Path, tmp_path: Path, name: str, told: str
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    replace(Manifest.read(copy), name=name).write(copy)
+    manifest = load(copy, "fake").manifest
+    assert (manifest.name, manifest.version) == (told, "1.0.0")  # two bundles stay two
+    assert NAME.fullmatch(manifest.name)
 
 
 def test_it_has_no_precision_but_float32(bundle: Path) -> None:

@@ -6,10 +6,12 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 from typer.testing import CliRunner
@@ -18,6 +20,7 @@ import engine.__main__ as command
 from engine import (
     BundleError,
     Features,
+    Manifest,
     PlanError,
     RuntimeUnavailable,
     infer,
@@ -25,12 +28,15 @@ from engine import (
     load_all,
     stream,
 )
+from engine.layers import Layer
 from engine.plans import PlanCache
 from engine.slots import Spread
 from tests.bundles import tiny_bundle
 from tests.engine.doubles import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
+from tests.engine.test_onnxruntime import sign
+from tests.engine.test_plans import Built
 
 
 def backend_of(bundle: Path, **arguments: Any) -> Any:  # noqa: ANN401
@@ -268,24 +274,53 @@ def test_a_batch_of_no_patch_is_refused(machine: Machine, bundle: Path, batch_si
         backend_of(bundle, batch_size=batch_size)
 
 
-def test_a_plan_of_a_bundle_that_took_the_place_of_this_one_is_not_kept(
+def test_a_plan_is_of_the_graph_that_was_verified_whatever_bundle_takes_its_place(
     machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import engine.tensorrt
     from engine.compiler import compile_graph
 
-    copy, cache = shutil.copytree(bundle, tmp_path / "bundle"), PlanCache(tmp_path / "plans")
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
 
-    def replaced_before(graph: Path, **options: Any) -> Any:  # noqa: ANN401
+    def replaced_before(onnx: bytes, **options: Any) -> Any:  # noqa: ANN401
         shutil.rmtree(copy)
         tiny_bundle(copy, gain=1.0)
-        return compile_graph(graph, **options)
+        return compile_graph(onnx, **options)
 
     monkeypatch.setattr(engine.tensorrt, "compile_graph", replaced_before)
-    with pytest.raises(BundleError, match="altered"):
+    backend = backend_of(copy)
+    assert_same(backend.features(patches(3)), expected(bundle, patches(3)))
+
+
+@pytest.mark.parametrize("planned", [False, True])  # by a build that took the weights
+def test_weights_outside_the_graph_are_refused(
+    machine: Machine, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, planned: bool
+) -> None:
+    copy, cache = shutil.copytree(bundle, tmp_path / "bundle"), PlanCache(tmp_path / "plans")
+    model = onnx.load(copy / "features.onnx")
+    onnx.save(model, copy / "features.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    sign(copy)
+    if planned:
+        plan = backend_of(bundle, cache=cache).plan
+        key = replace(plan.record.key, graph_sha256=Manifest.read(copy).files["features.onnx"])
+        cache.obtain(key, lambda _: Built(plan.data, [Layer("a", "CaskConvolution", "fp32")], b""))
+    monkeypatch.chdir(copy)  # where TensorRT would look by itself
+    built = list(machine.built)
+    with pytest.raises(BundleError, match="refuses the graph") as caught:
         backend_of(copy, cache=cache)
-    assert not cache.folder.exists()
-    assert machine.used_bytes == 0
+    assert caught.value.key == "features.onnx"
+    assert machine.built == built
+
+
+def test_a_graph_that_does_not_fit_its_manifest_is_refused_as_on_a_cpu(
+    machine: Machine, bundle: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(bundle, tmp_path / "bundle")
+    replace(Manifest.read(copy), patch_px=32).write(copy)
+    with pytest.raises(BundleError, match="pixels is") as caught:
+        backend_of(copy)
+    assert caught.value.key == "features.onnx"
+    assert machine.built == []
 
 
 def test_the_guard_band_is_the_plans(machine: Machine, bundle: Path, tmp_path: Path) -> None:

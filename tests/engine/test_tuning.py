@@ -52,10 +52,20 @@ def tuned(machine: Machine, bundle: Path, *, cpus: int, patches: int = 5, beside
 
 
 @given(cpus=st.integers(1, 200), patches=st.integers(1, 50))
-def test_the_reference_leaves_no_cpu_idle_that_could_take_part(cpus: int, patches: int) -> None:
+def test_the_reference_leaves_no_cpu_idle_and_no_stream_without_a_patch(cpus: int, patches: int) -> None:
     share = reference(cpus, patches=patches)
-    assert share.streams == min(cpus, patches)
-    assert cpus - share.streams < share.total <= cpus
+    assert share.total == cpus
+    assert share.streams <= patches
+    if cpus <= patches:
+        assert share.streams == cpus
+
+
+@pytest.mark.parametrize(
+    ("cpus", "share"),
+    [(1, "1 x 1"), (2, "2 x 1"), (4, "4 x 1"), (5, "5 x 1"), (7, "1 x 7"), (8, "4 x 2"), (12, "4 x 3"), (14, "2 x 7")],
+)
+def test_the_reference_runs_as_many_of_five_patches_as_share_out_the_cpus(cpus: int, share: str) -> None:
+    assert str(reference(cpus, patches=5)) == share
 
 
 def test_the_fastest_share_is_taken(bundle: Path) -> None:
@@ -85,7 +95,7 @@ def test_no_share_that_leaves_cpus_idle_is_tried_however_busy_they_are(bundle: P
     taken = tuned(machine, bundle, cpus=cpus, patches=patches)
     assert set(machine.built) <= {str(reference(cpus, patches=patches)), f"1 x {cpus}"}
     streams, threads = map(int, taken.split(" x "))
-    assert streams * threads > cpus - min(cpus, patches)
+    assert streams * threads == cpus
 
 
 def test_a_share_that_only_looked_faster_while_the_reference_was_disturbed_is_not_taken(bundle: Path) -> None:
@@ -99,10 +109,10 @@ def test_a_share_that_only_looked_faster_while_the_reference_was_disturbed_is_no
 
 
 def test_the_time_is_bounded_and_a_slow_network_keeps_the_reference(bundle: Path) -> None:
-    both = ["5 x 3", "1 x 16"]
+    both = ["4 x 4", "1 x 16"]
     slow = Machine(dict.fromkeys(both, 2 * TRIAL_S))
-    assert tuned(slow, bundle, cpus=16) == "5 x 3"
-    assert slow.built == ["5 x 3"]
+    assert tuned(slow, bundle, cpus=16) == "4 x 4"
+    assert slow.built == ["4 x 4"]
     usual = Machine(dict.fromkeys(both, TRIAL_S / 10))
     tuned(usual, bundle, cpus=16)
     assert usual.built == both
@@ -113,7 +123,7 @@ def test_nothing_is_measured_where_there_is_nothing_to_choose(bundle: Path) -> N
     machine = Machine({})
     assert tuned(machine, bundle, cpus=1) == "1 x 1"
     assert tuned(machine, bundle, cpus=8, patches=1) == "1 x 8"
-    assert str(tune(machine.build, bundle, conditions(2), threads=8).share) == "5 x 1"
+    assert str(tune(machine.build, bundle, conditions(2), threads=8).share) == "4 x 2"
     assert machine.built == []
 
 

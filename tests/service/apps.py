@@ -20,6 +20,7 @@ from structlog.typing import EventDict
 from engine import NO_GUARD, FakeBackend, Golden, fake_manifest
 from service.app import create_app
 from service.inspector import Forgetful, Inspector, Record
+from service.room import Decoding
 from service.scheduler import Scheduler
 from service.settings import Settings
 from tests.bundles import REACH, grey_of
@@ -208,6 +209,7 @@ def inspecting(
     *,
     frame_size: tuple[int, int] | None = None,
     clock: Callable[[], float] | None = None,
+    decoding: Decoding | None = None,
 ) -> Iterator[Inspector]:
     """An inspector on that device, whose clock goes one second further at each look unless another is given."""
     backend = device.backend()
@@ -219,6 +221,7 @@ def inspecting(
             record or Forgetful(),
             frame_size=frame_size,
             max_pixels=10**6,
+            decoding=decoding,
             clock=clock or (lambda: float(next(seconds))),
         )
 

@@ -16,6 +16,7 @@ from service.images import RAW, Source, decode
 from service.images import Frame as DecodedFrame
 from service.inspector import Forgetful, FrameDigest, Inspector, from_json, to_json
 from service.problems import problem
+from service.room import Decoding, Room
 from service.scheduler import Scheduler
 from service.store import Answered, StoreError
 from tests.service.apps import (
@@ -31,6 +32,7 @@ from tests.service.apps import (
     frame,
     inspecting,
 )
+from tests.service.devices import until
 
 NEVER = 1e9  # 31 years on any clock
 
@@ -79,21 +81,21 @@ def test_each_stage_has_its_own_time() -> None:
         inspection = inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER, receive_s=0.25)
     assert inspection.verdict is not None
     timing = inspection.verdict.timing
-    # one look at the clock before and one after each, and decoding is followed by a look at every line; what the
-    # scheduler measures is on its own clock
-    assert (timing.receive_s, timing.decode_s, timing.reasoning_s, timing.aggregate_s) == (0.25, 2, 1, 1)
-    # three looks until it was its turn to be decoded, which is waiting and not decoding
-    assert 3 <= timing.queue_s < 20
+    # one look at the clock before and one after each, decoding is followed by a look at every line, and there is a
+    # look as it asks for room; what the scheduler measures is on its own clock
+    assert (timing.receive_s, timing.decode_s, timing.reasoning_s, timing.aggregate_s) == (0.25, 3, 1, 1)
+    # two looks until it was its turn to be decoded and one until it had room, which is waiting and not decoding
+    assert 4 <= timing.queue_s < 20
     assert inspection.record_s == 1
     assert 0 < timing.features_s < 20
 
 
-class Decoding:
+class Decoder:
     """Decodes one at a time, behind a gate, and counts those that came to it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.gate, self.begun = Gate(), 0
-        monkeypatch.setattr("service.inspector.available_cpus", lambda: 1)
+        monkeypatch.setattr("service.room.available_cpus", lambda: 1)
         monkeypatch.setattr("service.inspector.decode", self._decode)
 
     def _decode(self, source: Source, *, agreed: None, patch_px: int, max_pixels: int, room: object) -> DecodedFrame:
@@ -103,25 +105,41 @@ class Decoding:
 
 
 def test_a_screen_waits_to_be_decoded_no_longer_than_its_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoding = Decoding(monkeypatch)
-    decoding.gate.hold()
+    decoder = Decoder(monkeypatch)
+    decoder.gate.hold()
     with inspecting(Device(), clock=time.monotonic) as inspector, ThreadPoolExecutor(1) as pool:
         first = pool.submit(inspector.inspect, "one", png(SCREENS["pass"]), deadline_at=NEVER)
-        decoding.gate.wait_for()
+        decoder.gate.wait_for()
         begun_at = time.monotonic()
         try:
             with pytest.raises(DeadlineExceeded, match="could be decoded"):
                 inspector.inspect("two", png(SCREENS["pass"]), deadline_at=begun_at + 0.1)
             assert time.monotonic() - begun_at < WAIT_S
         finally:
-            decoding.gate.open()
+            decoder.gate.open()
         assert first.result(WAIT_S).verdict is not None
         with pytest.raises(DeadlineExceeded, match="was decoded"):
             inspector.inspect("three", png(SCREENS["pass"]), deadline_at=begun_at)
-        assert decoding.begun == 1
+        assert decoder.begun == 1
         assert (
             inspector.inspect("four", png(SCREENS["pass"]), deadline_at=NEVER).verdict is not None
         )  # none kept a place
+
+
+def test_the_wait_for_room_to_decode_is_waiting_and_not_decoding() -> None:
+    now_s, decoding = [0.0], Decoding(room=Room(1))  # so that every file goes alone
+    with (
+        inspecting(Device(), clock=lambda: now_s[0], decoding=decoding) as inspector,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        with decoding.room.hold(1, timeout_s=0):
+            inspection = pool.submit(inspector.inspect, "one", png(SCREENS["pass"]), deadline_at=NEVER)
+            until(lambda: decoding.room.waiting == 1)
+            now_s[0] += 100
+        verdict = inspection.result(WAIT_S).verdict
+    assert verdict is not None
+    assert verdict.timing.decode_s == 0
+    assert 100 <= verdict.timing.queue_s < 100 + WAIT_S
 
 
 def test_the_bytes_are_let_go_once_they_are_decoded() -> None:

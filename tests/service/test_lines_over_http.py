@@ -1,6 +1,8 @@
 """Raw frames that are worked on while they arrive, through a real server."""
 
+import gc
 import socket
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.arrival import Arrival
 from service.settings import Settings
 from tests.service.apps import PATCH_PX, WAIT_S, Device, count, frame, is_problem, post_raw, serve_device
 from tests.service.devices import until
@@ -82,6 +85,30 @@ def test_a_sender_that_goes_away_frees_everything(tmp_path: Path, lines: int) ->
         until(lambda: nothing_is_left(client))
         assert count(client, "inspect_errors_total", code="incomplete_body") == 1
         assert post_raw(client, "gone", FRAME).json()["verdict"] == "pass"
+
+
+@pytest.mark.parametrize("deadline_s", [WAIT_S, 0.5])  # it goes away, or it is too slow
+def test_a_frame_that_broke_off_is_not_held_in_memory(
+    tmp_path: Path, deadline_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[weakref.ref[object]] = []
+
+    def remember(height: int, width: int) -> Arrival:
+        arrival = Arrival(height, width)
+        held.append(weakref.ref(arrival.pixels))
+        return arrival
+
+    monkeypatch.setattr("service.routes.Arrival", remember)
+    gc.disable()  # what only a collection finds would lie about until then
+    try:
+        with serve_device(Device(), Settings(state_dir=tmp_path)) as client:
+            with begun(client, "broken", HALF, deadline_s=deadline_s) as connection:
+                until(lambda: count(client, "inspect_screens_in_flight") == 1)
+                if deadline_s < WAIT_S:
+                    assert b" 504 " in connection.makefile("rb").read()
+            until(lambda: len(held) == 1 and held[0]() is None)
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("size", [0, FRAME.size - 1, FRAME.size + 1, 2 * FRAME.size])

@@ -2,6 +2,7 @@ import gc
 import json
 import math
 import socket
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tests.bundles import grey_of
 from tests.service.apps import (
     SCREENS,
     SIZE,
+    WAIT_S,
     Device,
     Frame,
     encoded,
@@ -36,6 +38,7 @@ from tests.service.apps import (
 PNG = {"content-type": "image/png"}
 RAW = {"content-type": "application/octet-stream"}
 OTHER = frame(grey_of(2))
+POOL = 40  # threads that FastAPI has for all that is not async
 
 
 @pytest.fixture(scope="module")
@@ -310,6 +313,29 @@ def test_a_body_without_room_waits_until_there_is_some(tmp_path: Path, send: Cal
         second = pool.submit(send, client, "two", SCREENS["pass"])
         device.screen_gate.open()
         assert (first.result().status_code, second.result().status_code) == (200, 200)
+
+
+@pytest.mark.parametrize("send", [post, post_raw])
+def test_a_screen_does_not_wait_for_requests_that_hold_the_pool(
+    tmp_path: Path, send: Callable[..., httpx.Response], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, opened = threading.Semaphore(0), threading.Event()
+
+    def find_slowly(self: Store, screen_id: str) -> None:
+        if screen_id == "slow":
+            held.release()
+            assert opened.wait(WAIT_S)
+
+    monkeypatch.setattr(Store, "find", find_slowly)
+    with serve_device(Device(), Settings(state_dir=tmp_path)) as client, ThreadPoolExecutor(POOL) as pool:
+        slow = [pool.submit(client.get, "/v1/screens/slow") for _ in range(POOL)]
+        try:
+            for _ in slow:
+                assert held.acquire(timeout=WAIT_S)
+            assert send(client, "one", SCREENS["pass"]).status_code == 200
+        finally:
+            opened.set()
+        assert {answer.result().status_code for answer in slow} == {404}
 
 
 @pytest.mark.parametrize("failure", [InferenceError("the device is gone"), RuntimeError("secret of the driver")])

@@ -120,6 +120,25 @@ def test_a_screen_that_failed_is_not_held_in_memory(error: type[Exception] | Non
             gc.enable()
 
 
+def test_a_screen_that_cannot_be_cut_fails_and_is_not_held_in_memory_until_the_next_one_comes() -> None:
+    with capture_logs() as lines, line(Device()) as here:
+        frame = frame_of(1, 7)
+        held = weakref.ref(frame)
+        windows = windows_of(frame_of(1, 8))  # of which the last leaves the frame
+        gc.disable()
+        try:
+            try:
+                here.scheduler.compute(frame, windows, deadline_at=time.monotonic() + GUARD_S)
+            except InferenceError:
+                del frame
+            until(lambda: held() is None)
+        finally:
+            gc.enable()
+        assert here.scheduler.waiting_patches == 0
+        here.compute(2)
+    assert [entry["log_level"] for entry in lines] == ["error"]
+
+
 def test_a_deadline_that_passes_in_the_queue_drops_the_screen_unseen() -> None:
     device, gate = held_at(1)
     with line(device) as here:

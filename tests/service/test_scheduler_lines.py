@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from engine import DeviceLost, FakeBackend, Features, InferenceError, cover
+from engine import DeviceLost, FakeBackend, Features, InferenceError, Window, cover, cut
 from service.errors import DeadlineExceeded, NotReady
 from tests.service.devices import (
     BATCH,
@@ -171,6 +171,29 @@ def test_a_batch_that_fails_beside_those_of_other_screens_fails_its_own_alone(er
             assert len(answers[number].result(GUARD_S).features.stage1) == 10
         assert isinstance(answers[2].exception(GUARD_S), InferenceError)
         assert here.scheduler.waiting_patches == 0
+        assert len(here.compute(4, 5).features.stage1) == 5
+
+
+def test_a_batch_that_cannot_be_cut_fails_its_own_screen_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_others(frame: NDArray[np.uint8], windows: Sequence[Window], patch_px: int) -> NDArray[np.uint8]:
+        if frame[1, 1] == 2:
+            raise MemoryError
+        return cut(frame, windows, patch_px)
+
+    monkeypatch.setattr("service.scheduler.cut", cut_others)
+    device, gate = held_at(9)
+    with capture_logs(), line(Pipelined(device)) as here:
+        first = here.send(9, 5)
+        gate.wait_for()
+        answers = {number: here.send(number, 10) for number in (1, 2, 3)}
+        gate.opened.set()  # while the first batches are at the device, those of screen 2 are cut
+        first.result(GUARD_S)
+        for number in (1, 3):
+            assert len(answers[number].result(GUARD_S).features.stage1) == 10
+        assert isinstance(answers[2].exception(GUARD_S), InferenceError)
+        assert here.scheduler.waiting_patches == 0
+        # and where nothing is at the device
+        assert isinstance(here.pool.submit(here.compute, 2).exception(GUARD_S), InferenceError)
         assert len(here.compute(4, 5).features.stage1) == 5
 
 

@@ -7,6 +7,7 @@ import pytest
 import service.serving
 from engine import BundleError, FakeBackend, Golden, InferenceError, Manifest, bundle_sha256, read_golden
 from service.inspector import Forgetful
+from service.room import Decoding
 from service.serving import Serving, load_bundle, naming
 from service.settings import Settings
 from tests.service.shelves import BREAKERS, ON_THIS_CPU, broken, shelf, wrong_golden
@@ -14,7 +15,9 @@ from tests.service.shelves import BREAKERS, ON_THIS_CPU, broken, shelf, wrong_go
 
 def test_a_bundle_in_service_is_named_tested_and_closed(bundle: Path) -> None:
     loaded = load_bundle(bundle, Settings(bundle=bundle, runtime="onnxruntime"))
-    with closing(Serving(loaded, bundle="one", record=Forgetful(), settings=Settings())) as serving:
+    with closing(
+        Serving(loaded, bundle="one", record=Forgetful(), settings=Settings(), decoding=Decoding())
+    ) as serving:
         assert (serving.bundle, serving.digest) == ("one", bundle_sha256(bundle))
         assert serving.runs_as == ON_THIS_CPU
         assert serving.manifest.name == "tiny"
@@ -70,7 +73,7 @@ def test_a_bundle_that_another_replaces_while_it_is_loaded_is_not_served(
 def test_a_bundle_that_computes_something_else_is_found_out_by_its_first_test(tmp_path: Path) -> None:
     name, reason = broken(shelf(tmp_path), wrong_golden)
     loaded = load_bundle(tmp_path / name, Settings())
-    with closing(Serving(loaded, bundle=name, record=Forgetful(), settings=Settings())) as serving:
+    with closing(Serving(loaded, bundle=name, record=Forgetful(), settings=Settings(), decoding=Decoding())) as serving:
         report = serving.scheduler.tested()
     assert not report.ok
     assert f"self-test: {report.detail}".startswith(reason)

@@ -56,6 +56,15 @@ def test_environment_stands_over_the_file(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert settings.frame_size == (480, 640)
 
 
+def test_names_are_read_without_regard_to_case(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "line.toml"
+    path.write_text('port = 9001\nhost = "line-3"\n')
+    monkeypatch.setenv("inspect_config", str(path))
+    monkeypatch.setenv("inspect_Port", "9002")
+    settings = read_settings()
+    assert (settings.host, settings.port) == ("line-3", 9002)
+
+
 def test_empty_variable_leaves_the_file_its_say(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     write_config(tmp_path / "line.toml", "port = 9001\n", monkeypatch)
     monkeypatch.setenv("INSPECT_PORT", "")
@@ -130,7 +139,13 @@ def test_settings_cannot_change_under_a_running_app() -> None:
 
 @pytest.mark.parametrize(
     ("host", "url"),
-    [("127.0.0.1", "http://127.0.0.1:9000"), ("0.0.0.0", "http://127.0.0.1:9000"), ("line-3", "http://line-3:9000")],  # noqa: S104 - asked, not listened on
+    [
+        ("127.0.0.1", "http://127.0.0.1:9000"),
+        ("0.0.0.0", "http://127.0.0.1:9000"),  # noqa: S104 - asked, not listened on
+        ("line-3", "http://line-3:9000"),
+        ("::1", "http://[::1]:9000"),
+        ("::", "http://[::1]:9000"),
+    ],
 )
 def test_a_client_on_this_machine_finds_the_service_by_its_settings(host: str, url: str) -> None:
     assert Settings(host=host, port=9000).url == url

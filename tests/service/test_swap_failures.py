@@ -1,7 +1,9 @@
 """A swap that ends badly: nothing has changed, nothing stays loaded, and what was decided is what is recorded."""
 
 import shutil
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -18,15 +20,17 @@ from engine import Backend, BundleError, DeviceLost, InferenceError, PlanError, 
 from engine.tuning import Share, reference
 from service.app import create_app
 from service.catalogue import Catalogue
-from service.errors import BundleRefused, NotReady
+from service.errors import BundleRefused, DeadlineExceeded, NotReady
+from service.images import Source
 from service.metrics import Metrics
 from service.models import Models
 from service.restart import activation, refuse_second_of_a_version
+from service.room import Decoding
 from service.serving import Loaded, Serving, load_bundle
 from service.settings import Settings
 from service.store import Activation, Store, StoreError
 from tests.bundles import tiny_bundle
-from tests.service.apps import GOLDEN, SCREENS, SIZE, WAIT_S, Device, is_problem, post, serve
+from tests.service.apps import GOLDEN, SCREENS, SIZE, WAIT_S, Device, encoded, is_problem, post, serve
 from tests.service.devices import until
 from tests.service.shelves import shelf
 
@@ -44,6 +48,7 @@ class Line:
             bundle=self.folder / "one", bundles=self.folder, state_dir=home / "state", runtime="onnxruntime"
         )
         self.store = Store(self.settings.state_dir)
+        self.decoding = Decoding(turns=threading.BoundedSemaphore(1))
         self.loaded: list[Loaded] = []
         self.device: Device | None = None  # in place of what is loaded
         self.models = self.begin()
@@ -52,10 +57,11 @@ class Line:
         loaded = load_bundle(self.folder / "one", self.settings)
         self.store.activate(activation("one", loaded.digest, loaded.backends[0].manifest, self.settings))
         return Models(
-            Serving(loaded, bundle="one", record=self.store, settings=self.settings),
+            Serving(loaded, bundle="one", record=self.store, settings=self.settings, decoding=self.decoding),
             catalogue=Catalogue(configured=self.folder / "one", folder=self.folder),
             store=self.store,
             settings=self.settings,
+            decoding=self.decoding,
             metrics=Metrics(labels=(), codes=()),
         )
 
@@ -267,6 +273,21 @@ def test_a_swap_hands_on_how_the_threads_are_shared_out(line: Line) -> None:
         assert found.share == share
 
 
+def test_both_bundles_share_the_turns_and_the_room_to_decode(line: Line) -> None:
+    def refusal() -> str:
+        source = Source(data=encoded(SCREENS["pass"]), media_type="image/png")
+        with line.models.take() as serving, pytest.raises(DeadlineExceeded) as refused:
+            serving.inspector.inspect("screen", source, deadline_at=time.monotonic() + 0.1)
+        return refused.value.detail
+
+    for bundle in ("one", "two"):
+        line.models.activate(bundle)
+        with line.decoding.turns:
+            assert "could be decoded" in refusal()
+        with line.decoding.room.hold(sys.maxsize, timeout_s=0):
+            assert "before there was memory" in refusal()
+
+
 def test_a_device_that_is_lost_in_the_first_self_test_is_the_refusal_of_the_new_bundle_alone(
     line: Line, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,5 +334,6 @@ def test_a_screen_that_runs_at_the_end_of_the_grace_gets_a_problem_and_no_verdic
         with closing(own):
             answer = screen.result()
     assert is_problem(answer, 503, "not_ready")
+    assert answer.headers["retry-after"] == "5"
     assert "verdict" not in answer.json()
     # what was under way may still be recorded: then it is what the same screen is answered when it comes again

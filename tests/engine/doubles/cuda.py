@@ -45,7 +45,7 @@ class Machine:
         loggers: that TensorRT was given.
         unrecoverable: no new context can be made.
         datatype: that the inspector tells of the engine's layers.
-        datatypes: the same by a word in the name of the graph's file.
+        datatypes: the same by a word in the name of the graph.
         seconds: what a launch costs, by `launch` and `graph`, on `clock`.
         capture: whether a stream can be captured.
         built: batch sizes of the plans that were built, and the timing caches that came with them.

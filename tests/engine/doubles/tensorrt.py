@@ -1,7 +1,7 @@
 # ruff: noqa: ANN401 - a double takes what comes
 """A double of the small part of `tensorrt` that the engine uses. It claims nothing of TensorRT.
 
-A graph has one convolution, in the precision that its file is named after; an engine's is `Machine.datatype`.
+A graph has one convolution, in the precision that it is named after; an engine's is `Machine.datatype`.
 """
 
 import json
@@ -33,7 +33,7 @@ def tensorrt(machine: Machine) -> ModuleType:
         num_inputs = 1
 
         def __init__(self) -> None:
-            self.onnx, self.file, self.layers, self.inputs = b"", "", list[Any](), [port]
+            self.onnx, self.name, self.layers, self.inputs = b"", "", list[Any](), [port]
 
         @property
         def num_layers(self) -> int:
@@ -68,10 +68,10 @@ def tensorrt(machine: Machine) -> ModuleType:
             type=kind, num_inputs=len(inputs), get_input=inputs.__getitem__, get_output=lambda index: tensor(output)
         )
 
-    def layers_of(file: str) -> list[Any]:
-        kind = "float16" if "fp16" in file else "float32"
+    def layers_of(graph: str) -> list[Any]:
+        kind = "float16" if "fp16" in graph else "float32"
         factors = [tensor(name, kind) for name in ("map", "kernel")]
-        narrowed = [layer("dequantise", [tensor("narrow")], one.name) for one in factors if "int8" in file]
+        narrowed = [layer("dequantise", [tensor("narrow")], one.name) for one in factors if "int8" in graph]
         return [*narrowed, layer("convolution", factors, "seen")]
 
     class Builder(Logged):
@@ -99,7 +99,7 @@ def tensorrt(machine: Machine) -> ModuleType:
                 if not all(monitor.step_complete("Building", step) for step in range(2)):
                     return None
                 monitor.phase_finish("Building")
-            datatypes = [kind for word, kind in machine.datatypes.items() if word in network.file]
+            datatypes = [kind for word, kind in machine.datatypes.items() if word in network.name]
             return json.dumps([batch, *(datatypes or [machine.datatype])]).encode() + b"\n" + bytes(network.onnx)
 
     class Config:
@@ -129,16 +129,16 @@ def tensorrt(machine: Machine) -> ModuleType:
             assert [logger] == machine.loggers
             self.network = network
 
-        def parse_from_file(self, path: str) -> bool:
-            with open(path, "rb") as file:
-                self.network.onnx = file.read()
+        def parse(self, model: bytes, path: str) -> bool:
+            assert not Path(path).parent.is_dir(), "no weights outside the graph"
+            self.network.onnx = model
             try:
-                session = onnxruntime.InferenceSession(self.network.onnx, providers=["CPUExecutionProvider"])
+                session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
             except FOREIGN_ERRORS:
                 return False
             port.shape = (-1, *session.get_inputs()[0].shape[1:])
-            self.network.file = Path(path).name
-            self.network.layers = layers_of(self.network.file)
+            self.network.name = session.get_modelmeta().graph_name
+            self.network.layers = layers_of(self.network.name)
             return True
 
         def get_error(self, index: int) -> str:
