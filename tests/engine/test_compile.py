@@ -169,26 +169,14 @@ def test_a_file_that_is_no_graph_is_refused(tmp_path: Path, content: bytes, mess
         compile_file(tmp_path / "graph.onnx", precision="fp16", batch_size=3, capabilities=["SM86"])
 
 
-@pytest.mark.parametrize("location", ["weights.bin", "{folder}/weights.bin", "../../../../../..{folder}/weights.bin"])
-def test_weights_outside_the_graph_are_not_found_wherever_they_lie(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, location: str
-) -> None:
+def test_weights_outside_the_graph_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     graph = tiny_graph(tmp_path / "graph.onnx", half=True)
     onnx.save(onnx.load(graph), graph, save_as_external_data=True, location="weights.bin", size_threshold=0)
     monkeypatch.chdir(tmp_path)
-    assert parses(graph.read_bytes())  # what TensorRT by itself takes from the working directory
-    model = onnx.load(graph, load_external_data=False)
-    for weights in model.graph.initializer:
-        (place,) = (entry for entry in weights.external_data if entry.key == "location")
-        place.value = location.format(folder=tmp_path)
+    network = rtx.Builder(compiler.MESSAGES).create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    assert rtx.OnnxParser(network, compiler.MESSAGES).parse(graph.read_bytes())  # which TensorRT by itself takes
     with pytest.raises(PlanError, match=r"graph\.onnx: TensorRT refuses the graph: .*kernel"):
-        compile_graph(model.SerializeToString(), name=graph.name, precision="fp16", batch_size=3, capabilities=["SM86"])
-
-
-def parses(graph: bytes) -> bool:
-    builder = rtx.Builder(compiler.MESSAGES)
-    network = builder.create_network(1 << int(rtx.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    return bool(rtx.OnnxParser(network, compiler.MESSAGES).parse(graph))
+        compile_file(graph, precision="fp16", batch_size=3, capabilities=["SM86"])
 
 
 def test_progress_is_told_and_ends(tmp_path: Path) -> None:
