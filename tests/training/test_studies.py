@@ -15,82 +15,20 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.training.data_form import write_screens
+from tests.training.made_cells import cell_of, study_of
 from training.__main__ import app
 from training.bare import attribution_of
-from training.baselines import build_network
-from training.config import Config, read_config
 from training.cutting import cut
 from training.datasets import PatchSet
-from training.fit import _learning_rate
-from training.methods import METHODS
 from training.rows import read_rows
 from training.studies import cells, report, study
-from training.studies.cells import FIGURES, GROUPS, IMAGE, Cell
-from training.studies.tables import PresetName, Row, StudyTable, Windows, table
+from training.studies.cells import FIGURES, GROUPS, IMAGE
+from training.studies.tables import PresetName, Row, Windows, table
 
-NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "variants", "maps")
 SHORT = (
     *("threads=1", "data.patches_per_epoch=16", "phase1.epochs=1", "phase1.batch=8", "phase2.epochs=1"),
     *("phase1.warmup_steps=0", "phase2.warmup_steps=0", "network.feature_width=8", "network.relation_width=8"),
 )
-
-
-@pytest.mark.parametrize("preset", ["cpu", "full"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_row_of_every_table_is_a_network_and_a_training(name: str, preset: PresetName) -> None:
-    file = study.PRESETS[preset].file
-    base = read_config(file)
-    wanted = table(name, preset, base)
-    assert len({row.title for row in wanted.rows}) == len(wanted.rows)
-    for row in wanted.rows:
-        config = read_config(file, list(row.settings))
-        if config.network.trunk in ("light", "compact"):
-            build_network(3, config.network)
-        if not row.heavy and not row.from_phase1:  # the same budget for every method
-            assert config.phase1.epochs + config.phase2.epochs == base.phase1.epochs + base.phase2.epochs
-    assert wanted.axis == "" or all(row.x is not None for row in wanted.rows)
-
-
-def _rates(config: Config, steps: int) -> list[float]:
-    """Of each step of both phases, an epoch having so many steps; of a second warm-up the rate it comes to."""
-    rates: list[float] = []
-    for phase in (config.phase1, config.phase2):
-        total = phase.epochs * steps
-        rates += [_learning_rate(phase, step=max(step, phase.warmup_steps), total=total) for step in range(total)]
-    return rates
-
-
-IN_ONE_PHASE = "neither: stage 1 alone, without contrast", "reasoning without pretraining"
-
-
-@pytest.mark.parametrize("title", IN_ONE_PHASE)
-@pytest.mark.parametrize("preset", ["cpu", "full"])
-def test_a_network_that_is_trained_in_one_phase_has_the_rates_of_both(preset: PresetName, title: str) -> None:
-    file = study.PRESETS[preset].file
-    base = read_config(file)
-    (row,) = (row for row in table("3", preset, base).rows if row.title == title)
-    rates = _rates(base, 1000)
-    assert _rates(read_config(file, list(row.settings)), 1000) == pytest.approx(rates, abs=0.01 * max(rates))
-
-
-def test_where_both_phases_fall_a_single_one_falls_over_all_of_its_epochs() -> None:
-    file, annealed = study.PRESETS["cpu"].file, ["phase1.schedule=cosine"]
-    base = read_config(file, annealed)
-    for row in table("3", "cpu", base).rows:
-        config = read_config(file, [*annealed, *row.settings])
-        assert (config.phase1.schedule, config.phase2.schedule) == ("cosine", "cosine")
-
-
-def test_the_full_preset_holds_the_papers_methods() -> None:
-    rows = table("2", "full", study.PRESETS["full"].base(())).rows
-    assert [row.title for row in rows] == [method.title for method in METHODS.values()]
-    assert not any(row.heavy for row in rows)
-    assert [row.paper for row in rows] == [(m.screens[0], m.screens[3]) for m in METHODS.values()]
-
-
-def test_an_unknown_table_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no table '8'.*describe"):
-        table("8", "cpu", study.PRESETS["cpu"].base(()))
 
 
 @pytest.fixture(scope="module")
@@ -286,82 +224,6 @@ def test_a_run_that_cannot_be_taken_apart_is_named(source: Path, tmp_path: Path)
     )
     with pytest.raises(ValueError, match=f"^{run}: its scores are not"):
         attribution_of(run)
-
-
-def cell_of(
-    row: str, seed: int, f: float, *, validated: float = 0.5, by_image: float = 0.0, steps_only: bool = False
-) -> Cell:
-    values = dict.fromkeys((*FIGURES, "fitted_f_measure"), f) | {"validation_f_measure": validated}
-    figures = dict.fromkeys(GROUPS, values) | {IMAGE: dict.fromkeys(values, by_image)}
-    return Cell(
-        row=row,
-        division="d",
-        seed=seed,
-        steps_only=steps_only,
-        seconds=60,
-        revision=None,
-        figures={} if steps_only else figures,
-        per_label={"dot": f},
-    )
-
-
-def study_of(rows: tuple[Row, ...], cells: list[Cell]) -> study.Study:
-    return study.Study(
-        table=StudyTable(title="Three", rows=rows),
-        preset=study.PRESETS["cpu"],
-        data="d",
-        seeds=(0, 1, 2),
-        folds=(0,),
-        patch_px=None,
-        rows=(),
-        settings=("seed=1",),
-        cells=cells,
-    )
-
-
-def test_the_lead_is_taken_cell_by_cell_and_validation_chooses_whose() -> None:
-    """The mean of the differences spreads less than the difference of the means would suggest."""
-    rows = (Row(title="one", paper=(0.9, 0.8)), Row(title="two"), Row(title="three"), Row(title="heavy", heavy=True))
-    found = study_of(
-        rows,
-        [
-            *(cell_of("one", seed, f) for seed, f in enumerate((0.5, 0.7, 0.9))),
-            *(cell_of("two", seed, f, validated=0.6) for seed, f in enumerate((0.51, 0.71, 0.91))),
-            *(cell_of("three", seed, f) for seed, f in enumerate((0.52, 0.72, 0.89))),  # best on the test part
-            cell_of("heavy", 0, 0, steps_only=True),
-        ],
-    )
-    text = report.markdown(found, "3")
-    assert "| one | 0.700 ± 0.200 |" in text
-    assert "0.900, 0.800" in text
-    assert "of two, chosen by F on validation; at 0.5, and at fitted thresholds; ± half of the 95 % interval, " in text
-    assert "- one: 1.0 ± 0.0 (ahead in 3 of 3); 1.0 ± 0.0 (ahead in 3 of 3)" in text
-    assert "- three: 0.0 ± 4.3 (ahead in 1 of 3)" in text  # 4.303 times 1.732 / sqrt(3): two degrees of freedom
-    assert "a few steps, to show that it runs" in text
-    assert "`python -m training table 3 --preset cpu --data d --seeds 3 --fold 0 --set seed=1`" in text
-
-
-def test_where_methods_are_compared_the_two_stage_network_is_held_against_each() -> None:
-    rows = (Row(title="KSSNet"), Row(title="two-stage"))
-    found = study_of(rows, [cell_of("KSSNet", 0, 0.8, validated=0.9), cell_of("two-stage", 0, 0.7)])
-    text = report.markdown(found, "2")
-    assert "Ahead in points of F, cell by cell, of two-stage; at 0.5" in text
-    assert "\n\n- KSSNet: -10.0 (ahead in 0 of 1)" in text
-
-
-def test_folds_that_share_their_training_data_say_less_than_as_many_that_do_not() -> None:
-    points = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert report.margin(points, divisions=1) == pytest.approx(2.776445 * (2.5 / 5) ** 0.5)
-    assert report.margin(points, divisions=5) == pytest.approx(2.776445 * (2.5 * (1 / 5 + 1 / (4 * 0.85))) ** 0.5)
-
-
-def test_seeds_of_a_fold_count_as_one() -> None:
-    def lead(seeds: int) -> str:
-        mine = {(f"d, fold {fold}", seed): 0.5 + 0.01 * fold for fold in range(5) for seed in range(seeds)}
-        return report._lead(mine, dict.fromkeys(mine, 0.5))
-
-    assert lead(1).split(" (")[0] == lead(3).split(" (")[0]
-    assert lead(3).endswith("(ahead in 12 of 15)")
 
 
 def test_what_decides_a_cells_figures_is_in_its_name(source: Path, tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+from tests.training.made_cells import cell_of, study_of
+from training.studies import report
+from training.studies.tables import Row
+
+
+def test_the_lead_is_taken_cell_by_cell_and_validation_chooses_whose() -> None:
+    """The mean of the differences spreads less than the difference of the means would suggest."""
+    rows = (Row(title="one", paper=(0.9, 0.8)), Row(title="two"), Row(title="three"), Row(title="heavy", heavy=True))
+    found = study_of(
+        rows,
+        [
+            *(cell_of("one", seed, f) for seed, f in enumerate((0.5, 0.7, 0.9))),
+            *(cell_of("two", seed, f, validated=0.6) for seed, f in enumerate((0.51, 0.71, 0.91))),
+            *(cell_of("three", seed, f) for seed, f in enumerate((0.52, 0.72, 0.89))),  # best on the test part
+            cell_of("heavy", 0, 0, steps_only=True),
+        ],
+    )
+    text = report.markdown(found, "3")
+    assert "| one | 0.700 ± 0.200 |" in text
+    assert "0.900, 0.800" in text
+    assert "of two, chosen by F on validation; at 0.5, and at fitted thresholds; ± half of the 95 % interval, " in text
+    assert "- one: 1.0 ± 0.0 (ahead in 3 of 3); 1.0 ± 0.0 (ahead in 3 of 3)" in text
+    assert "- three: 0.0 ± 4.3 (ahead in 1 of 3)" in text  # 4.303 times 1.732 / sqrt(3): two degrees of freedom
+    assert "a few steps, to show that it runs" in text
+    assert "`python -m training table 3 --preset cpu --data d --seeds 3 --fold 0 --set seed=1`" in text
+
+
+def test_where_methods_are_compared_the_two_stage_network_is_held_against_each() -> None:
+    rows = (Row(title="KSSNet"), Row(title="two-stage"))
+    found = study_of(rows, [cell_of("KSSNet", 0, 0.8, validated=0.9), cell_of("two-stage", 0, 0.7)])
+    text = report.markdown(found, "2")
+    assert "Ahead in points of F, cell by cell, of two-stage; at 0.5" in text
+    assert "\n\n- KSSNet: -10.0 (ahead in 0 of 1)" in text
+
+
+def test_folds_that_share_their_training_data_say_less_than_as_many_that_do_not() -> None:
+    points = [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert report.margin(points, divisions=1) == pytest.approx(2.776445 * (2.5 / 5) ** 0.5)
+    assert report.margin(points, divisions=5) == pytest.approx(2.776445 * (2.5 * (1 / 5 + 1 / (4 * 0.85))) ** 0.5)
+
+
+def test_seeds_of_a_fold_count_as_one() -> None:
+    def lead(seeds: int) -> str:
+        mine = {(f"d, fold {fold}", seed): 0.5 + 0.01 * fold for fold in range(5) for seed in range(seeds)}
+        return report._lead(mine, dict.fromkeys(mine, 0.5))
+
+    assert lead(1).split(" (")[0] == lead(3).split(" (")[0]
+    assert lead(3).endswith("(ahead in 12 of 15)")

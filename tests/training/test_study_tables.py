@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from training.baselines import build_network
+from training.config import Config, read_config
+from training.fit import _learning_rate
+from training.methods import METHODS
+from training.studies import study
+from training.studies.tables import PresetName, table
+
+NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "variants", "maps")
+
+
+@pytest.mark.parametrize("preset", ["cpu", "full"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_row_of_every_table_is_a_network_and_a_training(name: str, preset: PresetName) -> None:
+    file = study.PRESETS[preset].file
+    base = read_config(file)
+    wanted = table(name, preset, base)
+    assert len({row.title for row in wanted.rows}) == len(wanted.rows)
+    for row in wanted.rows:
+        config = read_config(file, list(row.settings))
+        if config.network.trunk in ("light", "compact"):
+            build_network(3, config.network)
+        if not row.heavy and not row.from_phase1:  # the same budget for every method
+            assert config.phase1.epochs + config.phase2.epochs == base.phase1.epochs + base.phase2.epochs
+    assert wanted.axis == "" or all(row.x is not None for row in wanted.rows)
+
+
+def _rates(config: Config, steps: int) -> list[float]:
+    """Of each step of both phases, an epoch having so many steps; of a second warm-up the rate it comes to."""
+    rates: list[float] = []
+    for phase in (config.phase1, config.phase2):
+        total = phase.epochs * steps
+        rates += [_learning_rate(phase, step=max(step, phase.warmup_steps), total=total) for step in range(total)]
+    return rates
+
+
+IN_ONE_PHASE = "neither: stage 1 alone, without contrast", "reasoning without pretraining"
+
+
+@pytest.mark.parametrize("title", IN_ONE_PHASE)
+@pytest.mark.parametrize("preset", ["cpu", "full"])
+def test_a_network_that_is_trained_in_one_phase_has_the_rates_of_both(preset: PresetName, title: str) -> None:
+    file = study.PRESETS[preset].file
+    base = read_config(file)
+    (row,) = (row for row in table("3", preset, base).rows if row.title == title)
+    rates = _rates(base, 1000)
+    assert _rates(read_config(file, list(row.settings)), 1000) == pytest.approx(rates, abs=0.01 * max(rates))
+
+
+def test_where_both_phases_fall_a_single_one_falls_over_all_of_its_epochs() -> None:
+    file, annealed = study.PRESETS["cpu"].file, ["phase1.schedule=cosine"]
+    base = read_config(file, annealed)
+    for row in table("3", "cpu", base).rows:
+        config = read_config(file, [*annealed, *row.settings])
+        assert (config.phase1.schedule, config.phase2.schedule) == ("cosine", "cosine")
+
+
+def test_the_full_preset_holds_the_papers_methods() -> None:
+    rows = table("2", "full", study.PRESETS["full"].base(())).rows
+    assert [row.title for row in rows] == [method.title for method in METHODS.values()]
+    assert not any(row.heavy for row in rows)
+    assert [row.paper for row in rows] == [(m.screens[0], m.screens[3]) for m in METHODS.values()]
+
+
+def test_an_unknown_table_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no table '8'.*describe"):
+        table("8", "cpu", study.PRESETS["cpu"].base(()))
