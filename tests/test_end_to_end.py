@@ -75,7 +75,7 @@ def test_the_bundle_passes_the_release_gate_with_its_modules_verdicts(folder: Pa
 
 
 def test_other_limits_are_calibrated_sealed_and_released(folder: Path) -> None:
-    run(folder, "training calibrate bundle --data cut --version 3.1 --out bundle-limits")
+    run(folder, "training calibrate bundle --data cut --part validation --version 3.1 --out bundle-limits")
     run(folder, "training seal run --bundle bundle-limits --golden screens")
     record = json.loads(run(folder, "service release bundle-limits --golden screens --active bundle-limits --json"))
     assert (record["screens"], record["different"]) == (14, [])

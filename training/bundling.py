@@ -21,7 +21,7 @@ from training.config import Config
 from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, report
-from training.folder import KNOWN_DATA, RunFolder, data_id, load_run
+from training.folder import LEARNT_DATA, RunFolder, data_id, load_run
 from training.inference import network_probability, network_score
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
@@ -127,7 +127,7 @@ def export_run(
             **_facts(config, measured),
             **found.facts(),
             **temperature_facts(sureness),
-            KNOWN_DATA: " ".join(data_id([folder]) for folder in dict.fromkeys([*config.all_folders, *calibration])),
+            LEARNT_DATA: " ".join(data_id([folder]) for folder in dict.fromkeys(config.all_folders)),
         },
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]

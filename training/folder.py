@@ -27,7 +27,7 @@ from training.network import Network
 from training.whole import replace
 
 MIXED = "mixed"  # weights of the end of a run, in part those that it started with
-KNOWN_DATA = "known_data_ids"  # of a manifest's facts: `data_id` of each folder that its network or limits come from
+LEARNT_DATA = "learnt_data_ids"  # of a manifest's facts: `data_id` of each folder that its network has learnt from
 
 
 class RunFolder:

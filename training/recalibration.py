@@ -16,7 +16,7 @@ from training.card import CARD_FILE, recalibrated_card
 from training.costs import Costs
 from training.datasets import refuse_known
 from training.evaluation import Report, bundle_probability, fitting_patches, report
-from training.folder import KNOWN_DATA, data_id
+from training.folder import LEARNT_DATA, data_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,9 +61,9 @@ def recalibrate(
     if out.exists():
         raise ValueError(f"{out} exists: name another folder for the new bundle")
     refuse_known(folders, [])
-    known = {before.data_id, *str(before.training.get(KNOWN_DATA, "")).split()}
+    learnt = {before.data_id, *str(before.training.get(LEARNT_DATA, "")).split()}
     for folder in folders if part in (None, "train") else ():
-        if not known.isdisjoint({data_id([folder]), data_id(folders)}):
+        if not learnt.isdisjoint({data_id([folder]), data_id(folders)}):
             raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
     patches = fitting_patches(before, folders, part=part)
     with closing(load(bundle)) as backend:

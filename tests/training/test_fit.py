@@ -24,7 +24,7 @@ from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
 from training.fit import Run, _learning_rate, fit
-from training.folder import KNOWN_DATA, data_id, load_run
+from training.folder import LEARNT_DATA, data_id, load_run
 from training.inference import network_probability, network_score
 from training.record import revision_of
 from training.rows import read_rows
@@ -299,7 +299,7 @@ def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path
     assert line.calibration.tally.overkills == 0  # their scores are high, and a review costs less than overkill
     assert line.manifest.data_id != usual.manifest.data_id
     assert line.manifest.training["limits_costs"] == str(costs)
-    assert data_id([few]) in str(line.manifest.training[KNOWN_DATA]).split()
+    assert line.manifest.training[LEARNT_DATA] == data_id(run.data.folders)
     again = shutil.copytree(run.data.folders[0], tmp_path / "again")
     (again / "labels.csv").open("a").close()
     with pytest.raises(ValueError, match=r"again: screen \w+ of \w+ is known already"):  # cut anew elsewhere

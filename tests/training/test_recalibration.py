@@ -18,7 +18,7 @@ from training import calibration_picture, plots
 from training.card import MEASURED
 from training.costs import Costs
 from training.cutting import cut
-from training.folder import KNOWN_DATA, data_id
+from training.folder import LEARNT_DATA, data_id
 from training.recalibration import Recalibrated, recalibrate
 from training.reliability import Bin
 
@@ -167,7 +167,7 @@ def test_limits_are_not_chosen_on_what_the_bundle_has_learnt_from(
     alone, among = (shutil.copytree(bundle, tmp_path / name) for name in ("alone", "among"))
     before = Manifest.read(bundle)
     replace(before, data_id=data_id([data])).write(alone)
-    replace(before, training={**before.training, KNOWN_DATA: f"0123 {data_id([data])}"}).write(among)
+    replace(before, training={**before.training, LEARNT_DATA: f"0123 {data_id([data])}"}).write(among)
     for learnt in (alone, among):
         if refused:
             with pytest.raises(ValueError, match=r"has learnt from .*cut: take other screens, or --part validation"):
