@@ -102,7 +102,8 @@ class Config(_Section):
         if self.loss.map > 0 and not self.network.has_label_maps:
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
         if self.network.pooling == "attention" and not self.network.has_label_features:
-            raise ValueError(f"network.method = {self.network.method!r} has no label features to pool by attention")
+            remedy = "set network.pooling = 'average'"
+            raise ValueError(f"network.method = {self.network.method!r} pools nothing by attention: {remedy}")
         if self.network.stages == 1 and self.phase2.epochs:
             raise ValueError(f"network.method = {self.network.method!r} has one stage: set phase2.epochs = 0")
         whole = self.network.method in ("kssnet", "tdrg")

@@ -136,7 +136,7 @@ def test_a_temperature_divides_the_deciding_scores(method: str) -> None:
 
 def test_a_rival_that_has_no_stage_2_says_so(tmp_path: Path) -> None:
     (tmp_path / "toy.toml").write_text(TOML)
-    plain = ["network.method=plain", "loss.contrast=0", "loss.map=0"]
+    plain = ["network.method=plain", "network.pooling=average", "loss.contrast=0", "loss.map=0"]
     assert read_config(tmp_path / "toy.toml", [*plain, "phase2.epochs=0"]).network.method == "plain"
     with pytest.raises(ValueError, match="one stage"):
         read_config(tmp_path / "toy.toml", plain)
@@ -208,7 +208,13 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("method", RIVALS)
 def test_a_rival_is_trained_exported_and_served_by_the_same_commands(method: str, data: Path) -> None:
-    changes = ["phase1.epochs=1", "phase2.epochs=0", f"network.method={method}", f"run={method}"]
+    changes = [
+        "phase1.epochs=1",
+        "phase2.epochs=0",
+        f"network.method={method}",
+        f"run={method}",
+        "network.pooling=average",
+    ]
     if method != "feature_clustering":
         changes += ["loss.contrast=0", "loss.map=0"]
     config = read_config(data, changes)

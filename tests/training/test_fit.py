@@ -360,7 +360,7 @@ def test_attention_that_a_method_has_none_of_is_refused(tmp_path: Path, method: 
     (tmp_path / "c.toml").write_text('name = "x"\nrun = "r"\n[data]\nfolders = ["d"]\n')
     one_stage = [f"network.method={method}", "phase2.epochs=0", "loss.contrast=0"]
     read_config(tmp_path / "c.toml", one_stage)
-    with pytest.raises(ValueError, match="no label features to pool by attention"):
+    with pytest.raises(ValueError, match="pools nothing by attention: set"):
         read_config(tmp_path / "c.toml", [*one_stage, "network.pooling=attention"])
 
 
