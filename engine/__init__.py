@@ -19,6 +19,7 @@ from engine.errors import (
 )
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import MAP_TOLERANCE, Golden, made_as, read_golden, self_test
+from engine.locks import alone
 from engine.manifest import (
     NO_SECOND_LOOK,
     RELEASE_FILE,
@@ -67,6 +68,7 @@ __all__ = [
     "Spread",
     "Tuning",
     "Window",
+    "alone",
     "available_cpus",
     "bundle_sha256",
     "check_finite",

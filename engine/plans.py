@@ -12,15 +12,14 @@ hash. It may be removed at any time; the next start then builds again. A build r
 `UNUSED_KEPT_S`, so that retraining does not fill the disk, and the drafts of processes that were killed.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -28,6 +27,7 @@ from typing import Protocol
 from engine.errors import BundleError
 from engine.fields import parse_object
 from engine.layers import Layer, heavy_counts, real_precision
+from engine.locks import alone
 from engine.manifest import FEATURES_FILES, REASONING_FILE, SHA256, Manifest
 
 MAX_RECORD_BYTES = 2**20
@@ -200,7 +200,7 @@ class PlanCache:
         plan = Plan(data=build.plan, record=record, path=self._path(key), built=True)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with self._alone():
+            with alone(self.folder / LOCK_FILE):
                 _write(plan.path, build.plan)
                 self._write_record(record)
                 if build.timing_cache:
@@ -234,21 +234,13 @@ class PlanCache:
     def _update(self, plan: Plan, change: Callable[[PlanRecord], PlanRecord]) -> PlanRecord:
         if plan.unkept:
             return change(plan.record)
-        with self._alone():
+        with alone(self.folder / LOCK_FILE):
             found = self.find(plan.record.key)  # another process may have written to it since the plan was loaded
             if found is None or found.record.plan_sha256 != plan.record.plan_sha256:
                 return change(plan.record)  # another one lies there now, which was not measured
             record = change(found.record)
             self._write_record(record)
             return record
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process writes meanwhile; one that reads finds each file whole."""
-        with (self.folder / LOCK_FILE).open("a") as lock:
-            with suppress(OSError):  # a file system without locks, on which whoever writes last wins
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _mark(self, *files: Path) -> None:
         """Let files count as used now; where they are another user's, only that user's loads count."""

@@ -14,7 +14,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from zipfile import BadZipFile
 
 import cv2
 import numpy as np
@@ -25,6 +24,7 @@ from engine import Window, cover, to_grey
 from training.patches import CutSummary, Patches, summarise, write_tables
 from training.rows import read_rows
 from training.truth import CELL_PX, Defect, Rule
+from training.validation.tables import read_arrays
 from training.visible import Visible, border_px
 
 PART_OF_TRAINING_FOR_VALIDATION = 0.15
@@ -171,10 +171,9 @@ def _read_masks(path: Path) -> dict[int, tuple[NDArray[np.int32], NDArray[np.int
     if not path.is_file():
         return {}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            rows, columns, ids = arrays["row"], arrays["column"], arrays["id"]
-    except (BadZipFile, KeyError, ValueError, TypeError) as error:
-        raise ValueError(f"{path} holds no masks: {error!r}") from error
+        rows, columns, ids = read_arrays(path, ("row", "column", "id"))
+    except ValueError as error:
+        raise ValueError(f"{path} holds no masks: {error}") from error
     return {int(i): (rows[ids == i], columns[ids == i]) for i in np.unique(ids)}
 
 

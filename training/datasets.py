@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from training import whole
+from engine import alone
 from training.truth import CELL_PX
 from training.visible import VISIBLE_FILE, Visible, read_visible
 
@@ -191,7 +191,7 @@ class _CutFolder:
         shape = (len(self.names), self.patch_px, self.patch_px)
         cache = self.folder / "pixels.u8"
         if not _is_whole(cache, shape):
-            with whole.alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
+            with alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
                 if not _is_whole(cache, shape):
                     self._decode(cache, shape)
         return np.memmap(cache, np.uint8, "r", shape=shape)

@@ -137,7 +137,7 @@ def start_from(network: Network, weights: Path) -> None:
 
 
 def mix_with_start(network: Network, config: Config) -> None:
-    """Take `start_share` of the weights that a run started from, the rest of its own; nothing where the share is 0.
+    """Take `start_share` of the weights that a run started from, the rest of its own.
 
     A run that learns something new forgets some of what it knew; half way between both weights it does better at
     either (Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022).
@@ -145,8 +145,7 @@ def mix_with_start(network: Network, config: Config) -> None:
     Raises:
         ValueError: the weights that it started from cannot be read, or are another network's.
     """
-    if not config.start_share or config.start is None:
-        return
+    assert config.start is not None  # a configuration with a share has one
     own = {key: value.clone() for key, value in network.state_dict().items()}
     start_from(network, config.start)
     for key, value in network.state_dict().items():

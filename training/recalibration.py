@@ -62,8 +62,9 @@ def recalibrate(
         raise ValueError(f"{out} exists: name another folder for the new bundle")
     refuse_known(folders, [])
     learnt = {before.data_id, *str(before.training.get(LEARNT_DATA, "")).split()}
+    chosen_on = data_id(folders)
     for folder in folders if part in (None, "train") else ():
-        if not learnt.isdisjoint({data_id([folder]), data_id(folders)}):
+        if not learnt.isdisjoint({data_id([folder]), chosen_on}):
             raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
     patches = fitting_patches(before, folders, part=part)
     with closing(load(bundle)) as backend:
@@ -77,7 +78,7 @@ def recalibrate(
         training={
             **before.training,
             **found.facts(),
-            "limits_data_id": data_id(folders),
+            "limits_data_id": chosen_on,
             "limits_before": f"{before.name} {before.version}",
         },
     )

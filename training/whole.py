@@ -1,11 +1,9 @@
-"""Files that are there whole or not at all, and work that one process does at a time."""
+"""Files that are there whole or not at all."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -16,12 +14,3 @@ def replace(file: Path, write: Callable[[Path], object]) -> None:
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(partial, file)
-
-
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """No other process that asks by this file, which is made and stays, is at it meanwhile."""
-    with lock.open("a") as file:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield

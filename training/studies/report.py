@@ -150,12 +150,12 @@ def _leads(study: Study) -> Iterator[str]:
 
 
 def _lead(mine: _OfCells, theirs: _OfCells) -> str:
-    points = [100 * (mine[cell] - theirs[cell]) for cell in mine]
+    ahead = {cell: 100 * (mine[cell] - theirs[cell]) for cell in sorted(mine)}
+    points = list(ahead.values())
     told = f"{statistics.fmean(points):.1f}"
     if len(points) > 1:
         by_division = [
-            statistics.fmean(100 * (mine[cell] - theirs[cell]) for cell in cells)
-            for _, cells in groupby(sorted(mine), key=itemgetter(0))
+            statistics.fmean(ahead[cell] for cell in cells) for _, cells in groupby(ahead, key=itemgetter(0))
         ]
         divisions = len(by_division)
         half = margin(by_division if divisions > 1 else points, divisions=divisions)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from training import devices, whole
+from engine import alone
+from training import devices
 from training.config import Config, read_config
 from training.cutting import cut, read_folds
 from training.studies.cells import Cell, Division, run_cell
@@ -158,10 +159,10 @@ def _refuse_other_devices(wanted: StudyTable, preset: Preset, base: Config, sett
     for row in wanted.rows if base.devices * base.nodes > 1 else ():
         asked = read_config(preset.file, [*settings, *row.settings]).devices
         if asked != base.devices:
-            alone = f"--row {shlex.quote(row.title)} --set devices={asked}"
+            by_itself = f"--row {shlex.quote(row.title)} --set devices={asked}"
             raise ValueError(
                 f"row {row.title!r} takes {asked} devices and the study {base.devices}, which one run cannot change: "
-                f"train it by {alone}, and name the other rows here"
+                f"train it by {by_itself}, and name the other rows here"
             )
 
 
@@ -194,7 +195,7 @@ def _divisions(data: Path, out: Path, windows: Windows, folds: Sequence[int], *,
         cut_name = f"{data.name}-{boxes}-{how}{'' if fold is None else f'-{fold}'}"
         folder, draft = out / "cut" / cut_name, out / "cut" / f".{cut_name}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with whole.alone(out / "cut.lock"):  # other tables may be made beside this one
+        with alone(out / "cut.lock"):  # other tables may be made beside this one
             if not folder.is_dir():
                 shutil.rmtree(draft, ignore_errors=True)  # of a study that was killed
                 cut(
