@@ -23,7 +23,7 @@ modules["openvino_telemetry"] = None
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import frontend, properties
+from openvino import frontend, opset13, properties
 from openvino.exceptions import OVError
 
 from engine.backend import Features
@@ -69,7 +69,12 @@ class OpenVinoBackend(CpuBackend):
             return model
 
         with _refusing(graph.file):
-            form = _held_in_float32(read(graph.onnx), but=graph.rounding) if narrow else (graph.onnx,)
+            if narrow:
+                model = read(graph.onnx)
+                _read_in_groups(model)
+                form: tuple[bytes | openvino.Tensor, ...] = _held_in_float32(model, but=graph.rounding)
+            else:
+                form = (graph.onnx,)
 
         def build(share: Share) -> Batches:
             with _refusing(graph.file):
@@ -170,3 +175,39 @@ def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> tuple[byt
             ElementTree.SubElement(marks, "attribute", name="precise", version="0")
         weights = np.fromfile(file.with_suffix(".bin"), np.uint8)
         return ElementTree.tostring(tree.getroot()), openvino.Tensor(weights)
+
+
+def _read_in_groups(model: openvino.Model) -> None:
+    """Let a convolution of one channel that steps by s pixels take rows in groups of s, as s channels; in place.
+
+    On CPUs with AVX-512 OpenVINO multiplies by blocks of channels, and of a single channel fills one lane: the stem of
+    the embedded network took as long as a third of what follows. Pixels of a row that are neighbours are in memory what
+    channels are, so nothing is moved, and the same products are summed. Without AVX-512 it has a way that is faster.
+    """
+    for layer in model.get_ordered_ops():
+        if layer.get_type_name() != "Convolution":
+            continue
+        pixels, weight = layer.input_value(0), layer.input_value(1).get_node()
+        facts = layer.get_attributes()
+        (down, step), (above, left) = facts["strides"], facts["pads_begin"]
+        below, right = facts["pads_end"]
+        count, channels, rows, width = pixels.get_shape()
+        outputs, _, high, wide = weight.get_output_shape(0)
+        grouped = (width + left + right) // step
+        plain = facts["dilations"] == [1, 1] and weight.get_type_name() == "Constant"
+        # whole groups in a row and in the kernel, whose place is then the same in each
+        if channels > 1 or step == 1 or not plain or (width + left + right) % step or wide % step:
+            continue
+        padded = opset13.pad(pixels, [0, 0, 0, left], [0, 0, 0, right], "constant", np.float32(0))
+        in_groups = opset13.reshape(padded, np.array([count, rows, grouped, step]), special_zero=False)
+        kernel = weight.get_data().reshape(outputs, high, wide // step, step).transpose(0, 3, 1, 2)
+        same = opset13.convolution(
+            opset13.transpose(in_groups, np.array([0, 3, 1, 2])),
+            np.ascontiguousarray(kernel),
+            [down, 1],
+            [above, 0],
+            [below, 0],
+            [1, 1],
+        )
+        same.set_friendly_name(layer.get_friendly_name())
+        layer.output(0).replace(same.output(0))

@@ -26,15 +26,15 @@ class Scene:
     panel: NDArray[np.uint8] | None
 
 
-def draw_scene(rng: np.random.Generator, *, height: int, width: int, base: float) -> Scene:
-    """A screen without defects whose panel has about the light `base`."""
+def draw_scene(rng: np.random.Generator, *, height: int, width: int, base: float, dirt: float = 1.0) -> Scene:
+    """A screen without defects whose panel has about the light `base`, and `dirt` times as much on it as usual."""
     light = _illumination(rng, height=height, width=width)
     light *= base
     _lattice(rng, light)
     panel = None
     if rng.random() < 0.55:
         panel = _housing(rng, light, base=base)
-    _look_alikes(rng, light, panel, base=base)
+    _look_alikes(rng, light, panel, base=base, dirt=dirt)
     return Scene(light=light, panel=panel)
 
 
@@ -200,11 +200,16 @@ def _glints(
 
 
 def _look_alikes(
-    rng: np.random.Generator, light: NDArray[np.float32], panel: NDArray[np.uint8] | None, *, base: float
+    rng: np.random.Generator,
+    light: NDArray[np.float32],
+    panel: NDArray[np.uint8] | None,
+    *,
+    base: float,
+    dirt: float,
 ) -> None:
     """Lay dust, grease and broad reflections on the panel, in place."""
     height, width = light.shape
-    dirt = float(np.exp(rng.uniform(np.log(0.05), np.log(2.5)))) * height * width / 2**24
+    dirt *= float(np.exp(rng.uniform(np.log(0.05), np.log(2.5)))) * height * width / 2**24
     expected = {"fibre": 4.0, "blob": 8.0, "soft_ring": 0.7, "fingerprint": 0.8}
     # strength as a share of the panel's light
     strength = {

@@ -79,9 +79,16 @@ def plan_screens(screens: int, *, seed: int, clean: float = 0.5) -> tuple[Plan, 
 
 
 def draw_screen(
-    labels: tuple[str, ...], *, seed: int, index: int, height: int, width: int, faintest: float = 1.0
+    labels: tuple[str, ...],
+    *,
+    seed: int,
+    index: int,
+    height: int,
+    width: int,
+    faintest: float = 1.0,
+    dirt: float = 1.0,
 ) -> tuple[NDArray[np.uint8], list[Defect]]:
-    """The frame (H, W) of one screen and its defects; the same for the same seed, index, size and `faintest`.
+    """The frame (H, W) of one screen and its defects; the same for the same arguments.
 
     A defect for which there is no place where it would be seen is left out; at least one of `labels` stays: where
     none can, the screen is drawn anew.
@@ -89,18 +96,18 @@ def draw_screen(
     for attempt in itertools.count():
         entropy = [seed, index, attempt] if attempt else [seed, index]
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
-        frame, defects = _draw(rng, labels, height=height, width=width, faintest=faintest)
+        frame, defects = _draw(rng, labels, height=height, width=width, faintest=faintest, dirt=dirt)
         if defects or not labels:
             break
     return frame, defects
 
 
 def _draw(
-    rng: np.random.Generator, labels: tuple[str, ...], *, height: int, width: int, faintest: float
+    rng: np.random.Generator, labels: tuple[str, ...], *, height: int, width: int, faintest: float, dirt: float
 ) -> tuple[NDArray[np.uint8], list[Defect]]:
     sensor = Sensor.draw(rng, height=height, width=width)
     base = np.exp(rng.uniform(np.log(8), np.log(40))) if rng.random() < 0.55 else rng.uniform(40, 140)
-    scene = draw_scene(rng, height=height, width=width, base=sensor.light(float(base)))
+    scene = draw_scene(rng, height=height, width=width, base=sensor.light(float(base)), dirt=dirt)
     sensor.blur(scene.light)
     placer = Placer(rng, scene, sensor, faintest)
     # large ones first: they need the room
@@ -118,6 +125,7 @@ def render(
     height: int = 10240,
     clean: float = 0.5,
     faintest: float = 1.0,
+    dirt: float = 1.0,
     preview: bool = False,
     processes: int | None = None,
 ) -> None:
@@ -132,6 +140,7 @@ def render(
         clean: share of screens without a defect, 0-1.
         faintest: how many times the floor of visibility (see `training.placing`) the faintest defect stands out, at
             least 1.
+        dirt: how many times as much dust, grease and reflections, which are no defects, as a line has.
         preview: also write contact sheets, `preview_*.png`.
         processes: that render side by side; by default one per core.
 
@@ -142,12 +151,14 @@ def render(
         raise ValueError(f"a frame is at least 256 x 256 pixels, got {width} x {height}")
     if faintest < 1:
         raise ValueError(f"what is fainter than the floor of visibility is no defect: faintest >= 1, got {faintest}")
+    if dirt < 0:
+        raise ValueError(f"dirt is at least 0, got {dirt}")
     plans = plan_screens(screens, seed=seed, clean=clean)
     if (out / "boxes.csv").exists():
         raise ValueError(f"{out} already holds screens")
     (out / "screens").mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
-    tasks = [_Task(plan, out, seed, height, width, faintest) for plan in plans]
+    tasks = [_Task(plan, out, seed, height, width, faintest, dirt) for plan in plans]
     workers = min(processes or os.cpu_count() or 1, screens)
     boxes: list[tuple[object, ...]] = []
     conditions: list[tuple[object, ...]] = []
@@ -175,6 +186,7 @@ class _Task:
     height: int
     width: int
     faintest: float
+    dirt: float
 
 
 def _run(tasks: list[_Task], workers: int) -> Iterator[list[Defect]]:
@@ -199,6 +211,7 @@ def _render_one(task: _Task) -> list[Defect]:
         height=task.height,
         width=task.width,
         faintest=task.faintest,
+        dirt=task.dirt,
     )
     path = task.out / "screens" / f"{task.plan.name}.png"
     if not cv2.imwrite(str(path), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1]):

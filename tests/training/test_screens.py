@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from training.defects import LABELS
 from training.placing import CONTRAST_FLOOR, GREY_FLOOR
@@ -53,6 +54,19 @@ def test_the_faintest_defect_stands_out_as_asked(faintest: float) -> None:
 def test_what_is_fainter_than_the_floor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="faintest >= 1"):
         render(tmp_path / "out", screens=1, seed=0, width=WIDTH, height=HEIGHT, faintest=0.5)
+
+
+def test_dirt_is_what_lies_on_the_glass_and_is_no_defect(tmp_path: Path) -> None:
+    def frames(dirt: float) -> NDArray[np.float32]:
+        drawn = [draw_screen((), seed=8, index=k, height=HEIGHT, width=WIDTH, dirt=dirt) for k in range(6)]
+        assert not any(defects for _, defects in drawn)
+        return np.stack([cv2.blur(frame.astype(np.float32), (7, 7)) for frame, _ in drawn])
+
+    cleaned, usual, dirtier = (frames(dirt) for dirt in (0.0, 1.0, 300.0))
+    changed = [float((np.abs(other - cleaned) > 3).mean()) for other in (usual, dirtier)]
+    assert changed[0] < 0.01 < changed[1]
+    with pytest.raises(ValueError, match="dirt is at least 0"):
+        render(tmp_path / "out", screens=1, seed=0, width=WIDTH, height=HEIGHT, dirt=-1)
 
 
 def test_boxes_are_tight_about_the_masks(folder: Path) -> None:

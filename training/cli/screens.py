@@ -23,6 +23,7 @@ def render(
     faintest: Annotated[
         float, typer.Option(help="How many times the floor of visibility the faintest defect stands out.", min=1)
     ] = 1.0,
+    dirt: Annotated[float, typer.Option(help="Times the dust and reflections of a line, to learn from.", min=0)] = 1.0,
     preview: Annotated[bool, typer.Option("--preview", help="Write a contact sheet per label as well.")] = False,
     processes: Annotated[int | None, typer.Option(help="Default: one per CPU.", min=1)] = None,
 ) -> None:
@@ -37,6 +38,7 @@ def render(
         height=height,
         clean=clean,
         faintest=faintest,
+        dirt=dirt,
         preview=preview,
         processes=processes,
     )

@@ -4,16 +4,17 @@ Only what our service has of its own is missing, so that the peers answer the sa
 no deadline, no self-test, no digest of the pixels, and no record. The self-test counts as passed.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
+from threading import Lock
 from typing import Any, Self
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from engine import Manifest, cover, cut
+from engine import Manifest, cover, cut, load
 from service.aggregation import Observed, aggregate
 from service.bench.peers.setting import Setting
 from service.brightness import Brightness
@@ -25,6 +26,7 @@ OUTPUTS = ("label_features", "stage1", "activation")
 TESTED = SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail="")
 
 Answer = dict[str, Any]
+Run = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
 
 
 class Model:
@@ -33,16 +35,24 @@ class Model:
     Args:
         bundle: its folder.
         frame_size: (height, width) agreed for the line.
-        threads: of ONNX Runtime for one run of the features graph.
+        threads: of the runtime for one run of the features graph.
         patches: that one run takes.
+        ours: whether that run is one of our backend, in the runtime and precision that it takes by default.
     """
 
-    def __init__(self, bundle: Path, frame_size: tuple[int, int], *, threads: int, patches: int) -> None:
+    def __init__(
+        self, bundle: Path, frame_size: tuple[int, int], *, threads: int, patches: int, ours: bool = False
+    ) -> None:
         self.manifest = Manifest.read(bundle)
         self.windows = cover(*frame_size, patch_px=self.manifest.patch_px, overlap_px=self.manifest.overlap_px)
         self._frame_size = frame_size
         self._patches = patches
-        self._features = _session(bundle / self.manifest.features_file("fp32"), threads)
+        #: one run: (n, 1, P, P) to (n, C, d) label features, (n, C) cosines and (n, C, h, w) maps
+        self.features: Run = (
+            _our_session(bundle, threads, patches)
+            if ours
+            else _plain_session(bundle / self.manifest.features_file("fp32"), threads)
+        )
         self._reasoning = _session(bundle / REASONING, 1)
 
     @classmethod
@@ -51,7 +61,13 @@ class Model:
         settings, setting = read_settings(), Setting()
         if settings.frame_size is None:
             raise ValueError("a peer needs INSPECT_FRAME_SIZE: it reads raw pixels")
-        return cls(settings.bundle, settings.frame_size, threads=setting.threads, patches=setting.patches)
+        return cls(
+            settings.bundle,
+            settings.frame_size,
+            threads=setting.threads,
+            patches=setting.patches,
+            ours=setting.ours,
+        )
 
     def frame(self, body: bytes) -> NDArray[np.uint8]:
         """The frame (H, W) of a raw body, not copied.
@@ -60,11 +76,6 @@ class Model:
             ValueError: the body has another length.
         """
         return np.frombuffer(body, np.uint8).reshape(self._frame_size)
-
-    def features(self, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """One run: (n, 1, P, P) to (n, C, d) label features, (n, C) cosines and (n, C, h, w) maps."""
-        found: list[NDArray[np.float32]] = self._features.run(OUTPUTS, {"pixels": patches})
-        return found
 
     def inspect(self, body: bytes) -> Answer:
         """The answer for one raw body."""
@@ -96,6 +107,22 @@ class Model:
     def _batches(self, frame: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
         for start in range(0, len(self.windows), self._patches):
             yield cut(frame, self.windows[start : start + self._patches], self.manifest.patch_px)
+
+
+def _plain_session(graph: Path, threads: int) -> Run:
+    session = _session(graph, threads)
+    return lambda patches: session.run(OUTPUTS, {"pixels": patches})
+
+
+def _our_session(bundle: Path, threads: int, patches: int) -> Run:
+    backend, alone = load(bundle, threads=threads, batch_size=patches), Lock()
+
+    def run(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        with alone:  # what a backend asks of its callers
+            found = backend.features(patches)
+        return [found.label_features, found.stage1, found.activation]
+
+    return run
 
 
 def _session(path: Path, threads: int) -> onnxruntime.InferenceSession:

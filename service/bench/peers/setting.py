@@ -12,8 +12,9 @@ class Setting(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
     workers: int = Field(1, ge=1, description="processes that compute")
-    threads: int = Field(1, ge=1, description="of ONNX Runtime in each of them, for one patch")
+    threads: int = Field(1, ge=1, description="of the runtime in each of them, for one patch")
     patches: int = Field(1, ge=1, description="that one run of the features graph takes")
+    ours: bool = Field(False, description="whether our backend runs the features graph, in its default runtime")
     screens: int = Field(1, ge=1, description="that the peer's own batching puts together at most")
 
     def __str__(self) -> str:
@@ -21,6 +22,7 @@ class Setting(BaseSettings):
             f"{_count(self.workers, 'worker')} of {_count(self.threads, 'thread')}",
             f"{_count(self.patches, 'patch')} a run",
         ]
+        shares += ["our session"] if self.ours else []
         return ", ".join([*shares, *([f"up to {self.screens} screens a batch"] if self.screens > 1 else [])])
 
     def environment(self) -> dict[str, str]:

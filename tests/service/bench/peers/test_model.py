@@ -77,6 +77,12 @@ def test_a_peer_decides_what_we_decide(ours: Inspector, bundle: Path, found: Spo
     assert decided(model.inspect(frame.tobytes())) == said_by_us(ours, frame)
 
 
+def test_a_peer_decides_the_same_on_our_session(ours: Inspector, bundle: Path) -> None:
+    model = Model(bundle, SIZE, threads=2, patches=4, ours=True)
+    for frame in (frame_with(), frame_with((0, 20, 70)), frame_with((1, 140, 80), (3, 60, 10))):
+        assert decided(model.inspect(frame.tobytes())) == said_by_us(ours, frame)
+
+
 def test_a_defect_is_found_at_all(ours: Inspector, bundle: Path) -> None:
     frame = frame_with((1, 140, 80))  # in the last window
     answer = Model(bundle, SIZE, threads=1, patches=1).inspect(frame.tobytes())
@@ -97,11 +103,11 @@ def test_a_peer_needs_to_know_the_frame(bundle: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.skipif(importlib.util.find_spec("monai") is None, reason="needs the extra `bench`")
 @pytest.mark.filterwarnings("ignore")  # of MONAI and what it loads
-@pytest.mark.parametrize("patches", [1, 4])
-def test_monai_slides_over_our_windows(ours: Inspector, bundle: Path, patches: int) -> None:
+@pytest.mark.parametrize(("patches", "session"), [(1, False), (4, False), (4, True)])
+def test_monai_slides_over_our_windows(ours: Inspector, bundle: Path, patches: int, session: bool) -> None:
     from service.bench.peers.monai import Sliding
 
     setting = Setting(threads=1, patches=patches)
-    sliding = Sliding(Model(bundle, SIZE, threads=1, patches=patches), setting)
+    sliding = Sliding(Model(bundle, SIZE, threads=1, patches=patches, ours=session), setting)
     for frame in (frame_with(), frame_with((0, 20, 70)), frame_with((1, 140, 80), (3, 60, 10))):
         assert decided(sliding.inspect(frame.tobytes())) == said_by_us(ours, frame)

@@ -21,6 +21,7 @@ def test_a_process_reads_what_it_was_given(setting: Setting) -> None:
     ("setting", "told"),
     [
         (Setting(), "1 worker of 1 thread, 1 patch a run"),
+        (Setting(threads=2, ours=True), "1 worker of 2 threads, 1 patch a run, our session"),
         (
             Setting(workers=2, threads=3, patches=5, screens=4),
             "2 workers of 3 threads, 5 patches a run, up to 4 screens a batch",

@@ -1,0 +1,83 @@
+# ruff: noqa: ANN401 - the types of OpenVINO are there only where it is
+"""A convolution of one channel that reads rows in groups gives what it gave before."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+backend_module = pytest.importorskip("engine.openvino")  # not openvino by itself, which would report it
+openvino, ops = backend_module.openvino, backend_module.opset13
+read_in_groups = backend_module._read_in_groups
+
+pads = st.integers(0, 3)
+
+
+def convolution(
+    weight: NDArray[np.float32],
+    *,
+    rows: int,
+    width: int,
+    strides: list[int],
+    begin: list[int],
+    end: list[int],
+    dilation: int = 1,
+) -> Any:
+    pixels = ops.parameter([2, weight.shape[1], rows, width], np.float32)
+    layer = ops.convolution(pixels, ops.constant(weight), strides, begin, end, [dilation, dilation], name="stem")
+    return openvino.Model([ops.relu(layer)], [pixels])
+
+
+def answer(model: Any, pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    exact = {openvino.properties.hint.inference_precision: openvino.Type.f32}
+    found: NDArray[np.float32] = backend_module.CORE.compile_model(model, "CPU", exact)(pixels)[0]
+    return found
+
+
+def is_grouped(model: Any) -> bool:
+    return any(layer.get_type_name() == "Transpose" for layer in model.get_ops())
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    step=st.integers(1, 4),
+    down=st.integers(1, 4),
+    high=st.integers(1, 6),
+    wide=st.integers(1, 8),
+    begin=st.tuples(pads, pads),
+    end=st.tuples(pads, pads),
+    rows=st.integers(9, 20),
+    width=st.integers(9, 20),
+    seed=st.integers(0, 9),
+)
+def test_what_is_read_in_groups_is_the_same(
+    step: int,
+    down: int,
+    high: int,
+    wide: int,
+    begin: tuple[int, int],
+    end: tuple[int, int],
+    rows: int,
+    width: int,
+    seed: int,
+) -> None:
+    rng = np.random.default_rng(seed)
+    weight = rng.standard_normal((3, 1, high, wide)).astype(np.float32)
+    pixels = rng.standard_normal((2, 1, rows, width)).astype(np.float32)
+    model = convolution(weight, rows=rows, width=width, strides=[down, step], begin=list(begin), end=list(end))
+    before = answer(model, pixels)
+    read_in_groups(model)
+    assert is_grouped(model) == (step > 1 and wide % step == 0 and (begin[1] + width + end[1]) % step == 0)
+    np.testing.assert_allclose(answer(model, pixels), before, atol=1e-4)
+    assert "stem" in {layer.get_friendly_name() for layer in model.get_ops() if layer.get_type_name() == "Convolution"}
+
+
+@pytest.mark.parametrize(("channels", "dilation"), [(4, 1), (1, 2)])
+def test_other_convolutions_are_left_alone(channels: int, dilation: int) -> None:
+    weight = np.ones((2, channels, 4, 4), np.float32)
+    model = convolution(weight, rows=16, width=16, strides=[4, 4], begin=[0, 0], end=[0, 0], dilation=dilation)
+    read_in_groups(model)
+    assert not is_grouped(model)
