@@ -94,7 +94,7 @@ def create_app(
             with closing(models):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_watch, models, on_gone)
-                    yield {"running": _run(settings, models, store, metrics)}
+                    yield {"running": _run(settings, models, store, metrics, decoding.room)}
                     tasks.cancel_scope.cancel()
 
     # a FastAPI whose /docs takes its scripts from this process: a line has no way out to the Internet
@@ -112,7 +112,11 @@ def create_app(
     return app
 
 
-def _run(settings: Settings, models: Models, store: Store, metrics: Metrics) -> Running:
+def _run(settings: Settings, models: Models, store: Store, metrics: Metrics, decoding: Room) -> Running:
+    bodies = Room(settings.max_memory_bytes // 2)
+    rooms = (bodies, decoding)
+    metrics.watch("memory_held_bytes", "Held by screens in flight.", lambda: sum(room.held_bytes for room in rooms))
+    metrics.watch("memory_waiting", "Screens that wait for memory.", lambda: sum(room.waiting for room in rooms))
     metrics.watch("queue_patches", "Patches waiting or running.", lambda: models.waiting_patches)
     metrics.watch("self_test_ok", "1 while the last self-test succeeded.", lambda: models.report().ok)
     metrics.watch("self_test_age_seconds", "Time since the last success.", lambda: _age_s(models.report().age_s))
@@ -121,9 +125,7 @@ def _run(settings: Settings, models: Models, store: Store, metrics: Metrics) -> 
         models=models,
         store=store,
         metrics=metrics,
-        admission=Admission(
-            settings.max_screens_in_flight, metrics.screens_in_flight, Room(settings.max_memory_bytes // 2)
-        ),
+        admission=Admission(settings.max_screens_in_flight, metrics.screens_in_flight, bodies),
         threads=CapacityLimiter(settings.max_screens_in_flight),
     )
 

@@ -29,7 +29,8 @@ def send(client: httpx.Client, screen_id: str, pieces: Iterator[bytes], **query:
 
 
 def nothing_is_left(client: httpx.Client) -> bool:
-    return count(client, "inspect_queue_patches") == count(client, "inspect_screens_in_flight") == 0
+    series = ("queue_patches", "screens_in_flight", "memory_held_bytes", "memory_waiting")
+    return all(count(client, f"inspect_{name}") == 0 for name in series)
 
 
 def test_windows_are_computed_while_the_rest_is_on_its_way(tmp_path: Path) -> None:
@@ -82,6 +83,7 @@ def test_a_sender_that_goes_away_frees_everything(tmp_path: Path, lines: int) ->
     with serve_device(device, Settings(state_dir=tmp_path)) as client:
         with begun(client, "gone", lines):
             until(lambda: count(client, "inspect_screens_in_flight") == 1)
+            assert count(client, "inspect_memory_held_bytes") == FRAME.size
         until(lambda: nothing_is_left(client))
         assert count(client, "inspect_errors_total", code="incomplete_body") == 1
         assert post_raw(client, "gone", FRAME).json()["verdict"] == "pass"
