@@ -53,6 +53,7 @@ class Phase(_Section):
     schedule: Literal["constant", "cosine"] = "constant"
     hold: float = Field(0.0, ge=0, lt=1)  # share of the steps that keep the rate before a cosine falls
     warmup_steps: int = Field(0, ge=0)
+    freeze: bool = False  # phase 2 only: stage 1 stays as it is, its batch normalisation too, and stage 2 alone learns
     statistics: int = Field(0, ge=0)  # patches that batch normalisation is measured on after an epoch; 0: running means
 
 
@@ -97,6 +98,10 @@ class Config(_Section):
             raise ValueError("start_share needs start: there are no other weights to take a share of")
         if any(phase.hold and phase.schedule == "constant" for phase in (self.phase1, self.phase2)):
             raise ValueError("hold needs schedule = 'cosine': a constant rate never falls")
+        if self.phase1.freeze:
+            raise ValueError("phase1.freeze: phase 1 trains stage 1, and would learn nothing")
+        if self.phase2.freeze and (self.network.stages == 1 or self.phase2.statistics):
+            raise ValueError("phase2.freeze keeps stage 1: it needs a network with two, and statistics = 0")
         if self.data.resident and self.augmentation.rotation_degrees:
             raise ValueError("data.resident has no free rotation: set augmentation.rotation_degrees = 0")
         if self.loss.map > 0 and not self.network.has_label_maps:

@@ -128,6 +128,8 @@ class Run:
         reason = name == "phase2"
         if resumed is None:
             self.network.begin_phase(name, cooccurrence(torch.from_numpy(self.training[name].labels)))
+        if phase.freeze:
+            self.network.keep_stage1()
         optimiser = _optimiser(self.network, phase)
         module, optimiser = self.fabric.setup(self.network, optimiser)
         at = Standing() if resumed is None else self._resume(name, optimiser, resumed)

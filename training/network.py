@@ -14,7 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -227,6 +227,9 @@ class Network(nn.Module, ABC):
     def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
         """Take what a phase starts from: the co-occurrence counts M (L, L) of its training set."""
 
+    def keep_stage1(self) -> None:
+        """Let stage 1 stay as it is from now on while the network learns, its batch normalisation too."""
+
 
 class Clustering(Network):
     """Stage 1: trunk, category pooling and classifier 1. `channels` is 1, or 3 to count as the paper does."""
@@ -263,6 +266,20 @@ class TwoStageNetwork(Clustering):
     def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
         super().__init__(labels, config, channels=channels)
         self.reasoning = GraphReasoning(labels, config)
+        self._stage1_kept = False
+
+    def keep_stage1(self) -> None:
+        """See `Network.keep_stage1`."""
+        self._stage1_kept = True
+        for part in super().components().values():
+            part.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        """As every module, but for what is kept."""
+        super().train(mode)
+        for part in super().components().values() if self._stage1_kept else ():
+            part.eval()
+        return self
 
     def forward(
         self,
