@@ -135,7 +135,9 @@ def test_a_second_look_goes_ahead_of_screens_that_wait_and_always_has_room() -> 
     device, stop = held_at(1)
     with line(device, max_patches=10) as here:
         first = here.compute(3)
-        running, waiting = here.send(1, 6), here.send(2, 4)  # every place is taken
+        running = here.send(1, 6)
+        stop.wait_for()  # the device is at it, and will not take the second look before it
+        waiting = here.send(2, 4)  # every place is taken
         again = here.send(4, 12, after=first)  # alone more than there are
         stop.opened.set()
         for answer in (running, waiting, again):
