@@ -8,6 +8,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from training.cutting import cut
+
 # two phases of a light network on a folder `cut`, short enough for a test
 TOML = """
 name = "toy"
@@ -72,6 +74,13 @@ def write_screens(folder: Path, *, screens: int = 30, seed: int = 0, height: int
     parts = [(f"t{n:03d}", "test" if n % 5 == 4 else "train") for n in range(screens)]
     _table(folder / "splits.csv", "screen,part", parts)
     return folder
+
+
+def write_toy(base: Path, *, screens: int, patch_px: int = 128) -> Path:
+    """Screens that are cut, and the configuration that learns from them; the path of its file."""
+    cut(write_screens(base / "source", screens=screens), base / "cut", patch_px=patch_px)
+    (base / "toy.toml").write_text(TOML)
+    return base / "toy.toml"
 
 
 def _table(path: Path, header: str, rows: list[tuple[object, ...]] | list[tuple[str, str]]) -> None:

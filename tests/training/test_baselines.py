@@ -11,7 +11,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from engine import infer, load
-from tests.training.data_form import TOML, write_screens
+from tests.training.data_form import TOML, write_toy
 from training.__main__ import app
 from training.architecture import NetworkConfig
 from training.baselines import METHODS, build_network
@@ -20,7 +20,6 @@ from training.baselines.tdrg import mixed
 from training.bundling import export_run
 from training.complexity import describe
 from training.config import read_config
-from training.cutting import cut
 from training.datasets import PatchSet
 from training.fit import fit
 from training.inference import network_probability
@@ -200,10 +199,7 @@ def test_the_stages_of_a_trunk_are_the_trunk() -> None:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("rivals")
-    cut(write_screens(base / "source", screens=16), base / "cut", patch_px=128)
-    (base / "toy.toml").write_text(TOML)
-    return base / "toy.toml"
+    return write_toy(tmp_path_factory.mktemp("rivals"), screens=16)
 
 
 @pytest.mark.parametrize("method", RIVALS)

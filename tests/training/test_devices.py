@@ -12,10 +12,9 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
-from tests.training.data_form import TOML, write_screens
+from tests.training.data_form import write_toy
 from tests.training.two_devices import CASES, configuration, frozen, share, step
 from training.config import read_config
-from training.cutting import cut
 from training.devices import launch
 from training.fit import Run
 from training.rows import read_rows
@@ -25,10 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("devices")
-    cut(write_screens(base / "source", screens=20), base / "cut", patch_px=64)
-    (base / "toy.toml").write_text(TOML)
-    return base / "toy.toml"
+    return write_toy(tmp_path_factory.mktemp("devices"), screens=20, patch_px=64)
 
 
 def _ended(node: subprocess.Popen[bytes]) -> int:

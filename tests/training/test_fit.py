@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from engine import available_cpus, load
-from tests.training.data_form import TOML, write_screens
+from tests.training.data_form import write_screens, write_toy
 from training import bundling
 from training.bundling import export_run
 from training.config import Config, Phase, read_config
@@ -38,10 +38,7 @@ GOLDEN = {
 
 @pytest.fixture(scope="module")
 def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("fit")
-    cut(write_screens(base / "source", screens=45), base / "cut", patch_px=128)
-    (base / "toy.toml").write_text(TOML)
-    return base / "toy.toml"
+    return write_toy(tmp_path_factory.mktemp("fit"), screens=45)
 
 
 @pytest.fixture(scope="module")

@@ -6,18 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.data_form import TOML, write_screens
+from tests.training.data_form import write_toy
 from training.config import read_config
-from training.cutting import cut
 from training.fit import fit
 
 
 @pytest.fixture(scope="module")
 def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("freeze")
-    cut(write_screens(base / "source", screens=20), base / "cut", patch_px=128)
-    (base / "toy.toml").write_text(TOML)
-    return base / "toy.toml"
+    return write_toy(tmp_path_factory.mktemp("freeze"), screens=20)
 
 
 def changed(toml: Path, *, freeze: bool) -> set[str]:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.training.data_form import TOML, write_screens
+from tests.training.data_form import write_toy
 from training.config import Config, read_config
-from training.cutting import cut
 from training.folder import RunFolder
 from training.rows import read_rows
 
@@ -29,10 +28,7 @@ KEPT = ("phase1.safetensors", "phase2.safetensors", "finished.json")
 
 @pytest.fixture(scope="module")
 def toml(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    base = tmp_path_factory.mktemp("resuming")
-    cut(write_screens(base / "source", screens=20), base / "cut", patch_px=128)
-    (base / "toy.toml").write_text(TOML)
-    return base / "toy.toml"
+    return write_toy(tmp_path_factory.mktemp("resuming"), screens=20)
 
 
 def configuration(toml: Path, *words: str) -> Config:
