@@ -22,11 +22,13 @@ from engine.golden import MAP_TOLERANCE, Golden, made_as, read_golden, self_test
 from engine.locks import alone
 from engine.manifest import (
     NO_SECOND_LOOK,
+    NO_TURNED_LOOK,
     RELEASE_FILE,
     FrameLimits,
     LabelLimits,
     Manifest,
     SecondLook,
+    TurnedLook,
     bundle_sha256,
     graph_precision,
 )
@@ -36,6 +38,7 @@ from engine.running import RunsAs, runs_as, would_run_as
 from engine.second_look import look_again
 from engine.slots import Spread, measure_slots, slot_patches
 from engine.tuning import Tuning, tuning_of
+from engine.turned_look import POSITIONS, averaged, in_doubt, turned
 from engine.warmth import warm_cells
 from engine.windows import Window, cover, cut
 
@@ -46,6 +49,8 @@ __all__ = [
     "MAP_TOLERANCE",
     "NO_GUARD",
     "NO_SECOND_LOOK",
+    "NO_TURNED_LOOK",
+    "POSITIONS",
     "RELEASE_FILE",
     "Backend",
     "BundleError",
@@ -67,9 +72,11 @@ __all__ = [
     "SecondLook",
     "Spread",
     "Tuning",
+    "TurnedLook",
     "Window",
     "alone",
     "available_cpus",
+    "averaged",
     "bundle_sha256",
     "check_finite",
     "check_parity",
@@ -78,6 +85,7 @@ __all__ = [
     "extreme_patches",
     "fake_manifest",
     "graph_precision",
+    "in_doubt",
     "infer",
     "load",
     "load_all",
@@ -92,6 +100,7 @@ __all__ = [
     "stream",
     "to_grey",
     "tuning_of",
+    "turned",
     "warm_cells",
     "would_run_as",
 ]

@@ -35,6 +35,7 @@ RELEASE_FILE = "release.json"
 FEATURES_FILES = {"fp32": "features.onnx", **{precision: name for name, precision in PRECISION_FILES.items()}}
 MAX_MANIFEST_BYTES = 2**20
 SECOND_LOOK_MOST = 0.5  # windows that a second look may add, for each that a screen has
+TURNED_LOOK_MOST = 0.25  # share of a screen's windows that may be looked at turned, seven times more each
 
 Outcome = Literal["pass", "fail", "review"]
 
@@ -92,6 +93,28 @@ NO_SECOND_LOOK = SecondLook(score_min=0.0, ratio_max=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TurnedLook:
+    """Whether windows of which the network is in doubt are looked at in all positions; see `engine.turned_look`.
+
+    Attributes:
+        score_min: score from which a window is doubtful of a label.
+        score_max: score from which it is not any more.
+        ratio_max: share of a screen's windows that may be, at most, but one always; 0: none.
+    """
+
+    score_min: float
+    score_max: float
+    ratio_max: float
+
+    def most(self, windows: int) -> int:
+        """Windows of so many that may be looked at turned."""
+        return math.ceil(self.ratio_max * windows)
+
+
+NO_TURNED_LOOK = TurnedLook(score_min=0.0, score_max=0.0, ratio_max=0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Every fact about a bundle; labels stand in the order of the graphs' channels.
 
@@ -104,6 +127,7 @@ class Manifest:
         patch_px: side of a patch, P.
         overlap_px: pixels that neighbouring windows share at least.
         second_look: where windows are added to those.
+        turned_look: which of all of them are looked at turned, too; none in a manifest that does not say.
         batch_size: patches that the features graph takes at a time, N.
         frame: limits of the frame checks.
         files: SHA-256 by file name.
@@ -120,6 +144,7 @@ class Manifest:
     patch_px: int
     overlap_px: int
     second_look: SecondLook
+    turned_look: TurnedLook = NO_TURNED_LOOK
     batch_size: int
     frame: FrameLimits
     files: dict[str, str]
@@ -273,7 +298,7 @@ def parse(raw: bytes) -> Manifest:
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(f"is larger than {MAX_MANIFEST_BYTES} bytes", key=MANIFEST_FILE)
     top = parse_object(raw, path=MANIFEST_FILE)
-    top.expect(Manifest.__slots__)
+    top.expect([name for name in Manifest.__slots__ if name != "turned_look"], optional=["turned_look"])
     if top.integer("schema_version", low=0, high=2**31) != SCHEMA_VERSION:
         raise BundleError(f"only version {SCHEMA_VERSION} is understood: export the bundle again", key="schema_version")
     patch_px = top.integer("patch_px", low=1, high=2**14)
@@ -286,6 +311,7 @@ def parse(raw: bytes) -> Manifest:
         patch_px=patch_px,
         overlap_px=top.integer("overlap_px", low=0, high=patch_px - 1),
         second_look=_second_look(top.table("second_look")),
+        turned_look=_turned_look(top.table("turned_look")) if "turned_look" in top.values else NO_TURNED_LOOK,
         batch_size=top.integer("batch_size", low=1, high=1024),
         frame=_frame(top.table("frame")),
         files=files,
@@ -321,6 +347,16 @@ def _second_look(table: Table) -> SecondLook:
     return SecondLook(
         score_min=table.number("score_min", low=0.0, high=1.0),
         ratio_max=table.number("ratio_max", low=0.0, high=SECOND_LOOK_MOST),
+    )
+
+
+def _turned_look(table: Table) -> TurnedLook:
+    table.expect(TurnedLook.__slots__)
+    low = table.number("score_min", low=0.0, high=1.0)
+    return TurnedLook(
+        score_min=low,
+        score_max=table.number("score_max", low=low, high=1.0),
+        ratio_max=table.number("ratio_max", low=0.0, high=TURNED_LOOK_MOST),
     )
 
 

@@ -255,8 +255,8 @@ def _row(result: FileResult) -> tuple[str, ...]:
         return (path, f"[red]{result.outcome.code}[/]", escape(result.outcome.detail), "", "")
     verdict = from_json(result.outcome.answer)
     patches = str(verdict.proof.windows_inferred)
-    if verdict.proof.windows_extra:
-        patches += f" + {verdict.proof.windows_extra}"
+    if added := verdict.proof.patches - verdict.proof.windows_inferred:
+        patches += f" + {added}"
     counts = str(len(verdict.defects)), patches
     return (path, describe_verdict(verdict), describe_labels(verdict), *counts)
 

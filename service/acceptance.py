@@ -194,7 +194,9 @@ def _equality(plan: Plan) -> Step:
     tolerance = manifest.parity_tolerance[graph_precision(plan.runtime, plan.precision)]
 
     def beside(one: Verdict, other: Verdict) -> Agreement:
-        same_windows = one.proof.windows_extra == other.proof.windows_extra  # as far as a verdict tells
+        # as far as a verdict tells
+        looks = [(said.proof.windows_extra, said.proof.windows_turned) for said in (one, other)]
+        same_windows = looks[0] == looks[1]
         return agree(one, other, manifest, tolerance=tolerance, same_windows=same_windows)
 
     found = {name: beside(verdict, reference[name]) for name, verdict in mine.items()}

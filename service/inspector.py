@@ -7,6 +7,7 @@
     5  features   engine.backend        batches of one screen, on the device's own thread
     6  reason     engine.backend        all K patches together -> (K, C) probabilities
                   engine.second_look    where a border may cut a defect, once more 4 to 6
+                  engine.turned_look    windows in doubt in all positions, once more 5 and 6
     7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
     8  record     service.store         and only then answer
 
@@ -18,7 +19,7 @@ never a verdict.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +31,7 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from engine import NO_GUARD, Backend, Window, cover, look_again
+from engine import NO_GUARD, Backend, Window, cover, cut, in_doubt, look_again, turned
 from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
 from service.errors import Conflict, DeadlineExceeded
@@ -77,6 +78,7 @@ class Inspection:
         record_s: time to record it.
         guard: guard band by label that it was judged with; empty where nothing was judged now.
         windows: K that it was judged by, those of a second look last; none where nothing was judged now.
+        turned: places among them of those that were looked at turned, too.
         probability: (K, C) their scores.
     """
 
@@ -86,6 +88,7 @@ class Inspection:
     record_s: float
     guard: Mapping[str, float]
     windows: tuple[Window, ...]
+    turned: tuple[int, ...]
     probability: NDArray[np.float32]
 
 
@@ -183,6 +186,13 @@ class Inspector:
             lap()
             probability = self._reason(computed)
             reasoning_s += lap()
+        doubtful = in_doubt(probability, manifest.turned_look)
+        if doubtful:
+            again = self._compute_turned(frame, [windows[k] for k in doubtful], deadline_at, after=computed)
+            computed = computed.averaged(doubtful, again)
+            lap()
+            probability = self._reason(computed)
+            reasoning_s += lap()
 
         # 7 aggregate
         seen = Observed(
@@ -190,6 +200,7 @@ class Inspector:
             size_from=frame.size_from,
             expected=self._cover(*(self._frame_size or frame.pixels.shape)),
             windows=windows,
+            turned=len(doubtful),
             probability=probability,
             activation=computed.features.activation,
             self_test=computed.self_test,
@@ -236,6 +247,7 @@ class Inspector:
             record_s=record_s,
             guard=computed.guard,
             windows=windows,
+            turned=doubtful,
             probability=probability,
         )
 
@@ -294,6 +306,15 @@ class Inspector:
         with self._decoding.room.hold(size, timeout_s=deadline_at - begun_at):
             waits.append(self._clock() - begun_at)
             yield
+
+    def _compute_turned(
+        self, frame: Frame, windows: Sequence[Window], deadline_at: float, *, after: Computed
+    ) -> Computed:
+        """Windows of a frame in their other positions, queued as a frame of their own, one below the other."""
+        side = self._backend.manifest.patch_px
+        strip = turned(cut(frame.pixels, windows, side)).reshape(-1, side)
+        below = cover(*strip.shape, patch_px=side)
+        return self._scheduler.compute(strip, below, deadline_at=deadline_at, after=after)
 
     def _reason(self, computed: Computed) -> NDArray[np.float32]:
         features = computed.features
@@ -360,6 +381,7 @@ def _again(before: Answered, frame: Frame, look: _Look) -> Inspection:
         record_s=0.0,
         guard=NO_GUARD,
         windows=(),
+        turned=(),
         probability=np.zeros((0, 0), np.float32),
     )
 

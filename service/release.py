@@ -189,7 +189,7 @@ def _beside_the_module(
     """Whether a verdict is that of the module's probabilities and maps (K, C, h, w), judged by the same rules.
 
     The guard band is one of them: that of the device which the screen was on. Boxes may differ as rounding moves them,
-    see `service.agreement`. The windows of a second look are the module's own.
+    see `service.agreement`. The windows of a second look are the module's own, and those that it looked at turned.
     """
     found = inspection.verdict
     assert found is not None
@@ -201,31 +201,40 @@ def _beside_the_module(
     added = tuple(Window(-1, -1, top, left) for top, left in sealed.windows[len(expected) :])  # in no grid
     if len(added) > manifest.second_look.most(len(expected)) or probability.shape != activation.shape[:2]:
         return "different"
+    if len(sealed.turned) > manifest.turned_look.most(len(sealed.windows)):
+        return "different"
     seen = Observed(
         brightness=Brightness.of(pixels),
         size_from=inspection.frame.size_from,
         expected=expected,
         windows=expected + added,
+        turned=len(sealed.turned),
         probability=probability,
         activation=activation,
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
     )
     wanted = aggregate(seen, manifest, inspection.guard)
-    same_windows = {(window.top, window.left) for window in inspection.windows} == set(sealed.windows)
-    if not _scores_agree(inspection, sealed, tolerance if same_windows else max(tolerance, SHIFTED)):
+    same_looks = _looks(inspection) == _sealed_looks(sealed)
+    if not _scores_agree(inspection, sealed, tolerance if same_looks else max(tolerance, SHIFTED)):
         return "different"
-    return agree(found, wanted, manifest, tolerance=tolerance, same_windows=same_windows)
+    return agree(found, wanted, manifest, tolerance=tolerance, same_windows=same_looks)
+
+
+def _looks(inspection: Inspection) -> dict[tuple[int, int], bool]:
+    """The windows (top, left) of a screen, and whether each was looked at turned."""
+    places = [(window.top, window.left) for window in inspection.windows]
+    return {place: number in inspection.turned for number, place in enumerate(places)}
+
+
+def _sealed_looks(sealed: SealedScreen) -> dict[tuple[int, int], bool]:
+    return {place: number in sealed.turned for number, place in enumerate(sealed.windows)}
 
 
 def _scores_agree(inspection: Inspection, sealed: SealedScreen, tolerance: float) -> bool:
-    """Whether the scores of every window that both have seen differ by no more than the tolerance."""
-    wanted = dict(zip(sealed.windows, np.array(sealed.probability, np.float32), strict=True))
-    pairs = [
-        (scores, wanted[window.top, window.left])
-        for window, scores in zip(inspection.windows, inspection.probability, strict=True)
-        if (window.top, window.left) in wanted
-    ]
-    return bool(all((np.abs(mine - others) <= tolerance + HAIR).all() for mine, others in pairs))
+    """Whether the scores of every window that both have looked at in the same way differ by no more than that."""
+    mine = dict(zip(_looks(inspection).items(), inspection.probability, strict=True))
+    wanted = dict(zip(_sealed_looks(sealed).items(), np.array(sealed.probability, np.float32), strict=True))
+    return bool(all((np.abs(mine[look] - wanted[look]) <= tolerance + HAIR).all() for look in mine.keys() & wanted))
 
 
 def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:

@@ -250,7 +250,7 @@ def _measure(running: Running, inspection: Inspection, duration_s: float) -> Non
         return
     metrics = running.metrics
     metrics.screens.labels(verdict.verdict).inc()
-    metrics.patches.inc(verdict.proof.windows_inferred + verdict.proof.windows_extra)
+    metrics.patches.inc(verdict.proof.patches)
     metrics.screen_duration.observe(duration_s)
     for label, found in verdict.labels.items():
         metrics.defects.labels(label).inc(found.count)

@@ -30,14 +30,16 @@ class SealedMap(BaseModel):
 class SealedScreen(BaseModel):
     """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C).
 
-    The windows that cover the frame come first, then those of the module's own second look. There is a map for each
-    window and label of which the probability reaches the threshold: the others draw no box.
+    The windows that cover the frame come first, then those of the module's own second look; `turned` are the places of
+    those that it looked at turned. There is a map for each window and label of which the probability reaches the
+    threshold: the others draw no box.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str
     windows: list[tuple[int, int]]
+    turned: list[int] = []
     probability: list[list[float]]
     maps: list[SealedMap]
 

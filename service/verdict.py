@@ -6,6 +6,8 @@ Boxes are half-open, in pixels of the whole frame. `tests/golden/verdict_*.json`
 from dataclasses import dataclass
 from typing import Literal
 
+from engine import POSITIONS
+
 Outcome = Literal["pass", "fail", "review"]
 FrameSizeFrom = Literal["setting", "query", "header"]
 
@@ -83,6 +85,7 @@ class Proof:
         windows_expected: windows that cover a frame of the agreed size.
         windows_inferred: how many of those have a score.
         windows_extra: windows with a score besides those: of a second look, where a border may cut a defect.
+        windows_turned: how many of all these were in doubt, and looked at in the seven other positions, too.
         covered: whether every pixel of the frame lies in a window with a score.
         finite: whether every score is a number.
         self_test_age_s: time since the golden patches last gave their known answers on the device that
@@ -93,9 +96,15 @@ class Proof:
     windows_expected: int
     windows_inferred: int
     windows_extra: int
+    windows_turned: int
     covered: bool
     finite: bool
     self_test_age_s: float | None
+
+    @property
+    def patches(self) -> int:
+        """What a device has computed for it."""
+        return self.windows_inferred + self.windows_extra + (POSITIONS - 1) * self.windows_turned
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from engine import Features, Window
+from engine import Features, Window, averaged
 from service.errors import ImageTooLarge, NotReady, QueueFull
 from service.selftest import SelfTestReport
 
@@ -43,8 +43,15 @@ class Computed:
 
     def joined(self, again: "Computed") -> "Computed":
         """The same screen with the windows of a second look, by the same device, behind its own."""
+        return self._after(again, Features.joined([self.features, again.features]))
+
+    def averaged(self, doubtful: Sequence[int], again: "Computed") -> "Computed":
+        """The same screen, some of whose windows were looked at turned by the same device."""
+        return self._after(again, averaged(self.features, doubtful, again.features))
+
+    def _after(self, again: "Computed", features: Features) -> "Computed":
         return Computed(
-            features=Features.joined([self.features, again.features]),
+            features=features,
             guard=again.guard,
             self_test=again.self_test,
             queue_s=self.queue_s + again.queue_s,

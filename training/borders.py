@@ -1,4 +1,4 @@
-"""What looking again at window borders is worth: the same screens inspected once, again, and by overlapping windows.
+"""What looking again is worth: the same screens inspected once, again at borders, turned, and by overlapping windows.
 
 The service's own command inspects them (`python -m service inspect`), by copies of the bundle that differ in nothing
 but their windows, so that whole verdicts are compared; nothing of the service is imported.
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from engine import NO_SECOND_LOOK, RELEASE_FILE, Manifest, SecondLook, cover
+from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, POSITIONS, RELEASE_FILE, Manifest, SecondLook, TurnedLook, cover
 from training.bands import BORDER_BANDS
 from training.cutting import read_defects, screen_files
 from training.judging import Judgement, judge, overlap, read_answers
@@ -27,6 +27,8 @@ from training.truth import Defect
 
 SECOND_LOOK = SecondLook(score_min=0.05, ratio_max=0.5)
 """What `export --second-look` asks for: see LOG.md for how it was chosen."""
+TURNED_LOOK = TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.1)
+"""What `export --turned-look` asks for: see LOG.md."""
 
 Answers = Mapping[str, Mapping[str, Any]]
 
@@ -62,15 +64,17 @@ class Manner:
 
 
 def manners(manifest: Manifest) -> dict[str, Manifest]:
-    """The bundle as it is served by each manner: windows once, with a second look, and overlapping by half.
+    """The bundle as it is served by each manner: windows once, looked at again, and overlapping by half.
 
-    The second look is the bundle's own, or that of `export --second-look` where it has none.
+    The looks are the bundle's own, or those of `export --second-look` and `--turned-look` where it has none.
     """
-    look = manifest.second_look if manifest.second_look.ratio_max else SECOND_LOOK
-    once = replace(manifest, overlap_px=0, second_look=NO_SECOND_LOOK)
+    second = manifest.second_look if manifest.second_look.ratio_max else SECOND_LOOK
+    turned = manifest.turned_look if manifest.turned_look.ratio_max else TURNED_LOOK
+    once = replace(manifest, overlap_px=0, second_look=NO_SECOND_LOOK, turned_look=NO_TURNED_LOOK)
     return {
         "once": once,
-        "second look": replace(once, second_look=look),
+        "second look": replace(once, second_look=second),
+        "turned, too": replace(once, second_look=second, turned_look=turned),
         "half overlap": replace(once, overlap_px=manifest.patch_px // 2),
     }
 
@@ -175,7 +179,8 @@ def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Scree
     false_boxes = false_clean = 0
     for name, screen in screens.items():
         proof, boxes = answers[name]["proof"], answers[name]["defects"]
-        costs.append((proof["windows_inferred"] + proof["windows_extra"]) / screen.windows)
+        turned = (POSITIONS - 1) * proof["windows_turned"]
+        costs.append((proof["windows_inferred"] + proof["windows_extra"] + turned) / screen.windows)
         for defect, pixels in screen.defects:
             band = next(band for band, (low, high) in BORDER_BANDS.items() if low <= pixels < high)
             best = max((iou(defect, b["box"]) for b in boxes if b["label"] == defect.label), default=0.0)

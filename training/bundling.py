@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,18 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from engine import NO_SECOND_LOOK, Difference, FrameLimits, LabelLimits, Manifest, SecondLook, infer, load
+from engine import (
+    NO_SECOND_LOOK,
+    NO_TURNED_LOOK,
+    Difference,
+    FrameLimits,
+    LabelLimits,
+    Manifest,
+    SecondLook,
+    TurnedLook,
+    infer,
+    load,
+)
 from engine.export import export
 from training.calibration import Calibration, calibrate
 from training.card import model_card
@@ -22,8 +33,8 @@ from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, report
 from training.folder import LEARNT_DATA, RunFolder, data_id, load_run
-from training.inference import network_probability, network_score
-from training.network import FeaturesGraph, Network, ReasoningGraph
+from training.inference import look_turned, reasoned, see
+from training.network import FeaturesGraph, Network, Output, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
 from training.record import revision_of
 from training.temperature import Sureness, fit_temperatures, sigmoid, temperature_facts
@@ -62,6 +73,7 @@ def export_run(
     batch_size: int = 5,
     overlap_px: int = 0,
     second_look: SecondLook = NO_SECOND_LOOK,
+    turned_look: TurnedLook = NO_TURNED_LOOK,
     notes: str = "",
     frame: FrameLimits | None = None,
     precisions: Sequence[str] = (),
@@ -77,6 +89,7 @@ def export_run(
         batch_size: patches that the runtime takes at once.
         overlap_px: by how much the service's windows overlap.
         second_look: whether the service looks again where a border may cut a defect.
+        turned_look: whether it looks at windows in doubt in all positions; the limits are chosen for it then.
         notes: Markdown that the model card carries as it is.
         frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
             which the darkest of rendered frames have and a frame without light has not.
@@ -86,7 +99,7 @@ def export_run(
         costs: of the line; None: the defaults of `Costs`.
 
     Raises:
-        ValueError: the run is not finished or its data is gone.
+        ValueError: the run is not finished, its data is gone, or it has not learnt what it is to look at turned.
         ParityError: the exported graphs do not give the module's probabilities, or another precision does not hold;
             nothing is written then.
     """
@@ -94,23 +107,25 @@ def export_run(
     _refuse_shrunk(config.data.folders)
     if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
         raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")
+    if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
+        raise ValueError(f"{run} has not learnt patches in all positions: augmentation.flip and quarter_turns")
     refuse_known(calibration, config.all_folders)
-    fabric = Fabric(accelerator="cpu")
     validation = PatchSet(config.data.folders, "validation")
-    score, target, screens = _scores(network, fabric, validation, calibration)
+    sets = [_see(network, patches) for patches in _sets(validation, calibration)]
+    target, screens = np.concatenate([one.patches.labels for one in sets]), _screens(sets)
+    score = np.concatenate([one.score for one in sets])
     sureness = fit_temperatures(score, target, screens, labels=validation.label_names)
     temperature = np.array([one.temperature for one in sureness.values()])
     network.temper(torch.from_numpy(temperature).float())
-    tempered = sigmoid(score / temperature).astype(np.float32)
-    found = calibrate(tempered, target, screens, labels=validation.label_names, costs=costs or Costs())
-    limits, probability = found.limits, tempered[: len(validation)]
-    measured = {"validation": _report(probability, validation, limits)}
-    judged, reference = validation, probability
+    sets = [replace(one, score=one.score / temperature) for one in sets]
+    served = [one.served(network, turned_look) for one in sets]
+    found = calibrate(np.concatenate(served), target, screens, labels=validation.label_names, costs=costs or Costs())
+    limits, judged = found.limits, sets[0]
+    measured = {"validation": _report(served[0], validation, limits)}
     if _has_test_part(config):
-        judged = PatchSet(config.data.folders, "test")
-        reference = network_probability(network, judged, fabric)
-        measured["test"] = _report(reference, judged, limits)
-    chosen = parity_patches(probability, validation.labels, [limit.threshold for limit in limits.values()])
+        judged = _see(network, PatchSet(config.data.folders, "test"))
+        measured["test"] = _report(judged.served(network, turned_look), judged.patches, limits)
+    chosen = parity_patches(served[0], validation.labels, [limit.threshold for limit in limits.values()])
     manifest = Manifest(
         name=config.name,
         version=version,
@@ -118,6 +133,7 @@ def export_run(
         patch_px=validation.patch_px,
         overlap_px=overlap_px,
         second_look=second_look,
+        turned_look=turned_look,
         batch_size=batch_size,
         frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=2),
         files={},
@@ -143,8 +159,8 @@ def export_run(
             pixels=patches,
             expected=expected,
             activation=maps.activation,
-            patches=judged,
-            reference=reference,
+            patches=judged.patches,
+            reference=judged.once,
         )
         made.update(add_precisions(draft, precisions, proof))
 
@@ -185,22 +201,45 @@ def _refuse_shrunk(folders: Sequence[Path]) -> None:
             raise ValueError(f"{folder} was cut from screens {shrink} times smaller, and the service shrinks none")
 
 
-def _scores(
-    network: Network, fabric: Fabric, validation: PatchSet, folders: Sequence[Path]
-) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.int64]]:
-    """Scores (N, L) before the sigmoid, labels (N, L) and screens (N,) of the validation part, then of all folders."""
-    sets = [validation]
-    if folders:
-        more = PatchSet(folders, None)
-        if (more.label_names, more.patch_px) != (validation.label_names, validation.patch_px):
-            raise ValueError(f"{folders[0]} differs from the run's data in labels or patch size")
-        sets.append(more)
-    first = np.cumsum([0, *(one.screens.max() + 1 for one in sets)])
-    return (
-        np.concatenate([network_score(network, one, fabric) for one in sets]).astype(np.float64),
-        np.concatenate([one.labels for one in sets]),
-        np.concatenate([one.screens + start for one, start in zip(sets, first, strict=False)]),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Seen:
+    """A set as the network sees it: what stage 1 gives, and scores (N, L) before the sigmoid, reasoned by screen."""
+
+    patches: PatchSet
+    output: Output
+    score: NDArray[np.float64]
+
+    @property
+    def once(self) -> NDArray[np.float32]:
+        """Probabilities (N, L), each window looked at once."""
+        return sigmoid(self.score).astype(np.float32)
+
+    def served(self, network: Network, look: TurnedLook) -> NDArray[np.float32]:
+        """Probabilities (N, L) as the service has them, by the network with its temperatures."""
+        return look_turned(network, self.output, self.patches, self.once, look)
+
+
+def _see(network: Network, patches: PatchSet) -> _Seen:
+    fabric = Fabric(accelerator="cpu")
+    output = see(network, patches, fabric)
+    score = reasoned(network, output, patches, fabric, group="screen").astype(np.float64)
+    return _Seen(patches=patches, output=output, score=score)
+
+
+def _sets(validation: PatchSet, folders: Sequence[Path]) -> list[PatchSet]:
+    """The validation part, and all folders as one."""
+    if not folders:
+        return [validation]
+    more = PatchSet(folders, None)
+    if (more.label_names, more.patch_px) != (validation.label_names, validation.patch_px):
+        raise ValueError(f"{folders[0]} differs from the run's data in labels or patch size")
+    return [validation, more]
+
+
+def _screens(sets: Sequence[_Seen]) -> NDArray[np.int64]:
+    """Numbers of the screens (N,) of all sets together; those of one set are no other's."""
+    first = np.cumsum([0, *(one.patches.screens.max() + 1 for one in sets)])
+    return np.concatenate([one.patches.screens + start for one, start in zip(sets, first, strict=False)])
 
 
 def parity_patches(

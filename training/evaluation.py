@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torchmetrics.functional.classification import multilabel_stat_scores
 
-from engine import Backend, Manifest, infer
+from engine import NO_TURNED_LOOK, Backend, Manifest, TurnedLook, averaged, in_doubt, infer, turned
 from training.bands import recall_by_band
 from training.datasets import PatchSet
 from training.measures import Share, f_measure, wilson
@@ -158,14 +158,21 @@ def by_image(
     return highest, np.where(present, 1, np.where(unknown, -1, 0)).astype(np.int8)
 
 
-def bundle_probability(backend: Backend, patches: PatchSet, *, group: str) -> NDArray[np.float32]:
-    """Probabilities (N, L) of a set by a bundle, patches reasoned in groups."""
+def bundle_probability(
+    backend: Backend, patches: PatchSet, *, group: str, look: TurnedLook = NO_TURNED_LOOK
+) -> NDArray[np.float32]:
+    """Probabilities (N, L) of a set by a bundle, patches reasoned in groups; those in doubt as `look` asks."""
     probability = np.zeros((len(patches), len(patches.label_names)), np.float32)
     with Progress() as progress:
         task = progress.add_task("evaluate", total=len(patches))
         for indices in groups(patches, group):
             pixels = np.stack([patches.patch(int(index)) for index in indices])[:, None]
-            _, probability[indices] = infer(backend, pixels)
+            features, scores = infer(backend, pixels)
+            if doubtful := in_doubt(scores, look):
+                others, _ = infer(backend, turned(pixels[list(doubtful)]))
+                features = averaged(features, doubtful, others)
+                scores = backend.reason(features.label_features, features.stage1)
+            probability[indices] = scores
             progress.advance(task, len(indices))
     return probability
 
@@ -186,7 +193,7 @@ def fitting_patches(manifest: Manifest, folders: Sequence[Path], *, part: str | 
 
 
 def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, group: str) -> Report:
-    """A bundle on cut folders, at the manifest's thresholds.
+    """A bundle on cut folders, at the manifest's thresholds, windows in doubt looked at as it asks.
 
     Args:
         backend: a loaded bundle.
@@ -199,7 +206,7 @@ def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, gro
     """
     manifest = backend.manifest
     patches = fitting_patches(manifest, folders, part=part)
-    probability = bundle_probability(backend, patches, group=group)
+    probability = bundle_probability(backend, patches, group=group, look=manifest.turned_look)
     thresholds = [limits.threshold for limits in manifest.labels.values()]
     found = report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
     if not patches.tells_visible:

@@ -5,6 +5,8 @@ Several devices take turns with the patches, and each has the whole in the end.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from lightning_fabric import Fabric
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
+from engine import Features, TurnedLook, averaged, in_doubt, turned
 from training import devices
 from training.datasets import PatchSet
 from training.evaluation import groups
@@ -49,6 +52,40 @@ def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, 
             rows = torch.from_numpy(indices)
             score[indices] = network.reason(seen.feature_NLF[rows], seen.cosine_NL[rows]).float().cpu().numpy()
     return score
+
+
+def look_turned(
+    network: Network, seen: Output, patches: PatchSet, probability: NDArray[np.float32], look: TurnedLook
+) -> NDArray[np.float32]:
+    """Probabilities (N, L) of a set on a CPU, whose windows in doubt are looked at in all positions as in service.
+
+    Args:
+        network: what has seen the set.
+        seen: what stage 1 gave of it.
+        patches: the set.
+        probability: (N, L) reasoned by screen.
+        look: what the bundle is to ask for.
+    """
+    found = probability.copy()
+    for screen in track(patches.by_screen(), "in doubt", transient=True, disable=look.ratio_max == 0):
+        doubtful = in_doubt(probability[screen], look)
+        if not doubtful:
+            continue
+        pixels = turned(np.stack([patches.patch(int(index)) for index in screen[list(doubtful)]])[:, None])
+        with torch.inference_mode():
+            parts = [network(some, reason=False) for some in torch.split(torch.from_numpy(pixels), CHUNK)]
+            mean = averaged(_features([seen], screen), doubtful, _features(parts, slice(None)))
+            score = network.reason(torch.from_numpy(mean.label_features), torch.from_numpy(mean.stage1))
+        found[screen] = to_probability(score.float().numpy())
+    return found
+
+
+def _features(parts: Sequence[Output], rows: NDArray[np.int64] | slice) -> Features:
+    """Rows of what stage 1 gave, without maps."""
+    label_features = np.concatenate([part.feature_NLF.float().numpy() for part in parts])[rows]
+    stage1 = np.concatenate([part.cosine_NL.float().numpy() for part in parts])[rows]
+    activation = np.zeros((*stage1.shape, 1, 1), np.float32)
+    return Features(label_features=label_features, stage1=stage1, activation=activation)
 
 
 def to_probability(score: NDArray[np.float32]) -> NDArray[np.float32]:

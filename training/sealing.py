@@ -2,8 +2,8 @@
 
 `DIR/sealed.json` names the bundle, and for every screen the SHA-256 of its file, the windows, the module's
 probabilities, and its map of each label that a window has; the windows that cover the screen first, then those of the
-module's own second look where the bundle has one. `python -m service release` runs the bundle over the same files and
-compares whole verdicts, boxes and all.
+module's own second look where the bundle has one, and which of them it looked at turned. `python -m service release`
+runs the bundle over the same files and compares whole verdicts, boxes and all.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Features, Manifest, Window, cover, look_again, read_golden, to_grey
+from engine import Features, Manifest, Window, averaged, cover, in_doubt, look_again, read_golden, to_grey, turned
 from engine import cut as cut_windows
 from training.cutting import screen_files
 from training.folder import load_run
@@ -69,10 +69,11 @@ def seal(network: Network, manifest: Manifest, source: Path) -> int:
         if image is None:
             raise ValueError(f"{path} cannot be read")
         frame = to_grey(image)
-        windows, probability, activation = _inspect(network, manifest, frame)
+        windows, doubtful, probability, activation = _inspect(network, manifest, frame)
         screens[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],
+            "turned": doubtful,
             "probability": probability.astype(np.float64).tolist(),  # which holds a float32 exactly
             "maps": _maps(probability, activation, manifest),
         }
@@ -85,8 +86,8 @@ def seal(network: Network, manifest: Manifest, source: Path) -> int:
 
 def _inspect(
     network: Network, manifest: Manifest, frame: NDArray[np.uint8]
-) -> tuple[tuple[Window, ...], NDArray[np.float32], NDArray[np.float32]]:
-    """The windows of a frame (H, W) as the service takes them, the module's probabilities (K, L) and maps of them."""
+) -> tuple[tuple[Window, ...], tuple[int, ...], NDArray[np.float32], NDArray[np.float32]]:
+    """The windows of a frame (H, W) as the service takes them, which are looked at turned, probabilities and maps."""
     windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
     features = _features(network, cut_windows(frame, windows, manifest.patch_px))
     probability = _reason(network, features)
@@ -95,7 +96,12 @@ def _inspect(
         again = _features(network, cut_windows(frame, between, manifest.patch_px))
         features = Features.joined([features, again])
         windows, probability = windows + between, _reason(network, features)
-    return windows, probability, features.activation
+    doubtful = in_doubt(probability, manifest.turned_look)
+    if doubtful:
+        patches = cut_windows(frame, [windows[k] for k in doubtful], manifest.patch_px)
+        features = averaged(features, doubtful, _features(network, turned(patches)))
+        probability = _reason(network, features)
+    return windows, doubtful, probability, features.activation
 
 
 def _maps(

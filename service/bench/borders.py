@@ -1,4 +1,4 @@
-"""What a bundle's second look at window borders costs: the same frames with it and without, end to end."""
+"""What a bundle's further looks cost, at borders and turned: the same frames with them and without, end to end."""
 
 from collections.abc import Iterator
 
@@ -10,16 +10,16 @@ MOST = 1.5  # times the cost of looking once
 
 
 def measure(work: Work) -> Iterator[Row]:
-    """The bundle with its second look and without."""
-    if work.manifest.second_look.ratio_max == 0:
-        yield Row(name="second look", found="the bundle asks for none")
+    """The bundle with its further looks and without."""
+    if work.manifest.second_look.ratio_max == work.manifest.turned_look.ratio_max == 0:
+        yield Row(name="further looks", found="the bundle asks for none")
         return
     with work.looking_once() as once:
         without = _loaded(once)
     with_it = _loaded(work)
     times = _screens_per_s(without) / _screens_per_s(with_it)
     yield Row(
-        name="second look",
+        name="further looks",
         found=f"{times:.2f} times the time of looking once; {with_it.describe()}",
         limit=f"{MOST:g} times",
         passed=times <= MOST and not (without.failures or with_it.failures),

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import NO_SECOND_LOOK, RELEASE_FILE, Manifest, Window, cover
+from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, RELEASE_FILE, Manifest, Window, cover
 from service.bench.report import BenchError
 from service.client import ClientError, Served, serving
 from service.lines import Lines
@@ -53,12 +53,12 @@ class Work:
 
     @contextmanager
     def looking_once(self) -> Iterator["Work"]:
-        """The same work with a copy of the bundle that asks for no second look, until the block ends."""
+        """The same work with a copy of the bundle that asks for no further look, until the block ends."""
         with tempfile.TemporaryDirectory() as folder:
             once = Path(
                 shutil.copytree(self.bundle, Path(folder) / "once", ignore=shutil.ignore_patterns(RELEASE_FILE))
             )
-            replace(self.manifest, second_look=NO_SECOND_LOOK).write(once)
+            replace(self.manifest, second_look=NO_SECOND_LOOK, turned_look=NO_TURNED_LOOK).write(once)
             yield replace(self, bundle=once)
 
     @contextmanager

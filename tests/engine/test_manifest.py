@@ -1,6 +1,5 @@
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,17 +9,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine import BundleError, FrameLimits, LabelLimits, Manifest, SecondLook, fake_manifest
+from engine import (
+    NO_TURNED_LOOK,
+    BundleError,
+    FrameLimits,
+    LabelLimits,
+    Manifest,
+    SecondLook,
+    TurnedLook,
+    fake_manifest,
+)
 from engine.manifest import (
     MAX_MANIFEST_BYTES,
     PRECISION_FILES,
-    RELEASE_FILE,
     REQUIRED_FILES,
     SECOND_LOOK_MOST,
+    TURNED_LOOK_MOST,
     file_sha256,
     parse,
 )
-from tests.bundles import tiny_bundle
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest.json"
 
@@ -47,6 +54,13 @@ def manifests(draw: st.DrawFn) -> Manifest:
         patch_px=patch_px,
         overlap_px=draw(st.integers(0, patch_px - 1)),
         second_look=SecondLook(score_min=draw(RATIOS), ratio_max=draw(st.floats(0, SECOND_LOOK_MOST))),
+        turned_look=draw(
+            st.builds(
+                lambda doubt, ratio: TurnedLook(score_min=doubt[0], score_max=doubt[1], ratio_max=ratio),
+                st.lists(RATIOS, min_size=2, max_size=2).map(sorted),
+                st.floats(0, TURNED_LOOK_MOST),
+            )
+        ),
         batch_size=draw(st.integers(1, 1024)),
         frame=FrameLimits(saturated_ratio_max=draw(RATIOS), contrast_min=draw(st.floats(0, 255))),
         files={name: draw(HASHES) for name in (*REQUIRED_FILES, *extra)},
@@ -70,9 +84,16 @@ def test_golden_manifest_parses_and_is_written_back_byte_for_byte(tmp_path: Path
     assert manifest.limits_version == 2
     assert manifest.patch_px == 1024
     assert manifest.second_look == SecondLook(score_min=0.05, ratio_max=0.5)
+    assert manifest.turned_look == TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.1)
     assert manifest.data_id == "rendered seed 1, 400 screens, Größe 3072x4096"
     manifest.write(tmp_path)
     assert (tmp_path / "manifest.json").read_bytes() == GOLDEN.read_bytes()
+
+
+def test_a_manifest_from_before_turned_looks_asks_for_none() -> None:
+    document = json.loads(GOLDEN.read_bytes())
+    del document["turned_look"]
+    assert parse(json.dumps(document).encode()).turned_look == NO_TURNED_LOOK
 
 
 def test_whole_numbers_where_a_fraction_may_stand_are_written_as_fractions(tmp_path: Path) -> None:
@@ -96,11 +117,12 @@ ABSENT = object()
 # dotted path, value to put there (ABSENT takes the key away), key that the error must name
 EDITS: list[tuple[str, object, str]] = [
     # a key is missing, at each depth
-    *[(field, ABSENT, field) for field in Manifest.__slots__],
+    *[(field, ABSENT, field) for field in Manifest.__slots__ if field != "turned_look"],
     ("labels.bubble.threshold", ABSENT, "labels.bubble.threshold"),
     ("labels.bubble.review", ABSENT, "labels.bubble.review"),
     ("frame.contrast_min", ABSENT, "frame.contrast_min"),
     ("second_look.score_min", ABSENT, "second_look.score_min"),
+    ("turned_look.score_max", ABSENT, "turned_look.score_max"),
     *[(f"files/{name}", ABSENT, f"files.{name}") for name in REQUIRED_FILES],
     ("parity_tolerance.fp32", ABSENT, "parity_tolerance.fp32"),
     # a tolerance for a precision that the bundle has
@@ -110,6 +132,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("labels.bubble.treshold", 0.5, "labels.bubble.treshold"),
     ("frame.blur", 1.0, "frame.blur"),
     ("second_look.warm", 0.5, "second_look.warm"),
+    ("turned_look.positions", 8, "turned_look.positions"),
     ("parity_tolerance.int4", 0.1, "parity_tolerance.int4"),
     ("\ud800\n", 0, "\\ud800\n"),
     # another type
@@ -143,6 +166,8 @@ EDITS: list[tuple[str, object, str]] = [
     ("second_look.score_min", 1.01, "second_look.score_min"),
     ("second_look.ratio_max", 0.51, "second_look.ratio_max"),  # a screen would cost more than one and a half
     ("second_look.ratio_max", -0.01, "second_look.ratio_max"),
+    ("turned_look.score_max", 0.05, "turned_look.score_max"),  # below its least
+    ("turned_look.ratio_max", 0.26, "turned_look.ratio_max"),
     ("batch_size", 0, "batch_size"),
     ("batch_size", -(10**30), "batch_size"),
     ("labels.bubble.threshold", 1.01, "labels.bubble.threshold"),
@@ -300,88 +325,3 @@ def test_what_could_not_be_read_is_not_written(
         change(fake_manifest()).write(tmp_path)
     assert caught.value.key == key
     assert list(tmp_path.iterdir()) == []
-
-
-# --- the files beside it -----------------------------------------------------------------------------
-
-
-@pytest.fixture
-def copy(bundle: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(bundle, tmp_path / "bundle")
-
-
-@pytest.mark.parametrize("name", REQUIRED_FILES)
-def test_one_changed_bit_is_found(copy: Path, name: str) -> None:
-    content = bytearray((copy / name).read_bytes())
-    content[len(content) // 2] ^= 1
-    (copy / name).write_bytes(content)
-    with pytest.raises(BundleError, match="altered") as caught:
-        Manifest.read(copy)
-    assert caught.value.key == f"files.{name}"
-
-
-@pytest.mark.parametrize("name", REQUIRED_FILES)
-def test_a_missing_file_is_named(copy: Path, name: str) -> None:
-    (copy / name).unlink()
-    with pytest.raises(BundleError, match="No such file") as caught:
-        Manifest.read(copy)
-    assert caught.value.key == f"files.{name}"
-
-
-def test_a_folder_in_place_of_a_file_is_named(copy: Path) -> None:
-    (copy / "golden.npz").unlink()
-    (copy / "golden.npz").mkdir()
-    with pytest.raises(BundleError) as caught:
-        Manifest.read(copy)
-    assert caught.value.key == "files.golden.npz"
-
-
-def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
-    with pytest.raises(BundleError) as caught:
-        Manifest.read(tmp_path)
-    assert caught.value.key == "manifest.json"
-
-
-def test_a_huge_manifest_is_not_read_whole(copy: Path) -> None:
-    with (copy / "manifest.json").open("ab") as file:
-        file.truncate(10 * 2**30)  # sparse: ten gigabytes that take no room
-    with pytest.raises(BundleError, match="larger than") as caught:
-        Manifest.read(copy)
-    assert caught.value.key == "manifest.json"
-
-
-def test_a_file_that_is_not_listed_is_left_alone(copy: Path) -> None:
-    (copy / "plan.cache").write_bytes(b"x")
-    assert Manifest.read(copy).name == "tiny"
-
-
-@pytest.mark.parametrize("name", REQUIRED_FILES)
-def test_a_file_of_another_bundle_is_never_used(copy: Path, tmp_path: Path, name: str) -> None:
-    manifest = Manifest.read(copy)
-    assert manifest.verified(copy, name) == (copy / name).read_bytes()
-    shutil.rmtree(copy)
-    tiny_bundle(tmp_path / "next", version="2", labels=("bubble", "scratch")).rename(copy)  # as an export does
-    if name != "MODEL_CARD.md":  # which is the same
-        with pytest.raises(BundleError, match="altered") as caught:
-            manifest.verified(copy, name)
-        assert caught.value.key == f"files.{name}"
-    (copy / name).unlink()
-    with pytest.raises(BundleError, match="cannot be read"):
-        manifest.verified(copy, name)
-
-
-def test_a_released_bundle_is_signed_again_without_its_record(copy: Path) -> None:
-    (copy / RELEASE_FILE).write_text("{}")
-    manifest = Manifest.read(copy)
-    assert manifest.sign(copy) == manifest
-    assert (copy / RELEASE_FILE).read_text() == "{}"
-    assert Manifest.read(copy).files.keys() == set(REQUIRED_FILES)
-
-
-@pytest.mark.parametrize("name", ["notes.txt", "features.onnx.data", "plans"])
-def test_a_file_that_no_bundle_has_is_not_signed_and_named(copy: Path, name: str) -> None:
-    (copy / name).mkdir() if name == "plans" else (copy / name).write_bytes(b"x")
-    with pytest.raises(BundleError, match="is no file of a bundle") as caught:
-        Manifest.read(copy).sign(copy)
-    assert caught.value.key == name
-    assert Manifest.read(copy).name == "tiny"  # what was signed before holds

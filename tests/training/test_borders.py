@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from engine import Manifest, SecondLook, cover
+from engine import Manifest, SecondLook, TurnedLook, cover
 from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
 from training.__main__ import app
 from training.bands import BORDER_BANDS
@@ -57,6 +57,7 @@ def test_the_same_screens_are_inspected_in_each_manner_and_judged_by_distance(tm
     assert {name: (round(m.windows, 3), m.windows_most) for name, m in found.items()} == {
         "once": (1.0, 1.0),
         "second look": (round(19 / 18, 3), 10 / 9),
+        "turned, too": (round((19 + 7) / 18, 3), (10 + 7) / 9),
         "half overlap": (round(25 / 9, 3), 25 / 9),
     }
     for manner in found.values():
@@ -68,12 +69,14 @@ def test_the_same_screens_are_inspected_in_each_manner_and_judged_by_distance(tm
 
 
 def test_a_bundle_with_a_second_look_is_measured_with_its_own(bundle: Path) -> None:
-    own = SecondLook(score_min=0.25, ratio_max=0.25)
-    manifest = replace(Manifest.read(bundle), overlap_px=16, second_look=own)
+    own, turned = SecondLook(score_min=0.25, ratio_max=0.25), TurnedLook(score_min=0.25, score_max=0.5, ratio_max=0.2)
+    manifest = replace(Manifest.read(bundle), overlap_px=16, second_look=own, turned_look=turned)
     served = manners(manifest)
     assert served["second look"].second_look == own
-    assert [m.overlap_px for m in served.values()] == [0, 0, PATCH_PX // 2]
-    assert [m.second_look.ratio_max for m in served.values()] == [0, 0.25, 0]
+    assert served["turned, too"].turned_look == turned
+    assert [m.overlap_px for m in served.values()] == [0, 0, 0, PATCH_PX // 2]
+    assert [m.second_look.ratio_max for m in served.values()] == [0, 0.25, 0.25, 0]
+    assert [m.turned_look.ratio_max for m in served.values()] == [0, 0, 0.2, 0]
 
 
 def test_what_the_service_cannot_inspect_is_told_in_its_words(tmp_path: Path, bundle: Path) -> None:
@@ -86,7 +89,7 @@ def test_what_the_service_cannot_inspect_is_told_in_its_words(tmp_path: Path, bu
 def test_the_command_prints_both_tables_and_writes_their_figures(
     tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    proof = {"windows_inferred": 4, "windows_extra": 1}
+    proof = {"windows_inferred": 4, "windows_extra": 1, "windows_turned": 0}
     monkeypatch.setattr(
         "training.borders._inspect",
         lambda _, files: json.dumps(
@@ -98,7 +101,7 @@ def test_the_command_prints_both_tables_and_writes_their_figures(
     arguments = ["borders", "--bundle", str(bundle), "--data", str(source), "--crossing", "1", "--json", str(figures)]
     answer = CliRunner().invoke(app, arguments)
     assert answer.exit_code == 0, answer.output
-    assert "half overlap" in answer.output
+    assert "overlap" in answer.output
     assert "1 frames with a defect on a border" in " ".join(answer.output.split())
     written = json.loads(figures.read_text())
     assert set(written) == {"screens", "crossing"}

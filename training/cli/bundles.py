@@ -106,7 +106,7 @@ def borders(
     seed: Annotated[int, typer.Option(help="Of those frames.", min=0)] = 0,
     json_file: Json = None,
 ) -> None:
-    """Compare windows placed once, with a second look and overlapping by half (no torch needed)."""
+    """Compare windows looked at once, again, turned, and overlapping by half (no torch needed)."""
     import tempfile
 
     from engine import Manifest

@@ -168,6 +168,9 @@ def export(
     second_look: Annotated[
         bool, typer.Option("--second-look", help="Look again where a border of windows may cut a defect.")
     ] = False,
+    turned_look: Annotated[
+        bool, typer.Option("--turned-look", help="Look at windows in doubt in all eight positions.")
+    ] = False,
     notes: Annotated[Path | None, typer.Option(help="Markdown for the model card.", exists=True)] = None,
     golden: Annotated[
         Path | None, typer.Option(help="Screens in the data form to seal for the release gate.", exists=True)
@@ -184,8 +187,8 @@ def export(
     json_file: Json = None,
 ) -> None:
     """Write a verified bundle of a run; refuses if the graphs differ from the module, or a precision does not hold."""
-    from engine import NO_SECOND_LOOK
-    from training.borders import SECOND_LOOK
+    from engine import NO_SECOND_LOOK, NO_TURNED_LOOK
+    from training.borders import SECOND_LOOK, TURNED_LOOK
     from training.bundling import export_run
     from training.calibration_picture import draw
     from training.calibration_tables import print_calibration, print_sureness
@@ -203,6 +206,7 @@ def export(
         batch_size=batch,
         overlap_px=overlap,
         second_look=SECOND_LOOK if second_look else NO_SECOND_LOOK,
+        turned_look=TURNED_LOOK if turned_look else NO_TURNED_LOOK,
         notes=notes.read_text() if notes is not None else "",
         precisions=[one.value for one in precision or ()],
         calibration=calibrate or (),

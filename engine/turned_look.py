@@ -1,0 +1,82 @@
+"""Where to look turned: windows of which the network is in doubt, seen in all eight positions of a square.
+
+A network that has learnt from patches turned and mirrored is still surer of one position than of another. The mean of
+all eight errs less than any one (Simonyan and Zisserman, "Very deep convolutional networks", ICLR 2015, who average
+mirrored crops), and is asked for only where a score is neither near to nil nor near to one: most windows are looked at
+once. What is averaged are the features, before the screen's patches are reasoned together. Geometry and a rule; pure.
+"""
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backend import Features
+from engine.manifest import TurnedLook
+
+_Value = TypeVar("_Value", np.uint8, np.float32)
+
+POSITIONS = 8  # of a square: four quarter turns, and as many of its mirror image
+
+
+def in_doubt(probability: NDArray[np.float32], look: TurnedLook) -> tuple[int, ...]:
+    """The windows of a screen to look at in all positions, in their order; none where the bundle does not ask for it.
+
+    A window is doubtful of a label whose score is `score_min` or more, and less than `score_max`. Those with a score
+    nearest to the middle come first, up to `ratio_max` of the windows of the screen, and one at least.
+
+    Args:
+        probability: (K, C) scores of its windows; what is no number is no doubt.
+        look: what the bundle asks for.
+    """
+    scores = probability.astype(np.float64)
+    doubtful = (scores >= look.score_min) & (scores < look.score_max)
+    distance = np.where(doubtful, np.abs(scores - (look.score_min + look.score_max) / 2), np.inf).min(axis=1)
+    order = np.argsort(distance, kind="stable")[: min(int(doubtful.any(axis=1).sum()), look.most(len(scores)))]
+    return tuple(sorted(order.tolist()))
+
+
+def turned(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The other seven positions of patches (n, 1, P, P), position by position: (7n, 1, P, P)."""
+    return np.concatenate([_turn(patches, position) for position in range(1, POSITIONS)])
+
+
+def averaged(features: Features, doubtful: Sequence[int], others: Features) -> Features:
+    """Features of a screen, those of the doubtful windows the mean over all positions; maps are turned back before.
+
+    Args:
+        features: of all K windows, as they lie.
+        doubtful: n of them.
+        others: of their other positions, in the order of `turned`, 7n.
+    """
+    rows = list(doubtful)
+    label_features, stage1, activation = (
+        features.label_features.copy(),
+        features.stage1.copy(),
+        features.activation.copy(),
+    )
+    for position in range(1, POSITIONS):
+        some = slice((position - 1) * len(rows), position * len(rows))
+        label_features[rows] += others.label_features[some]
+        stage1[rows] += others.stage1[some]
+        activation[rows] += _turn_back(others.activation[some], position)
+    for values in (label_features, stage1, activation):
+        values[rows] /= POSITIONS
+    return Features(label_features=label_features, stage1=stage1, activation=activation)
+
+
+def _turn(images: NDArray[_Value], position: int) -> NDArray[_Value]:
+    """Squares in the last two axes, mirrored left to right, top to bottom and along the diagonal by a bit each."""
+    if position & 1:
+        images = images[..., ::-1]
+    if position & 2:
+        images = images[..., ::-1, :]
+    return np.swapaxes(images, -1, -2) if position & 4 else images
+
+
+def _turn_back(images: NDArray[_Value], position: int) -> NDArray[_Value]:
+    """What `_turn` undoes."""
+    if position & 4:
+        images = np.swapaxes(images, -1, -2)
+    return _turn(images, position & 3)

@@ -1,0 +1,182 @@
+"""A turned look in service: a window in doubt is judged by the mean of its positions, and is counted."""
+
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from engine import NO_TURNED_LOOK, Manifest, TurnedLook, averaged, cover, cut, in_doubt, infer, load, turned
+from service import release as gate
+from service.files import inspect_files, inspector
+from service.inspector import Inspection
+from service.settings import Settings
+from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
+from tests.service.test_release import frame, reseal, write_set
+
+LOOK = TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.2)
+DOUBTFUL = grey_of(1) + REACH // 2
+
+
+@pytest.fixture
+def turning(tmp_path: Path) -> Path:
+    """A bundle that is surer of what lies at the left and at the top, and looks turned at what it doubts."""
+    bundle = tiny_bundle(tmp_path / "turning")
+    manifest = replace(Manifest.read(bundle), turned_look=LOOK)
+    model = onnx.load(bundle / "features.onnx")
+    (slope,) = (one for one in model.graph.initializer if one.name == "slope")
+    tilt = np.add.outer(np.linspace(0.8, 1.0, 64), np.linspace(0.0, 0.2, 64))[None, None]
+    slope.CopyFrom(numpy_helper.from_array((-tilt / REACH).astype(np.float32), "slope"))
+    onnx.save(model, bundle / "features.onnx")
+    manifest.sign(bundle)
+    golden = np.load(bundle / "golden.npz")["pixels"]
+    seen = seen_by(bundle, golden)
+    np.savez_compressed(bundle / "golden.npz", pixels=golden, probability=seen.once, activation=seen.maps_once)
+    manifest.sign(bundle)
+    return bundle
+
+
+class Seen(NamedTuple):
+    """What the engine alone makes of the windows of a frame."""
+
+    once: NDArray[np.float32]
+    maps_once: NDArray[np.float32]
+    turned: tuple[int, ...]
+    probability: NDArray[np.float32]
+    activation: NDArray[np.float32]
+
+
+def seen_by(bundle: Path, patches: NDArray[np.uint8]) -> Seen:
+    with closing(load(bundle, "onnxruntime")) as backend:
+        features, once = infer(backend, patches)
+        doubtful = in_doubt(once, backend.manifest.turned_look)
+        if not doubtful:
+            return Seen(once, features.activation, doubtful, once, features.activation)
+        others, _ = infer(backend, turned(patches[list(doubtful)]))
+        mean = averaged(features, doubtful, others)
+        probability = backend.reason(mean.label_features, mean.stage1)
+        return Seen(once, features.activation, doubtful, probability, mean.activation)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """A screen with a doubtful spot in the upper left of its second window."""
+    pixels = frame(None, 0)
+    pixels[4:8, 68:72] = DOUBTFUL
+    path = tmp_path / "doubtful.png"
+    cv2.imwrite(str(path), pixels)
+    return path
+
+
+def settings(tmp_path: Path, bundle: Path) -> Settings:
+    return Settings(bundle=bundle, state_dir=tmp_path / "state", runtime="onnxruntime")
+
+
+def inspected(bundle: Path, picture: Path, tmp_path: Path) -> Inspection:
+    with inspector(settings(tmp_path, bundle)) as ready:
+        (result,) = inspect_files(ready, [picture], raw_size=None)
+    assert isinstance(result.outcome, Inspection)
+    return result.outcome
+
+
+def patches_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return cut(pixels, cover(*pixels.shape, patch_px=64), 64)
+
+
+# --- a screen ----------------------------------------------------------------------------------------
+
+
+def test_a_window_in_doubt_is_judged_by_the_mean_of_its_positions_and_counted(
+    tmp_path: Path, turning: Path, picture: Path
+) -> None:
+    inspection = inspected(turning, picture, tmp_path)
+    seen = seen_by(turning, patches_of(inspection.frame.pixels))
+    assert inspection.turned == seen.turned == (1,)
+    assert abs(seen.probability[1] - seen.once[1]).max() > 0.05  # positions differ to this network
+    np.testing.assert_allclose(inspection.probability, seen.probability, atol=1e-6)
+    verdict = inspection.verdict
+    assert verdict is not None
+    proof = verdict.proof
+    assert (proof.windows_expected, proof.windows_inferred, proof.windows_extra, proof.windows_turned) == (6, 6, 0, 1)
+    assert proof.patches == 6 + 7
+    assert [result.score for result in verdict.labels.values()] == pytest.approx(seen.probability.max(0), abs=1e-6)
+
+
+def test_in_whatever_position_the_spot_lies_the_screen_has_the_same_score(tmp_path: Path, turning: Path) -> None:
+    scores = []
+    for number, (top, left) in enumerate([(4, 68), (4, 120), (56, 68), (56, 120)]):
+        pixels = np.full((128, 192), BACKGROUND, np.uint8)  # the same in all positions
+        pixels[top : top + 4, left : left + 4] = DOUBTFUL
+        cv2.imwrite(str(tmp_path / f"{number}.png"), pixels)
+        scores.append(inspected(turning, tmp_path / f"{number}.png", tmp_path / str(number)).probability[1])
+    np.testing.assert_allclose(scores, scores[:1] * 4, atol=1e-6)
+
+
+def test_a_bundle_that_does_not_ask_looks_at_none(tmp_path: Path, turning: Path, picture: Path) -> None:
+    replace(Manifest.read(turning), turned_look=NO_TURNED_LOOK).write(turning)
+    inspection = inspected(turning, picture, tmp_path)
+    assert inspection.turned == ()
+    seen = seen_by(turning, patches_of(inspection.frame.pixels))
+    np.testing.assert_allclose(inspection.probability, seen.once, atol=1e-6)
+
+
+def test_the_same_screen_gets_the_same_answer_whatever_else_is_looked_at(
+    tmp_path: Path, turning: Path, picture: Path
+) -> None:
+    def answers(copies: int) -> list[str]:
+        with inspector(settings(tmp_path, turning)) as ready:
+            outcomes = [result.outcome for result in inspect_files(ready, [picture] * copies, raw_size=None)]
+        verdicts = [outcome.verdict for outcome in outcomes if isinstance(outcome, Inspection)]
+        return [f"{verdict.labels} {verdict.defects}" for verdict in verdicts if verdict is not None]
+
+    assert answers(8) == answers(1) * 8
+
+
+# --- the gate ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sealed(tmp_path: Path, turning: Path) -> Path:
+    """A sealed set whose module looks turned as the bundle does."""
+    golden = write_set(
+        tmp_path / "golden",
+        turning,
+        lambda patches, _: seen_by(turning, patches).probability,
+        lambda patches, _: seen_by(turning, patches).activation,
+    )
+    for path in (golden / "screens").iterdir():
+        pixels = np.asarray(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE), np.uint8)
+        reseal(golden, path.name, turned=seen_by(turning, patches_of(pixels)).turned)
+    return golden
+
+
+def test_the_gate_takes_a_bundle_that_looks_turned_as_its_module_does(
+    tmp_path: Path, turning: Path, sealed: Path
+) -> None:
+    found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
+    assert (found.different, found.rounded, found.refusals) == ([], [], [])
+
+
+def test_the_gate_takes_no_turned_look_that_the_bundle_does_not_ask_for(
+    tmp_path: Path, turning: Path, sealed: Path
+) -> None:
+    reseal(sealed, "clean.png", turned=[0, 1, 2])
+    found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
+    assert found.different == ["clean.png"]
+
+
+def test_the_gate_finds_other_scores_of_a_window_that_both_looked_at_turned(
+    tmp_path: Path, turning: Path, sealed: Path
+) -> None:
+    pixels = np.asarray(cv2.imread(str(sealed / "screens" / "doubtful.png"), cv2.IMREAD_GRAYSCALE), np.uint8)
+    seen = seen_by(turning, patches_of(pixels))
+    assert seen.turned
+    reseal(sealed, "doubtful.png", probability=seen.once.astype(float).tolist(), maps=[])
+    found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
+    assert "doubtful.png" in found.different
