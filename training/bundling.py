@@ -143,7 +143,9 @@ def export_run(
             **_facts(config, measured),
             **found.facts(),
             **temperature_facts(sureness),
-            LEARNT_DATA: " ".join(data_id([folder]) for folder in dict.fromkeys(config.all_folders)),
+            LEARNT_DATA: " ".join(
+                dict.fromkeys([*map(data_id, ([folder] for folder in config.all_folders)), *RunFolder(run).learnt])
+            ),
         },
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]

@@ -1,9 +1,9 @@
 """The folder of a training run: what it was begun with, how far it has come, what it ended with.
 
-`config.json`, `data.json` (labels, and the identity of the data), `last.ckpt` (to resume), `phase1.safetensors` and
-`phase2.safetensors` (best epoch of each phase by validation F), `mixed.safetensors` (with a `start_share`: what the run
-ends with), `finished.json` (last validation figures), `run.json`
-(`training.record`), `metrics.csv` (`training.journal`) and TensorBoard events.
+`config.json`, `data.json` (labels, and the identity of all that was learnt from), `last.ckpt` (to resume),
+`phase1.safetensors` and `phase2.safetensors` (best epoch of each phase by validation F), `mixed.safetensors` (with a
+`start_share`: what the run ends with), `finished.json` (last validation figures), `run.json` (`training.record`),
+`metrics.csv` (`training.journal`) and TensorBoard events.
 """
 
 from __future__ import annotations
@@ -44,21 +44,32 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
+        learnt = [data_id([folder]) for folder in config.all_folders]
         if config.start is not None:
             data["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
+            learnt += RunFolder(config.start.parent).learnt
         file = self.path / "config.json"
         if not file.is_file():
-            replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(data) + "\n"))
+            told = {**data, "learnt": list(dict.fromkeys(learnt))}
+            replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
         if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
             raise ValueError(f"{self.path} was begun with another configuration: choose another run folder")
-        if json.loads((self.path / "data.json").read_text()) != data:
+        if {key: value for key, value in self._data.items() if key != "learnt"} != data:
             raise ValueError(f"{self.path} was begun with other data or weights there: choose another run folder")
 
     @property
     def data_id(self) -> str:
         """Identity of the data that the folder was begun with."""
-        return str(json.loads((self.path / "data.json").read_text())["data_id"])
+        return str(self._data["data_id"])
+
+    @property
+    def learnt(self) -> list[str]:
+        """`data_id` of each folder that it was begun with, and of those of the runs whose weights it began with.
+
+        None is known of weights that lie in no run's folder, nor of runs of earlier versions.
+        """
+        return list(self._data.get("learnt", ()))
 
     @property
     def finished(self) -> bool:
@@ -68,8 +79,14 @@ class RunFolder:
     @property
     def start_sha256(self) -> str | None:
         """Of the weights that the run began with, where it was given some."""
-        sha256: str | None = json.loads((self.path / "data.json").read_text()).get("start")
+        sha256: str | None = self._data.get("start")
         return sha256
+
+    @property
+    def _data(self) -> dict[str, Any]:
+        """`data.json`; empty where there is none."""
+        file = self.path / "data.json"
+        return json.loads(file.read_text()) if file.is_file() else {}
 
     def save_weights(self, phase: str, network: Network) -> None:
         """Keep the network as the best of its phase, or as what the run ends with (`MIXED`)."""

@@ -1,0 +1,30 @@
+"""What a run's folder remembers of what was learnt from."""
+
+from pathlib import Path
+
+from tests.training.data_form import write_screens, write_toy
+from training.config import read_config
+from training.cutting import cut
+from training.folder import RunFolder, data_id
+
+
+def test_a_run_remembers_what_the_runs_before_it_learnt_from(tmp_path: Path) -> None:
+    toml = write_toy(tmp_path, screens=3)
+    other = tmp_path / "other"
+    cut(write_screens(tmp_path / "more", screens=3, seed=1), other, patch_px=128)
+    ids = [data_id([folder]) for folder in (tmp_path / "cut", other)]
+
+    first = read_config(toml, ["run=first"])
+    RunFolder(first.run).begin(first, ("dot", "line"))
+    (first.run / "phase2.safetensors").write_bytes(b"weights")
+    assert RunFolder(first.run).learnt == ids[:1]
+
+    second = read_config(toml, ["run=second", f'data.folders=["{other}"]', "start=first/phase2.safetensors"])
+    for _ in range(2):  # as it is when the run goes on
+        RunFolder(second.run).begin(second, ("dot", "line"))
+        assert RunFolder(second.run).learnt == [ids[1], ids[0]]
+
+    (tmp_path / "weights.safetensors").write_bytes(b"weights")  # of no run
+    third = read_config(toml, ["run=third", "start=weights.safetensors"])
+    RunFolder(third.run).begin(third, ("dot", "line"))
+    assert RunFolder(third.run).learnt == ids[:1]
