@@ -38,7 +38,7 @@ from engine.running import RunsAs, runs_as, would_run_as
 from engine.second_look import look_again
 from engine.slots import Spread, measure_slots, slot_patches
 from engine.tuning import Tuning, tuning_of
-from engine.turned_look import POSITIONS, averaged, in_doubt, turned
+from engine.turned_look import POSITIONS, averaged, in_doubt, look_turned, turned
 from engine.warmth import warm_cells
 from engine.windows import Window, cover, cut
 
@@ -90,6 +90,7 @@ __all__ = [
     "load",
     "load_all",
     "look_again",
+    "look_turned",
     "made_as",
     "measure_slots",
     "read_golden",

@@ -293,6 +293,13 @@ def _second_look(asked: dict[str, float]) -> str:
     return f"where a score from {asked['score_min']:g} lies at a border; at most {asked['ratio_max']:.0%} more windows"
 
 
+def _turned_look(asked: dict[str, float]) -> str:
+    if asked["ratio_max"] == 0:
+        return "none"
+    doubt = f"where a score is {asked['score_min']:g} to {asked['score_max']:g}"
+    return f"{doubt}, at up to {asked['ratio_max']:.0%} of the windows in seven more positions"
+
+
 def show(report: dict[str, Any], console: Console) -> None:
     """Print what `examine` found for people."""
     facts = Table(title=f"{report['name']} {report['version']}", show_header=False, title_justify="left")
@@ -301,6 +308,7 @@ def show(report: dict[str, Any], console: Console) -> None:
         "bundle": report["bundle"],
         "patch": f"{report['patch_px']} px, windows overlap by {report['overlap_px']} px",
         "second look": _second_look(report["second_look"]),
+        "turned look": _turned_look(report["turned_look"]),
         "batch": f"{report['batch_size']} patches",
         "frame": (
             f"at most {report['frame']['saturated_ratio_max']:.1%} saturated, "

@@ -99,7 +99,7 @@ class TurnedLook:
     Attributes:
         score_min: score from which a window is doubtful of a label.
         score_max: score from which it is not any more.
-        ratio_max: share of a screen's windows that may be, at most, but one always; 0: none.
+        ratio_max: share of a screen's windows that may be, rounded up; 0: none.
     """
 
     score_min: float
@@ -108,7 +108,7 @@ class TurnedLook:
 
     def most(self, windows: int) -> int:
         """Windows of so many that may be looked at turned."""
-        return math.ceil(self.ratio_max * windows)
+        return math.ceil(round(self.ratio_max * windows, 9))  # 30 tenths are three, whatever 0.1 is in binary
 
 
 NO_TURNED_LOOK = TurnedLook(score_min=0.0, score_max=0.0, ratio_max=0.0)
@@ -246,8 +246,10 @@ class Manifest:
         Raises:
             BundleError: a value that `read` would refuse.
         """
-        canonical = parse(json.dumps(asdict(self), indent=2).encode())
-        text = json.dumps(asdict(canonical), indent=2, ensure_ascii=False) + "\n"
+        canonical = asdict(parse(json.dumps(asdict(self), indent=2).encode()))
+        if self.turned_look == NO_TURNED_LOOK:  # unsaid, as before there were any: earlier services read it still
+            del canonical["turned_look"]
+        text = json.dumps(canonical, indent=2, ensure_ascii=False) + "\n"
         (bundle / MANIFEST_FILE).write_bytes(text.encode())
 
     def sign(self, bundle: Path) -> "Manifest":

@@ -6,7 +6,7 @@ mirrored crops), and is asked for only where a score is neither near to nil nor 
 once. What is averaged are the features, before the screen's patches are reasoned together. Geometry and a rule; pure.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -37,33 +37,46 @@ def in_doubt(probability: NDArray[np.float32], look: TurnedLook) -> tuple[int, .
     return tuple(sorted(order.tolist()))
 
 
-def turned(patches: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The other seven positions of patches (n, 1, P, P), position by position: (7n, 1, P, P)."""
-    return np.concatenate([_turn(patches, position) for position in range(1, POSITIONS)])
+def turned(patch: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The seven other positions of a patch (P, P), (7, 1, P, P)."""
+    return np.stack([_turn(patch, position) for position in range(1, POSITIONS)])[:, None]
 
 
-def averaged(features: Features, doubtful: Sequence[int], others: Features) -> Features:
-    """Features of a screen, those of the doubtful windows the mean over all positions; maps are turned back before.
+def averaged(features: Features, window: int, others: Features) -> Features:
+    """Features of a screen, those of one window the mean over its positions; maps are turned back before.
 
     Args:
         features: of all K windows, as they lie.
-        doubtful: n of them.
-        others: of their other positions, in the order of `turned`, 7n.
+        window: which of them.
+        others: of its other positions, in the order of `turned`.
     """
-    rows = list(doubtful)
-    label_features, stage1, activation = (
-        features.label_features.copy(),
-        features.stage1.copy(),
-        features.activation.copy(),
+    activation = others.activation.copy()
+    for place, position in enumerate(range(1, POSITIONS)):
+        activation[place] = _turn_back(others.activation[place], position)
+    return Features(
+        label_features=_with_mean(features.label_features, window, others.label_features),
+        stage1=_with_mean(features.stage1, window, others.stage1),
+        activation=_with_mean(features.activation, window, activation),
     )
-    for position in range(1, POSITIONS):
-        some = slice((position - 1) * len(rows), position * len(rows))
-        label_features[rows] += others.label_features[some]
-        stage1[rows] += others.stage1[some]
-        activation[rows] += _turn_back(others.activation[some], position)
-    for values in (label_features, stage1, activation):
-        values[rows] /= POSITIONS
-    return Features(label_features=label_features, stage1=stage1, activation=activation)
+
+
+def look_turned(features: Features, doubtful: Sequence[int], see_turned: Callable[[int], Features]) -> Features:
+    """Features of a screen whose doubtful windows are looked at in all positions, one after the other.
+
+    Args:
+        features: of all K windows, as they lie.
+        doubtful: some of them, see `in_doubt`.
+        see_turned: features of a window's other positions, in the order of `turned`.
+    """
+    for window in doubtful:
+        features = averaged(features, window, see_turned(window))
+    return features
+
+
+def _with_mean(values: NDArray[np.float32], window: int, others: NDArray[np.float32]) -> NDArray[np.float32]:
+    found = values.copy()
+    found[window] = (values[window] + others.sum(axis=0)) / POSITIONS
+    return found
 
 
 def _turn(images: NDArray[_Value], position: int) -> NDArray[_Value]:

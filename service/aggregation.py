@@ -39,7 +39,7 @@ class Observed:
         size_from: who agreed its size.
         expected: windows that cover a frame of the agreed size.
         windows: the K windows that were inferred.
-        turned: how many of them in all positions.
+        windows_turned: how many of them were looked at in all positions.
         probability: (K, C) scores of those windows, labels in the manifest's order.
         activation: (K, C, h, w) where each label was seen, without an absolute level.
         self_test: of the device that ran the screen.
@@ -49,7 +49,7 @@ class Observed:
     size_from: FrameSizeFrom
     expected: Sequence[Window]
     windows: Sequence[Window]
-    turned: int = 0
+    windows_turned: int
     probability: NDArray[np.float32]
     activation: NDArray[np.float32]
     self_test: SelfTestReport
@@ -105,7 +105,7 @@ def aggregate(seen: Observed, manifest: Manifest, guard: Mapping[str, float] = N
         windows_expected=len(seen.expected),
         windows_inferred=len(set(seen.expected) & set(seen.windows)),
         windows_extra=len(set(seen.windows) - set(seen.expected)),
-        windows_turned=seen.turned,
+        windows_turned=seen.windows_turned,
         covered=covers(seen.windows, seen.brightness.size, manifest.patch_px),
         finite=finite,
         self_test_age_s=seen.self_test.age_s,

@@ -53,8 +53,8 @@ def agree(one: Said, other: Said, manifest: Manifest, *, tolerance: float, same_
         other: another, with the same labels and limits.
         manifest: of the bundle that both are of.
         tolerance: by how much a score may differ.
-        same_windows: whether both come of the same windows. Where scores differ by a hair, so may the windows of a
-            second look, and what is seen in one that was looked at for one verdict alone.
+        same_windows: whether both come of the same windows, looked at alike. Where scores differ by a hair, so may the
+            windows of a second look and those looked at turned, and what is seen in one that is so for one alone.
 
     Returns:
         "same": verdict, reasons, the labels that are present and the boxes are the same, but for what rounding moves.

@@ -7,7 +7,7 @@
     5  features   engine.backend        batches of one screen, on the device's own thread
     6  reason     engine.backend        all K patches together -> (K, C) probabilities
                   engine.second_look    where a border may cut a defect, once more 4 to 6
-                  engine.turned_look    windows in doubt in all positions, once more 5 and 6
+                  engine.turned_look    windows in doubt in all positions, once more 4 to 6
     7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
     8  record     service.store         and only then answer
 
@@ -19,7 +19,7 @@ never a verdict.
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -187,9 +187,10 @@ class Inspector:
             probability = self._reason(computed)
             reasoning_s += lap()
         doubtful = in_doubt(probability, manifest.turned_look)
+        for k in doubtful:
+            again = self._compute_turned(frame, windows[k], deadline_at, after=computed)
+            computed = computed.averaged(k, again)
         if doubtful:
-            again = self._compute_turned(frame, [windows[k] for k in doubtful], deadline_at, after=computed)
-            computed = computed.averaged(doubtful, again)
             lap()
             probability = self._reason(computed)
             reasoning_s += lap()
@@ -200,7 +201,7 @@ class Inspector:
             size_from=frame.size_from,
             expected=self._cover(*(self._frame_size or frame.pixels.shape)),
             windows=windows,
-            turned=len(doubtful),
+            windows_turned=len(doubtful),
             probability=probability,
             activation=computed.features.activation,
             self_test=computed.self_test,
@@ -307,14 +308,11 @@ class Inspector:
             waits.append(self._clock() - begun_at)
             yield
 
-    def _compute_turned(
-        self, frame: Frame, windows: Sequence[Window], deadline_at: float, *, after: Computed
-    ) -> Computed:
-        """Windows of a frame in their other positions, queued as a frame of their own, one below the other."""
+    def _compute_turned(self, frame: Frame, window: Window, deadline_at: float, *, after: Computed) -> Computed:
+        """A window in its other positions, queued as a frame of their own, one below the other."""
         side = self._backend.manifest.patch_px
-        strip = turned(cut(frame.pixels, windows, side)).reshape(-1, side)
-        below = cover(*strip.shape, patch_px=side)
-        return self._scheduler.compute(strip, below, deadline_at=deadline_at, after=after)
+        strip = turned(cut(frame.pixels, [window], side)[0, 0]).reshape(-1, side)
+        return self._scheduler.compute(strip, cover(*strip.shape, patch_px=side), deadline_at=deadline_at, after=after)
 
     def _reason(self, computed: Computed) -> NDArray[np.float32]:
         features = computed.features

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from engine import (
     Backend,
     Manifest,
     ParityError,
+    TurnedLook,
     Window,
     bundle_sha256,
     check_finite,
@@ -41,7 +43,7 @@ from service.serving import Loaded, load_bundle, naming
 from service.settings import Settings
 from service.verdict import Outcome
 
-SHIFTED = 0.01  # more than other windows of a second look move the scores of those that they are reasoned with
+SHIFTED = 0.01  # more than what was looked at by one alone moves the scores of the windows that it is reasoned with
 
 
 def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Release:
@@ -208,33 +210,54 @@ def _beside_the_module(
         size_from=inspection.frame.size_from,
         expected=expected,
         windows=expected + added,
-        turned=len(sealed.turned),
+        windows_turned=len(sealed.turned),
         probability=probability,
         activation=activation,
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
     )
     wanted = aggregate(seen, manifest, inspection.guard)
-    same_looks = _looks(inspection) == _sealed_looks(sealed)
-    if not _scores_agree(inspection, sealed, tolerance if same_looks else max(tolerance, SHIFTED)):
+    mine = _looks(
+        [(window.top, window.left) for window in inspection.windows], inspection.turned, inspection.probability
+    )
+    module = _looks(sealed.windows, sealed.turned, probability)
+    same_looks = {p: look.turned for p, look in mine.items()} == {p: look.turned for p, look in module.items()}
+    if not _looks_agree(mine, module, manifest.turned_look, tolerance if same_looks else max(tolerance, SHIFTED)):
         return "different"
     return agree(found, wanted, manifest, tolerance=tolerance, same_windows=same_looks)
 
 
-def _looks(inspection: Inspection) -> dict[tuple[int, int], bool]:
-    """The windows (top, left) of a screen, and whether each was looked at turned."""
-    places = [(window.top, window.left) for window in inspection.windows]
-    return {place: number in inspection.turned for number, place in enumerate(places)}
+class _Look(NamedTuple):
+    """Whether a window was looked at turned, and its scores (C,) in the end."""
+
+    turned: bool
+    scores: NDArray[np.float32]
 
 
-def _sealed_looks(sealed: SealedScreen) -> dict[tuple[int, int], bool]:
-    return {place: number in sealed.turned for number, place in enumerate(sealed.windows)}
+_Looks = dict[tuple[int, int], _Look]  # by top and left
 
 
-def _scores_agree(inspection: Inspection, sealed: SealedScreen, tolerance: float) -> bool:
-    """Whether the scores of every window that both have looked at in the same way differ by no more than that."""
-    mine = dict(zip(_looks(inspection).items(), inspection.probability, strict=True))
-    wanted = dict(zip(_sealed_looks(sealed).items(), np.array(sealed.probability, np.float32), strict=True))
-    return bool(all((np.abs(mine[look] - wanted[look]) <= tolerance + HAIR).all() for look in mine.keys() & wanted))
+def _looks(places: Sequence[tuple[int, int]], turned: Sequence[int], probability: NDArray[np.float32]) -> _Looks:
+    return {place: _Look(k in turned, probability[k]) for k, place in enumerate(places)}
+
+
+def _looks_agree(mine: _Looks, module: _Looks, look: TurnedLook, tolerance: float) -> bool:
+    """Whether the scores of every window that both have seen differ by no more than the tolerance.
+
+    One that was looked at turned by one alone has other scores. It may be so where the one that did not look had a
+    score as near to a limit of the doubt, or had no such look left.
+    """
+    for place in mine.keys() & module.keys():
+        one, other = mine[place], module[place]
+        if one.turned == other.turned:
+            if not (np.abs(one.scores - other.scores) <= tolerance + HAIR).all():
+                return False
+            continue
+        once, looks = (other, module) if one.turned else (one, mine)
+        limits = np.array([[look.score_min], [look.score_max]])
+        near = (np.abs(once.scores - limits) <= tolerance + HAIR).any()
+        if not near and sum(other.turned for other in looks.values()) < look.most(len(looks)):
+            return False
+    return True
 
 
 def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:

@@ -47,8 +47,11 @@ class SealedScreen(BaseModel):
         """The maps as those of all windows and labels, (K, C, h, w); nothing is seen where none was sealed.
 
         Raises:
-            ValueError: a map is missing that draws a box, is of no window or label, or of another form than the others.
+            ValueError: a map is missing that draws a box, is of no window or label, or of another form than the others;
+                or what was looked at turned is no window.
         """
+        if len(set(self.turned)) < len(self.turned) or not set(self.turned) <= set(range(len(self.windows))):
+            raise ValueError("what was looked at turned is no window of it, or one twice")
         sealed = {(one.window, one.label): np.array(one.heat, np.float32) for one in self.maps}
         wanted = {
             (window, label)

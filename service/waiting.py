@@ -45,9 +45,9 @@ class Computed:
         """The same screen with the windows of a second look, by the same device, behind its own."""
         return self._after(again, Features.joined([self.features, again.features]))
 
-    def averaged(self, doubtful: Sequence[int], again: "Computed") -> "Computed":
-        """The same screen, some of whose windows were looked at turned by the same device."""
-        return self._after(again, averaged(self.features, doubtful, again.features))
+    def averaged(self, window: int, again: "Computed") -> "Computed":
+        """The same screen, one of whose windows was looked at in its other positions by the same device."""
+        return self._after(again, averaged(self.features, window, again.features))
 
     def _after(self, again: "Computed", features: Features) -> "Computed":
         return Computed(
@@ -68,7 +68,7 @@ class Job:
         ready: windows whose lines are there.
         whole_at: when the last of them was.
         begun: windows that its device has taken.
-        device: which took the first; the others follow there. One that is queued with its device is the second look of
+        device: which took the first; the others follow there. One that is queued with its device is a further look at
             a screen whose turn it was already.
         running: batches that are at the device now.
         batches: answers, in order.

@@ -33,7 +33,7 @@ from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, report
 from training.folder import LEARNT_DATA, RunFolder, data_id, load_run
-from training.inference import look_turned, reasoned, see
+from training.inference import reasoned, see, served
 from training.network import FeaturesGraph, Network, Output, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
 from training.record import revision_of
@@ -110,6 +110,8 @@ def export_run(
     if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
         raise ValueError(f"{run} has not learnt patches in all positions: augmentation.flip and quarter_turns")
     refuse_known(calibration, config.all_folders)
+    if known := [folder for folder in calibration if data_id([folder]) in RunFolder(run).learnt]:
+        raise ValueError(f"a run that {run} begins with has learnt from {known[0]}: calibrate on other screens")
     validation = PatchSet(config.data.folders, "validation")
     sets = [_see(network, patches) for patches in _sets(validation, calibration)]
     target, screens = np.concatenate([one.patches.labels for one in sets]), _screens(sets)
@@ -117,15 +119,17 @@ def export_run(
     sureness = fit_temperatures(score, target, screens, labels=validation.label_names)
     temperature = np.array([one.temperature for one in sureness.values()])
     network.temper(torch.from_numpy(temperature).float())
-    sets = [replace(one, score=one.score / temperature) for one in sets]
-    served = [one.served(network, turned_look) for one in sets]
-    found = calibrate(np.concatenate(served), target, screens, labels=validation.label_names, costs=costs or Costs())
+    sets = [one.tempered(network, temperature) for one in sets]
+    probability = [one.served(network, turned_look) for one in sets]
+    found = calibrate(
+        np.concatenate(probability), target, screens, labels=validation.label_names, costs=costs or Costs()
+    )
     limits, judged = found.limits, sets[0]
-    measured = {"validation": _report(served[0], validation, limits)}
+    measured = {"validation": _report(probability[0], validation, limits)}
     if _has_test_part(config):
         judged = _see(network, PatchSet(config.data.folders, "test"))
         measured["test"] = _report(judged.served(network, turned_look), judged.patches, limits)
-    chosen = parity_patches(served[0], validation.labels, [limit.threshold for limit in limits.values()])
+    chosen = parity_patches(sets[0].once, validation.labels, [limit.threshold for limit in limits.values()])
     manifest = Manifest(
         name=config.name,
         version=version,
@@ -216,9 +220,14 @@ class _Seen:
         """Probabilities (N, L), each window looked at once."""
         return sigmoid(self.score).astype(np.float32)
 
+    def tempered(self, network: Network, temperature_L: NDArray[np.float64]) -> _Seen:
+        """As it was seen before the network was given temperatures, as the network sees it with them."""
+        output = network.seen_tempered(self.output, torch.from_numpy(temperature_L).float())
+        return replace(self, output=output, score=self.score / temperature_L)
+
     def served(self, network: Network, look: TurnedLook) -> NDArray[np.float32]:
         """Probabilities (N, L) as the service has them, by the network with its temperatures."""
-        return look_turned(network, self.output, self.patches, self.once, look)
+        return served(network, self.output, self.patches, self.once, look)
 
 
 def _see(network: Network, patches: PatchSet) -> _Seen:

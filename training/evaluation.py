@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 from torchmetrics.functional.classification import multilabel_stat_scores
 
-from engine import NO_TURNED_LOOK, Backend, Manifest, TurnedLook, averaged, in_doubt, infer, turned
+from engine import NO_TURNED_LOOK, Backend, Features, Manifest, TurnedLook, in_doubt, infer, look_turned, turned
 from training.bands import recall_by_band
 from training.datasets import PatchSet
 from training.measures import Share, f_measure, wilson
@@ -167,14 +167,23 @@ def bundle_probability(
         task = progress.add_task("evaluate", total=len(patches))
         for indices in groups(patches, group):
             pixels = np.stack([patches.patch(int(index)) for index in indices])[:, None]
-            features, scores = infer(backend, pixels)
-            if doubtful := in_doubt(scores, look):
-                others, _ = infer(backend, turned(pixels[list(doubtful)]))
-                features = averaged(features, doubtful, others)
-                scores = backend.reason(features.label_features, features.stage1)
-            probability[indices] = scores
+            probability[indices] = _served(backend, pixels, look)
             progress.advance(task, len(indices))
     return probability
+
+
+def _served(backend: Backend, pixels: NDArray[np.uint8], look: TurnedLook) -> NDArray[np.float32]:
+    """Of patches (K, 1, P, P) that are reasoned together, (K, L)."""
+
+    def see_turned(window: int) -> Features:
+        return infer(backend, turned(pixels[window, 0]))[0]
+
+    features, once = infer(backend, pixels)
+    doubtful = in_doubt(once, look)
+    if not doubtful:
+        return once
+    features = look_turned(features, doubtful, see_turned)
+    return backend.reason(features.label_features, features.stage1)
 
 
 def fitting_patches(manifest: Manifest, folders: Sequence[Path], *, part: str | None) -> PatchSet:
@@ -193,7 +202,7 @@ def fitting_patches(manifest: Manifest, folders: Sequence[Path], *, part: str | 
 
 
 def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, group: str) -> Report:
-    """A bundle on cut folders, at the manifest's thresholds, windows in doubt looked at as it asks.
+    """A bundle on cut folders, at the manifest's thresholds; screens as they are served, turned looks and all.
 
     Args:
         backend: a loaded bundle.
@@ -206,7 +215,8 @@ def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, gro
     """
     manifest = backend.manifest
     patches = fitting_patches(manifest, folders, part=part)
-    probability = bundle_probability(backend, patches, group=group, look=manifest.turned_look)
+    look = manifest.turned_look if group == "screen" else NO_TURNED_LOOK  # its share is one of a screen's windows
+    probability = bundle_probability(backend, patches, group=group, look=look)
     thresholds = [limits.threshold for limits in manifest.labels.values()]
     found = report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
     if not patches.tells_visible:

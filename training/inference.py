@@ -5,7 +5,7 @@ Several devices take turns with the patches, and each has the whole in the end.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 from torch import Tensor
 
-from engine import Features, TurnedLook, averaged, in_doubt, turned
+from engine import Features, TurnedLook, in_doubt, look_turned, turned
 from training import devices
 from training.datasets import PatchSet
 from training.evaluation import groups
@@ -54,38 +54,43 @@ def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, 
     return score
 
 
-def look_turned(
-    network: Network, seen: Output, patches: PatchSet, probability: NDArray[np.float32], look: TurnedLook
+def served(
+    network: Network, seen: Output, patches: PatchSet, once: NDArray[np.float32], look: TurnedLook
 ) -> NDArray[np.float32]:
     """Probabilities (N, L) of a set on a CPU, whose windows in doubt are looked at in all positions as in service.
 
     Args:
-        network: what has seen the set.
-        seen: what stage 1 gave of it.
+        network: what sees them.
+        seen: what its stage 1 gave of the set.
         patches: the set.
-        probability: (N, L) reasoned by screen.
+        once: (N, L) its probabilities by screen where each patch is looked at once.
         look: what the bundle is to ask for.
     """
-    found = probability.copy()
+    found = once.copy()
     for screen in track(patches.by_screen(), "in doubt", transient=True, disable=look.ratio_max == 0):
-        doubtful = in_doubt(probability[screen], look)
-        if not doubtful:
-            continue
-        pixels = turned(np.stack([patches.patch(int(index)) for index in screen[list(doubtful)]])[:, None])
-        with torch.inference_mode():
-            parts = [network(some, reason=False) for some in torch.split(torch.from_numpy(pixels), CHUNK)]
-            mean = averaged(_features([seen], screen), doubtful, _features(parts, slice(None)))
-            score = network.reason(torch.from_numpy(mean.label_features), torch.from_numpy(mean.stage1))
-        found[screen] = to_probability(score.float().numpy())
+        if doubtful := in_doubt(once[screen], look):
+            rows = torch.from_numpy(screen)
+            features = _features(Output(seen.feature_NLF[rows], seen.cosine_NL[rows], seen.logit_NL[rows], None, None))
+            mean = look_turned(features, doubtful, partial(_see_turned, network, patches, screen))
+            with torch.inference_mode():
+                score = network.reason(torch.from_numpy(mean.label_features), torch.from_numpy(mean.stage1))
+            found[screen] = to_probability(score.float().numpy())
     return found
 
 
-def _features(parts: Sequence[Output], rows: NDArray[np.int64] | slice) -> Features:
-    """Rows of what stage 1 gave, without maps."""
-    label_features = np.concatenate([part.feature_NLF.float().numpy() for part in parts])[rows]
-    stage1 = np.concatenate([part.cosine_NL.float().numpy() for part in parts])[rows]
-    activation = np.zeros((*stage1.shape, 1, 1), np.float32)
-    return Features(label_features=label_features, stage1=stage1, activation=activation)
+def _see_turned(network: Network, patches: PatchSet, screen: NDArray[np.int64], window: int) -> Features:
+    """Of a patch of a screen in its other positions."""
+    pixels = turned(patches.patch(int(screen[window])))
+    with torch.inference_mode():
+        return _features(network(torch.from_numpy(pixels), reason=False))
+
+
+def _features(seen: Output) -> Features:
+    """What stage 1 gave, without maps."""
+    label_features, stage1 = seen.feature_NLF.float().numpy(), seen.cosine_NL.float().numpy()
+    return Features(
+        label_features=label_features, stage1=stage1, activation=np.zeros((*stage1.shape, 1, 1), np.float32)
+    )
 
 
 def to_probability(score: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -224,6 +224,10 @@ class Network(nn.Module, ABC):
     def temper(self, temperature_L: Tensor) -> None:
         """Divide the deciding scores of each label by its temperature, for good: an export does."""
 
+    def seen_tempered(self, seen: Output, temperature_L: Tensor) -> Output:
+        """What stage 1 gave before `temper`, as it gives it after: the same where stage 2 alone is tempered."""
+        return seen
+
     def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
         """Take what a phase starts from: the co-occurrence counts M (L, L) of its training set."""
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Features, Manifest, Window, averaged, cover, in_doubt, look_again, read_golden, to_grey, turned
+from engine import Features, Manifest, Window, cover, in_doubt, look_again, look_turned, read_golden, to_grey, turned
 from engine import cut as cut_windows
 from training.cutting import screen_files
 from training.folder import load_run
@@ -96,10 +96,14 @@ def _inspect(
         again = _features(network, cut_windows(frame, between, manifest.patch_px))
         features = Features.joined([features, again])
         windows, probability = windows + between, _reason(network, features)
+
+    def see_turned(window: int) -> Features:
+        patch = cut_windows(frame, [windows[window]], manifest.patch_px)[0, 0]
+        return _features(network, turned(patch))
+
     doubtful = in_doubt(probability, manifest.turned_look)
     if doubtful:
-        patches = cut_windows(frame, [windows[k] for k in doubtful], manifest.patch_px)
-        features = averaged(features, doubtful, _features(network, turned(patches)))
+        features = look_turned(features, doubtful, see_turned)
         probability = _reason(network, features)
     return windows, doubtful, probability, features.activation
 

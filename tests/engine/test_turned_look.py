@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from engine import NO_TURNED_LOOK, POSITIONS, Features, TurnedLook, averaged, in_doubt, turned
+from engine import NO_TURNED_LOOK, POSITIONS, Features, TurnedLook, in_doubt, look_turned, turned
 
 LOOK = TurnedLook(score_min=0.125, score_max=0.875, ratio_max=0.25)
 SIDE = 4
@@ -73,19 +73,19 @@ def see(patches: NDArray[np.uint8]) -> Features:
     return Features(label_features=np.stack([total, -total], axis=-1), stage1=total, activation=weighed)
 
 
-def looked_at(patches: NDArray[np.uint8]) -> Features:
-    every = range(len(patches))
-    return averaged(see(patches), every, see(turned(patches)))
+def looked_at(patches: NDArray[np.uint8], *doubtful: int) -> Features:
+    """Patches of which those are looked at in all positions; by default all."""
+    return look_turned(see(patches), doubtful or range(len(patches)), lambda k: see(turned(patches[k, 0])))
 
 
 PATCHES = hnp.arrays(np.uint8, st.tuples(st.integers(1, 3), st.just(1), st.just(SIDE), st.just(SIDE)))
 
 
 def test_the_positions_of_a_square_are_eight() -> None:
-    patch = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(1, 1, SIDE, SIDE)
-    views = np.concatenate([patch, turned(patch)])
+    patch = np.arange(SIDE * SIDE, dtype=np.uint8).reshape(SIDE, SIDE)
+    views = [patch, *turned(patch)[:, 0]]
     assert len(views) == POSITIONS == len({view.tobytes() for view in views})
-    turns = {np.rot90(side, k).tobytes() for side in (patch[0, 0], patch[0, 0, ::-1]) for k in range(4)}
+    turns = {np.rot90(side, k).tobytes() for side in (patch, patch[::-1]) for k in range(4)}
     assert {view.tobytes() for view in views} == turns
 
 
@@ -105,19 +105,30 @@ def test_in_whatever_position_a_patch_comes_the_mean_is_the_same(patches: NDArra
 
 def test_other_windows_stay_as_they_were_seen() -> None:
     patches = np.random.default_rng(0).integers(0, 255, (5, 1, SIDE, SIDE)).astype(np.uint8)
-    features, doubtful = see(patches), (1, 3)
-    before = features.stage1.copy()
-    mean = averaged(features, doubtful, see(turned(patches[list(doubtful)])))
-    wanted = looked_at(patches)
+    features, mean, wanted = see(patches), looked_at(patches, 1, 3), looked_at(patches)
     for k in range(5):
-        expected = wanted if k in doubtful else features
+        expected = wanted if k in (1, 3) else features
+        np.testing.assert_allclose(mean.label_features[k], expected.label_features[k], rtol=1e-5)
         np.testing.assert_allclose(mean.stage1[k], expected.stage1[k], rtol=1e-5)
         np.testing.assert_allclose(mean.activation[k], expected.activation[k], rtol=1e-5)
-    assert (features.stage1 == before).all()  # what was given is not written to
+
+
+def test_what_was_seen_is_not_written_to() -> None:
+    patches = np.random.default_rng(0).integers(0, 255, (2, 1, SIDE, SIDE)).astype(np.uint8)
+    features, others = see(patches), see(turned(patches[1, 0]))
+    before = [one.copy() for one in (features.stage1, features.activation, others.stage1, others.activation)]
+    look_turned(features, (1,), lambda _: others)
+    after = [features.stage1, features.activation, others.stage1, others.activation]
+    assert all((one == other).all() for one, other in zip(before, after, strict=True))
 
 
 def test_what_is_no_number_in_one_position_is_none_in_the_mean() -> None:
     patches = np.ones((1, 1, SIDE, SIDE), np.uint8)
-    others = see(turned(patches))
+    others = see(turned(patches[0, 0]))
     others.stage1[3] = np.nan
-    assert np.isnan(averaged(see(patches), (0,), others).stage1).all()
+    assert np.isnan(look_turned(see(patches), (0,), lambda _: others).stage1).all()
+
+
+@pytest.mark.parametrize(("windows", "most"), [(1, 1), (10, 1), (11, 2), (30, 3), (50, 5)])
+def test_a_tenth_of_the_windows_is_rounded_up_and_no_further(windows: int, most: int) -> None:
+    assert TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.1).most(windows) == most

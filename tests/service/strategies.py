@@ -70,6 +70,7 @@ def screen(
         size_from="setting",
         expected=windows,
         windows=windows,
+        windows_turned=0,
         probability=np.zeros(form, np.float32),
         activation=np.zeros((*form, *cells), np.float32),
         self_test=FRESH,

@@ -12,12 +12,28 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from engine import NO_TURNED_LOOK, Manifest, TurnedLook, averaged, cover, cut, in_doubt, infer, load, turned
+from engine import (
+    NO_TURNED_LOOK,
+    Features,
+    Manifest,
+    SecondLook,
+    TurnedLook,
+    cover,
+    cut,
+    in_doubt,
+    infer,
+    load,
+    look_turned,
+    turned,
+)
 from service import release as gate
 from service.files import inspect_files, inspector
 from service.inspector import Inspection
+from service.sealed import ReleaseError
 from service.settings import Settings
+from service.waiting import Computed
 from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
+from tests.service.strategies import FRESH
 from tests.service.test_release import frame, reseal, write_set
 
 LOOK = TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.2)
@@ -56,12 +72,9 @@ def seen_by(bundle: Path, patches: NDArray[np.uint8]) -> Seen:
     with closing(load(bundle, "onnxruntime")) as backend:
         features, once = infer(backend, patches)
         doubtful = in_doubt(once, backend.manifest.turned_look)
-        if not doubtful:
-            return Seen(once, features.activation, doubtful, once, features.activation)
-        others, _ = infer(backend, turned(patches[list(doubtful)]))
-        mean = averaged(features, doubtful, others)
+        mean = look_turned(features, doubtful, lambda k: infer(backend, turned(patches[k, 0]))[0])
         probability = backend.reason(mean.label_features, mean.stage1)
-        return Seen(once, features.activation, doubtful, probability, mean.activation)
+    return Seen(once, features.activation, doubtful, probability, mean.activation)
 
 
 @pytest.fixture
@@ -133,9 +146,68 @@ def test_the_same_screen_gets_the_same_answer_whatever_else_is_looked_at(
         with inspector(settings(tmp_path, turning)) as ready:
             outcomes = [result.outcome for result in inspect_files(ready, [picture] * copies, raw_size=None)]
         verdicts = [outcome.verdict for outcome in outcomes if isinstance(outcome, Inspection)]
-        return [f"{verdict.labels} {verdict.defects}" for verdict in verdicts if verdict is not None]
+        return [
+            f"{verdict.labels} {verdict.defects}"
+            for verdict in verdicts
+            if verdict is not None and verdict.proof.windows_turned == 1
+        ]
 
-    assert answers(8) == answers(1) * 8
+    alone = answers(1)
+    assert len(alone) == 1
+    assert answers(8) == alone * 8
+
+
+def test_each_of_several_windows_gets_the_mean_of_its_own_positions(tmp_path: Path, turning: Path) -> None:
+    pixels = frame(None, 0)
+    for top, left in ((4, 68), (70, 150), (100, 30)):
+        pixels[top : top + 4, left : left + 4] = DOUBTFUL
+    cv2.imwrite(str(tmp_path / "three.png"), pixels)
+    inspection = inspected(turning, tmp_path / "three.png", tmp_path)
+    seen = seen_by(turning, patches_of(pixels))
+    assert len(inspection.turned) == 2  # of three in doubt: a fifth of six, rounded up
+    assert inspection.turned == seen.turned
+    np.testing.assert_allclose(inspection.probability, seen.probability, atol=1e-6)
+
+
+def test_windows_of_a_second_look_are_looked_at_turned_where_they_are_in_doubt(tmp_path: Path, turning: Path) -> None:
+    second = SecondLook(score_min=0.05, ratio_max=0.5)
+    replace(Manifest.read(turning), second_look=second).write(turning)
+    pixels = frame(None, 0)
+    pixels[40:44, 60:64] = DOUBTFUL  # at the border from the left
+    cv2.imwrite(str(tmp_path / "border.png"), pixels)
+    inspection = inspected(turning, tmp_path / "border.png", tmp_path)
+    assert len(inspection.windows) == 7
+    assert 6 in inspection.turned
+    patches = cut(pixels, inspection.windows, 64)
+    seen = seen_by(turning, patches)
+    assert inspection.turned == seen.turned
+    np.testing.assert_allclose(inspection.probability, seen.probability, atol=1e-6)
+    verdict = inspection.verdict
+    assert verdict is not None
+    assert (verdict.proof.windows_extra, verdict.proof.windows_turned) == (1, len(seen.turned))
+
+
+def test_all_looks_of_a_screen_are_told_as_one() -> None:
+    device = object()
+
+    def computed(patches: int, value: float, age_s: float) -> Computed:
+        return Computed(
+            features=Features(
+                label_features=np.full((patches, 1, 2), value, np.float32),
+                stage1=np.full((patches, 1), value, np.float32),
+                activation=np.full((patches, 1, 3, 3), value, np.float32),
+            ),
+            guard={"bubble": 0.1},
+            self_test=replace(FRESH, age_s=age_s),
+            queue_s=1.0,
+            features_s=2.0,
+            device=device,
+        )
+
+    whole = computed(2, 8.0, 5.0).averaged(1, computed(7, 16.0, 500.0))
+    assert (whole.guard, whole.device, whole.self_test.age_s) == ({"bubble": 0.1}, device, 500)
+    assert (whole.queue_s, whole.features_s) == (2.0, 4.0)
+    assert whole.features.stage1.ravel().tolist() == [8, 15]
 
 
 # --- the gate ----------------------------------------------------------------------------------------
@@ -156,6 +228,11 @@ def sealed(tmp_path: Path, turning: Path) -> Path:
     return golden
 
 
+def doubtful_of(sealed: Path, bundle: Path) -> Seen:
+    pixels = np.asarray(cv2.imread(str(sealed / "screens" / "doubtful.png"), cv2.IMREAD_GRAYSCALE), np.uint8)
+    return seen_by(bundle, patches_of(pixels))
+
+
 def test_the_gate_takes_a_bundle_that_looks_turned_as_its_module_does(
     tmp_path: Path, turning: Path, sealed: Path
 ) -> None:
@@ -174,9 +251,41 @@ def test_the_gate_takes_no_turned_look_that_the_bundle_does_not_ask_for(
 def test_the_gate_finds_other_scores_of_a_window_that_both_looked_at_turned(
     tmp_path: Path, turning: Path, sealed: Path
 ) -> None:
-    pixels = np.asarray(cv2.imread(str(sealed / "screens" / "doubtful.png"), cv2.IMREAD_GRAYSCALE), np.uint8)
-    seen = seen_by(turning, patches_of(pixels))
+    seen = doubtful_of(sealed, turning)
     assert seen.turned
     reseal(sealed, "doubtful.png", probability=seen.once.astype(float).tolist(), maps=[])
     found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
     assert "doubtful.png" in found.different
+
+
+def test_a_window_at_a_limit_of_the_doubt_may_be_looked_at_by_one_alone(
+    tmp_path: Path, turning: Path, sealed: Path
+) -> None:
+    seen = doubtful_of(sealed, turning)
+    (place,) = seen.turned
+    score = float(seen.once[place].max())
+    # a bundle whose doubt begins just above that score, held against a module whose doubt began just below
+    narrow = replace(Manifest.read(turning), turned_look=replace(LOOK, score_min=score + 1e-6))
+    narrow.write(turning)
+    found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
+    assert (found.different, found.rounded) == ([], ["doubtful.png"])
+
+
+def test_a_window_far_from_any_doubt_may_not(tmp_path: Path, turning: Path, sealed: Path) -> None:
+    seen = doubtful_of(sealed, turning)
+    (place,) = seen.turned
+    wrong = seen.probability.copy()
+    wrong[place] = [0, 0.99, 0, 0]  # the module was sure of what this bundle doubts
+    heat = [{"window": place, "label": "pinhole", "heat": seen.activation[place, 1].tolist()}]
+    reseal(sealed, "doubtful.png", turned=[], probability=wrong.astype(float).tolist(), maps=heat)
+    found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
+    assert found.different == ["doubtful.png"]
+
+
+@pytest.mark.parametrize("turned_at", [[6], [-1], [1, 1]])
+def test_a_sealed_set_that_looks_turned_at_no_window_is_refused(
+    tmp_path: Path, turning: Path, sealed: Path, turned_at: list[int]
+) -> None:
+    reseal(sealed, "doubtful.png", turned=turned_at)
+    with pytest.raises(ReleaseError, match="looked at turned"):
+        gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))

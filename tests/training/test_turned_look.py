@@ -14,14 +14,15 @@ from numpy.typing import NDArray
 
 from engine import NO_TURNED_LOOK, TurnedLook, cover, cut, fake_manifest, in_doubt, load, turned
 from tests.training.data_form import write_screens, write_toy
-from training.architecture import NetworkConfig
+from training.architecture import Method, NetworkConfig
+from training.baselines import build_network
 from training.bundling import export_run
 from training.config import Config, read_config
 from training.datasets import PatchSet
 from training.evaluation import bundle_probability, evaluate
 from training.fit import fit
 from training.folder import load_run
-from training.inference import look_turned, reasoned, see, to_probability
+from training.inference import reasoned, see, served, to_probability
 from training.network import Network, Output, TwoStageNetwork
 from training.sealing import SEALED_FILE, seal
 
@@ -48,7 +49,7 @@ def test_module_and_bundle_look_at_the_same_windows(run: Config, tmp_path: Path)
     assert done.manifest.turned_look == ALL
     patches = PatchSet(run.data.folders, "validation")
     seen, once = looked_at(done.network, patches)
-    wanted = look_turned(done.network, seen, patches, once, ALL)
+    wanted = served(done.network, seen, patches, once, ALL)
     moved = float(np.abs(wanted - once).max())
     assert moved > 1e-5  # positions differ, to a toy that has hardly learnt
     with closing(load(tmp_path / "turned", "onnxruntime")) as backend:
@@ -62,7 +63,7 @@ def test_module_and_bundle_look_at_the_same_windows(run: Config, tmp_path: Path)
 
 
 def test_limits_are_chosen_for_what_it_gives(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("training.bundling.look_turned", lambda *seen: np.full_like(seen[3], 0.25))
+    monkeypatch.setattr("training.bundling.served", lambda *seen: np.full_like(seen[3], 0.25))
     done = export_run(run.run, tmp_path / "bundle", version="1", turned_look=ALL)
     assert {limits.threshold for limits in done.manifest.labels.values()} == {0.125}  # between that and nil
 
@@ -72,8 +73,8 @@ def test_only_the_windows_in_doubt_are_seen_again(run: Config) -> None:
     network, *_ = load_run(run.run)
     seen, once = looked_at(network, patches)
     some = replace(ALL, ratio_max=1 / 12)  # one of the twelve windows of a screen
-    wanted = look_turned(network, seen, patches, once, some)
-    assert (look_turned(network, seen, patches, once, NO_TURNED_LOOK) == once).all()
+    wanted = served(network, seen, patches, once, some)
+    assert (served(network, seen, patches, once, NO_TURNED_LOOK) == once).all()
     for screen in patches.by_screen():
         (place,) = in_doubt(once[screen], some)
         moved = np.abs(wanted[screen] - once[screen]).max(axis=1)
@@ -88,6 +89,22 @@ def test_a_network_that_has_not_learnt_all_positions_may_not_look_at_them(run: C
     fit(upright)
     with pytest.raises(ValueError, match="has not learnt patches in all positions"):
         export_run(upright.run, tmp_path / "bundle", version="1", turned_look=ALL)
+
+
+@pytest.mark.parametrize("method", ["two_stage", "feature_clustering", "plain"])
+def test_what_was_seen_before_the_temperatures_is_what_is_seen_with_them(method: Method) -> None:
+    torch.manual_seed(0)
+    config = NetworkConfig(method=method, trunk="light", feature_width=8, projection_width=8, relation_width=4)
+    network, temperature = build_network(2, config).eval(), torch.tensor([0.5, 4.0])
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 1, 64, 64)).astype(np.uint8))
+    with torch.inference_mode():
+        before = network(pixels, reason=False)
+        network.temper(temperature)
+        wanted, found = network(pixels, reason=False), network.seen_tempered(before, temperature)
+        torch.testing.assert_close(found.feature_NLF, wanted.feature_NLF)
+        torch.testing.assert_close(found.cosine_NL, wanted.cosine_NL)
+        again = network.reason(found.feature_NLF, found.cosine_NL)
+        torch.testing.assert_close(again, network.reason(wanted.feature_NLF, wanted.cosine_NL))
 
 
 def test_a_sealed_set_tells_which_windows_were_looked_at_turned(tmp_path: Path) -> None:
@@ -107,7 +124,7 @@ def test_a_sealed_set_tells_which_windows_were_looked_at_turned(tmp_path: Path) 
         assert len(places) == 3  # a quarter of twelve
         feature, cosine = output.feature_NLF.clone(), output.cosine_NL.clone()
         for place in places:
-            views = network(torch.from_numpy(np.concatenate([patches[[place]], turned(patches[[place]])])))
+            views = network(torch.from_numpy(np.concatenate([patches[[place]], turned(patches[place, 0])])))
             feature[place], cosine[place] = views.feature_NLF.mean(0), views.cosine_NL.mean(0)
         wanted = torch.sigmoid(network.reason(feature, cosine))
     np.testing.assert_allclose(sealed["probability"], wanted, atol=1e-5)

@@ -22,6 +22,11 @@ class OneStage(Network):
         """Divide logits, and the map that they are made of."""
         self.temperature_L = temperature_L
 
+    def seen_tempered(self, seen: Output, temperature_L: Tensor) -> Output:
+        """Logits are all that it gives."""
+        logit_NL = seen.logit_NL / temperature_L
+        return Output(logit_NL[:, :, None], logit_NL, logit_NL, None, None)
+
     def forward(
         self,
         pixel_NGPP: Tensor,

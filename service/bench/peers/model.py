@@ -98,6 +98,7 @@ class Model:
             size_from="setting",
             expected=self.windows,
             windows=self.windows,
+            windows_turned=0,
             probability=probability,
             activation=activation,
             self_test=TESTED,
