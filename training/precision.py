@@ -43,6 +43,7 @@ from training.network import FeaturesGraph
 # that no score crosses from below the one to above the other. A trunk in half precision has moved a faint defect of the
 # embedded network by 0.08, one patch in two thousand, so that 0.05 could not be promised of it.
 TOLERANCES = {"fp16": 0.1, "bf16": 0.1, "int8": 0.05, "int8-trt": 0.05}
+ONCE = "Each patch looked at once, also where the bundle asks for turned looks."
 F_LOSS = 0.003  # of macro F, 0.3 points
 CALIBRATION_PATCHES = 64
 
@@ -239,6 +240,8 @@ def _section(made: Mapping[str, Made], manifest: Manifest) -> str:
     lines = [
         "",
         "## Precisions beside float32",
+        "",
+        ONCE,
         "",
         "| precision | tolerance | largest difference | mean | verdicts that differ | macro F (fp32) "
         "| convolutions in float32 | speed |",
