@@ -1,10 +1,15 @@
 """What a run's folder remembers of what was learnt from."""
 
+import json
 from pathlib import Path
 
+import pytest
+
 from tests.training.data_form import write_screens, write_toy
+from training.bundling import export_run
 from training.config import read_config
 from training.cutting import cut
+from training.fit import fit
 from training.folder import RunFolder, data_id
 
 
@@ -28,3 +33,15 @@ def test_a_run_remembers_what_the_runs_before_it_learnt_from(tmp_path: Path) -> 
     third = read_config(toml, ["run=third", "start=weights.safetensors"])
     RunFolder(third.run).begin(third, ("dot", "line"))
     assert RunFolder(third.run).learnt == ids[:1]
+
+
+def test_limits_are_not_chosen_on_what_a_run_before_it_learnt_from(tmp_path: Path) -> None:
+    toml, other = write_toy(tmp_path, screens=10), tmp_path / "other"
+    cut(write_screens(tmp_path / "more", screens=3, seed=1), other, patch_px=128)
+    config = read_config(toml, ["phase1.epochs=1", "phase2.epochs=1"])
+    fit(config)
+    data = config.run / "data.json"
+    told = json.loads(data.read_text())
+    data.write_text(json.dumps({**told, "learnt": [*told["learnt"], data_id([other])]}))
+    with pytest.raises(ValueError, match=r"begins with has learnt from .*other"):
+        export_run(config.run, tmp_path / "bundle", version="1", calibration=[other])
