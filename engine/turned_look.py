@@ -33,8 +33,8 @@ def in_doubt(probability: NDArray[np.float32], look: TurnedLook) -> tuple[int, .
     scores = probability.astype(np.float64)
     doubtful = (scores >= look.score_min) & (scores < look.score_max)
     distance = np.where(doubtful, np.abs(scores - (look.score_min + look.score_max) / 2), np.inf).min(axis=1)
-    order = np.argsort(distance, kind="stable")[: min(int(doubtful.any(axis=1).sum()), look.most(len(scores)))]
-    return tuple(sorted(order.tolist()))
+    nearest = np.argsort(distance, kind="stable")[: look.most(len(scores))]
+    return tuple(sorted(nearest[np.isfinite(distance[nearest])].tolist()))
 
 
 def turned(patch: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -50,9 +50,7 @@ def averaged(features: Features, window: int, others: Features) -> Features:
         window: which of them.
         others: of its other positions, in the order of `turned`.
     """
-    activation = others.activation.copy()
-    for place, position in enumerate(range(1, POSITIONS)):
-        activation[place] = _turn_back(others.activation[place], position)
+    activation = np.stack([_turn_back(heat, position) for position, heat in enumerate(others.activation, start=1)])
     return Features(
         label_features=_with_mean(features.label_features, window, others.label_features),
         stage1=_with_mean(features.stage1, window, others.stage1),

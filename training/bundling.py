@@ -110,8 +110,10 @@ def export_run(
     if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
         raise ValueError(f"{run} has not learnt patches in all positions: augmentation.flip and quarter_turns")
     refuse_known(calibration, config.all_folders)
-    if known := [folder for folder in calibration if data_id([folder]) in RunFolder(run).learnt]:
-        raise ValueError(f"a run that {run} begins with has learnt from {known[0]}: calibrate on other screens")
+    # a run of an earlier version does not tell its own
+    learnt = dict.fromkeys([*(data_id([folder]) for folder in config.all_folders), *RunFolder(run).learnt])
+    if known := [folder for folder in calibration if data_id([folder]) in learnt]:
+        raise ValueError(f"{run}, or a run that it begins with has learnt from {known[0]}: calibrate on other screens")
     validation = PatchSet(config.data.folders, "validation")
     sets = [_see(network, patches) for patches in _sets(validation, calibration)]
     target, screens = np.concatenate([one.patches.labels for one in sets]), _screens(sets)
@@ -147,9 +149,7 @@ def export_run(
             **_facts(config, measured),
             **found.facts(),
             **temperature_facts(sureness),
-            LEARNT_DATA: " ".join(
-                dict.fromkeys([*map(data_id, ([folder] for folder in config.all_folders)), *RunFolder(run).learnt])
-            ),
+            LEARNT_DATA: " ".join(learnt),
         },
     )
     patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]

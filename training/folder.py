@@ -44,13 +44,13 @@ class RunFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
-        learnt = [data_id([folder]) for folder in config.all_folders]
         if config.start is not None:
             data["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
-            learnt += RunFolder(config.start.parent).learnt
         file = self.path / "config.json"
         if not file.is_file():
-            told = {**data, "learnt": list(dict.fromkeys(learnt))}
+            before = [] if config.start is None else RunFolder(config.start.parent).learnt
+            own = [data_id([folder]) for folder in config.all_folders]
+            told = {**data, "learnt": list(dict.fromkeys([*own, *before]))}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
         if _identity(Config.model_validate_json(file.read_text())) != _identity(config):

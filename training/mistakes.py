@@ -85,7 +85,7 @@ def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None,
     with closing(load(bundle)) as backend:
         manifest = backend.manifest
         patches = fitting_patches(manifest, folders, part=part)
-        probability = bundle_probability(backend, patches, group="screen", look=backend.manifest.turned_look)
+        probability = bundle_probability(backend, patches, group="screen", look=manifest.turned_look)
         thresholds = [limits.threshold for limits in manifest.labels.values()]
         found = mistakes(probability, patches.labels, thresholds)
         title = (

@@ -68,7 +68,7 @@ def recalibrate(
             raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
     patches = fitting_patches(before, folders, part=part)
     with closing(load(bundle)) as backend:
-        probability = bundle_probability(backend, patches, group="screen", look=backend.manifest.turned_look)
+        probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
     found = calibrate(probability, patches.labels, patches.screens, labels=patches.label_names, costs=costs)
     manifest = replace(
         before,

@@ -5,14 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from engine import (
-    BundleError,
-    Manifest,
-)
-from engine.manifest import (
-    RELEASE_FILE,
-    REQUIRED_FILES,
-)
+from engine import BundleError, Manifest
+from engine.manifest import RELEASE_FILE, REQUIRED_FILES
 from tests.bundles import tiny_bundle
 
 

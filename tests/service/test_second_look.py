@@ -21,6 +21,7 @@ from service.inspector import Inspection
 from service.sealed import SEALED_FILE
 from service.selftest import worst
 from service.settings import Settings
+from service.verdict import Verdict
 from service.waiting import Computed
 from tests.bundles import REACH, activation_of, grey_of, tiny_bundle
 from tests.service.devices import GUARD_S, Device, held_at, line, until
@@ -58,6 +59,14 @@ def inspected(bundle: Path, picture: Path, tmp_path: Path) -> Inspection:
     return result.outcome
 
 
+def answered(bundle: Path, picture: Path, tmp_path: Path, *, copies: int) -> list[Verdict]:
+    """The verdicts of several copies of a picture, inspected together."""
+    with inspector(settings(tmp_path, bundle)) as ready:
+        outcomes = [result.outcome for result in inspect_files(ready, [picture] * copies, raw_size=None)]
+    verdicts = [outcome.verdict for outcome in outcomes if isinstance(outcome, Inspection)]
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
 def seen_by(bundle: Path, pixels: NDArray[np.uint8]) -> tuple[tuple[Window, ...], NDArray[np.float32]]:
     """All the windows of a frame, and their probabilities together, by the engine alone."""
     backend = load(bundle, "onnxruntime")
@@ -89,10 +98,8 @@ def test_the_same_screen_gets_the_same_answer_whatever_else_is_looked_at_again(
     tmp_path: Path, looking: Path, picture: Path
 ) -> None:
     def answers(copies: int) -> list[str]:
-        with inspector(settings(tmp_path, looking)) as ready:
-            outcomes = [result.outcome for result in inspect_files(ready, [picture] * copies, raw_size=None)]
-        verdicts = [outcome.verdict for outcome in outcomes if isinstance(outcome, Inspection)]
-        return [f"{verdict.labels} {verdict.defects}" for verdict in verdicts if verdict is not None]
+        verdicts = answered(looking, picture, tmp_path, copies=copies)
+        return [f"{verdict.labels} {verdict.defects}" for verdict in verdicts]
 
     alone, together = answers(1), answers(8)
     assert together == alone * 8

@@ -27,14 +27,12 @@ from engine import (
     turned,
 )
 from service import release as gate
-from service.files import inspect_files, inspector
-from service.inspector import Inspection
 from service.sealed import ReleaseError
-from service.settings import Settings
 from service.waiting import Computed
 from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
 from tests.service.strategies import FRESH
 from tests.service.test_release import frame, reseal, write_set
+from tests.service.test_second_look import answered, inspected, settings
 
 LOOK = TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.2)
 DOUBTFUL = grey_of(1) + REACH // 2
@@ -87,17 +85,6 @@ def picture(tmp_path: Path) -> Path:
     return path
 
 
-def settings(tmp_path: Path, bundle: Path) -> Settings:
-    return Settings(bundle=bundle, state_dir=tmp_path / "state", runtime="onnxruntime")
-
-
-def inspected(bundle: Path, picture: Path, tmp_path: Path) -> Inspection:
-    with inspector(settings(tmp_path, bundle)) as ready:
-        (result,) = inspect_files(ready, [picture], raw_size=None)
-    assert isinstance(result.outcome, Inspection)
-    return result.outcome
-
-
 def patches_of(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return cut(pixels, cover(*pixels.shape, patch_px=64), 64)
 
@@ -143,14 +130,8 @@ def test_the_same_screen_gets_the_same_answer_whatever_else_is_looked_at(
     tmp_path: Path, turning: Path, picture: Path
 ) -> None:
     def answers(copies: int) -> list[str]:
-        with inspector(settings(tmp_path, turning)) as ready:
-            outcomes = [result.outcome for result in inspect_files(ready, [picture] * copies, raw_size=None)]
-        verdicts = [outcome.verdict for outcome in outcomes if isinstance(outcome, Inspection)]
-        return [
-            f"{verdict.labels} {verdict.defects}"
-            for verdict in verdicts
-            if verdict is not None and verdict.proof.windows_turned == 1
-        ]
+        verdicts = answered(turning, picture, tmp_path, copies=copies)
+        return [f"{verdict.labels} {verdict.defects}" for verdict in verdicts if verdict.proof.windows_turned == 1]
 
     alone = answers(1)
     assert len(alone) == 1
