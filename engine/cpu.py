@@ -1,10 +1,7 @@
 """What the runtimes for CPUs have in common: one features graph, its threads measured at load, and the reasoning."""
 
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -12,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
+from engine.batches import Batches
 from engine.cpus import available_cpus
 from engine.errors import InferenceError, RuntimeUnavailable
 from engine.golden import read_golden
@@ -20,19 +18,6 @@ from engine.manifest import Manifest
 from engine.running import default_precision
 from engine.slots import measure_slots, slot_patches
 from engine.tuning import Conditions, Share, Tuning, tune
-
-UNDER_WAY = 2  # batches: the CPUs that are through with one begin with the next
-
-
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """What runs batches: `begin` starts one and gives what waits for its answer."""
-
-    begin: Callable[[NDArray[np.uint8]], Callable[[], Features]]
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> Features:
-        """One batch, waited for."""
-        return self.begin(pixels)()
 
 
 class CpuBackend(ABC):
@@ -106,22 +91,11 @@ class CpuBackend(ABC):
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`."""
-        return self._begin(pixels)()
+        return Batches(begin=self._begin).run(pixels)
 
     def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
         """See `engine.backend.Streaming`: a batch of five on two CPUs leaves one of them idle at its end."""
-        running: deque[Callable[[], Features]] = deque()
-        try:
-            for pixels in batches:
-                running.append(self._begin(pixels))
-                if len(running) == UNDER_WAY:
-                    yield running.popleft()()
-            while running:
-                yield running.popleft()()
-        finally:
-            for answer in running:  # left before the end: nothing is under way afterwards
-                with suppress(InferenceError):
-                    answer()
+        return Batches(begin=self._begin).stream(batches)
 
     def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
         check_pixels(pixels, self.manifest, self.batch_size)

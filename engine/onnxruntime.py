@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import Features
-from engine.cpu import Batches, CpuBackend
+from engine.batches import Batches
+from engine.cpu import CpuBackend
 from engine.graphs import ONNXRUNTIME, FeaturesGraph, Session, open_session, run_session
 from engine.tuning import Share
 
@@ -47,4 +48,4 @@ def _build(graph: FeaturesGraph, share: Share) -> Batches:
         runs = pool.map(run_one, graph.split(pixels))
         return lambda: graph.join(list(runs), len(pixels))
 
-    return Batches(begin)
+    return Batches(begin=begin)

@@ -5,6 +5,7 @@ which moves scores by more than any tolerance: here all arithmetic outside of qu
 layers which may round, in a graph that was made for bfloat16.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,11 +24,13 @@ modules["openvino_telemetry"] = None
 import numpy as np
 import openvino
 from numpy.typing import NDArray
-from openvino import frontend, opset13, properties
+from openvino import frontend, opset1, opset13, properties
 from openvino.exceptions import OVError
 
 from engine.backend import Features
-from engine.cpu import UNDER_WAY, Batches, CpuBackend
+from engine.batches import UNDER_WAY, Batches
+from engine.cpu import CpuBackend
+from engine.cpus import vector_instructions
 from engine.errors import BundleError, InferenceError
 from engine.graphs import ONNXRUNTIME, FeaturesGraph
 from engine.tuning import Share
@@ -63,17 +66,19 @@ class OpenVinoBackend(CpuBackend):
         narrow = self.precision == "bf16"
         kind = openvino.Type.bf16 if narrow else openvino.Type.f32
 
-        def read(*form: bytes | openvino.Tensor) -> openvino.Model:
-            model = CORE.read_model(*form)
+        def read() -> openvino.Model:
+            model = CORE.read_model(graph.onnx)
             model.reshape([graph.rows, 1, side, side])
-            return model
+            return _read_in_groups(model) if _multiplies_blocks() else model
 
         with _refusing(graph.file):
-            form = _held_in_float32(_read_in_groups(read(graph.onnx)), but=graph.rounding) if narrow else (graph.onnx,)
+            marked = _held_in_float32(read(), but=graph.rounding) if narrow else None
 
         def build(share: Share) -> Batches:
             with _refusing(graph.file):
-                return Batches(_Requests(read(*form), graph, share, patches=self.batch_size, kind=kind).begin)
+                model = read() if marked is None else CORE.read_model(*marked)
+                requests = _Requests(model, graph, share, patches=self.batch_size, kind=kind)
+                return Batches(begin=requests.begin)
 
         return build
 
@@ -172,6 +177,12 @@ def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> tuple[byt
         return ElementTree.tostring(tree.getroot()), openvino.Tensor(weights)
 
 
+def _multiplies_blocks() -> bool:
+    """Whether OpenVINO has AVX-512 to multiply with, to which oneDNN's own variable may not let it go."""
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+    return "avx512f" in vector_instructions() and held != "AVX" and not held.startswith(("SSE", "AVX2"))
+
+
 def _read_in_groups(model: openvino.Model) -> openvino.Model:
     """The same model, in which a convolution of one channel that steps by s pixels takes rows in groups of s channels.
 
@@ -194,8 +205,9 @@ def _read_in_groups(model: openvino.Model) -> openvino.Model:
         # whole groups in a row and in the kernel, whose place is then the same in each
         if channels > 1 or step == 1 or not plain or (width + left + right) % step or wide % step:
             continue
-        padded = opset13.pad(pixels, [0, 0, 0, left], [0, 0, 0, right], "constant", np.float32(0))
-        in_groups = opset13.reshape(padded, np.array([count, rows, grouped, step]), special_zero=False)
+        in_groups = opset13.reshape(
+            _padded(pixels, left, right), np.array([count, rows, grouped, step]), special_zero=False
+        )
         kernel = weight.get_data().reshape(outputs, high, wide // step, step).transpose(0, 3, 1, 2)
         same = opset13.convolution(
             opset13.transpose(in_groups, np.array([0, 3, 1, 2])),
@@ -208,3 +220,18 @@ def _read_in_groups(model: openvino.Model) -> openvino.Model:
         same.set_friendly_name(layer.get_friendly_name())
         layer.output(0).replace(same.output(0))
     return model
+
+
+def _padded(pixels: openvino.Output, left: int, right: int) -> openvino.Output:
+    """Zeros beside each row, put there before whatever leaves a zero as it is: of bytes the copy is a quarter.
+
+    By the first form of the operation: a later one is turned into it when a graph is compiled, and loses its mark.
+    """
+    node = pixels.get_node()
+    if node.get_type_name() == "Sqrt":
+        return opset13.sqrt(_padded(node.input_value(0), left, right)).output(0)
+    if node.get_type_name() == "Convert":
+        before = _padded(node.input_value(0), left, right)
+        return opset13.convert(before, node.get_output_element_type(0)).output(0)
+    zero = opset1.constant(0, pixels.get_element_type())
+    return opset1.pad(pixels, [0, 0, 0, left], [0, 0, 0, right], "constant", zero).output(0)

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
 from engine import Backend, BundleError, Features, InferenceError, Manifest, infer, load, read_golden
-from engine.cpu import Batches
+from engine.batches import Batches
 from engine.graphs import FOREIGN_ERRORS, FeaturesGraph, Reasoning
 from engine.manifest import file_sha256, parse
 from engine.tuning import Share
@@ -102,8 +102,8 @@ def builder_of(backend: Backend, bundle: Path) -> Callable[[Share], Batches]:
 def test_as_many_threads_work_as_the_share_says(bundle: Path, share: Share) -> None:
     with closing(load(bundle, "onnxruntime", threads=1)) as backend:
         before = os_threads()
-        run = builder_of(backend, bundle)(share)
-        run(np.zeros((5, 1, PATCH_PX, PATCH_PX), np.uint8))
+        batches = builder_of(backend, bundle)(share)
+        batches.run(np.zeros((5, 1, PATCH_PX, PATCH_PX), np.uint8))
         # each stream has its other threads to itself from the start; its own one is begun with the first work for it
         others = share.streams * (share.threads - 1)
         assert others < len(os_threads() - before) <= share.total  # those of other tests may end meanwhile
@@ -116,10 +116,10 @@ def test_every_share_gives_each_patch_its_own_answer(precise: Path, share: Share
     pixels = np.repeat(PATCHES, 3, axis=0)
     with closing(load(precise, "onnxruntime", threads=1)) as backend:
         build = builder_of(backend, precise)
-        expected = build(Share(streams=1, threads=share.threads))(pixels)
-        run = build(share)
+        expected = build(Share(streams=1, threads=share.threads)).run(pixels)
+        batches = build(share)
         for _ in range(5):
-            found = run(pixels)
+            found = batches.run(pixels)
             for field in fields(Features):
                 np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
 

@@ -81,3 +81,56 @@ def test_other_convolutions_are_left_alone(channels: int, dilation: int) -> None
     model = convolution(weight, rows=16, width=16, strides=[4, 4], begin=[0, 0], end=[0, 0], dilation=dilation)
     read_in_groups(model)
     assert not is_grouped(model)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+@pytest.mark.skipif(not backend_module.OpenVinoBackend.rounds(), reason="this CPU does not compute in bfloat16")
+def test_what_is_held_in_float32_is_not_rounded_where_it_is_padded(*, linear: bool) -> None:
+    """A grey level rounded to 8 bits of mantissa would be the whole of a faint defect."""
+    rng = np.random.default_rng(5)
+    weight = rng.standard_normal((3, 1, 8, 8)).astype(np.float32)
+    pixels = rng.integers(0, 256, (1, 1, 32, 32), np.uint8)
+
+    def network() -> Any:
+        given = ops.parameter([1, 1, 32, 32], np.uint8)
+        light = ops.convert(given, np.float32)
+        light = ops.subtract(light, ops.constant(np.float32(127.3))) if linear else ops.sqrt(light)
+        stem = ops.convolution(light, ops.constant(weight), [4, 4], [2, 2], [2, 2], [1, 1], name="stem")
+        wide = ops.constant(rng.standard_normal((8, 3, 1, 1)).astype(np.float32))
+        rounded = ops.convolution(ops.relu(stem), wide, [1, 1], [0, 0], [0, 0], [1, 1], name="rounded")
+        return openvino.Model([stem, rounded], [given])
+
+    rounding = {openvino.properties.hint.inference_precision: openvino.Type.bf16}
+    marked = backend_module._held_in_float32(read_in_groups(network()), but=frozenset({"rounded"}))
+    compiled = backend_module.CORE.compile_model(backend_module.CORE.read_model(*marked), "CPU", rounding)
+    exact = answer(network(), pixels)
+    np.testing.assert_allclose(compiled(pixels)[0], exact, atol=1e-3)
+    assert is_grouped(read_in_groups(network()))
+    # the pixels themselves are padded where a zero stays one on its way
+    kinds = [
+        layer.input_value(0).get_element_type()
+        for layer in read_in_groups(network()).get_ops()
+        if layer.get_type_name() == "Pad"
+    ]
+    assert kinds == [openvino.Type.f32 if linear else openvino.Type.u8]
+
+
+@pytest.mark.parametrize(
+    ("flags", "held", "wide"),
+    [
+        (["avx2", "avx512f"], "", True),
+        (["avx2", "avx512f"], "ALL", True),
+        (["avx2", "avx512f"], "avx512_core", True),
+        (["avx2", "avx512f"], "AVX2", False),
+        (["avx2", "avx512f"], "AVX2_VNNI", False),
+        (["avx2", "avx512f"], "AVX", False),
+        (["avx2", "avx512f"], "SSE41", False),
+        (["avx2"], "", False),
+    ],
+)
+def test_blocks_are_multiplied_where_there_is_avx512(
+    monkeypatch: pytest.MonkeyPatch, flags: list[str], held: str, *, wide: bool
+) -> None:
+    monkeypatch.setattr(backend_module, "vector_instructions", lambda: flags)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", held)
+    assert backend_module._multiplies_blocks() == wide

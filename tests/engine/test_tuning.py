@@ -1,5 +1,5 @@
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,36 +10,53 @@ from numpy.typing import NDArray
 
 import engine
 from engine import Features
-from engine.tuning import TRIAL_S, Conditions, Run, Share, Tuning, reference, tune
+from engine.batches import Batches
+from engine.tuning import TRIAL_S, Conditions, Share, Tuning, reference, tune
 
 
 class Machine:
-    """A clock that runs by what a batch takes with a given share, and answers that may differ by it."""
+    """A clock that runs by what a batch takes with a given share, and answers that may differ by it.
 
-    def __init__(self, batch_s: dict[str, float], *, other_bits: Sequence[str] = ()) -> None:
+    A batch that nothing else is under way with takes `alone` times as long.
+    """
+
+    def __init__(
+        self, batch_s: dict[str, float], *, other_bits: Sequence[str] = (), alone: Mapping[str, float] | None = None
+    ) -> None:
         self.now = 0.0
         self.built: list[str] = []
-        self.alive: list[weakref.ref[Run]] = []
+        self.alive: list[weakref.ref[Callable[[NDArray[np.uint8]], Callable[[], Features]]]] = []
         self._batch_s = batch_s
         self._other_bits = other_bits
+        self._alone = alone or {}
 
     def clock(self) -> float:
         return self.now
 
-    def build(self, share: Share) -> Run:
+    def build(self, share: Share) -> Batches:
         assert [alive for alive in self.alive if alive() is not None] == []  # one graph at a time
         self.built.append(str(share))
         no_map = np.zeros((1, 1, 1, 1), np.float32)
+        under_way: list[dict[str, bool]] = []
 
-        def run(pixels: NDArray[np.uint8]) -> Features:
-            self.now += self._batch_s[str(share)]
-            answer = np.float32(0.1) + pixels[:, 0, 0, 0].astype(np.float32)
-            if str(share) in self._other_bits:
-                answer = np.nextafter(answer, np.float32(1e9))
-            return Features(label_features=answer[:, None, None], stage1=answer[:, None], activation=no_map)
+        def begin(pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+            batch = {"alone": not under_way}
+            for other in under_way:
+                other["alone"] = False
+            under_way.append(batch)
 
-        self.alive.append(weakref.ref(run))
-        return run
+            def wait() -> Features:
+                under_way.remove(batch)
+                self.now += self._batch_s[str(share)] * (self._alone.get(str(share), 1.0) if batch["alone"] else 1.0)
+                answer = np.float32(0.1) + pixels[:, 0, 0, 0].astype(np.float32)
+                if str(share) in self._other_bits:
+                    answer = np.nextafter(answer, np.float32(1e9))
+                return Features(label_features=answer[:, None, None], stage1=answer[:, None], activation=no_map)
+
+            return wait
+
+        self.alive.append(weakref.ref(begin))
+        return Batches(begin=begin)
 
 
 def conditions(cpus: int, patches: int = 5, **other: str) -> Conditions:
@@ -71,6 +88,11 @@ def test_the_reference_runs_as_many_of_five_patches_as_share_out_the_cpus(cpus: 
 def test_the_fastest_share_is_taken(bundle: Path) -> None:
     machine = Machine({"2 x 1": 0.02, "1 x 2": 0.01})
     assert tuned(machine, bundle, cpus=2) == "1 x 2"
+
+
+def test_a_share_that_is_only_faster_batch_by_batch_is_not_taken(bundle: Path) -> None:
+    machine = Machine({"2 x 1": 0.010, "1 x 2": 0.011}, alone={"2 x 1": 1.2})  # whose second stream then waits
+    assert tuned(machine, bundle, cpus=2) == "2 x 1"
 
 
 def test_a_share_with_other_bits_is_not_taken_however_fast(bundle: Path) -> None:

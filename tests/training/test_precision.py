@@ -105,22 +105,22 @@ def test_every_precision_is_made_stated_and_compared(bundle: Path, proof: Proof,
     assert len(fidelity_table(found).rows) == 3
 
 
-def test_no_more_is_quantised_than_the_tolerance_allows(
+def test_no_more_is_quantised_than_half_of_the_tolerance_allows(
     bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = add_precisions(bundle, ["int8-trt"], proof)["int8-trt"]
-    tolerance = 0.9 * whole.fidelity.largest
-    monkeypatch.setattr(module, "TOLERANCES", {"int8-trt": tolerance})
+    held = 0.9 * whole.fidelity.largest
+    monkeypatch.setattr(module, "TOLERANCES", {"int8-trt": held / module.ROOM})
     part = add_precisions(bundle, ["int8-trt"], proof)["int8-trt"]
     assert whole.kept == (0, 19)
     assert part.kept is not None
     assert 0 < part.kept[0] < 19
-    assert part.fidelity.largest <= tolerance
+    assert part.fidelity.largest <= held
     with opened(bundle, "int8-trt") as backend:
-        assert np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= tolerance
+        assert np.abs(infer(backend, proof.pixels)[1] - proof.expected).max() <= held
 
 
-def test_no_more_rounds_to_bfloat16_than_the_tolerance_allows(
+def test_no_more_rounds_to_bfloat16_than_half_of_the_tolerance_allows(
     bundle: Path, proof: Proof, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     openvino = pytest.importorskip("engine.openvino", reason="OpenVINO is not installed: pip install '.[openvino]'")
@@ -131,14 +131,14 @@ def test_no_more_rounds_to_bfloat16_than_the_tolerance_allows(
     assert whole.speed is not None
     with opened(bundle, "bf16") as backend:
         assert (backend.runtime, backend.precision) == ("openvino", "bf16")
-    tolerance = 0.9 * whole.fidelity.largest
-    monkeypatch.setattr(module, "TOLERANCES", {"bf16": tolerance})
+    held = 0.9 * whole.fidelity.largest
+    monkeypatch.setattr(module, "TOLERANCES", {"bf16": held / module.ROOM})
     monkeypatch.setattr(module, "self_test", lambda *_: 0.0)  # its patches are not among those of this proof
     part = add_precisions(bundle, ["bf16"], proof)["bf16"]
     assert part.kept is not None
     assert 0 < part.kept[0] < 19
     assert "| bf16 |" in (bundle / "MODEL_CARD.md").read_text()
-    assert 0 < part.fidelity.largest <= tolerance
+    assert 0 < part.fidelity.largest <= held
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8-trt"])
@@ -164,7 +164,7 @@ def test_a_difference_over_the_tolerance_is_refused_wherever_on_the_part_it_is(
         on_telling = float(np.abs(infer(backend, telling.pixels)[1] - expected).max())
     assert on_telling < largest
     monkeypatch.setattr(module, "TOLERANCES", {precision: (on_telling + largest) / 2})
-    monkeypatch.setattr(module, "_check_telling", lambda *_: None)
+    monkeypatch.setattr(module, "_check_telling", lambda *_, room=1.0: None)
     if precision == "fp16":
         with pytest.raises(
             ParityError, match=r"fp16 is refused: on \d+ patches a probability differs from that of fp32"

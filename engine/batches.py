@@ -1,0 +1,40 @@
+"""What runs batches on a CPU: two under way at a time, so that a CPU that is through with one begins with the next."""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.backend import Features
+from engine.errors import InferenceError
+
+UNDER_WAY = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batches:
+    """Starts batches: `begin` gives what waits for the answer."""
+
+    begin: Callable[[NDArray[np.uint8]], Callable[[], Features]]
+
+    def run(self, pixels: NDArray[np.uint8]) -> Features:
+        """One batch, waited for."""
+        return self.begin(pixels)()
+
+    def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+        """The answers in their order; left before the end, nothing is under way afterwards."""
+        running: deque[Callable[[], Features]] = deque()
+        try:
+            for pixels in batches:
+                running.append(self.begin(pixels))
+                if len(running) == UNDER_WAY:
+                    yield running.popleft()()
+            while running:
+                yield running.popleft()()
+        finally:
+            for answer in running:
+                with suppress(InferenceError):
+                    answer()
