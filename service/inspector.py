@@ -5,7 +5,7 @@
     3  cover      engine.windows        frame -> K windows
     4  queue      service.scheduler     all K patches, or none
     5  features   engine.backend        batches of one screen, on the device's own thread
-    6  reason     engine.backend        all K patches together -> (K, C) probabilities
+    6  reason     service.reasoning     all K patches together -> (K, C) probabilities
                   engine.second_look    where a border may cut a defect, once more 4 to 6
                   engine.turned_look    windows in doubt in all positions, once more 4 to 6
     7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
@@ -31,16 +31,16 @@ import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
-from engine import NO_GUARD, Backend, Window, cover, cut, in_doubt, look_again, turned
+from engine import NO_GUARD, Backend, Window, cover
 from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
 from service.errors import Conflict, DeadlineExceeded
 from service.images import RAW, Frame, Source, decode
+from service.reasoning import Reasoner
 from service.room import Decoding
 from service.scheduler import Scheduler
 from service.store import Answered
 from service.verdict import Model, Timing, Verdict
-from service.waiting import Computed
 
 _VERDICT = TypeAdapter(Verdict)
 
@@ -124,6 +124,7 @@ class Inspector:
         self._max_pixels = max_pixels
         self._clock = clock
         self._decoding = decoding or Decoding()
+        self._reasoner = Reasoner(backend, scheduler, clock=clock)
 
     def inspect(self, screen_id: str, source: Source, *, deadline_at: float, receive_s: float = 0.0) -> Inspection:
         """One screen: decode, cover, compute, reason, judge, record.
@@ -176,33 +177,18 @@ class Inspector:
             computed = queued.features()
 
         # 6 reason
-        lap()
-        probability = self._reason(computed)
-        between = look_again(windows, probability, computed.features.activation, manifest)
-        reasoning_s = lap()
-        if between:
-            again = self._scheduler.compute(frame.pixels, between, deadline_at=deadline_at, after=computed)
-            computed, windows = computed.joined(again), windows + between
-            lap()
-            probability = self._reason(computed)
-            reasoning_s += lap()
-        doubtful = in_doubt(probability, manifest.turned_look)
-        for k in doubtful:
-            again = self._compute_turned(frame, windows[k], deadline_at, after=computed)
-            computed = computed.averaged(k, again)
-        if doubtful:
-            lap()
-            probability = self._reason(computed)
-            reasoning_s += lap()
+        found = self._reasoner.reason(frame.pixels, windows, computed, deadline_at=deadline_at)
+        computed = found.computed
 
         # 7 aggregate
+        lap()
         seen = Observed(
             brightness=look.brightness,
             size_from=frame.size_from,
             expected=self._cover(*(self._frame_size or frame.pixels.shape)),
-            windows=windows,
-            windows_turned=len(doubtful),
-            probability=probability,
+            windows=found.windows,
+            windows_turned=len(found.turned),
+            probability=found.probability,
             activation=computed.features.activation,
             self_test=computed.self_test,
         )
@@ -222,7 +208,7 @@ class Inspector:
                 decode_s=decode_s,
                 queue_s=waited_s + computed.queue_s,
                 features_s=computed.features_s,
-                reasoning_s=reasoning_s,
+                reasoning_s=found.took_s,
                 aggregate_s=aggregate_s,
             ),
         )
@@ -247,9 +233,9 @@ class Inspector:
             verdict=verdict,
             record_s=record_s,
             guard=computed.guard,
-            windows=windows,
-            turned=doubtful,
-            probability=probability,
+            windows=found.windows,
+            turned=found.turned,
+            probability=found.probability,
         )
 
     def _look(self, frame: Frame, deadline_at: float, told: Callable[[int], None] = lambda lines: None) -> "_Look":
@@ -307,16 +293,6 @@ class Inspector:
         with self._decoding.room.hold(size, timeout_s=deadline_at - begun_at):
             waits.append(self._clock() - begun_at)
             yield
-
-    def _compute_turned(self, frame: Frame, window: Window, deadline_at: float, *, after: Computed) -> Computed:
-        """A window in its other positions, queued as a frame of their own, one below the other."""
-        side = self._backend.manifest.patch_px
-        strip = turned(cut(frame.pixels, [window], side)[0, 0]).reshape(-1, side)
-        return self._scheduler.compute(strip, cover(*strip.shape, patch_px=side), deadline_at=deadline_at, after=after)
-
-    def _reason(self, computed: Computed) -> NDArray[np.float32]:
-        features = computed.features
-        return self._backend.reason(features.label_features, features.stage1)
 
     def _cover(self, height: int, width: int) -> tuple[Window, ...]:
         manifest = self._backend.manifest
