@@ -16,16 +16,28 @@ UNDER_WAY = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batches:
-    """Starts batches: `begin` gives what waits for the answer."""
+    """Starts batches.
+
+    Attributes:
+        begin: starts one and gives what waits for its answer; either raises InferenceError where the runtime failed.
+    """
 
     begin: Callable[[NDArray[np.uint8]], Callable[[], Features]]
 
     def run(self, pixels: NDArray[np.uint8]) -> Features:
-        """One batch, waited for."""
+        """One batch, waited for.
+
+        Raises:
+            InferenceError: the runtime failed.
+        """
         return self.begin(pixels)()
 
     def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
-        """The answers in their order; left before the end, nothing is under way afterwards."""
+        """The answers in their order; left before the end, nothing is under way afterwards.
+
+        Raises:
+            InferenceError: the runtime failed. What `batches` raises goes through.
+        """
         running: deque[Callable[[], Features]] = deque()
         try:
             for pixels in batches:

@@ -38,7 +38,7 @@ class CpuBackend(ABC):
     Raises:
         BundleError: the bundle is not whole, its graphs do not fit its manifest, or it has no such precision.
         RuntimeUnavailable: the runtime, or this CPU, does not compute in that precision.
-        InferenceError: the graph takes a batch as one, and fails on the patches that slots are measured on.
+        InferenceError: the graph fails on the patches that threads or slots are measured on.
         ValueError: fewer than one thread, or than one patch in a batch.
     """
 
@@ -83,7 +83,7 @@ class CpuBackend(ABC):
 
     @abstractmethod
     def _builder(self, graph: FeaturesGraph) -> Callable[[Share], Batches]:
-        """What builds a run of a batch with a share of the threads; what all shares have in common goes with it.
+        """What builds `Batches` with a share of the threads; what all shares have in common goes with it.
 
         Raises:
             BundleError: the runtime refuses the graph; so does what is returned.

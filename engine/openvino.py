@@ -69,7 +69,7 @@ class OpenVinoBackend(CpuBackend):
         def read() -> openvino.Model:
             model = CORE.read_model(graph.onnx)
             model.reshape([graph.rows, 1, side, side])
-            return _read_in_groups(model) if _multiplies_blocks() else model
+            return _read_in_groups(model) if _has_avx512() else model
 
         with _refusing(graph.file):
             marked = _held_in_float32(read(), but=graph.rounding) if narrow else None
@@ -177,9 +177,9 @@ def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> tuple[byt
         return ElementTree.tostring(tree.getroot()), openvino.Tensor(weights)
 
 
-def _multiplies_blocks() -> bool:
-    """Whether OpenVINO has AVX-512 to multiply with, to which oneDNN's own variable may not let it go."""
-    held = os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper()
+def _has_avx512() -> bool:
+    """Whether the CPU has AVX-512 and OpenVINO may use it, which the variables of oneDNN may forbid."""
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     return "avx512f" in vector_instructions() and held != "AVX" and not held.startswith(("SSE", "AVX2"))
 
 
@@ -192,7 +192,8 @@ def _read_in_groups(model: openvino.Model) -> openvino.Model:
     has another way, which is faster.
     """
     for layer in model.get_ordered_ops():
-        if layer.get_type_name() != "Convolution" or len(layer.get_output_shape(0)) != 4:
+        shape = layer.get_output_partial_shape(0)
+        if layer.get_type_name() != "Convolution" or shape.is_dynamic or len(shape) != 4:
             continue
         pixels, weight = layer.input_value(0), layer.input_value(1).get_node()
         facts = layer.get_attributes()

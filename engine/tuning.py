@@ -32,9 +32,9 @@ from engine.batches import Batches
 from engine.golden import read_golden
 from engine.speed import FASTER_BY
 
-TRIAL_S = 0.75  # of one share; a run that has begun still ends, and where a batch takes longer nothing else is tried
+TRIAL_S = 0.75  # of runs with one share; where a batch alone takes longer nothing else is tried
 RUNS_MAX = 20  # of one share, so that small networks do not fill the time
-BATCHES = 4  # of a run, one begun before the other ends
+BATCHES = 4  # of a run, one begun before the other ends; a run that has begun still ends
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +83,7 @@ class Trial:
 class Tuning:
     """The share taken, under what conditions, and the trials that led to it, the reference first.
 
-    There are no trials where there was nothing to choose.
+    There are no trials where nothing was timed.
     """
 
     share: Share
@@ -136,7 +136,7 @@ def tune(
     the reference was before it, and is again after it.
 
     Args:
-        build: what runs a batch with a given share; it is dropped before the next one is built.
+        build: what runs batches with a given share; it is dropped before the next one is built.
         bundle: whose golden patches are run.
         conditions: of what is built.
         threads: to use, at least 1; None takes all CPUs.
@@ -146,6 +146,7 @@ def tune(
     Raises:
         ValueError: fewer than one thread.
         BundleError: the golden patches cannot be read.
+        InferenceError: the runtime failed on them.
     """
     if threads is not None:
         return Tuning(share=reference(threads, patches=conditions.patches), conditions=conditions)
@@ -156,32 +157,39 @@ def tune(
         return Tuning(share=first, conditions=conditions)
     golden = read_golden(bundle).pixels
     pixels = np.resize(golden, (conditions.patches, *golden.shape[1:]))
-    trial_s = TRIAL_S if settled is None else 0.0
-    expected, first_s = _try(build(first), pixels, within_s=trial_s, clock=clock)
-    trials = [Trial(share=first, batch_s=first_s, same_bits=True)]
-    if settled is None and first_s > TRIAL_S:
-        return Tuning(share=first, conditions=conditions, trials=tuple(trials))
-    features, other_s = _try(build(other), pixels, within_s=trial_s, clock=clock)
+    if settled is not None:
+        same = _same_bits(build(first).run(pixels), build(settled).run(pixels))
+        return Tuning(share=settled if same else first, conditions=conditions)
+    expected, first_s = _try(build(first), pixels, clock, slow_s=TRIAL_S)
+    if first_s > TRIAL_S:
+        return Tuning(share=first, conditions=conditions)
+    features, other_s = _try(build(other), pixels, clock)
     allowed = _same_bits(features, expected)
-    trials.append(Trial(share=other, batch_s=other_s, same_bits=allowed))
-    taken = allowed and (settled is not None or first_s > FASTER_BY * other_s)
-    if taken and settled is None:  # unless it was something else that slowed the reference down
-        _, again_s = _try(build(first), pixels, within_s=trial_s, clock=clock)
+    trials = [
+        Trial(share=first, batch_s=first_s, same_bits=True),
+        Trial(share=other, batch_s=other_s, same_bits=allowed),
+    ]
+    taken = allowed and first_s > FASTER_BY * other_s
+    if taken:  # unless it was something else that slowed the reference down
+        _, again_s = _try(build(first), pixels, clock)
         trials.append(Trial(share=first, batch_s=again_s, same_bits=True))
         taken = again_s > FASTER_BY * other_s
     return Tuning(share=other if taken else first, conditions=conditions, trials=tuple(trials))
 
 
 def _try(
-    batches: Batches, pixels: NDArray[np.uint8], *, within_s: float, clock: Callable[[], float]
+    batches: Batches, pixels: NDArray[np.uint8], clock: Callable[[], float], *, slow_s: float = float("inf")
 ) -> tuple[Features, float]:
-    """What it answers, and the time of a batch in the shortest run, which other work on the machine disturbed least."""
-    start = clock()
+    """What it answers, and the time of a batch in the shortest run, which other work on the machine disturbed least.
+
+    Where a batch alone takes longer than `slow_s`, that is its time.
+    """
     features = batches.run(pixels)  # pays for the memory
-    until = clock() + within_s
-    if (alone_s := clock() - start) > within_s:
+    start = clock()
+    batches.run(pixels)
+    if (alone_s := clock() - start) > slow_s:
         return features, alone_s
-    best = float("inf")
+    best, until = float("inf"), clock() + TRIAL_S
     for _ in range(RUNS_MAX):
         start = clock()
         for _ in batches.stream([pixels] * BATCHES):

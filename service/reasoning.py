@@ -26,7 +26,7 @@ class Reasoned:
         windows: K, those of a second look last.
         turned: places among them of those that were looked at turned, too.
         probability: (K, C) their scores.
-        took_s: time of the reasoning alone.
+        took_s: time of reasoning and of choosing where to look again, without the looks.
     """
 
     computed: Computed
@@ -65,44 +65,41 @@ class Reasoner:
             ServiceError: no further look can be computed, or not in time.
             InferenceError: the device failed.
         """
-        manifest = self._backend.manifest
-        found = self._together(computed, windows)
-        between = look_again(windows, found.probability, computed.features.activation, manifest)
-        if between:
-            again = self._scheduler.compute(pixels, between, deadline_at=deadline_at, after=computed)
-            found = self._together(computed.joined(again), windows + between, before_s=found.took_s)
-        doubtful = in_doubt(found.probability, manifest.turned_look)
-        if doubtful:
-            computed = found.computed
-            for window in doubtful:
-                strip, places = _in_all_positions(pixels, found.windows[window], manifest.patch_px)
-                again = self._scheduler.compute(strip, places, deadline_at=deadline_at, after=computed)
-                computed = computed.averaged(window, again)
-            found = self._together(computed, found.windows, turned=doubtful, before_s=found.took_s)
-        return found
+        manifest, begun_at = self._backend.manifest, self._clock()
+        computing_s: list[float] = []
 
-    def _together(
-        self,
-        computed: Computed,
-        windows: tuple[Window, ...],
-        *,
-        turned: tuple[int, ...] = (),
-        before_s: float = 0.0,
-    ) -> Reasoned:
-        since = self._clock()
-        probability = self._backend.reason(computed.features.label_features, computed.features.stage1)
+        def compute(pixels: NDArray[np.uint8], windows: Sequence[Window]) -> Computed:
+            since = self._clock()
+            again = self._scheduler.compute(pixels, windows, deadline_at=deadline_at, after=computed)
+            computing_s.append(self._clock() - since)
+            return again
+
+        probability = self._together(computed)
+        between = look_again(windows, probability, computed.features.activation, manifest)
+        if between:
+            computed, windows = computed.joined(compute(pixels, between)), windows + between
+            probability = self._together(computed)
+        doubtful = in_doubt(probability, manifest.turned_look)
+        for place in doubtful:
+            again = compute(*_in_other_positions(pixels, windows[place], manifest.patch_px))
+            computed = computed.averaged(place, again)
+        if doubtful:
+            probability = self._together(computed)
         return Reasoned(
             computed=computed,
             windows=windows,
-            turned=turned,
+            turned=doubtful,
             probability=probability,
-            took_s=before_s + self._clock() - since,
+            took_s=self._clock() - begun_at - sum(computing_s),
         )
 
+    def _together(self, computed: Computed) -> NDArray[np.float32]:
+        return self._backend.reason(computed.features.label_features, computed.features.stage1)
 
-def _in_all_positions(
+
+def _in_other_positions(
     pixels: NDArray[np.uint8], window: Window, side: int
 ) -> tuple[NDArray[np.uint8], Sequence[Window]]:
-    """A window's other positions as a frame of their own, one below the other, and its windows."""
+    """A window in its seven other positions, as a frame of their own, one below the other, and its windows."""
     strip = turned(cut(pixels, [window], side)[0, 0]).reshape(-1, side)
     return strip, cover(*strip.shape, patch_px=side)

@@ -41,9 +41,11 @@ from training.network import FeaturesGraph
 
 # Largest difference of a probability on any patch. 0.05 is what a review band reaches at least above the threshold, so
 # that no score crosses from below the one to above the other. A trunk in half precision has moved a faint defect of the
-# embedded network by 0.08, one patch in two thousand, so that 0.05 could not be promised of it.
+# embedded network by 0.08, one patch in two thousand, so that 0.05 cannot be promised of what was not seen.
 TOLERANCES = {"fp16": 0.1, "bf16": 0.1, "int8": 0.05, "int8-trt": 0.05}
-ROOM = 0.5  # of the tolerance, for the part that is judged: a patch of the line may move by more than any of that
+# of the tolerance, which the part that is judged may use where it is chosen how much is narrowed: a patch of the line
+# may move by more than any of that part
+ROOM = 0.5
 ONCE = "Each patch looked at once, also where the bundle asks for turned looks."
 F_LOSS = 0.003  # of macro F, 0.3 points
 CALIBRATION_PATCHES = 64
@@ -207,7 +209,7 @@ def _proven(bundle: Path, precision: str, proof: Proof, found: Fidelity) -> Spee
 
 def _faster(bundle: Path, served: Backend) -> Speed:
     with closing(load(bundle, served.runtime, precision="fp32")) as fp32:
-        speed = speed_by_turns(fp32, served)
+        speed = speed_by_turns(fp32, served, in_row=2)  # as many are under way in service
     if not speed.faster:
         raise ParityError(
             f"{served.precision} is refused: it does {speed.other:.0f} patches/s here, fp32 {speed.reference:.0f}; it "

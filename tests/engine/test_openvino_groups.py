@@ -1,6 +1,7 @@
 # ruff: noqa: ANN401 - the types of OpenVINO are there only where it is
 """A convolution of one channel that reads rows in groups gives what it gave before."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+
+from engine import load
 
 backend_module = pytest.importorskip("engine.openvino")  # not openvino by itself, which would report it
 openvino, ops = backend_module.openvino, backend_module.opset13
@@ -83,36 +86,63 @@ def test_other_convolutions_are_left_alone(channels: int, dilation: int) -> None
     assert not is_grouped(model)
 
 
+def network(*, linear: bool) -> Any:
+    """Bytes, their root or what they are less the mean, a stem of one channel, and a layer that may round."""
+    rng = np.random.default_rng(5)
+    given = ops.parameter([1, 1, 32, 32], np.uint8)
+    light = ops.convert(given, np.float32)
+    light = ops.subtract(light, ops.constant(np.float32(127.3))) if linear else ops.sqrt(light)
+    kernel = ops.constant(rng.standard_normal((3, 1, 8, 8)).astype(np.float32))
+    stem = ops.convolution(light, kernel, [4, 4], [2, 2], [2, 2], [1, 1], name="stem")
+    wide = ops.constant(rng.standard_normal((8, 3, 1, 1)).astype(np.float32))
+    rounded = ops.convolution(ops.relu(stem), wide, [1, 1], [0, 0], [0, 0], [1, 1], name="rounded")
+    return openvino.Model([stem, rounded], [given])
+
+
+BYTES = np.random.default_rng(6).integers(0, 256, (1, 1, 32, 32), np.uint8)
+
+
+@pytest.mark.parametrize(("linear", "padded"), [(True, "f32"), (False, "u8")])
+def test_bytes_are_padded_where_a_zero_stays_one_on_its_way(padded: str, *, linear: bool) -> None:
+    grouped = read_in_groups(network(linear=linear))
+    assert is_grouped(grouped)
+    pads = [layer for layer in grouped.get_ops() if layer.get_type_name() == "Pad"]
+    assert [layer.input_value(0).get_element_type().get_type_name() for layer in pads] == [padded]
+    np.testing.assert_allclose(answer(grouped, BYTES), answer(network(linear=linear), BYTES), atol=1e-3)
+
+
 @pytest.mark.parametrize("linear", [False, True])
 @pytest.mark.skipif(not backend_module.OpenVinoBackend.rounds(), reason="this CPU does not compute in bfloat16")
 def test_what_is_held_in_float32_is_not_rounded_where_it_is_padded(*, linear: bool) -> None:
     """A grey level rounded to 8 bits of mantissa would be the whole of a faint defect."""
-    rng = np.random.default_rng(5)
-    weight = rng.standard_normal((3, 1, 8, 8)).astype(np.float32)
-    pixels = rng.integers(0, 256, (1, 1, 32, 32), np.uint8)
-
-    def network() -> Any:
-        given = ops.parameter([1, 1, 32, 32], np.uint8)
-        light = ops.convert(given, np.float32)
-        light = ops.subtract(light, ops.constant(np.float32(127.3))) if linear else ops.sqrt(light)
-        stem = ops.convolution(light, ops.constant(weight), [4, 4], [2, 2], [2, 2], [1, 1], name="stem")
-        wide = ops.constant(rng.standard_normal((8, 3, 1, 1)).astype(np.float32))
-        rounded = ops.convolution(ops.relu(stem), wide, [1, 1], [0, 0], [0, 0], [1, 1], name="rounded")
-        return openvino.Model([stem, rounded], [given])
-
     rounding = {openvino.properties.hint.inference_precision: openvino.Type.bf16}
-    marked = backend_module._held_in_float32(read_in_groups(network()), but=frozenset({"rounded"}))
+    marked = backend_module._held_in_float32(read_in_groups(network(linear=linear)), but=frozenset({"rounded"}))
     compiled = backend_module.CORE.compile_model(backend_module.CORE.read_model(*marked), "CPU", rounding)
-    exact = answer(network(), pixels)
-    np.testing.assert_allclose(compiled(pixels)[0], exact, atol=1e-3)
-    assert is_grouped(read_in_groups(network()))
-    # the pixels themselves are padded where a zero stays one on its way
-    kinds = [
-        layer.input_value(0).get_element_type()
-        for layer in read_in_groups(network()).get_ops()
-        if layer.get_type_name() == "Pad"
-    ]
-    assert kinds == [openvino.Type.f32 if linear else openvino.Type.u8]
+    np.testing.assert_allclose(compiled(BYTES)[0], answer(network(linear=linear), BYTES), atol=1e-3)
+
+
+def test_a_convolution_of_pictures_of_any_size_is_left_alone() -> None:
+    pixels = ops.parameter([1, 1, -1, -1], np.float32)
+    layer = ops.convolution(pixels, ops.constant(np.ones((2, 1, 4, 4), np.float32)), [4, 4], [0, 0], [0, 0], [1, 1])
+    model = openvino.Model([layer], [pixels])
+    read_in_groups(model)
+    assert not is_grouped(model)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_a_bundle_is_read_in_groups_where_there_is_avx512(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, *, wide: bool
+) -> None:
+    read: list[Any] = []
+
+    def spy(model: Any) -> Any:
+        read.append(model)
+        return read_in_groups(model)
+
+    monkeypatch.setattr(backend_module, "_has_avx512", lambda: wide)
+    monkeypatch.setattr(backend_module, "_read_in_groups", spy)
+    load(bundle, "openvino", precision="fp32", threads=1).close()
+    assert bool(read) == wide
 
 
 @pytest.mark.parametrize(
@@ -133,4 +163,4 @@ def test_blocks_are_multiplied_where_there_is_avx512(
 ) -> None:
     monkeypatch.setattr(backend_module, "vector_instructions", lambda: flags)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", held)
-    assert backend_module._multiplies_blocks() == wide
+    assert backend_module._has_avx512() == wide
