@@ -36,7 +36,7 @@ from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
 from service.errors import Conflict, DeadlineExceeded
 from service.images import RAW, Frame, Source, decode
-from service.reasoning import Reasoner
+from service.reasoning import EarlyLooks, Reasoner
 from service.room import Decoding
 from service.scheduler import Scheduler
 from service.store import Answered
@@ -169,7 +169,13 @@ class Inspector:
 
         # 4 queue, 5 features
         with self._scheduler.queue(frame.pixels, windows, deadline_at=deadline_at) as queued:
-            look = self._look(frame, deadline_at, queued.arrived)
+            early = EarlyLooks(self._backend, self._scheduler, queued, frame.pixels, windows, deadline_at=deadline_at)
+
+            def told(lines: int) -> None:
+                queued.arrived(lines)
+                early.look(lines)
+
+            look = self._look(frame, deadline_at, told)
             if frame.arrival is None:
                 decode_s += lap()
             else:
@@ -177,7 +183,7 @@ class Inspector:
             computed = queued.features()
 
         # 6 reason
-        found = self._reasoner.reason(frame.pixels, windows, computed, deadline_at=deadline_at)
+        found = self._reasoner.reason(frame.pixels, windows, computed, deadline_at=deadline_at, early=early.found)
         computed = found.computed
 
         # 7 aggregate

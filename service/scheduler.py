@@ -48,6 +48,18 @@ class Queued:
         """Tell that so many lines of the frame are there, from its top; never fewer than before."""
         self._queue.arrived(self._job, lines, self._clock())
 
+    @property
+    def device(self) -> object:
+        """Where it is; None until a device has begun it."""
+        return self._job.device
+
+    def so_far(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
+        """Label features (k, C, F) and scores (k, C) of those of its windows, from the first on, that are computed."""
+        batches = tuple(self._job.batches)  # a device may add to them meanwhile
+        if not batches:
+            return None
+        return np.concatenate([b.label_features for b in batches]), np.concatenate([b.stage1 for b in batches])
+
     def features(self) -> Computed:
         """Wait for the features of all windows, once every line has arrived.
 
@@ -97,7 +109,12 @@ class Scheduler:
 
     @contextmanager
     def queue(
-        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, after: Computed | None = None
+        self,
+        frame: NDArray[np.uint8],
+        windows: Sequence[Window],
+        *,
+        deadline_at: float,
+        after: Computed | Queued | None = None,
     ) -> Iterator[Queued]:
         """A place for one screen, whose lines may still be coming; entered by the screen's own thread.
 
@@ -107,8 +124,8 @@ class Scheduler:
             frame: (H, W) grey; what `Queued.arrived` was told of is not changed any more.
             windows: K windows of the frame, in row order.
             deadline_at: on the scheduler's clock.
-            after: what was computed of this screen already: it came before all that wait, stays on its device, and is
-                not refused for lack of room now, when most of its work is done.
+            after: what was computed of this screen already, or is being computed: it came before all that wait, stays
+                on its device, and is not refused for lack of room now, when most of its work is done.
 
         Raises:
             ImageTooLarge: more patches than the queue could ever hold.
@@ -124,7 +141,12 @@ class Scheduler:
             self._queue.withdraw(job)
 
     def compute(
-        self, frame: NDArray[np.uint8], windows: Sequence[Window], *, deadline_at: float, after: Computed | None = None
+        self,
+        frame: NDArray[np.uint8],
+        windows: Sequence[Window],
+        *,
+        deadline_at: float,
+        after: Computed | Queued | None = None,
     ) -> Computed:
         """The features of a screen that is there; arguments and exceptions are those of `queue` and of `Queued`."""
         with self.queue(frame, windows, deadline_at=deadline_at, after=after) as screen:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from engine import Features, Window, averaged
 from service.errors import ImageTooLarge, NotReady, QueueFull
-from service.selftest import SelfTestReport
+from service.selftest import SelfTestReport, worst
 
 # what a device needs for a patch, until the first screen has been timed: a guess, for the first refusals
 FIRST_GUESS_S = 0.01
@@ -28,7 +28,7 @@ class Computed:
     Attributes:
         features: of all K windows.
         guard: guard band by label of the device that computed them: the scores are to be judged with it and no other.
-        self_test: of the device that computed them, as it was known at the end.
+        self_test: of the device that computed them, the worst that was known at the end of any look.
         queue_s: time in which the screen waited.
         features_s: time in which the device worked on it.
         device: which it was: the screen stays there.
@@ -53,7 +53,7 @@ class Computed:
         return Computed(
             features=features,
             guard=again.guard,
-            self_test=again.self_test,
+            self_test=worst([self.self_test, again.self_test]),  # either may be the later one
             queue_s=self.queue_s + again.queue_s,
             features_s=self.features_s + again.features_s,
             device=again.device,

@@ -1,9 +1,10 @@
 """A turned look in service: a window in doubt is judged by the mean of its positions, and is counted."""
 
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from engine import (
     Manifest,
     SecondLook,
     TurnedLook,
+    Window,
     cover,
     cut,
     in_doubt,
@@ -27,12 +29,18 @@ from engine import (
     turned,
 )
 from service import release as gate
+from service.app import create_app
+from service.scheduler import Scheduler
 from service.sealed import ReleaseError
-from service.waiting import Computed
+from service.waiting import Computed, Job, Queue
 from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
+from tests.service.apps import post_raw, serve
+from tests.service.devices import until
 from tests.service.strategies import FRESH
 from tests.service.test_release import frame, reseal, write_set
 from tests.service.test_second_look import answered, inspected, settings
+
+Pixels = NDArray[np.uint8]
 
 LOOK = TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.2)
 DOUBTFUL = grey_of(1) + REACH // 2
@@ -166,6 +174,111 @@ def test_windows_of_a_second_look_are_looked_at_turned_where_they_are_in_doubt(t
     verdict = inspection.verdict
     assert verdict is not None
     assert (verdict.proof.windows_extra, verdict.proof.windows_turned) == (1, len(seen.turned))
+
+
+# --- while its lines still come ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of each further look at a screen how many windows it has, as soon as it is done."""
+    done: list[int] = []
+    compute = Scheduler.compute
+
+    def spy(scheduler: Scheduler, frame: Pixels, windows: Sequence[Window], **options: Any) -> Computed:  # noqa: ANN401
+        answer = compute(scheduler, frame, windows, **options)
+        done.append(len(windows))
+        return answer
+
+    monkeypatch.setattr(Scheduler, "compute", spy)
+    return done
+
+
+def tall(*doubtful: int) -> Pixels:
+    """A frame of ten rows of three windows, with a doubtful spot in the second window of some rows."""
+    pixels = np.full((10 * 64, 192), BACKGROUND, np.uint8)
+    for row in doubtful:
+        pixels[64 * row + 4 : 64 * row + 8, 68:72] = DOUBTFUL
+    return pixels
+
+
+def by_lines(
+    tmp_path: Path, bundle: Path, pixels: Pixels, then: Callable[[], bool]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is answered to a frame as a whole, and to one whose rest comes once something is so."""
+    batches: list[int] = []
+    added = Queue.answered
+
+    def spy(queue: Queue, job: Job, outcome: Computed | Exception | None = None) -> None:
+        added(queue, job, outcome)
+        batches.append(job.begun)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Queue, "answered", spy)
+        return _by_lines(tmp_path, bundle, pixels, then, batches)
+
+
+def _by_lines(
+    tmp_path: Path, bundle: Path, pixels: Pixels, then: Callable[[], bool], batches: list[int]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    with serve(create_app(settings(tmp_path, bundle))) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+
+        def pieces() -> Iterator[bytes]:
+            yield pixels[:320].tobytes()
+            until(lambda: len(batches) == 3)  # 15 windows: all that are there
+            yield pixels[320:384].tobytes()
+            until(then)
+            yield pixels[384:].tobytes()
+
+        size = {"width": pixels.shape[1], "height": pixels.shape[0]}
+        headers = {"content-type": "application/octet-stream"}
+        lines = client.post("/v1/screens", params={"screen_id": "lines", **size}, content=pieces(), headers=headers)
+        whole = post_raw(client, "whole", pixels)
+    answers = whole.json(), lines.json()
+    for answer in answers:
+        del answer["timing"], answer["screen_id"], answer["proof"]["self_test_age_s"]
+    return answers
+
+
+def test_a_window_in_doubt_is_looked_at_while_the_rest_is_on_its_way(
+    tmp_path: Path, turning: Path, looks: list[int]
+) -> None:
+    whole, lines = by_lines(tmp_path, turning, tall(1), lambda: looks == [7])
+    assert whole == lines
+    assert lines["proof"]["windows_turned"] == 1
+    assert looks == [7, 7]  # once for each of the two
+
+
+def test_one_that_comes_too_late_is_looked_at_after_the_last_line(
+    tmp_path: Path, turning: Path, looks: list[int]
+) -> None:
+    early: list[int] = []
+
+    def told() -> bool:
+        early.extend(looks)
+        return True
+
+    whole, lines = by_lines(tmp_path, turning, tall(9), told)
+    assert whole == lines
+    assert lines["proof"]["windows_turned"] == 1
+    assert (early, looks) == ([], [7, 7])
+
+
+def test_what_only_the_first_stage_doubts_is_looked_at_and_forgotten(
+    tmp_path: Path, turning: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def doubts(probability: NDArray[np.float32], look: TurnedLook) -> tuple[int, ...]:
+        calls.append(len(probability))
+        return (4,) if len(probability) < 30 else ()
+
+    monkeypatch.setattr("service.reasoning.in_doubt", doubts)
+    whole, lines = by_lines(tmp_path, turning, tall(1), lambda: looks == [7])
+    assert whole == lines
+    assert lines["proof"]["windows_turned"] == 0
+    assert looks == [7]  # of the lines alone
 
 
 def test_all_looks_of_a_screen_are_told_as_one() -> None:
