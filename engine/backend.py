@@ -109,6 +109,8 @@ class Backend(Protocol):
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """Probabilities of the patches of exactly one screen, which are seen together.
 
+        A screen is judged by all of its patches; where to look again may be asked of those that are there.
+
         Args:
             label_features: (K, C, d) of all the screen's patches.
             stage1: (K, C) of the same patches.

@@ -7,7 +7,7 @@
     5  features   engine.backend        batches of one screen, on the device's own thread
     6  reason     service.reasoning     all K patches together -> (K, C) probabilities
                   engine.second_look    where a border may cut a defect, once more 4 to 6
-                  engine.turned_look    windows in doubt in all positions, once more 4 to 6
+                  engine.turned_look    windows in doubt in all positions, once more 4 to 6; while lines come, before
     7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
     8  record     service.store         and only then answer
 
@@ -169,7 +169,15 @@ class Inspector:
 
         # 4 queue, 5 features
         with self._scheduler.queue(frame.pixels, windows, deadline_at=deadline_at) as queued:
-            early = EarlyLooks(self._backend, self._scheduler, queued, frame.pixels, windows, deadline_at=deadline_at)
+            early = EarlyLooks(
+                self._backend,
+                self._scheduler,
+                queued,
+                frame.pixels,
+                windows,
+                deadline_at=deadline_at,
+                clock=self._clock,
+            )
 
             def told(lines: int) -> None:
                 queued.arrived(lines)
@@ -179,7 +187,7 @@ class Inspector:
             if frame.arrival is None:
                 decode_s += lap()
             else:
-                receive_s += lap()
+                receive_s += lap() - early.took_s
             computed = queued.features()
 
         # 6 reason

@@ -5,20 +5,23 @@ First once, by all windows of the screen. Then by those that a second look adds 
 at again is computed by the screen's own device.
 
 A camera takes longer than a device, which would wait for lines and then, after the last one, look at the windows in
-doubt with the line waiting. So while lines are still to come and nobody else needs the device, the windows that are
-there are reasoned together, and those in doubt are looked at turned (`EarlyLooks`). What that gives is used for windows
-that are in doubt among all of the screen, too, and forgotten otherwise: it changes when a look is done, never whether.
+doubt with the line waiting. So while it has nothing to do and lines are still to come, the windows that are there are
+reasoned together, and those in doubt are looked at turned (`EarlyLooks`). What that gives is used for windows that are
+in doubt among all of the screen, too, and forgotten otherwise; one that failed is done again. So it changes when a look
+is done, and never what is judged; at most twice as many are done as are asked for.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import Backend, Window, cover, cut, in_doubt, look_again, turned
+from engine import POSITIONS, Backend, InferenceError, Window, cover, cut, in_doubt, look_again, turned
+from service.errors import ServiceError
 from service.scheduler import Queued, Scheduler
 from service.waiting import Computed
 
@@ -52,9 +55,11 @@ class EarlyLooks:
         pixels: (H, W) of it.
         windows: K of its first look.
         deadline_at: when the answer is no longer of use.
+        clock: monotonic seconds.
 
     Attributes:
-        found: by place among the windows, their other positions.
+        found: by place among the windows, their other positions; their time in the queue is nobody's waiting.
+        took_s: time that all of this took.
     """
 
     def __init__(
@@ -66,36 +71,41 @@ class EarlyLooks:
         windows: Sequence[Window],
         *,
         deadline_at: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.found: dict[int, Computed] = {}
+        self.took_s = 0.0
         self._backend = backend
         self._scheduler = scheduler
         self._queued = queued
         self._pixels = pixels
         self._windows = windows
         self._deadline_at = deadline_at
+        self._clock = clock
+        self._left = backend.manifest.turned_look.most(len(windows))
 
     def look(self, lines: int) -> None:
-        """Look at a window in doubt, if there is one and time for it; `lines` of the frame are there.
-
-        Raises:
-            ServiceError: it cannot be computed, or not in time.
-            InferenceError: the device failed.
-        """
-        manifest = self._backend.manifest
-        look, side = manifest.turned_look, manifest.patch_px
-        late = lines > len(self._pixels) - side  # the last lines would wait for it
-        alone = self._scheduler.waiting_patches <= len(self._windows)
-        if late or not alone or len(self.found) >= look.most(len(self._windows)):
+        """Look at a window in doubt, if there is one and time for it; `lines` of the frame are there."""
+        late = lines > len(self._pixels) - self._backend.manifest.patch_px  # the last lines would wait for it
+        # another such screen that comes meanwhile is not to be refused for it
+        room = self._scheduler.free_places >= len(self._windows) + POSITIONS - 1
+        if not self._left or late or not room or not self._queued.idles(self._backend.batch_size):
             return
-        there = self._queued.so_far()
+        begun_at = self._clock()
+        with suppress(InferenceError, ServiceError):  # whoever needs it hears of it then
+            self._look()
+        self.took_s += self._clock() - begun_at
+
+    def _look(self) -> None:
+        there, manifest = self._queued.so_far(), self._backend.manifest
         if there is None:
             return
-        for place in in_doubt(self._backend.reason(*there), look):
+        for place in in_doubt(self._backend.reason(*there), manifest.turned_look):
             if place not in self.found:
-                strip, places = _in_other_positions(self._pixels, self._windows[place], side)
+                self._left -= 1
+                strip, places = _in_other_positions(self._pixels, self._windows[place], manifest.patch_px)
                 again = self._scheduler.compute(strip, places, deadline_at=self._deadline_at, after=self._queued)
-                self.found[place] = again
+                self.found[place] = replace(again, queue_s=0.0)
                 return
 
 

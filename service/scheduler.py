@@ -53,6 +53,10 @@ class Queued:
         """Where it is; None until a device has begun it."""
         return self._job.device
 
+    def idles(self, batch_size: int) -> bool:
+        """Whether the device that began it has nothing to do, as all lines that are there are computed."""
+        return self._job.device is not None and self._queue.idles(self._job.device, batch_size)
+
     def so_far(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
         """Label features (k, C, F) and scores (k, C) of those of its windows, from the first on, that are computed."""
         batches = tuple(self._job.batches)  # a device may add to them meanwhile
@@ -158,6 +162,11 @@ class Scheduler:
         """Patches that wait or run."""
         return self._queue.patches
 
+    @property
+    def free_places(self) -> int:
+        """Patches that there is room for."""
+        return self._queue.free_places
+
     def report(self) -> SelfTestReport:
         """The self-test of the device that is worst off: one stale device makes the service stale."""
         return worst([device.self_test.report() for device in self._devices])
@@ -214,14 +223,14 @@ class _Device:
     def _run(self) -> None:
         while not self._queue.closed:
             self._test_if_due()
-            first = self._take(self.self_test.due_in_s())
-            if first is not None:
+            # alone in a list that is emptied: as a name here it would keep its frame for as long as there is work
+            first = [batch for batch in [self._take(self.self_test.due_in_s())] if batch is not None]
+            if first:
                 self._serve(first)
-            del first  # it would keep the frame until the next one comes
         self._queue.leave(self)
         self._backend.close()
 
-    def _serve(self, first: _Batch) -> None:
+    def _serve(self, first: list[_Batch]) -> None:
         """Work off batches, of whatever screens, for as long as there are any: none waits for the one before to end."""
         running: deque[_Batch] = deque()
         failure = _attempt(lambda: self._work_off(first, running))
@@ -231,13 +240,14 @@ class _Device:
             self._sort_out(running, failure)
         del failure  # it holds this call, and by the batches a frame
 
-    def _work_off(self, first: _Batch, running: deque[_Batch]) -> None:
+    def _work_off(self, first: list[_Batch], running: deque[_Batch]) -> None:
         with closing(stream(self._backend, self._batches(first, running))) as answers:
             for answer in answers:
                 self._take_in(running.popleft(), answer)
 
-    def _batches(self, batch: _Batch | None, running: deque[_Batch]) -> Iterator[NDArray[np.uint8]]:
+    def _batches(self, first: list[_Batch], running: deque[_Batch]) -> Iterator[NDArray[np.uint8]]:
         """Patches for the runtime, while there are any; the self-test goes ahead of each batch."""
+        batch: _Batch | None = first.pop()
         while batch is not None:
             self._test_if_due()
             running.append(batch)

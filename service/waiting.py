@@ -179,6 +179,17 @@ class Queue:
             job.running += 1
             return job, first
 
+    def idles(self, device: object, size: int) -> bool:
+        """Whether a device has nothing to do: nothing runs there, and no batch of `size` windows is to be had."""
+        with self._changed:
+            runs = any(job.running for job in self._jobs if job.device is device)
+            return not runs and self._next(device, size) is None
+
+    @property
+    def free_places(self) -> int:
+        """Patches that there is room for."""
+        return self._max_patches - self.patches
+
     def _next(self, device: object, size: int) -> tuple[Job, int] | None:
         for job in self._jobs:
             whole = min(job.begun + size, len(job.windows))

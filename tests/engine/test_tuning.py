@@ -131,7 +131,7 @@ def test_a_share_that_only_looked_faster_while_the_reference_was_disturbed_is_no
 
 
 @pytest.mark.parametrize("disturbed", [1, 2, 3])
-def test_a_batch_that_something_held_up_decides_nothing(bundle: Path, disturbed: int) -> None:
+def test_a_batch_that_something_held_up_is_not_what_is_compared(bundle: Path, disturbed: int) -> None:
     """The first of a share, which nothing is judged by, or, where the reference is tried again, one alone."""
 
     class HeldUp(dict[str, float]):

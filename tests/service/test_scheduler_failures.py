@@ -11,7 +11,7 @@ from structlog.testing import capture_logs
 
 from engine import FakeBackend, Features, InferenceError
 from service.errors import DeadlineExceeded, NotReady
-from tests.service.devices import GUARD_S, PATCH_PX, Device, Line, frame_of, held_at, line, until, windows_of
+from tests.service.devices import GUARD_S, PATCH_PX, Device, Gate, Line, frame_of, held_at, line, until, windows_of
 
 
 class Losing(FakeBackend):
@@ -118,6 +118,38 @@ def test_a_screen_that_failed_is_not_held_in_memory(error: type[Exception] | Non
             assert held() is None
         finally:
             gc.enable()
+
+
+def test_a_screen_that_is_done_is_not_held_in_memory_while_the_device_goes_on() -> None:
+    """Nor is the first one since the device last had nothing to do, which began all that it does now."""
+    gates = {1: Gate(), 2: Gate()}
+    held: list[weakref.ref[NDArray[np.uint8]]] = []
+
+    def first(here: Line) -> None:
+        frame = frame_of(1, 7)
+        held.append(weakref.ref(frame))
+        here.scheduler.compute(frame, windows_of(frame), deadline_at=time.monotonic() + GUARD_S)
+
+    def stop(number: int) -> None:
+        if number in gates:
+            gates[number].stop()
+
+    with line(Device(stop)) as here:
+        gc.disable()
+        try:
+            begun = here.pool.submit(first, here)
+            gates[1].wait_for()
+            second = here.send(2)
+            gates[1].opened.set()
+            begun.result(GUARD_S)
+            gates[2].wait_for()
+            until(lambda: held[0]() is None)
+            assert not second.done()
+        finally:
+            gc.enable()
+            for gate in gates.values():
+                gate.opened.set()
+        second.result(GUARD_S)
 
 
 def test_a_screen_that_cannot_be_cut_fails_and_is_not_held_in_memory_until_the_next_one_comes() -> None:

@@ -179,54 +179,56 @@ def test_windows_of_a_second_look_are_looked_at_turned_where_they_are_in_doubt(t
 # --- while its lines still come ----------------------------------------------------------------------
 
 
-@pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Of each further look at a screen how many windows it has, as soon as it is done."""
-    done: list[int] = []
-    compute = Scheduler.compute
+class Watched:
+    """What a scheduler was given: batches of the screen that comes line by line, and further looks, once done."""
 
-    def spy(scheduler: Scheduler, frame: Pixels, windows: Sequence[Window], **options: Any) -> Computed:  # noqa: ANN401
+    def __init__(self) -> None:
+        self.batches = 0
+        self.looks: list[int] = []
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
+    seen = Watched()
+    compute, answered = Scheduler.compute, Queue.answered
+
+    def look(scheduler: Scheduler, frame: Pixels, windows: Sequence[Window], **options: Any) -> Computed:  # noqa: ANN401
         answer = compute(scheduler, frame, windows, **options)
-        done.append(len(windows))
+        seen.looks.append(len(windows))
         return answer
 
-    monkeypatch.setattr(Scheduler, "compute", spy)
-    return done
+    def count(queue: Queue, job: Job, outcome: Computed | Exception | None = None) -> None:
+        answered(queue, job, outcome)
+        seen.batches += len(job.windows) == 30
+
+    monkeypatch.setattr(Scheduler, "compute", look)
+    monkeypatch.setattr(Queue, "answered", count)
+    return seen
 
 
-def tall(*doubtful: int) -> Pixels:
-    """A frame of ten rows of three windows, with a doubtful spot in the second window of some rows."""
+def tall(doubtful: int) -> Pixels:
+    """A frame of ten rows of three windows, with a doubtful spot in the second window of a row."""
     pixels = np.full((10 * 64, 192), BACKGROUND, np.uint8)
-    for row in doubtful:
-        pixels[64 * row + 4 : 64 * row + 8, 68:72] = DOUBTFUL
+    pixels[64 * doubtful + 4 : 64 * doubtful + 8, 68:72] = DOUBTFUL
     return pixels
 
 
-def by_lines(
-    tmp_path: Path, bundle: Path, pixels: Pixels, then: Callable[[], bool]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What is answered to a frame as a whole, and to one whose rest comes once something is so."""
-    batches: list[int] = []
-    added = Queue.answered
+class Answered(NamedTuple):
+    """What is answered to a frame as a whole, and to the same line by line; and the looks at the latter."""
 
-    def spy(queue: Queue, job: Job, outcome: Computed | Exception | None = None) -> None:
-        added(queue, job, outcome)
-        batches.append(job.begun)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Queue, "answered", spy)
-        return _by_lines(tmp_path, bundle, pixels, then, batches)
+    whole: dict[str, Any]
+    lines: dict[str, Any]
+    looks: list[int]
 
 
-def _by_lines(
-    tmp_path: Path, bundle: Path, pixels: Pixels, then: Callable[[], bool], batches: list[int]
-) -> tuple[dict[str, Any], dict[str, Any]]:
+def by_lines(tmp_path: Path, bundle: Path, pixels: Pixels, watched: Watched, then: Callable[[], bool]) -> Answered:
+    """The rest of the lines comes once `then` is so, which can be by what the device did with six of ten rows."""
     with serve(create_app(settings(tmp_path, bundle))) as client:
         until(lambda: client.get("/readyz").status_code == 200)
 
         def pieces() -> Iterator[bytes]:
             yield pixels[:320].tobytes()
-            until(lambda: len(batches) == 3)  # 15 windows: all that are there
+            until(lambda: watched.batches >= 3)  # 15 windows: all that are there
             yield pixels[320:384].tobytes()
             until(then)
             yield pixels[384:].tobytes()
@@ -234,51 +236,59 @@ def _by_lines(
         size = {"width": pixels.shape[1], "height": pixels.shape[0]}
         headers = {"content-type": "application/octet-stream"}
         lines = client.post("/v1/screens", params={"screen_id": "lines", **size}, content=pieces(), headers=headers)
+        looks = list(watched.looks)
         whole = post_raw(client, "whole", pixels)
     answers = whole.json(), lines.json()
     for answer in answers:
         del answer["timing"], answer["screen_id"], answer["proof"]["self_test_age_s"]
-    return answers
+    return Answered(*answers, looks)
 
 
 def test_a_window_in_doubt_is_looked_at_while_the_rest_is_on_its_way(
-    tmp_path: Path, turning: Path, looks: list[int]
+    tmp_path: Path, turning: Path, watched: Watched
 ) -> None:
-    whole, lines = by_lines(tmp_path, turning, tall(1), lambda: looks == [7])
-    assert whole == lines
-    assert lines["proof"]["windows_turned"] == 1
-    assert looks == [7, 7]  # once for each of the two
+    found = by_lines(tmp_path, turning, tall(1), watched, lambda: watched.looks == [7])
+    assert found.whole == found.lines
+    assert found.lines["proof"]["windows_turned"] == 1
+    assert found.looks == [7]  # and not once more after the last line
 
 
-def test_one_that_comes_too_late_is_looked_at_after_the_last_line(
-    tmp_path: Path, turning: Path, looks: list[int]
+def test_one_that_comes_late_is_looked_at_after_the_last_line(tmp_path: Path, turning: Path, watched: Watched) -> None:
+    found = by_lines(tmp_path, turning, tall(9), watched, lambda: True)
+    assert found.whole == found.lines
+    assert found.lines["proof"]["windows_turned"] == 1
+    assert found.looks == [7]
+
+
+def test_what_is_not_in_doubt_among_the_whole_screen_is_forgotten(
+    tmp_path: Path, turning: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    early: list[int] = []
-
-    def told() -> bool:
-        early.extend(looks)
-        return True
-
-    whole, lines = by_lines(tmp_path, turning, tall(9), told)
-    assert whole == lines
-    assert lines["proof"]["windows_turned"] == 1
-    assert (early, looks) == ([], [7, 7])
+    monkeypatch.setattr("service.reasoning.in_doubt", lambda scores, _: (4,) if len(scores) < 30 else ())
+    found = by_lines(tmp_path, turning, tall(1), watched, lambda: watched.looks == [7])
+    assert found.whole == found.lines
+    assert found.lines["proof"]["windows_turned"] == 0
 
 
-def test_what_only_the_first_stage_doubts_is_looked_at_and_forgotten(
-    tmp_path: Path, turning: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[int] = []
-
-    def doubts(probability: NDArray[np.float32], look: TurnedLook) -> tuple[int, ...]:
-        calls.append(len(probability))
-        return (4,) if len(probability) < 30 else ()
-
-    monkeypatch.setattr("service.reasoning.in_doubt", doubts)
-    whole, lines = by_lines(tmp_path, turning, tall(1), lambda: looks == [7])
-    assert whole == lines
-    assert lines["proof"]["windows_turned"] == 0
-    assert looks == [7]  # of the lines alone
+@pytest.mark.parametrize(("first", "then"), [(5.0, 500.0), (500.0, 5.0)])
+def test_of_all_looks_the_worst_self_test_counts(first: float, then: float) -> None:
+    """A look that was done early knows of an older one."""
+    features = Features(
+        label_features=np.zeros((7, 1, 2), np.float32),
+        stage1=np.zeros((7, 1), np.float32),
+        activation=np.zeros((7, 1, 3, 3), np.float32),
+    )
+    one, other = (
+        Computed(
+            features=features,
+            guard={},
+            self_test=replace(FRESH, age_s=age_s),
+            queue_s=0.0,
+            features_s=0.0,
+            device=object(),
+        )
+        for age_s in (first, then)
+    )
+    assert one.averaged(0, other).self_test.age_s == one.joined(other).self_test.age_s == 500.0
 
 
 def test_all_looks_of_a_screen_are_told_as_one() -> None:
