@@ -33,7 +33,7 @@ from engine.golden import read_golden
 from engine.speed import FASTER_BY
 
 TRIAL_S = 0.75  # of runs with one share; where a batch alone takes longer nothing else is tried
-RUNS_MAX = 20  # of one share, so that small networks do not fill the time
+RUNS_MAX = 5  # of one share, so that small networks do not fill the time
 BATCHES = 4  # of a run, one begun before the other ends; a run that has begun still ends
 
 

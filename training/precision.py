@@ -136,7 +136,8 @@ def _narrow_what_holds(
     """Narrow as much of the trunk as half of the tolerance allows; the other half is for patches that were not seen.
 
     Found on the telling patches by halving: keeping one more is taken to lose no more. What that finds is measured on
-    the whole part, and one more is kept as long as a patch there moves by more; the last is taken whatever it does.
+    the whole part, and one more is kept as long as a patch there moves by more. Where no number leaves the half, the
+    first that holds at all is taken, and where none does, the last.
 
     Returns:
         How many convolutions stay in float32, and of how many; and what the whole part shows of the graph.
@@ -161,12 +162,21 @@ def _narrow_what_holds(
         return True
 
     keep = bisect_left(range(count - 1), True, key=holds)
+    first: tuple[int, Fidelity] | None = None
     while True:
         write(keep)
         found = _measured(bundle, precision, proof)
-        if found.largest <= ROOM * found.tolerance or keep >= count - 1:
+        if found.largest <= ROOM * found.tolerance:
             return (keep, count), found
+        if found.holds and first is None:
+            first = keep, found
+        if keep >= count - 1:
+            break
         keep += 1
+    if first is not None:
+        keep, found = first
+        write(keep)
+    return (keep, count), found
 
 
 def _measured(bundle: Path, precision: str, proof: Proof) -> Fidelity:
