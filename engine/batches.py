@@ -1,4 +1,4 @@
-"""What runs batches on a CPU: two under way at a time, so that a CPU that is through with one begins with the next."""
+"""Batches one after the other, two under way at a time: what is through with one begins with the next."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable

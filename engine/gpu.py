@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import Features
+from engine.batches import UNDER_WAY
 from engine.compiler import MESSAGES, deserialise, trt
 from engine.errors import InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.manifest import Manifest
@@ -39,7 +40,7 @@ try:
 except ImportError as error:
     raise RuntimeUnavailable(f"pycuda and cuda-bindings cannot be imported: {error}") from error
 
-BUFFER_SETS = 2
+BUFFER_SETS = UNDER_WAY
 OLDEST_GPU = (7, 5)
 WARM_UP_RUNS = 10
 OUTPUTS = ("label_features", "stage1", "activation")

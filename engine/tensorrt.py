@@ -12,8 +12,7 @@ of the process, as a bundle that is loaded beside the one that serves, may be lo
 import logging
 import math
 import time
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
@@ -23,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
+from engine.batches import Batches
 from engine.compiler import CONFIGURATION, VERSION, Compiled, Progress, RefusedPlan, compile_graph
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.golden import made_as, read_golden
-from engine.gpu import BUFFER_SETS, Buffers, Gpu, devices, name_of
+from engine.gpu import Buffers, Gpu, devices, name_of
 from engine.graphs import ONNXRUNTIME, FeaturesGraph, Reasoning
 from engine.manifest import Manifest
 from engine.plans import Plan, PlanCache, PlanKey, default_folder
@@ -130,7 +130,7 @@ class TensorRTBackend:
         Raises:
             DeviceLost: the device fails at everything from now on, until `recover`.
         """
-        return self._collect(self._submit(pixels))
+        return Batches(begin=self._begin).run(pixels)
 
     def timed_features(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
         """`features`, and the seconds that it took by the device's own events; for the benchmark."""
@@ -171,18 +171,7 @@ class TensorRTBackend:
         Between two batches `features` may be called, as a self-test does. What the iterable raises goes through, and
         so does the failure of a batch; whatever still runs then has ended first.
         """
-        running: deque[Buffers] = deque()
-        try:
-            for pixels in batches:
-                running.append(self._submit(pixels))
-                if len(running) == BUFFER_SETS:
-                    yield self._collect(running.popleft())
-            while running:
-                yield self._collect(running.popleft())
-        finally:
-            for buffers in running:
-                with suppress(InferenceError):  # nobody asked for this batch any more, and a lost device is noted
-                    self._collect(buffers)
+        return Batches(begin=self._begin).stream(batches)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""
@@ -298,6 +287,9 @@ class TensorRTBackend:
         gpu, self._gpu = self._gpu, None
         if gpu is not None:
             gpu.release()
+
+    def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+        return partial(self._collect, self._submit(pixels))
 
     def _submit(self, pixels: NDArray[np.uint8]) -> Buffers:
         check_pixels(pixels, self.manifest, self._batch_size)

@@ -222,32 +222,32 @@ class _Device:
 
     def _run(self) -> None:
         while not self._queue.closed:
-            self._test_if_due()
-            # alone in a list that is emptied: as a name here it would keep its frame for as long as there is work
-            first = [batch for batch in [self._take(self.self_test.due_in_s())] if batch is not None]
-            if first:
-                self._serve(first)
+            self._serve()
         self._queue.leave(self)
         self._backend.close()
 
-    def _serve(self, first: list[_Batch]) -> None:
-        """Work off batches, of whatever screens, for as long as there are any: none waits for the one before to end."""
+    def _serve(self) -> None:
+        """Wait for a batch, and work off all there are, of whatever screens: none waits for the one before to end."""
         running: deque[_Batch] = deque()
-        failure = _attempt(lambda: self._work_off(first, running))
+        failure = _attempt(lambda: self._work_off(running))
         if isinstance(failure, DeviceLost):
             self._lost(running, failure)
         elif failure is not None:
             self._sort_out(running, failure)
         del failure  # it holds this call, and by the batches a frame
 
-    def _work_off(self, first: list[_Batch], running: deque[_Batch]) -> None:
-        with closing(stream(self._backend, self._batches(first, running))) as answers:
+    def _work_off(self, running: deque[_Batch]) -> None:
+        with closing(stream(self._backend, self._batches(running))) as answers:
             for answer in answers:
                 self._take_in(running.popleft(), answer)
 
-    def _batches(self, first: list[_Batch], running: deque[_Batch]) -> Iterator[NDArray[np.uint8]]:
-        """Patches for the runtime, while there are any; the self-test goes ahead of each batch."""
-        batch: _Batch | None = first.pop()
+    def _batches(self, running: deque[_Batch]) -> Iterator[NDArray[np.uint8]]:
+        """Patches for the runtime, the first waited for; the self-test goes ahead of each batch.
+
+        What is taken has a name here alone: in a caller it would keep its frame for as long as there is work.
+        """
+        self._test_if_due()
+        batch = self._take(self.self_test.due_in_s())
         while batch is not None:
             self._test_if_due()
             running.append(batch)

@@ -4,21 +4,19 @@ Run by `service.bench` as `python -m service.bench.simulated`, in a process of i
 """
 
 import time
-from collections import deque
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Annotated
 
 import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from engine import FakeBackend, Features, Golden, Manifest
+from engine import Batches, FakeBackend, Features, Golden, Manifest
 from service import logs
 from service.app import create_app
 from service.server import serve
 from service.settings import read_settings
 
-UNDER_WAY = 2  # batches, as the runner of a GPU has: one computes while the next is copied
 SCORE = 0.01  # of every label on every patch: clean
 
 
@@ -43,27 +41,21 @@ class SimulatedDevice(FakeBackend):
 
     def features(self, pixels: NDArray[np.uint8]) -> Features:
         """See `Backend.features`."""
-        return self._collect(self._submit(pixels))
+        return Batches(begin=self._begin).run(pixels)
 
     def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
-        """See `engine.backend.Streaming`: the next batch is taken while the one before computes."""
-        running: deque[tuple[Features, float]] = deque()
-        for pixels in batches:
-            running.append(self._submit(pixels))
-            if len(running) == UNDER_WAY:
-                yield self._collect(running.popleft())
-        while running:
-            yield self._collect(running.popleft())
+        """See `engine.backend.Streaming`: as on a GPU, the next batch is taken while the one before computes."""
+        return Batches(begin=self._begin).stream(batches)
 
-    def _submit(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
-        """The answer, and when it may be known."""
-        self._free_at = max(self._free_at, time.monotonic()) + self.seconds_of(len(pixels))
-        return super().features(pixels), self._free_at
+    def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+        self._free_at = done_at = max(self._free_at, time.monotonic()) + self.seconds_of(len(pixels))
+        features = super().features(pixels)
 
-    def _collect(self, running: tuple[Features, float]) -> Features:
-        features, done_at = running
-        time.sleep(max(0.0, done_at - time.monotonic()))
-        return features
+        def answer() -> Features:
+            time.sleep(max(0.0, done_at - time.monotonic()))
+            return features
+
+        return answer
 
 
 def golden_of(manifest: Manifest) -> Golden:

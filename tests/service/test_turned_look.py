@@ -269,46 +269,31 @@ def test_what_is_not_in_doubt_among_the_whole_screen_is_forgotten(
     assert found.lines["proof"]["windows_turned"] == 0
 
 
+def computed(patches: int, value: float, age_s: float, device: object = None) -> Computed:
+    return Computed(
+        features=Features(
+            label_features=np.full((patches, 1, 2), value, np.float32),
+            stage1=np.full((patches, 1), value, np.float32),
+            activation=np.full((patches, 1, 3, 3), value, np.float32),
+        ),
+        guard={"bubble": 0.1},
+        self_test=replace(FRESH, age_s=age_s),
+        queue_s=1.0,
+        features_s=2.0,
+        device=device,
+    )
+
+
 @pytest.mark.parametrize(("first", "then"), [(5.0, 500.0), (500.0, 5.0)])
 def test_of_all_looks_the_worst_self_test_counts(first: float, then: float) -> None:
     """A look that was done early knows of an older one."""
-    features = Features(
-        label_features=np.zeros((7, 1, 2), np.float32),
-        stage1=np.zeros((7, 1), np.float32),
-        activation=np.zeros((7, 1, 3, 3), np.float32),
-    )
-    one, other = (
-        Computed(
-            features=features,
-            guard={},
-            self_test=replace(FRESH, age_s=age_s),
-            queue_s=0.0,
-            features_s=0.0,
-            device=object(),
-        )
-        for age_s in (first, then)
-    )
+    one, other = computed(7, 0.0, first), computed(7, 0.0, then)
     assert one.averaged(0, other).self_test.age_s == one.joined(other).self_test.age_s == 500.0
 
 
 def test_all_looks_of_a_screen_are_told_as_one() -> None:
     device = object()
-
-    def computed(patches: int, value: float, age_s: float) -> Computed:
-        return Computed(
-            features=Features(
-                label_features=np.full((patches, 1, 2), value, np.float32),
-                stage1=np.full((patches, 1), value, np.float32),
-                activation=np.full((patches, 1, 3, 3), value, np.float32),
-            ),
-            guard={"bubble": 0.1},
-            self_test=replace(FRESH, age_s=age_s),
-            queue_s=1.0,
-            features_s=2.0,
-            device=device,
-        )
-
-    whole = computed(2, 8.0, 5.0).averaged(1, computed(7, 16.0, 500.0))
+    whole = computed(2, 8.0, 5.0, device).averaged(1, computed(7, 16.0, 500.0, device))
     assert (whole.guard, whole.device, whole.self_test.age_s) == ({"bubble": 0.1}, device, 500)
     assert (whole.queue_s, whole.features_s) == (2.0, 4.0)
     assert whole.features.stage1.ravel().tolist() == [8, 15]
