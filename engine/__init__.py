@@ -21,15 +21,13 @@ from engine.errors import (
 from engine.fake import FakeBackend, fake_manifest
 from engine.golden import MAP_TOLERANCE, Golden, made_as, read_golden, self_test
 from engine.locks import alone
+from engine.looks import NO_GLANCE, NO_SECOND_LOOK, NO_TURNED_LOOK, Glance, SecondLook, TurnedLook
 from engine.manifest import (
-    NO_SECOND_LOOK,
-    NO_TURNED_LOOK,
+    GLANCE_FILE,
     RELEASE_FILE,
     FrameLimits,
     LabelLimits,
     Manifest,
-    SecondLook,
-    TurnedLook,
     bundle_sha256,
     graph_precision,
 )
@@ -37,6 +35,7 @@ from engine.parity import Difference, check_finite, check_parity, extreme_patche
 from engine.pixels import to_grey
 from engine.running import RunsAs, runs_as, would_run_as
 from engine.second_look import look_again
+from engine.seen_whole import seen_whole
 from engine.slots import Spread, measure_slots, slot_patches
 from engine.tuning import Tuning, tuning_of
 from engine.turned_look import POSITIONS, averaged, in_doubt, look_turned, turned
@@ -47,7 +46,9 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 
 __all__ = [
     "DEFAULT_BUNDLE",
+    "GLANCE_FILE",
     "MAP_TOLERANCE",
+    "NO_GLANCE",
     "NO_GUARD",
     "NO_SECOND_LOOK",
     "NO_TURNED_LOOK",
@@ -62,6 +63,7 @@ __all__ = [
     "FakeBackend",
     "Features",
     "FrameLimits",
+    "Glance",
     "Golden",
     "InferenceError",
     "LabelLimits",
@@ -98,6 +100,7 @@ __all__ = [
     "read_golden",
     "recover",
     "runs_as",
+    "seen_whole",
     "self_test",
     "slot_patches",
     "stream",

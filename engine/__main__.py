@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -17,7 +16,7 @@ from rich.table import Table
 from engine import DEFAULT_BUNDLE
 from engine.backend import Backend, load
 from engine.errors import BundleError, EngineError, PlanError
-from engine.golden import made_as, read_golden, self_test
+from engine.golden import Golden, made_as, read_golden, self_test
 from engine.manifest import MANIFEST_FILE
 from engine.plans import PlanCache, default_folder
 from engine.slots import measure_slots, slot_patches
@@ -252,7 +251,7 @@ def examine(
         golden = read_golden(bundle, made_as(backend))
         difference = self_test(backend, golden)
         slots = measure_slots(backend, slot_patches(golden.pixels))
-        speed = patches_per_s(backend)
+        speed = patches_per_s(backend, golden)
     finally:
         backend.close()
     facts = asdict(backend.manifest)
@@ -274,17 +273,21 @@ def examine(
     return {"bundle": str(bundle), "ok": True, **facts, "files": files, **measured}
 
 
-def patches_per_s(backend: Backend) -> float:
+def patches_per_s(backend: Backend, golden: Golden) -> float:
     """A quick figure of the features graph's speed; no benchmark, other work on the machine slows it."""
-    manifest = backend.manifest
-    shape = (backend.batch_size, 1, manifest.patch_px, manifest.patch_px)
-    pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    pixels = golden.batch(backend.batch_size)
     backend.features(pixels)  # the first batch pays for the memory
     start, batches = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - start) < SPEED_TEST_S:
         backend.features(pixels)
         batches += 1
     return batches * backend.batch_size / elapsed
+
+
+def _glance(asked: dict[str, float]) -> str:
+    if asked["doubt_min"] == 0:
+        return "none"
+    return f"at every window on a CPU; the whole network sees those of a doubt from {asked['doubt_min']:.4g}"
 
 
 def _second_look(asked: dict[str, float]) -> str:
@@ -307,6 +310,7 @@ def show(report: dict[str, Any], console: Console) -> None:
     rows = {
         "bundle": report["bundle"],
         "patch": f"{report['patch_px']} px, windows overlap by {report['overlap_px']} px",
+        "glance": _glance(report["glance"]),
         "second look": _second_look(report["second_look"]),
         "turned look": _turned_look(report["turned_look"]),
         "batch": f"{report['batch_size']} patches",

@@ -41,11 +41,14 @@ class Features:
         stage1: (n, C) scores of the first stage, cosines in the two-stage network.
         activation: (n, C, h, w) where each label was seen, without an absolute level; (n, C, 1, 1) zeros
             where a network has no such map.
+        doubt: (n,) of a glance, from 0 to 1; 1 where there was none. `Glance.clears` tells of which patches the whole
+            network has seen nothing.
     """
 
     label_features: NDArray[np.float32]
     stage1: NDArray[np.float32]
     activation: NDArray[np.float32]
+    doubt: NDArray[np.float32]
 
     @classmethod
     def joined(cls, parts: Sequence["Features"]) -> "Features":
@@ -58,6 +61,7 @@ class Features:
             label_features=np.concatenate([part.label_features for part in parts]),
             stage1=np.concatenate([part.stage1 for part in parts]),
             activation=np.concatenate([part.activation for part in parts]),
+            doubt=np.concatenate([part.doubt for part in parts]),
         )
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from engine.backend import BEST_FIRST, PRECISIONS, Backend, Features, Streaming, load, stream
 from engine.cpus import cpu_name, vector_instructions
 from engine.errors import EngineError, RuntimeUnavailable
+from engine.golden import Golden, read_golden
 from engine.manifest import Manifest
 from engine.yardstick import Yardstick, cpu_yardstick
 
@@ -178,7 +179,7 @@ def bench(
             work = _work(bundle, manifest)
             for backend in _backends(bundle, manifest, runtimes, precisions, batch_size, absent):
                 stack.enter_context(closing(backend))
-                contestants.append(_contestant(backend, stack, absent))
+                contestants.append(_contestant(backend, read_golden(bundle), stack, absent))
         if not contestants:
             raise RuntimeUnavailable("; ".join(dict.fromkeys(absent.values())) or "there is nothing to time")
         cpu = cpu_yardstick()
@@ -232,10 +233,9 @@ def _backends(
                 missing[f"{runtime} {precision}"] = str(error)
 
 
-def _contestant(backend: Backend, stack: ExitStack, missing: dict[str, str]) -> Contestant:
+def _contestant(backend: Backend, golden: Golden, stack: ExitStack, missing: dict[str, str]) -> Contestant:
     """A backend that is to be timed; what it needs for that is given back by `stack`."""
-    side = backend.manifest.patch_px
-    pixels = np.random.default_rng(0).integers(0, 256, (backend.batch_size, 1, side, side), np.uint8)
+    pixels = golden.batch(backend.batch_size)
 
     def by_the_host() -> float:
         start = time.perf_counter()

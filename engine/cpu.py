@@ -12,11 +12,14 @@ from engine.backend import NO_GUARD, Features, batch_of, check_pixels
 from engine.batches import Batches
 from engine.cpus import available_cpus
 from engine.errors import InferenceError, RuntimeUnavailable
+from engine.glance import read_glance
 from engine.golden import read_golden
-from engine.graphs import FeaturesGraph, Reasoning
+from engine.graphs import FeaturesGraph, Graph, Reasoning
+from engine.looks import NO_GLANCE
 from engine.manifest import Manifest
 from engine.running import default_precision
 from engine.slots import measure_slots, slot_patches
+from engine.streams import Run, Stream, Streams
 from engine.tuning import Conditions, Share, Tuning, tune
 
 
@@ -66,8 +69,9 @@ class CpuBackend(ABC):
             precision=self.precision,
             cpus=available_cpus(),
             patches=self.batch_size // graph.rows,
+            glance=self.manifest.glance != NO_GLANCE,
         )
-        build = self._builder(graph)
+        build = self._builder(graph, read_glance(bundle, self.manifest, graph))
         self.tuned = tune(build, bundle, conditions, threads=threads, beside=beside)
         self._features: Batches | None = build(self.tuned.share)  # which alone holds the graph's bytes
         self._reasoning = Reasoning(bundle, self.manifest)
@@ -81,9 +85,25 @@ class CpuBackend(ABC):
         """Whether the runtime computes in bfloat16 on this CPU."""
         return False
 
-    @abstractmethod
-    def _builder(self, graph: FeaturesGraph) -> Callable[[Share], Batches]:
+    def _builder(self, graph: FeaturesGraph, glance: Graph | None) -> Callable[[Share], Batches]:
         """What builds `Batches` with a share of the threads; what all shares have in common goes with it.
+
+        Raises:
+            BundleError: the runtime refuses a graph; so does what is returned.
+        """
+        open_whole = self._opener(graph)
+        open_glance = None if glance is None else self._opener(glance)
+
+        def build(share: Share) -> Batches:
+            glances = [None] * share.streams if open_glance is None else open_glance(share)
+            streams = [Stream(whole=w, glance=g) for w, g in zip(open_whole(share), glances, strict=True)]
+            return Batches(begin=Streams(graph, streams, asked=self.manifest.glance).begin)
+
+        return build
+
+    @abstractmethod
+    def _opener(self, graph: Graph) -> Callable[[Share], list[Run]]:
+        """What opens a graph for a share of the threads: a run for each of its streams.
 
         Raises:
             BundleError: the runtime refuses the graph; so does what is returned.

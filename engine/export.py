@@ -105,7 +105,7 @@ def module_answer(
 def write_features(path: Path, features: nn.Module, *, patch_px: int) -> None:
     """Write the features graph of a module, for any number of patches at a time."""
     pixels = torch.zeros((2, 1, patch_px, patch_px), dtype=torch.uint8)
-    _write_graph(
+    write_graph(
         path,
         features,
         (pixels,),
@@ -120,7 +120,7 @@ def _write_graphs(folder: Path, features: nn.Module, reasoning: nn.Module, manif
         pixels = torch.zeros((2, 1, manifest.patch_px, manifest.patch_px), dtype=torch.uint8)
         label_features, stage1, _ = features(pixels)
     k = torch.export.Dim("k", min=1)
-    _write_graph(
+    write_graph(
         folder / "reasoning.onnx",
         reasoning,
         (label_features.clone(), stage1.clone()),
@@ -129,14 +129,23 @@ def _write_graphs(folder: Path, features: nn.Module, reasoning: nn.Module, manif
     )
 
 
-def _write_graph(
+def write_graph(
     path: Path,
     module: nn.Module,
     inputs: tuple[torch.Tensor, ...],
     *,
     names: tuple[list[str], list[str]],
-    dynamic: dict[str, dict[int, torch.export.Dim]],
+    dynamic: dict[str, dict[int, torch.export.Dim]] | None,
 ) -> None:
+    """Write a graph of a module.
+
+    Args:
+        path: of the file.
+        module: what is traced.
+        inputs: of the shapes that the graph takes.
+        names: of inputs and outputs.
+        dynamic: by input the dimensions that may have another size; None: none.
+    """
     with warnings.catch_warnings():
         # the exporter and what it imports deprecate their own functions from release to release
         warnings.simplefilter("ignore")

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels, check_screen
 from engine.errors import InferenceError, RuntimeUnavailable
 from engine.golden import read_golden
-from engine.manifest import NO_SECOND_LOOK, REQUIRED_FILES, FrameLimits, LabelLimits, Manifest
+from engine.looks import NO_SECOND_LOOK
+from engine.manifest import REQUIRED_FILES, FrameLimits, LabelLimits, Manifest
 
 FAKED = "fake-"
 NAME_MOST = 64  # letters of a manifest's name
@@ -58,6 +59,7 @@ class FakeBackend:
             label_features=logits[:, :, None],
             stage1=logits,
             activation=np.zeros((*logits.shape, 1, 1), np.float32),
+            doubt=np.ones(len(logits), np.float32),
         )
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:

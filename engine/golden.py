@@ -56,6 +56,11 @@ class Golden:
     activation: NDArray[np.float32]
     tolerance: float
 
+    def batch(self, size: int) -> NDArray[np.uint8]:
+        """The patch that shows most, `size` times (size, 1, P, P): if any glance clears it, it is blind."""
+        most = int(self.probability.max(axis=1).argmax())
+        return np.repeat(self.pixels[most : most + 1], size, axis=0)
+
 
 def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
     """The golden patches of a bundle, with the tolerance of the features graph that will run.

@@ -119,7 +119,7 @@ class Buffers:
         """The rows of the patches, copied out of memory that the next batch overwrites."""
         rows = {name: self.host[name][: self.rows].copy() for name in OUTPUTS if name in self.host}
         rows.setdefault("activation", np.zeros((self.rows, len(manifest.labels), 1, 1), np.float32))
-        return Features(**rows)
+        return Features(**rows, doubt=np.ones(self.rows, np.float32))
 
     def drop_graph(self) -> None:
         """Launch as it is from now on; the context is current."""

@@ -98,24 +98,33 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class FeaturesGraph:
-    """A features graph that ONNX Runtime has read: weights inside, form as the manifest says.
+class Graph:
+    """A graph that takes patches, as ONNX Runtime has read it: weights inside, form as the manifest says.
 
     Attributes:
         file: its name in the bundle.
         onnx: its bytes.
         rows: patches of one run: 1, or the batch size where the graph takes no other number.
-        labels: C.
-        outputs: names, in the order of `Features`; a network without a map has no `activation`.
+        outputs: names of what it answers.
         rounding: names of the layers that may round to bfloat16.
     """
 
     file: str
     onnx: bytes
     rows: int
-    labels: int
     outputs: tuple[str, ...]
     rounding: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeaturesGraph(Graph):
+    """A features graph, whose outputs stand in the order of `Features`; a network without a map has no `activation`.
+
+    Attributes:
+        labels: C.
+    """
+
+    labels: int
 
     @classmethod
     def read(cls, bundle: Path, manifest: Manifest, *, precision: str, batch_size: int) -> "FeaturesGraph":
@@ -135,7 +144,7 @@ class FeaturesGraph:
             rows=batch_size if isinstance(session.get_inputs()[0].shape[0], int) else 1,
             labels=len(manifest.labels),
             outputs=("label_features", "stage1", "activation")[: 2 + has_activation],
-            rounding=frozenset(session.get_modelmeta().custom_metadata_map.get(BFLOAT_LAYERS, "").split("\n")) - {""},
+            rounding=rounding_layers(session),
         )
 
     def split(self, pixels: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
@@ -147,11 +156,12 @@ class FeaturesGraph:
                 patches = np.concatenate([patches, np.zeros((missing, *patches.shape[1:]), np.uint8)])
             yield patches
 
-    def join(self, runs: Sequence[Sequence[NDArray[np.float32]]], count: int) -> Features:
+    def join(self, runs: Sequence[Sequence[NDArray[np.float32]]], doubt: Sequence[float], count: int) -> Features:
         """The features of the first `count` patches; the map of a network without one is zeros.
 
         Args:
             runs: of each run the outputs, in the order of `split`.
+            doubt: of a glance at each of the runs.
             count: patches that were split.
 
         Raises:
@@ -164,7 +174,7 @@ class FeaturesGraph:
             name: np.concatenate(rows)[:count] for name, rows in zip(self.outputs, zip(*runs, strict=True), strict=True)
         }
         joined.setdefault("activation", np.zeros((count, self.labels, 1, 1), np.float32))
-        return Features(**joined)
+        return Features(**joined, doubt=np.repeat(np.array(doubt, np.float32), self.rows)[:count])
 
 
 def count_work(bundle: Path, manifest: Manifest) -> Work:
@@ -235,6 +245,11 @@ def run_session(session: Session, names: Sequence[str], feed: Mapping[str, NDArr
     return outputs
 
 
+def rounding_layers(session: Session) -> frozenset[str]:
+    """Names of the layers of a graph that may round to bfloat16."""
+    return frozenset(session.get_modelmeta().custom_metadata_map.get(BFLOAT_LAYERS, "").split("\n")) - {""}
+
+
 def _check_whole(output: NDArray[Any], leading: tuple[int, ...], *, dimensions: int, name: str) -> None:
     """Refuse an answer that has lost rows or labels."""
     if output.dtype != np.float32 or output.ndim != dimensions or output.shape[:2] != leading:
@@ -243,12 +258,12 @@ def _check_whole(output: NDArray[Any], leading: tuple[int, ...], *, dimensions: 
 
 def _check_features_graph(session: Session, manifest: Manifest, *, rows: int, key: str) -> None:
     labels, side = len(manifest.labels), manifest.patch_px
-    _check_form(
+    check_form(
         session.get_inputs(),
         {"pixels": ("tensor(uint8)", (rows, 1, side, side))},
         key=key,
     )
-    _check_form(
+    check_form(
         session.get_outputs(),
         {
             "label_features": ("tensor(float)", (rows, labels, ANY)),
@@ -262,7 +277,7 @@ def _check_features_graph(session: Session, manifest: Manifest, *, rows: int, ke
 
 def _check_reasoning_graph(session: Session, manifest: Manifest) -> None:
     labels = len(manifest.labels)
-    _check_form(
+    check_form(
         session.get_inputs(),
         {
             "label_features": ("tensor(float)", (OPEN, labels, ANY)),
@@ -270,15 +285,19 @@ def _check_reasoning_graph(session: Session, manifest: Manifest) -> None:
         },
         key=REASONING_FILE,
     )
-    _check_form(
+    check_form(
         session.get_outputs(),
         {"probability": ("tensor(float)", (OPEN, labels))},
         key=REASONING_FILE,
     )
 
 
-def _check_form(values: Sequence[Any], form: Form, *, key: str, optional: str = "") -> None:
-    """Refuse a graph whose inputs or outputs are not `form`; a dimension it leaves open is no offence."""
+def check_form(values: Sequence[Any], form: Form, *, key: str, optional: str = "") -> None:
+    """Refuse a graph whose inputs or outputs are not `form`; a dimension it leaves open is no offence.
+
+    Raises:
+        BundleError: they are not.
+    """
     declared = {value.name: value for value in values}
     if not set(form) - {optional} <= set(declared) <= set(form):
         raise BundleError(f"has {sorted(declared)}, expected {sorted(form)}", key=key)

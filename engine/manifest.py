@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from engine.errors import BundleError
 from engine.fields import Table, parse_object
+from engine.looks import NO_GLANCE, NO_TURNED_LOOK, Glance, SecondLook, TurnedLook, refuse_half_a_glance
 
 SCHEMA_VERSION = 4
 MANIFEST_FILE = "manifest.json"
@@ -28,14 +29,16 @@ PRECISION_FILES = {
     "features.int8.onnx": "int8",
     "features.int8-trt.onnx": "int8-trt",
 }
-BUNDLE_FILES = (*REQUIRED_FILES, *PRECISION_FILES)
+GLANCE_FILE = "glance.onnx"
+OPTIONAL_FILES = (*PRECISION_FILES, GLANCE_FILE)
+BUNDLE_FILES = (*REQUIRED_FILES, *OPTIONAL_FILES)
+# unsaid where there are none, as before there were any: earlier services read such a manifest still
+UNSAID = {"glance": NO_GLANCE, "turned_look": NO_TURNED_LOOK}
 BFLOAT_LAYERS = "bfloat16"  # in the metadata of that graph: the names of the layers that may round, one a line
 # of the release gate: it lies in the bundle, says of which manifest it is, and is not signed itself
 RELEASE_FILE = "release.json"
 FEATURES_FILES = {"fp32": "features.onnx", **{precision: name for name, precision in PRECISION_FILES.items()}}
 MAX_MANIFEST_BYTES = 2**20
-SECOND_LOOK_MOST = 0.5  # windows that a second look may add, for each that a screen has
-TURNED_LOOK_MOST = 0.25  # share of a screen's windows that may be looked at turned, seven times more each
 
 Outcome = Literal["pass", "fail", "review"]
 
@@ -73,48 +76,6 @@ class FrameLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SecondLook:
-    """Whether the service looks again where a border of windows may cut a defect; see `engine.second_look`.
-
-    Attributes:
-        score_min: score from which a window that does not have a label is doubtful of it.
-        ratio_max: windows that may be added at most, for each window of the screen; 0: no second look.
-    """
-
-    score_min: float
-    ratio_max: float
-
-    def most(self, windows: int) -> int:
-        """Windows that may be added to so many."""
-        return int(self.ratio_max * windows)
-
-
-NO_SECOND_LOOK = SecondLook(score_min=0.0, ratio_max=0.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnedLook:
-    """Whether windows of which the network is in doubt are looked at in all positions; see `engine.turned_look`.
-
-    Attributes:
-        score_min: score from which a window is doubtful of a label.
-        score_max: score from which it is not any more.
-        ratio_max: share of a screen's windows that may be, rounded up; 0: none.
-    """
-
-    score_min: float
-    score_max: float
-    ratio_max: float
-
-    def most(self, windows: int) -> int:
-        """Windows of so many that may be looked at turned."""
-        return math.ceil(round(self.ratio_max * windows, 9))  # 30 tenths are three, whatever 0.1 is in binary
-
-
-NO_TURNED_LOOK = TurnedLook(score_min=0.0, score_max=0.0, ratio_max=0.0)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """Every fact about a bundle; labels stand in the order of the graphs' channels.
 
@@ -126,6 +87,7 @@ class Manifest:
         labels: limits by label.
         patch_px: side of a patch, P.
         overlap_px: pixels that neighbouring windows share at least.
+        glance: which of those the whole network need not see; all are seen in a manifest that does not say.
         second_look: where windows are added to those.
         turned_look: which of all of them are looked at turned, too; none in a manifest that does not say.
         batch_size: patches that the features graph takes at a time, N.
@@ -143,6 +105,7 @@ class Manifest:
     labels: dict[str, LabelLimits]
     patch_px: int
     overlap_px: int
+    glance: Glance = NO_GLANCE
     second_look: SecondLook
     turned_look: TurnedLook = NO_TURNED_LOOK
     batch_size: int
@@ -247,8 +210,8 @@ class Manifest:
             BundleError: a value that `read` would refuse.
         """
         canonical = asdict(parse(json.dumps(asdict(self), indent=2).encode()))
-        if self.turned_look == NO_TURNED_LOOK:  # unsaid, as before there were any: earlier services read it still
-            del canonical["turned_look"]
+        for name in [name for name, none in UNSAID.items() if getattr(self, name) == none]:
+            del canonical[name]
         text = json.dumps(canonical, indent=2, ensure_ascii=False) + "\n"
         (bundle / MANIFEST_FILE).write_bytes(text.encode())
 
@@ -300,11 +263,13 @@ def parse(raw: bytes) -> Manifest:
     if len(raw) > MAX_MANIFEST_BYTES:
         raise BundleError(f"is larger than {MAX_MANIFEST_BYTES} bytes", key=MANIFEST_FILE)
     top = parse_object(raw, path=MANIFEST_FILE)
-    top.expect([name for name in Manifest.__slots__ if name != "turned_look"], optional=["turned_look"])
+    top.expect([name for name in Manifest.__slots__ if name not in UNSAID], optional=UNSAID)
     if top.integer("schema_version", low=0, high=2**31) != SCHEMA_VERSION:
         raise BundleError(f"only version {SCHEMA_VERSION} is understood: export the bundle again", key="schema_version")
     patch_px = top.integer("patch_px", low=1, high=2**14)
     files = _files(top.table("files"))
+    glance = Glance.parse(top.table("glance")) if "glance" in top.values else NO_GLANCE
+    refuse_half_a_glance(glance, made=GLANCE_FILE in files)
     return Manifest(
         name=top.text("name", pattern=NAME),
         version=top.text("version", pattern=NAME),
@@ -312,8 +277,9 @@ def parse(raw: bytes) -> Manifest:
         labels=_labels(top.table("labels")),
         patch_px=patch_px,
         overlap_px=top.integer("overlap_px", low=0, high=patch_px - 1),
-        second_look=_second_look(top.table("second_look")),
-        turned_look=_turned_look(top.table("turned_look")) if "turned_look" in top.values else NO_TURNED_LOOK,
+        glance=glance,
+        second_look=SecondLook.parse(top.table("second_look")),
+        turned_look=TurnedLook.parse(top.table("turned_look")) if "turned_look" in top.values else NO_TURNED_LOOK,
         batch_size=top.integer("batch_size", low=1, high=1024),
         frame=_frame(top.table("frame")),
         files=files,
@@ -344,24 +310,6 @@ def _labels(table: Table) -> dict[str, LabelLimits]:
     return limits
 
 
-def _second_look(table: Table) -> SecondLook:
-    table.expect(SecondLook.__slots__)
-    return SecondLook(
-        score_min=table.number("score_min", low=0.0, high=1.0),
-        ratio_max=table.number("ratio_max", low=0.0, high=SECOND_LOOK_MOST),
-    )
-
-
-def _turned_look(table: Table) -> TurnedLook:
-    table.expect(TurnedLook.__slots__)
-    low = table.number("score_min", low=0.0, high=1.0)
-    return TurnedLook(
-        score_min=low,
-        score_max=table.number("score_max", low=low, high=1.0),
-        ratio_max=table.number("ratio_max", low=0.0, high=TURNED_LOOK_MOST),
-    )
-
-
 def _frame(table: Table) -> FrameLimits:
     table.expect(FrameLimits.__slots__)
     return FrameLimits(
@@ -372,7 +320,7 @@ def _frame(table: Table) -> FrameLimits:
 
 def _files(table: Table) -> dict[str, str]:
     # names from a closed list: no separator, no `..`, no file of another's can be named
-    table.expect(REQUIRED_FILES, optional=PRECISION_FILES)
+    table.expect(REQUIRED_FILES, optional=OPTIONAL_FILES)
     return {name: table.text(name, pattern=SHA256) for name in table.values}
 
 

@@ -1,17 +1,14 @@
 """ONNX Runtime on the CPU: the runtime that is always there."""
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import Features
-from engine.batches import Batches
 from engine.cpu import CpuBackend
-from engine.graphs import ONNXRUNTIME, FeaturesGraph, Session, open_session, run_session
+from engine.graphs import ONNXRUNTIME, Graph, Session, open_session, run_session
+from engine.streams import Run
 from engine.tuning import Share
 
 
@@ -25,27 +22,17 @@ class OnnxRuntimeBackend(CpuBackend):
     runtime = "onnxruntime"
     versions = ONNXRUNTIME
 
-    def _builder(self, graph: FeaturesGraph) -> Callable[[Share], Batches]:
-        return partial(_build, graph)
+    def _opener(self, graph: Graph) -> Callable[[Share], list[Run]]:
+        return partial(_open, graph)
 
 
-def _build(graph: FeaturesGraph, share: Share) -> Batches:
-    free = SimpleQueue[Session]()
-    for stream in range(share.streams):
-        if stream == 0 or share.threads > 1:
-            session = open_session(graph.onnx, key=graph.file, threads=share.threads)
-        free.put(session)
-    pool = ThreadPoolExecutor(share.streams, thread_name_prefix="features")
+def _open(graph: Graph, share: Share) -> list[Run]:
+    def opened() -> Session:
+        return open_session(graph.onnx, key=graph.file, threads=share.threads)
 
-    def run_one(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        mine = free.get()
-        try:
-            return run_session(mine, graph.outputs, {"pixels": patches})
-        finally:
-            free.put(mine)
+    sessions = [opened()] * share.streams if share.threads == 1 else [opened() for _ in range(share.streams)]
+    return [partial(_run, session, graph) for session in sessions]
 
-    def begin(pixels: NDArray[np.uint8]) -> Callable[[], Features]:
-        runs = pool.map(run_one, graph.split(pixels))
-        return lambda: graph.join(list(runs), len(pixels))
 
-    return Batches(begin=begin)
+def _run(session: Session, graph: Graph, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    return run_session(session, graph.outputs, {"pixels": patches})

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
@@ -27,12 +26,11 @@ from numpy.typing import NDArray
 from openvino import frontend, opset1, opset13, properties
 from openvino.exceptions import OVError
 
-from engine.backend import Features
-from engine.batches import UNDER_WAY, Batches
 from engine.cpu import CpuBackend
 from engine.cpus import vector_instructions
 from engine.errors import BundleError, InferenceError
-from engine.graphs import ONNXRUNTIME, FeaturesGraph
+from engine.graphs import ONNXRUNTIME, Graph
+from engine.streams import Run
 from engine.tuning import Share
 
 # what crosses from C++ is a RuntimeError; the rest is raised by the bindings
@@ -60,7 +58,7 @@ class OpenVinoBackend(CpuBackend):
         """See `CpuBackend.rounds`."""
         return "BF16" in CORE.get_property("CPU", properties.device.capabilities)
 
-    def _builder(self, graph: FeaturesGraph) -> Callable[[Share], Batches]:
+    def _opener(self, graph: Graph) -> Callable[[Share], list[Run]]:
         """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
         side = self.manifest.patch_px
         narrow = self.precision == "bf16"
@@ -74,77 +72,56 @@ class OpenVinoBackend(CpuBackend):
         with _refusing(graph.file):
             marked = _held_in_float32(read(), but=graph.rounding) if narrow else None
 
-        def build(share: Share) -> Batches:
+        def open_share(share: Share) -> list[Run]:
+            settings = {
+                properties.hint.inference_precision: kind,
+                properties.inference_num_threads: share.total,
+                properties.num_streams: share.streams,
+                # two services that pin their threads pin them to the same CPUs
+                properties.hint.enable_cpu_pinning: False,
+            }
             with _refusing(graph.file):
                 model = read() if marked is None else CORE.read_model(*marked)
-                requests = _Requests(model, graph, share, patches=self.batch_size, kind=kind)
-                return Batches(begin=requests.begin)
+                compiled = CORE.compile_model(model, "CPU", settings)
+                return [_Request(compiled, graph.outputs).run for _ in range(share.streams)]
 
-        return build
-
-
-_Set = list[openvino.InferRequest]  # for one batch
+        return open_share
 
 
-class _Requests:
-    """The compiled graph, and requests for each run of some batches; OpenVINO runs as many at a time as it has streams.
+class _Request:
+    """A request of a compiled graph, for one thread at a time.
 
-    All are started and awaited by one thread. The bindings set themselves up within their first answer and give the
-    interpreter away meanwhile, so that two threads that get their first answers at the same time wait for each other
-    for ever: the first one is got here, and by one thread at a time.
+    The bindings set themselves up within their first answer and give the interpreter away meanwhile, so that two
+    threads that get their first answers at the same time wait for each other for ever: the first one is got here, and
+    by one thread at a time.
     """
 
     _first_answer = Lock()
 
-    def __init__(
-        self, model: openvino.Model, graph: FeaturesGraph, share: Share, *, patches: int, kind: openvino.Type
-    ) -> None:
-        settings = {
-            properties.hint.inference_precision: kind,
-            properties.inference_num_threads: share.total,
-            properties.num_streams: share.streams,
-            # two services that pin their threads pin them to the same CPUs
-            properties.hint.enable_cpu_pinning: False,
-        }
-        self._graph = graph
-        self._compiled = CORE.compile_model(model, "CPU", settings)
-        self._count = patches // graph.rows
-        self._free = SimpleQueue[_Set]()
-        for _ in range(UNDER_WAY + 1):  # one more for a self-test between two batches
-            self._free.put(self._new_set())
-        first = self._free.get()
+    def __init__(self, compiled: openvino.CompiledModel, outputs: tuple[str, ...]) -> None:
+        self._compiled = compiled
+        self._outputs = outputs
+        self._request: openvino.InferRequest | None = None
         with self._first_answer:
-            first[0].infer()
-        self._free.put(first)
+            self._answer(np.zeros(compiled.input(0).shape, np.uint8))
 
-    def begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
-        """Start a batch; what is returned waits for it."""
-        requests = self._free.get()
-        busy = list(zip(requests, self._graph.split(pixels), strict=False))
-        with self._failing():
-            for request, patches in busy:
-                request.start_async([patches], share_inputs=True)
+    def run(self, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """One run, waited for; several requests of a graph run side by side in as many streams as it has.
 
-        def answer() -> Features:
-            with self._failing():
-                for request, _ in busy:
-                    request.wait()
-                runs = [[request.get_tensor(name).data.copy() for name in self._graph.outputs] for request, _ in busy]
-            self._free.put(requests)
-            return self._graph.join(runs, len(pixels))
-
-        return answer
-
-    @contextmanager
-    def _failing(self) -> Iterator[None]:
+        Raises:
+            InferenceError: the runtime failed.
+        """
         try:
-            yield
+            return self._answer(patches)
         except FOREIGN_ERRORS as error:
-            self._free.put(self._new_set())  # the old ones may still run
+            self._request = None  # the next run makes another
             raise InferenceError(f"openvino failed: {error}") from error
 
-    def _new_set(self) -> _Set:
-        return [self._compiled.create_infer_request() for _ in range(self._count)]
+    def _answer(self, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        if self._request is None:
+            self._request = self._compiled.create_infer_request()
+        self._request.infer([patches], share_inputs=True, share_outputs=True)
+        return [self._request.get_tensor(name).data.copy() for name in self._outputs]
 
 
 @contextmanager

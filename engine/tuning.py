@@ -62,12 +62,14 @@ class Conditions:
         precision: of that graph.
         cpus: that may be used.
         patches: runs of a batch.
+        glance: whether a smaller network runs before each of them.
     """
 
     runtime: str
     precision: str
     cpus: int
     patches: int
+    glance: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

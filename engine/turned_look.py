@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import Features
-from engine.manifest import TurnedLook
+from engine.looks import TurnedLook
 
 _Value = TypeVar("_Value", np.uint8, np.float32)
 
@@ -55,6 +55,7 @@ def averaged(features: Features, window: int, others: Features) -> Features:
         label_features=_with_mean(features.label_features, window, others.label_features),
         stage1=_with_mean(features.stage1, window, others.stage1),
         activation=_with_mean(features.activation, window, activation),
+        doubt=features.doubt,
     )
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
-from engine import EngineError, Manifest, graph_precision
+from engine import EngineError, Manifest, graph_precision, seen_whole
 from service.agreement import Agreement, agree, too_many
 from service.client import ClientError, serving
 from service.inspector import from_json
@@ -187,9 +187,11 @@ def _throughput(plan: Plan) -> Step:
 
 
 def _equality(plan: Plan) -> Step:
-    """Verdicts of the runtime beside those of the CPU in float32."""
-    mine = _verdicts(plan, _settings(plan))
-    reference = _verdicts(plan, {**_settings(plan), "INSPECT_RUNTIME": "onnxruntime", "INSPECT_PRECISION": "fp32"})
+    """Verdicts of the runtime beside those of the CPU in float32, the whole network seeing every window for both."""
+    with seen_whole(plan.bundle) as whole:
+        of_whole, settings = replace(plan, bundle=whole), _settings(plan)
+        mine = _verdicts(of_whole, settings)
+        reference = _verdicts(of_whole, {**settings, "INSPECT_RUNTIME": "onnxruntime", "INSPECT_PRECISION": "fp32"})
     manifest = Manifest.read(plan.bundle)
     tolerance = manifest.parity_tolerance[graph_precision(plan.runtime, plan.precision)]
 

@@ -40,6 +40,7 @@ class Observed:
         expected: windows that cover a frame of the agreed size.
         windows: the K windows that were inferred.
         windows_turned: how many of them were looked at in all positions.
+        windows_cleared: how many of them a glance alone has seen.
         probability: (K, C) scores of those windows, labels in the manifest's order.
         activation: (K, C, h, w) where each label was seen, without an absolute level.
         self_test: of the device that ran the screen.
@@ -50,6 +51,7 @@ class Observed:
     expected: Sequence[Window]
     windows: Sequence[Window]
     windows_turned: int
+    windows_cleared: int
     probability: NDArray[np.float32]
     activation: NDArray[np.float32]
     self_test: SelfTestReport
@@ -106,6 +108,7 @@ def aggregate(seen: Observed, manifest: Manifest, guard: Mapping[str, float] = N
         windows_inferred=len(set(seen.expected) & set(seen.windows)),
         windows_extra=len(set(seen.windows) - set(seen.expected)),
         windows_turned=seen.windows_turned,
+        windows_cleared=seen.windows_cleared,
         covered=covers(seen.windows, seen.brightness.size, manifest.patch_px),
         finite=finite,
         self_test_age_s=seen.self_test.age_s,

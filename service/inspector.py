@@ -79,6 +79,7 @@ class Inspection:
         guard: guard band by label that it was judged with; empty where nothing was judged now.
         windows: K that it was judged by, those of a second look last; none where nothing was judged now.
         turned: places among them of those that were looked at turned, too.
+        cleared: (K,) which of them a glance alone has seen.
         probability: (K, C) their scores.
     """
 
@@ -89,6 +90,7 @@ class Inspection:
     guard: Mapping[str, float]
     windows: tuple[Window, ...]
     turned: tuple[int, ...]
+    cleared: NDArray[np.bool_]
     probability: NDArray[np.float32]
 
 
@@ -196,12 +198,14 @@ class Inspector:
 
         # 7 aggregate
         lap()
+        cleared = manifest.glance.clears(computed.features.doubt)
         seen = Observed(
             brightness=look.brightness,
             size_from=frame.size_from,
             expected=self._cover(*(self._frame_size or frame.pixels.shape)),
             windows=found.windows,
             windows_turned=len(found.turned),
+            windows_cleared=int(cleared.sum()),
             probability=found.probability,
             activation=computed.features.activation,
             self_test=computed.self_test,
@@ -249,6 +253,7 @@ class Inspector:
             guard=computed.guard,
             windows=found.windows,
             turned=found.turned,
+            cleared=cleared,
             probability=found.probability,
         )
 
@@ -370,6 +375,7 @@ def _again(before: Answered, frame: Frame, look: _Look) -> Inspection:
         guard=NO_GUARD,
         windows=(),
         turned=(),
+        cleared=np.zeros(0, np.bool_),
         probability=np.zeros((0, 0), np.float32),
     )
 

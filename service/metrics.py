@@ -36,6 +36,7 @@ class Metrics:
         )
         self.defects = self._counter("defects", "Defects reported, merged over patches.", "label", labels)
         self.patches = Counter("inspect_patches", "Patches inferred for a verdict.", registry=self.registry)
+        self.cleared = Counter("inspect_windows_cleared", "Windows that a glance cleared.", registry=self.registry)
         self.screen_duration = Histogram(
             "inspect_screen_duration_seconds",
             "From the request's headers to its recorded answer.",

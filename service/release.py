@@ -7,7 +7,7 @@ leaves its record in the bundle, see `service.released`, which is asked for befo
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +28,7 @@ from engine import (
     cover,
     measure_slots,
     runs_as,
+    seen_whole,
     slot_patches,
 )
 from service.aggregation import Observed, aggregate
@@ -132,7 +133,10 @@ def _load_and_examine(bundle: Path, settings: Settings) -> tuple[Loaded, list[De
     with ExitStack() as unused:
         unused.callback(loaded.close)
         patches = slot_patches(loaded.golden.pixels)
-        devices = [_examine(backend, patches) for backend in loaded.backends]
+        with seen_whole(bundle) as whole, ExitStack() as besides:
+            # a glance would clear extremes before the network meets them
+            examined = loaded if whole == bundle else besides.enter_context(closing(_load(whole, settings)))
+            devices = [_examine(backend, patches) for backend in examined.backends]
         unused.pop_all()
     return loaded, devices
 
@@ -191,13 +195,14 @@ def _beside_the_module(
     """Whether a verdict is that of the module's probabilities and maps (K, C, h, w), judged by the same rules.
 
     The guard band is one of them: that of the device which the screen was on. Boxes may differ as rounding moves them,
-    see `service.agreement`. The windows of a second look are the module's own, and those that it looked at turned.
+    see `service.agreement`. The windows of a second look are the module's own, and those that it looked at turned. Of
+    those that a glance cleared the module's scores must pass as well.
     """
     found = inspection.verdict
     assert found is not None
     pixels = inspection.frame.pixels
     expected: tuple[Window, ...] = cover(*pixels.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
-    probability = np.array(sealed.probability, np.float32)
+    probability = _where_seen(inspection, sealed, manifest)
     if [(window.top, window.left) for window in expected] != sealed.windows[: len(expected)]:
         return "different"
     added = tuple(Window(-1, -1, top, left) for top, left in sealed.windows[len(expected) :])  # in no grid
@@ -211,6 +216,7 @@ def _beside_the_module(
         expected=expected,
         windows=expected + added,
         windows_turned=len(sealed.turned),
+        windows_cleared=int(inspection.cleared.sum()),
         probability=probability,
         activation=activation,
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
@@ -223,7 +229,36 @@ def _beside_the_module(
     same_looks = {p: look.turned for p, look in mine.items()} == {p: look.turned for p, look in module.items()}
     if not _looks_agree(mine, module, manifest.turned_look, tolerance if same_looks else max(tolerance, SHIFTED)):
         return "different"
-    return agree(found, wanted, manifest, tolerance=tolerance, same_windows=same_looks)
+    # what a glance hides from a further look is no rounding
+    alike = same_looks or _hidden(inspection, sealed, manifest)
+    return agree(found, wanted, manifest, tolerance=tolerance, same_windows=alike)
+
+
+def _where_seen(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> NDArray[np.float32]:
+    """The module's probabilities (K, C), but a cleared window's own where both let it pass.
+
+    The whole network gives such a window a score of its own, and a glance that of any clean one.
+    """
+    probability = np.array(sealed.probability, np.float32)
+    low = np.array([limits.review[0] for limits in manifest.labels.values()])
+    looked = zip(inspection.windows, inspection.probability, inspection.cleared, strict=True)
+    mine = {(window.top, window.left): scores for window, scores, cleared in looked if cleared}
+    for k, place in enumerate(sealed.windows):
+        if place in mine and (probability[k] < low).all() and (mine[place] < low).all():
+            probability[k] = mine[place]
+    return probability
+
+
+def _hidden(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> bool:
+    """Whether the module looked again over a window that a glance cleared, where the service did not look."""
+    side = manifest.patch_px
+    places = [(window.top, window.left) for window in inspection.windows]
+    cleared = [place for place, clear in zip(places, inspection.cleared, strict=True) if clear]
+    return any(
+        abs(top - other_top) < side and abs(left - other_left) < side
+        for top, left in set(sealed.windows) - set(places)
+        for other_top, other_left in cleared
+    )
 
 
 class _Look(NamedTuple):

@@ -251,6 +251,7 @@ def _measure(running: Running, inspection: Inspection, duration_s: float) -> Non
     metrics = running.metrics
     metrics.screens.labels(verdict.verdict).inc()
     metrics.patches.inc(verdict.proof.patches)
+    metrics.cleared.inc(verdict.proof.windows_cleared)
     metrics.screen_duration.observe(duration_s)
     for label, found in verdict.labels.items():
         metrics.defects.labels(label).inc(found.count)

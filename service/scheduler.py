@@ -284,7 +284,7 @@ class _Device:
 
     def _added(self, job: Job, answer: Features, patches: int) -> Computed | None:
         """What is known of a screen with this answer for so many patches; None while others are to come."""
-        for rows in (answer.label_features, answer.stage1, answer.activation):
+        for rows in (answer.label_features, answer.stage1, answer.activation, answer.doubt):
             if len(rows) != patches:  # the scores of one patch would be taken for another's
                 raise InferenceError(f"{len(rows)} answers for {patches} patches")
         job.batches.append(answer)

@@ -86,6 +86,8 @@ class Proof:
         windows_inferred: how many of those have a score.
         windows_extra: windows with a score besides those: of a second look, where a border may cut a defect.
         windows_turned: how many of all these were in doubt, and looked at in the seven other positions, too.
+        windows_cleared: how many of them a glance found clean, so that the whole network has not seen them; their
+            features are those of a clean window. 0 where the bundle asks for no glance, and on a GPU.
         covered: whether every pixel of the frame lies in a window with a score.
         finite: whether every score is a number.
         self_test_age_s: time since the golden patches last gave their known answers on the device that
@@ -97,6 +99,7 @@ class Proof:
     windows_inferred: int
     windows_extra: int
     windows_turned: int
+    windows_cleared: int
     covered: bool
     finite: bool
     self_test_age_s: float | None

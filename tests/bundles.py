@@ -17,13 +17,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from engine.manifest import FEATURES_FILES, NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest, SecondLook, file_sha256
+from engine.looks import NO_GLANCE, NO_SECOND_LOOK, Glance, SecondLook
+from engine.manifest import FEATURES_FILES, GLANCE_FILE, FrameLimits, LabelLimits, Manifest, file_sha256
 
 GREYS = (240, 16, 64, 208, 32, 224)
 BACKGROUND = 128
 REACH = 8
 GAIN = 20.0  # an activation from 0 to 1 is a logit from -10 to 10
 NEIGHBOUR_GAIN = 0.05
+SURER = 1.00001
 CELL_PX = 8  # pixels under one entry of the activation map
 LABELS = ("bubble", "pinhole", "scratch", "tin_ash")
 OPSET, IR_VERSION = 17, 8
@@ -43,6 +45,7 @@ def tiny_bundle(
     labels: Sequence[str] = LABELS,
     patch_px: int = 64,
     overlap_px: int = 0,
+    glance: Glance = NO_GLANCE,
     second_look: SecondLook = NO_SECOND_LOOK,
     batch_size: int = 5,
     activation: bool = True,
@@ -58,6 +61,7 @@ def tiny_bundle(
         labels: up to six.
         patch_px: side of a patch, a multiple of 8.
         overlap_px: of the windows.
+        glance: which windows the whole network sees; what stands for the others is `glance_graph`'s.
         second_look: where windows are added.
         batch_size: of the features graph.
         activation: whether the features graph has activation maps; a one-stage rival has none.
@@ -69,6 +73,9 @@ def tiny_bundle(
     path.mkdir(parents=True, exist_ok=True)
     onnx.save(features_graph(len(labels), patch_px=patch_px, activation=activation, gain=gain), path / "features.onnx")
     onnx.save(reasoning_graph(len(labels)), path / "reasoning.onnx")
+    if glance != NO_GLANCE:
+        graph = glance_graph(len(labels), patch_px=patch_px, activation=activation, gain=gain)
+        onnx.save(graph, path / GLANCE_FILE)
     pixels = golden_pixels(len(labels), patch_px=patch_px)
     probability = probability_of(pixels, len(labels), gain=gain)
     maps = activation_of(pixels, len(labels)) if activation else np.zeros((*probability.shape, 1, 1), np.float32)
@@ -80,6 +87,7 @@ def tiny_bundle(
         labels={label: LabelLimits(threshold=threshold, review=review) for label in labels},
         patch_px=patch_px,
         overlap_px=overlap_px,
+        glance=glance,
         second_look=second_look,
         batch_size=batch_size,
         frame=FrameLimits(saturated_ratio_max=0.05, contrast_min=4.0),
@@ -163,6 +171,32 @@ def features_graph(labels: int, *, patch_px: int, activation: bool = True, gain:
     }
     if not activation:
         del outputs["activation"]
+    return _model(nodes, inputs, outputs, constants)
+
+
+def glance_graph(labels: int, *, patch_px: int, activation: bool = True, gain: float = GAIN) -> onnx.ModelProto:
+    """`pixels` (1, 1, P, P) to `doubt` (1,), the strongest activation of any label, and a window that has none.
+
+    What stands for that is a little surer than the features graph, so that one is told from the other.
+    """
+    whole = features_graph(labels, patch_px=patch_px, gain=gain).graph
+    strongest = next(k for k, node in enumerate(whole.node) if "strongest" in node.output)
+    cells = patch_px // CELL_PX
+    clean = {
+        "label_features": np.full((1, labels, 2), -SURER * gain / 4, np.float32),
+        "stage1": np.full((1, labels), -SURER * gain / 2, np.float32),
+        "activation": np.zeros((1, labels, cells, cells), np.float32),
+    }
+    if not activation:
+        del clean["activation"]
+    nodes = [
+        *(node for node in whole.node[:strongest] if "activation" not in node.output),
+        helper.make_node("ReduceMax", ["seen"], ["doubt"], axes=[1, 2, 3], keepdims=0),
+        *(helper.make_node("Constant", [], [name], value=numpy_helper.from_array(v)) for name, v in clean.items()),
+    ]
+    constants: Constants = {value.name: numpy_helper.to_array(value) for value in whole.initializer}
+    inputs: Ports = {"pixels": (TensorProto.UINT8, [1, 1, patch_px, patch_px])}
+    outputs: Ports = {"doubt": (TensorProto.FLOAT, [1]), **{n: (TensorProto.FLOAT, v.shape) for n, v in clean.items()}}
     return _model(nodes, inputs, outputs, constants)
 
 

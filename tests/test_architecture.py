@@ -22,6 +22,7 @@ ENGINE_DOORS = {
     "engine.bench",
     "engine.bfloat",
     "engine.cpus",
+    "engine.doubt",
     "engine.export",
     "engine.graphs",
     "engine.half",
@@ -107,7 +108,7 @@ def test_torch_is_for_training_and_for_the_export() -> None:
         if roots(path) & TRAINING_LIBRARIES
     }
     of_peers = {"service/bench/peers/monai.py"}
-    assert users == {"engine/bfloat.py", "engine/export.py", "engine/half.py", "engine/quantise.py"} | of_peers
+    assert users == {f"engine/{name}.py" for name in ("bfloat", "doubt", "export", "half", "quantise")} | of_peers
 
 
 def test_a_peer_of_the_bench_is_a_program_of_its_own() -> None:

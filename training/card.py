@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,11 @@ def recalibrated_card(card: str, manifest: Manifest, calibration: Calibration, *
         calibration: its limits.
         before: manifest of the bundle before.
     """
-    for heading in [BANDS, *(line for line in card.splitlines() if line.startswith(MEASURED))]:
-        card = _without(card, heading)
-    _, _, rest = card.partition("\n")
     origin = (
         f"Version {manifest.limits_version} of the limits, for the graphs of {before.name} {before.version}, whose "
         f"thresholds are those of the tables of patches above."
     )
-    section = [BANDS, "", origin, "", *_bands(calibration), ""]
-    return f"# {manifest.name} {manifest.version}\n" + rest.rstrip() + "\n\n" + "\n".join(section)
+    return card_with(card, manifest, BANDS, [origin, "", *_bands(calibration), ""])
 
 
 def _probabilities(sureness: Mapping[str, Sureness]) -> Iterator[str]:
@@ -164,6 +160,21 @@ def add_figures(bundle: Path, *, on: str, evaluation: Path, judgement: Path) -> 
     kept = _without(card.read_text(), MEASURED + on)
     card.write_text(kept.rstrip() + "\n\n" + "\n".join([MEASURED + on, "", *section, ""]))
     manifest.sign(bundle)
+
+
+def card_with(card: str, manifest: Manifest, heading: str, section: Sequence[str]) -> str:
+    """The card of a bundle with another look at its windows, told in a section; what was measured before is left out.
+
+    Args:
+        card: of the bundle before.
+        manifest: of the new one.
+        heading: of the section, whose earlier text goes.
+        section: its lines.
+    """
+    for old in [heading, *(line for line in card.splitlines() if line.startswith(MEASURED))]:
+        card = _without(card, old)
+    _, _, rest = card.partition("\n")
+    return f"# {manifest.name} {manifest.version}\n" + rest.rstrip() + "\n\n" + "\n".join([heading, "", *section])
 
 
 def _without(card: str, heading: str) -> str:

@@ -54,6 +54,7 @@ class Phase(_Section):
     hold: float = Field(0.0, ge=0, lt=1)  # share of the steps that keep the rate before a cosine falls
     warmup_steps: int = Field(0, ge=0)
     freeze: bool = False  # phase 2 only: stage 1 stays as it is, its batch normalisation too, and stage 2 alone learns
+    keep: Literal["best", "last"] = "best"  # the epoch whose weights it ends with: best by F at 0.5 on validation
     statistics: int = Field(0, ge=0)  # patches that batch normalisation is measured on after an epoch; 0: running means
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.table import Table
 
-from engine import NO_GUARD, Backend, Manifest, check_finite, load
+from engine import NO_GUARD, Backend, Manifest, check_finite, load, seen_whole
 from engine.half import rounded_copy
 from training.datasets import PatchSet
 from training.evaluation import bundle_probability, fitting_patches, report
@@ -99,11 +99,16 @@ def runtime_of(precision: str) -> str:
 def opened(bundle: Path, precision: str) -> Iterator[Backend]:
     """A backend of one precision, on this CPU, that answers as where it will run: fp16 rounds as a GPU does.
 
+    Without a glance, which would answer the same in every precision.
+
     Raises:
         BundleError: the bundle is not whole, or has no such precision.
         RuntimeUnavailable: it is bf16, and there is no OpenVINO, or the CPU does not compute in it.
     """
-    with rounded_copy(bundle) if precision == "fp16" else nullcontext(bundle) as folder:
+    with ExitStack() as stack:
+        folder = stack.enter_context(seen_whole(bundle))
+        if precision == "fp16":
+            folder = stack.enter_context(rounded_copy(folder))
         backend = load(folder, runtime_of(precision), precision=precision)
         try:
             yield backend

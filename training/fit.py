@@ -144,8 +144,9 @@ class Run:
                 devices.share_statistics(self.fabric, self.network)
                 found = self._validate(reason=reason)
                 at.seconds += time.monotonic() - began
-                if found.f_measure > at.best:
-                    at.best = found.f_measure
+                best = found.f_measure > at.best
+                at.best = max(at.best, found.f_measure)
+                if best or phase.keep == "last":
                     self._save_weights(name)
                 figures = {"accuracy": found.accuracy, "f_measure": found.f_measure, "seconds": at.seconds}
                 log.write(name, at.epoch, {**losses, **figures})

@@ -89,7 +89,10 @@ def _features(seen: Output) -> Features:
     """What stage 1 gave, without maps."""
     label_features, stage1 = seen.feature_NLF.float().numpy(), seen.cosine_NL.float().numpy()
     return Features(
-        label_features=label_features, stage1=stage1, activation=np.zeros((*stage1.shape, 1, 1), np.float32)
+        label_features=label_features,
+        stage1=stage1,
+        activation=np.zeros((*stage1.shape, 1, 1), np.float32),
+        doubt=np.ones(len(stage1), np.float32),
     )
 
 

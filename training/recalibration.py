@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine import RELEASE_FILE, Manifest, load
+from engine import NO_GLANCE, Manifest, load
 from training.calibration import Calibration, calibrate
 from training.card import CARD_FILE, recalibrated_card
 from training.costs import Costs
 from training.datasets import refuse_known
+from training.drafts import drafted
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import LEARNT_DATA, data_id
 
@@ -51,8 +49,8 @@ def recalibrate(
         part: train, validation or test; None takes all screens.
 
     Raises:
-        ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
-            learnt from.
+        ValueError: the version is the bundle's own, `out` exists, the bundle has a glance, or the data does not fit the
+            bundle or is what it has learnt from.
         BundleError: the bundle is not whole, or the version is no name.
     """
     before = Manifest.read(bundle)
@@ -60,6 +58,8 @@ def recalibrate(
         raise ValueError(f"--version {version} is that of {bundle}: other limits need another one")
     if out.exists():
         raise ValueError(f"{out} exists: name another folder for the new bundle")
+    if before.glance != NO_GLANCE:  # which was chosen by the limits
+        raise ValueError(f"{bundle} has a glance: calibrate the bundle that it was added to, and add it again")
     refuse_known(folders, [])
     learnt = {before.data_id, *str(before.training.get(LEARNT_DATA, "")).split()}
     chosen_on = data_id(folders)
@@ -93,14 +93,7 @@ def recalibrate(
 
 def _write(bundle: Path, out: Path, before: Manifest, manifest: Manifest, found: Calibration) -> None:
     """Write it beside `out`, and move it there once it is whole."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        shutil.copytree(bundle, draft, ignore=shutil.ignore_patterns(RELEASE_FILE), dirs_exist_ok=True)
+    with drafted(bundle, out) as draft:
         card = draft / CARD_FILE
         card.write_text(recalibrated_card(card.read_text(), manifest, found, before=before))
         manifest.sign(draft)
-        draft.chmod(0o755)
-        os.rename(draft, out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)

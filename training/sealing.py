@@ -128,7 +128,10 @@ def _features(network: Network, pixels: NDArray[np.uint8]) -> Features:
     graph = FeaturesGraph(network)
     parts = [[out.numpy() for out in graph(some)] for some in torch.split(torch.from_numpy(pixels), CHUNK)]
     return Features.joined(
-        [Features(label_features=x, stage1=cosine, activation=activation) for x, cosine, activation in parts]
+        [
+            Features(label_features=x, stage1=cosine, activation=activation, doubt=np.ones(len(x), np.float32))
+            for x, cosine, activation in parts
+        ]
     )
 
 

@@ -54,12 +54,12 @@ class Work:
     @contextmanager
     def looking_once(self) -> Iterator["Work"]:
         """The same work with a copy of the bundle that asks for no further look, until the block ends."""
+        once = replace(self.manifest, second_look=NO_SECOND_LOOK, turned_look=NO_TURNED_LOOK)
         with tempfile.TemporaryDirectory() as folder:
-            once = Path(
-                shutil.copytree(self.bundle, Path(folder) / "once", ignore=shutil.ignore_patterns(RELEASE_FILE))
-            )
-            replace(self.manifest, second_look=NO_SECOND_LOOK, turned_look=NO_TURNED_LOOK).write(once)
-            yield replace(self, bundle=once)
+            ignored = shutil.ignore_patterns(RELEASE_FILE)
+            bundle = Path(shutil.copytree(self.bundle, Path(folder) / "once", ignore=ignored))
+            once.write(bundle)
+            yield replace(self, bundle=bundle)
 
     @contextmanager
     def served(

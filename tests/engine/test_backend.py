@@ -111,6 +111,7 @@ def test_any_number_up_to_the_batch_size_comes_back_whole(backend: Backend, coun
     assert features.activation.ndim == 4
     for field in fields(Features):
         assert getattr(features, field.name).dtype == np.float32
+    assert features.doubt.tolist() == [1.0] * count  # nothing glances here
 
 
 @pytest.mark.parametrize("count", range(1, BATCH))

@@ -37,7 +37,9 @@ class Device:
             if number == self._fails:
                 raise InferenceError("failed")
             answer = np.full((1, 1), number, np.float32)
-            return Features(label_features=answer[:, None], stage1=answer, activation=NO_MAP)
+            return Features(
+                label_features=answer[:, None], stage1=answer, activation=NO_MAP, doubt=np.ones(1, np.float32)
+            )
 
         return wait
 

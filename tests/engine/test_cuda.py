@@ -179,7 +179,7 @@ def picked(pixels: NDArray[np.uint8], like: Features) -> Features:
         columns = np.arange(int(np.prod(shape))) * STRIDES[name] % flat.shape[1]
         return flat[:, columns].astype(np.float32).reshape(len(flat), *shape)
 
-    return Features(**{name: output(name) for name in STRIDES})
+    return Features(**{name: output(name) for name in STRIDES}, doubt=np.ones(len(pixels), np.float32))
 
 
 def assert_picked(features: Features, pixels: NDArray[np.uint8]) -> None:

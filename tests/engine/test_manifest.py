@@ -10,24 +10,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine import (
+    GLANCE_FILE,
+    NO_GLANCE,
     NO_TURNED_LOOK,
     BundleError,
     FrameLimits,
+    Glance,
     LabelLimits,
     Manifest,
     SecondLook,
     TurnedLook,
     fake_manifest,
 )
-from engine.manifest import (
-    MAX_MANIFEST_BYTES,
-    PRECISION_FILES,
-    REQUIRED_FILES,
-    SECOND_LOOK_MOST,
-    TURNED_LOOK_MOST,
-    file_sha256,
-    parse,
-)
+from engine.looks import SECOND_LOOK_MOST, TURNED_LOOK_MOST
+from engine.manifest import MAX_MANIFEST_BYTES, PRECISION_FILES, REQUIRED_FILES, UNSAID, file_sha256, parse
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest.json"
 
@@ -43,6 +39,8 @@ HASHES = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
 def manifests(draw: st.DrawFn) -> Manifest:
     patch_px = draw(st.integers(1, 4096))
     extra = draw(st.lists(st.sampled_from(sorted(PRECISION_FILES)), unique=True))
+    glance = draw(st.just(NO_GLANCE) | st.builds(Glance, doubt_min=st.floats(0, 1, exclude_min=True)))
+    glance_files = () if glance == NO_GLANCE else (GLANCE_FILE,)
     labels = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
     ordered = st.lists(RATIOS, min_size=3, max_size=3).map(sorted)
     limits = ordered.map(lambda three: LabelLimits(threshold=three[1], review=(three[0], three[2])))
@@ -53,6 +51,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         labels=draw(st.dictionaries(labels, limits, min_size=1, max_size=6)),
         patch_px=patch_px,
         overlap_px=draw(st.integers(0, patch_px - 1)),
+        glance=glance,
         second_look=SecondLook(score_min=draw(RATIOS), ratio_max=draw(st.floats(0, SECOND_LOOK_MOST))),
         turned_look=draw(
             st.builds(
@@ -63,7 +62,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         ),
         batch_size=draw(st.integers(1, 1024)),
         frame=FrameLimits(saturated_ratio_max=draw(RATIOS), contrast_min=draw(st.floats(0, 255))),
-        files={name: draw(HASHES) for name in (*REQUIRED_FILES, *extra)},
+        files={name: draw(HASHES) for name in (*REQUIRED_FILES, *extra, *glance_files)},
         parity_tolerance={p: draw(RATIOS) for p in ("fp32", *(PRECISION_FILES[name] for name in extra))},
         data_id=draw(LINES),
         training=draw(st.dictionaries(WORDS, LINES | st.floats(allow_nan=False, allow_infinity=False), max_size=4)),
@@ -83,6 +82,7 @@ def test_golden_manifest_parses_and_is_written_back_byte_for_byte(tmp_path: Path
     assert manifest.labels["pinhole"] == LabelLimits(threshold=0.41, review=(0.2, 0.85))
     assert manifest.limits_version == 2
     assert manifest.patch_px == 1024
+    assert manifest.glance == Glance(doubt_min=0.02)
     assert manifest.second_look == SecondLook(score_min=0.05, ratio_max=0.5)
     assert manifest.turned_look == TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.1)
     assert manifest.data_id == "rendered seed 1, 400 screens, Größe 3072x4096"
@@ -90,10 +90,11 @@ def test_golden_manifest_parses_and_is_written_back_byte_for_byte(tmp_path: Path
     assert (tmp_path / "manifest.json").read_bytes() == GOLDEN.read_bytes()
 
 
-def test_a_manifest_from_before_turned_looks_asks_for_none() -> None:
+def test_a_manifest_from_before_turned_and_glances_asks_for_none() -> None:
     document = json.loads(GOLDEN.read_bytes())
-    del document["turned_look"]
-    assert parse(json.dumps(document).encode()).turned_look == NO_TURNED_LOOK
+    del document["turned_look"], document["glance"], document["files"][GLANCE_FILE]
+    manifest = parse(json.dumps(document).encode())
+    assert (manifest.turned_look, manifest.glance) == (NO_TURNED_LOOK, NO_GLANCE)
 
 
 def test_whole_numbers_where_a_fraction_may_stand_are_written_as_fractions(tmp_path: Path) -> None:
@@ -117,21 +118,27 @@ ABSENT = object()
 # dotted path, value to put there (ABSENT takes the key away), key that the error must name
 EDITS: list[tuple[str, object, str]] = [
     # a key is missing, at each depth
-    *[(field, ABSENT, field) for field in Manifest.__slots__ if field != "turned_look"],
+    *[(field, ABSENT, field) for field in Manifest.__slots__ if field not in UNSAID],
     ("labels.bubble.threshold", ABSENT, "labels.bubble.threshold"),
     ("labels.bubble.review", ABSENT, "labels.bubble.review"),
     ("frame.contrast_min", ABSENT, "frame.contrast_min"),
     ("second_look.score_min", ABSENT, "second_look.score_min"),
+    ("glance.doubt_min", ABSENT, "glance.doubt_min"),
     ("turned_look.score_max", ABSENT, "turned_look.score_max"),
     *[(f"files/{name}", ABSENT, f"files.{name}") for name in REQUIRED_FILES],
     ("parity_tolerance.fp32", ABSENT, "parity_tolerance.fp32"),
     # a tolerance for a precision that the bundle has
     ("parity_tolerance.fp16", ABSENT, "parity_tolerance.fp16"),
+    # a glance without its graph, and the graph without one
+    (f"files/{GLANCE_FILE}", ABSENT, "glance"),
+    ("glance", ABSENT, "glance"),
+    ("glance.doubt_min", 0.0, "glance"),
     # a key that is not known, at each depth
     ("thresholds", {}, "thresholds"),
     ("labels.bubble.treshold", 0.5, "labels.bubble.treshold"),
     ("frame.blur", 1.0, "frame.blur"),
     ("second_look.warm", 0.5, "second_look.warm"),
+    ("glance.trunk", "glance", "glance.trunk"),
     ("turned_look.positions", 8, "turned_look.positions"),
     ("parity_tolerance.int4", 0.1, "parity_tolerance.int4"),
     ("\ud800\n", 0, "\\ud800\n"),
@@ -168,6 +175,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("second_look.ratio_max", -0.01, "second_look.ratio_max"),
     ("turned_look.score_max", 0.05, "turned_look.score_max"),  # below its least
     ("turned_look.ratio_max", 0.26, "turned_look.ratio_max"),
+    ("glance.doubt_min", 1.5, "glance.doubt_min"),
     ("batch_size", 0, "batch_size"),
     ("batch_size", -(10**30), "batch_size"),
     ("labels.bubble.threshold", 1.01, "labels.bubble.threshold"),

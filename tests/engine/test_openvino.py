@@ -157,7 +157,8 @@ def narrow(tmp_path: Path) -> Path:
 def test_only_the_layers_that_may_round_compute_in_bfloat16(narrow: Path) -> None:
     with closing(load(narrow, "openvino", threads=1)) as backend:
         assert backend.precision == "bf16"  # as it was made
-        compiled = vars(vars(backend)["_features"].begin.__self__)["_compiled"]
+        stream = vars(vars(backend)["_features"].begin.__self__)["_free"].get()
+        compiled = vars(stream.whole.__self__)["_compiled"]
     kinds = [
         layer.get_rt_info()["runtimePrecision"].astype(str)
         for layer in compiled.get_runtime_model().get_ordered_ops()

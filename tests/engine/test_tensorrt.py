@@ -50,7 +50,7 @@ def expected(bundle: Path, pixels: NDArray[np.uint8]) -> Features:
 
 
 def joined(answers: list[Features]) -> Features:
-    names = ("label_features", "stage1", "activation")
+    names = ("label_features", "stage1", "activation", "doubt")
     return Features(**{name: np.concatenate([getattr(answer, name) for answer in answers]) for name in names})
 
 

@@ -51,7 +51,12 @@ class Machine:
                 answer = np.float32(0.1) + pixels[:, 0, 0, 0].astype(np.float32)
                 if str(share) in self._other_bits:
                     answer = np.nextafter(answer, np.float32(1e9))
-                return Features(label_features=answer[:, None, None], stage1=answer[:, None], activation=no_map)
+                return Features(
+                    label_features=answer[:, None, None],
+                    stage1=answer[:, None],
+                    activation=no_map,
+                    doubt=np.ones(len(answer), np.float32),
+                )
 
             return wait
 
@@ -60,7 +65,8 @@ class Machine:
 
 
 def conditions(cpus: int, patches: int = 5, **other: str) -> Conditions:
-    return Conditions(**{"runtime": "onnxruntime", "precision": "fp32", **other}, cpus=cpus, patches=patches)
+    facts = {"runtime": "onnxruntime", "precision": "fp32", **other}
+    return Conditions(**facts, cpus=cpus, patches=patches, glance=False)
 
 
 def tuned(machine: Machine, bundle: Path, *, cpus: int, patches: int = 5, beside: Tuning | None = None) -> str:

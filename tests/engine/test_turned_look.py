@@ -70,7 +70,12 @@ def see(patches: NDArray[np.uint8]) -> Features:
     """A network to which position matters: it weighs each pixel by its place; one label, maps as fine as the patch."""
     weighed = patches.astype(np.float32) * PLACES
     total = weighed.sum(axis=(2, 3))
-    return Features(label_features=np.stack([total, -total], axis=-1), stage1=total, activation=weighed)
+    return Features(
+        label_features=np.stack([total, -total], axis=-1),
+        stage1=total,
+        activation=weighed,
+        doubt=np.ones(len(total), np.float32),
+    )
 
 
 def looked_at(patches: NDArray[np.uint8], *doubtful: int) -> Features:

@@ -71,6 +71,7 @@ def screen(
         expected=windows,
         windows=windows,
         windows_turned=0,
+        windows_cleared=0,
         probability=np.zeros(form, np.float32),
         activation=np.zeros((*form, *cells), np.float32),
         self_test=FRESH,

@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from engine import FrameLimits, LabelLimits, Manifest
-from engine.manifest import NO_SECOND_LOOK
+from engine.looks import NO_SECOND_LOOK
 from service.agreement import Agreement, agree, too_many
 from service.verdict import Box, Defect, LabelResult, Outcome
 

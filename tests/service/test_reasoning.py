@@ -58,6 +58,7 @@ def computed(patches: int) -> Computed:
         label_features=np.zeros((patches, 1, 2), np.float32),
         stage1=np.zeros((patches, 1), np.float32),
         activation=np.zeros((patches, 1, 3, 3), np.float32),
+        doubt=np.ones(patches, np.float32),
     )
     return Computed(features=features, guard={}, self_test=FRESH, queue_s=0.0, features_s=0.0, device=object())
 

@@ -76,6 +76,7 @@ def test_each_frame_gets_its_verdict(client: httpx.Client, kind: str, reasons: l
         "windows_inferred": 6,
         "windows_extra": 0,
         "windows_turned": 0,
+        "windows_cleared": 0,
         "covered": True,
         "finite": True,
     }

@@ -185,6 +185,7 @@ def test_both_looks_of_a_screen_are_told_as_one() -> None:
                 label_features=np.full((patches, 1, 2), patches, np.float32),
                 stage1=np.full((patches, 1), patches, np.float32),
                 activation=np.full((patches, 1, 3, 3), patches, np.float32),
+                doubt=np.ones(patches, np.float32),
             ),
             guard={"bubble": 0.1},
             self_test=self_test,

@@ -275,6 +275,7 @@ def computed(patches: int, value: float, age_s: float, device: object = None) ->
             label_features=np.full((patches, 1, 2), value, np.float32),
             stage1=np.full((patches, 1), value, np.float32),
             activation=np.full((patches, 1, 3, 3), value, np.float32),
+            doubt=np.ones(patches, np.float32),
         ),
         guard={"bubble": 0.1},
         self_test=replace(FRESH, age_s=age_s),

@@ -64,6 +64,31 @@ def calibrate(
         json_file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
+@app.command("glance")
+def glance(
+    bundle: Annotated[Path, typer.Argument(help="A bundle; it stays as it is.", exists=True, file_okay=False)],
+    by: Annotated[Path, typer.Option(help="Folder of the run of the small network.", exists=True, file_okay=False)],
+    data: Annotated[
+        list[Path], typer.Option(help="A cut folder that this run has not learnt from; may be given again.")
+    ],
+    version: Annotated[str, typer.Option(help="Version of the new bundle.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    lost: Annotated[
+        float, typer.Option(help="Share of the windows that tell something which may be cleared.", min=0, max=0.1)
+    ] = 0.001,
+    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
+    json_file: Json = None,
+) -> None:
+    """Let a small network clear windows before the whole one sees them, on CPUs."""
+    from training.glance import add_glance
+
+    chosen_part = None if part == "all" else part
+    manifest, chosen = add_glance(bundle, by, data, out, version=version, lost=lost, part=chosen_part)
+    console.print(f"{manifest.name} {manifest.version} in {out}: {chosen}; evaluate and release it before its service")
+    if json_file is not None:
+        json_file.write_text(json.dumps(chosen.as_dict(), indent=2) + "\n")
+
+
 @app.command()
 def seal(
     run: Annotated[Path, typer.Argument(help="Folder of the run that the bundle is of.", exists=True, file_okay=False)],

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
-from engine import available_cpus
+from engine import available_cpus, seen_whole
 from service.bench.peers.processes import Watch, none_left
 from service.bench.peers.setting import Setting
 from service.bench.report import BenchError, Row, latency
@@ -131,8 +131,11 @@ def peers(cpus: int) -> list[Peer]:
 
 
 def measure(work: Work) -> Iterator[Row]:
-    """Our service beside four that people would use instead, on the same bundle, windows, frames and machine."""
-    with work.looking_once() as once:
+    """Our service beside four that people would use instead, on the same bundle, windows, frames and machine.
+
+    The whole network sees every window once, for all of them.
+    """
+    with seen_whole(work.bundle) as whole, replace(work, bundle=whole).looking_once() as once:
         yield from _compared(once)
 
 

@@ -99,6 +99,7 @@ class Model:
             expected=self.windows,
             windows=self.windows,
             windows_turned=0,
+            windows_cleared=0,
             probability=probability,
             activation=activation,
             self_test=TESTED,

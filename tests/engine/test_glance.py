@@ -1,0 +1,198 @@
+"""A glance: what it clears has a clean window's features, what it doubts has its own, and nothing else changes."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from engine import (
+    NO_GLANCE,
+    Backend,
+    BundleError,
+    Features,
+    Glance,
+    InferenceError,
+    Manifest,
+    load,
+    read_golden,
+    seen_whole,
+    self_test,
+    stream,
+)
+from engine.graphs import FeaturesGraph
+from engine.manifest import GLANCE_FILE
+from engine.streams import Stream, Streams
+from tests.bundles import BACKGROUND, LABELS, SURER, grey_of, tiny_bundle
+from tests.engine.test_onnxruntime import PATCH_PX, edit, fix_rows, rename_input
+
+BATCH = 5
+RUNTIMES = [
+    "onnxruntime",
+    pytest.param(
+        "openvino",
+        marks=pytest.mark.skipif(find_spec("openvino") is None, reason="the extra openvino is not installed"),
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def glancing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_bundle(tmp_path_factory.mktemp("glance") / "bundle", glance=Glance(doubt_min=0.1))
+
+
+@pytest.fixture(scope="module", params=RUNTIMES)
+def both(request: pytest.FixtureRequest, glancing: Path, bundle: Path) -> Iterator[tuple[Backend, Backend]]:
+    """With a glance, and the same bundle without one."""
+    with closing(load(glancing, request.param)) as with_it, closing(load(bundle, request.param)) as without:
+        yield with_it, without
+
+
+def patch(*labels: int) -> NDArray[np.uint8]:
+    pixels = np.full((1, PATCH_PX, PATCH_PX), BACKGROUND, np.uint8)
+    for k in labels:
+        pixels[0, 8 * k + 2, 5] = grey_of(k)
+    return pixels
+
+
+LABEL_SETS = st.lists(st.integers(0, len(LABELS) - 1), max_size=2, unique=True)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(shown=st.lists(LABEL_SETS, min_size=1, max_size=3 * BATCH))
+def test_only_windows_in_which_nothing_is_doubted_are_cleared(
+    both: tuple[Backend, Backend], shown: list[list[int]]
+) -> None:
+    with_it, without = both
+    pixels = np.stack([patch(*labels) for labels in shown])
+    batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
+    found = Features.joined(list(stream(with_it, batches)))
+    whole = Features.joined([without.features(batch) for batch in batches])
+    cleared = with_it.manifest.glance.clears(found.doubt)
+    assert cleared.tolist() == [not labels for labels in shown]
+    # what stands for a window that nothing is seen in is a little surer of it
+    surer = np.where(cleared, np.float32(SURER), np.float32(1))
+    np.testing.assert_allclose(found.stage1, whole.stage1 * surer[:, None], rtol=1e-6)
+    np.testing.assert_allclose(found.label_features, whole.label_features * surer[:, None, None], rtol=1e-6)
+    np.testing.assert_array_equal(found.activation, whole.activation)
+    assert whole.doubt.tolist() == [1.0] * len(pixels)
+
+
+def doubting(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    """A glance whose doubt is a tenth of the first grey level."""
+    return [patches[0, 0, 0, :1].astype(np.float32) / np.float32(10), np.zeros(1, np.float32)]
+
+
+def test_the_whole_network_sees_no_window_that_is_cleared() -> None:
+    seen: list[int] = []
+
+    def whole(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        seen.append(int(patches[0, 0, 0, 0]))
+        return [np.ones(1, np.float32)]
+
+    one = Stream(whole=whole, glance=doubting)
+    answers = [one.run(np.full((1, 1, 1, 1), grey, np.uint8), Glance(doubt_min=0.4)) for grey in range(8)]
+    assert [doubt for doubt, _ in answers] == pytest.approx([grey / 10 for grey in range(8)])
+    assert seen == [4, 5, 6, 7]
+    assert [float(outputs[0][0]) for _, outputs in answers] == [0.0] * 4 + [1.0] * 4
+
+
+@pytest.mark.parametrize("doubt", [math.nan, math.inf, -math.inf, -0.1, 1.5])
+def test_what_is_no_doubt_clears_nothing(doubt: float) -> None:
+    one = Stream(whole=lambda _: [np.ones(1, np.float32)], glance=lambda _: [np.full(1, doubt, np.float32)])
+    _, outputs = one.run(np.zeros((1, 1, 1, 1), np.uint8), Glance(doubt_min=0.5))
+    assert outputs == [1.0]
+
+
+@pytest.mark.parametrize("shape", [(0,), (2,), (1, 1), ()])
+def test_a_doubt_of_another_shape_is_an_error(shape: tuple[int, ...]) -> None:
+    one = Stream(whole=lambda _: [], glance=lambda _: [np.zeros(shape, np.float32)])
+    with pytest.raises(InferenceError, match="doubt came back"):
+        one.run(np.zeros((1, 1, 1, 1), np.uint8), Glance(doubt_min=0.5))
+
+
+def test_of_a_batch_that_failed_nothing_is_under_way_any_more(bundle: Path) -> None:
+    ended: list[int] = []
+
+    def run(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        grey = int(patches[0, 0, 0, 0])
+        if grey == 0:
+            raise InferenceError("failed")
+        time.sleep(0.05)
+        ended.append(grey)
+        return []
+
+    graph = FeaturesGraph.read(bundle, Manifest.read(bundle), precision="fp32", batch_size=BATCH)
+    streams = Streams(graph, [Stream(whole=run, glance=None)] * 2, asked=NO_GLANCE)
+    answer = streams.begin(np.arange(BATCH, dtype=np.uint8)[:, None, None, None])
+    with pytest.raises(InferenceError, match="failed"):
+        answer()
+    assert sorted(ended) == [1, 2, 3, 4]
+
+
+def test_the_golden_patches_have_their_answers(both: tuple[Backend, Backend], glancing: Path) -> None:
+    with_it, _ = both
+    golden = read_golden(glancing)
+    doubt = with_it.features(golden.pixels[:BATCH]).doubt
+    assert with_it.manifest.glance.clears(doubt).tolist() == [False] * 4 + [True]
+    assert self_test(with_it, golden) <= golden.tolerance
+
+
+def test_a_bundle_seen_whole_has_no_glance_and_the_same_answers(glancing: Path, bundle: Path) -> None:
+    with seen_whole(glancing) as whole:
+        assert Manifest.read(whole) == Manifest.read(bundle)
+    with seen_whole(bundle) as same:
+        assert same == bundle
+    assert not whole.exists()
+
+
+def test_a_constant_that_stands_for_nothing_fails_the_self_test(tmp_path: Path) -> None:
+    copy = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+
+    def spoil(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.output[0] == "label_features":
+                wrong = np.full((1, len(LABELS), 2), 1.0, np.float32)
+                node.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(wrong))
+
+    edit(copy, GLANCE_FILE, spoil)
+    with closing(load(copy, "onnxruntime")) as backend, pytest.raises(InferenceError, match="golden patches differ"):
+        self_test(backend, read_golden(copy))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("change", [rename_input, lambda model: model.graph.output.pop()], ids=["input", "output"])
+def test_a_graph_of_another_form_is_refused(
+    tmp_path: Path, runtime: str, change: Callable[[onnx.ModelProto], object]
+) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+    edit(bundle, GLANCE_FILE, change)
+    with pytest.raises(BundleError, match=r"has .*, expected") as caught:
+        load(bundle, runtime)
+    assert caught.value.key == GLANCE_FILE
+
+
+def test_it_needs_a_features_graph_that_takes_patches_one_by_one(tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+    edit(bundle, "features.onnx", lambda model: fix_rows(model, BATCH))
+    with pytest.raises(BundleError, match="glance") as caught:
+        load(bundle, "onnxruntime")
+    assert caught.value.key == "features.onnx"
+
+
+def test_one_that_is_taken_back_leaves_no_graph(glancing: Path, tmp_path: Path) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+    manifest = replace(Manifest.read(bundle), glance=NO_GLANCE)
+    with pytest.raises(BundleError, match="not asked for"):
+        manifest.sign(bundle)
+    (bundle / GLANCE_FILE).unlink()
+    assert manifest.sign(bundle) == Manifest.read(bundle)

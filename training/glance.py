@@ -1,0 +1,286 @@
+"""A glance for a bundle: a small network that clears windows on CPUs, and hardly any of those that tell something.
+
+A window tells something where the whole network gives a label a score from which a screen does not pass, or from which
+the bundle looks again. From those the least doubt is chosen that is looked at: as high as the share of them allows that
+may be cleared. Doubts are those of the graph as it is served here, in each runtime and precision; of a window that is
+looked at turned the least of all positions. What the glance costs in F is then measured as with any other bundle, by
+`evaluate` on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor, nn
+
+from engine import (
+    Backend,
+    Glance,
+    Manifest,
+    RuntimeUnavailable,
+    in_doubt,
+    load,
+    read_golden,
+    seen_whole,
+    self_test,
+    turned,
+)
+from engine.doubt import write_glance
+from training.card import CARD_FILE, card_with
+from training.datasets import PatchSet, refuse_known
+from training.drafts import drafted
+from training.evaluation import bundle_probability, fitting_patches
+from training.folder import LEARNT_DATA, RunFolder, data_id, load_run
+from training.network import Network
+
+SECTION = "## Glance"
+CLEAN_WINDOWS = 256  # whose mean features stand for a cleared one
+CLEARS_ALL = Glance(doubt_min=1.0)  # so that the whole network is spared while doubts are asked for
+MARGIN = 0.98  # of the doubt of golden patches: another CPU rounds otherwise, and its self-test must hold
+
+
+class Doubt(nn.Module):
+    """What is exported as `glance.onnx`: how sure a network is that there is anything in a patch."""
+
+    TRUNK = "network.trunk"  # the part that may round where the features graph does
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, 1, P, P) uint8 to the highest probability of any label (N,)."""
+        feature_NLF, cosine_NL, _ = self.network.features(pixels)
+        return torch.sigmoid(self.network.reason(feature_NLF, cosine_NL)).amax(dim=1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chosen:
+    """The least doubt that is looked at, and what that does to the windows that it was chosen on.
+
+    Attributes:
+        doubt_min: the least doubt that is looked at.
+        windows: all of them.
+        telling: that must not be cleared.
+        lost: of these, how many are cleared.
+        cleared: of all.
+    """
+
+    doubt_min: float
+    windows: int
+    telling: int
+    lost: int
+    cleared: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"clears {self.cleared} of {self.windows} windows ({self.cleared / self.windows:.1%}), {self.lost} of "
+            f"{self.telling} telling ones among them"
+        )
+
+
+def add_glance(
+    bundle: Path, run: Path, folders: Sequence[Path], out: Path, *, version: str, lost: float, part: str | None = None
+) -> tuple[Manifest, Chosen]:
+    """Write a bundle with the graphs and limits of another one and a glance.
+
+    Args:
+        bundle: that has none yet, or another.
+        run: folder of the finished run of the small network, of one stage and with the bundle's labels.
+        folders: cut folders with the bundle's labels and patch size, in the shares of the line, that neither run nor
+            bundle has learnt from.
+        out: folder of the new bundle, which must not exist.
+        version: of the new bundle.
+        lost: share of the windows that tell something that may be cleared, below 1.
+        part: train, validation or test; None takes all screens.
+
+    Raises:
+        ValueError: the version is the bundle's own, `out` exists, the run is of other labels or has two stages, the
+            data does not fit or was learnt from, no window or no golden patch tells anything, nothing would be
+            cleared, or what would stand for a cleared window tells something.
+        BundleError: the bundle is not whole.
+        InferenceError: the new bundle does not give its golden patches their answers.
+    """
+    before = Manifest.read(bundle)
+    if version == before.version:
+        raise ValueError(f"--version {version} is that of {bundle}: with a glance it needs another one")
+    if out.exists():
+        raise ValueError(f"{out} exists: name another folder for the new bundle")
+    network = _network_of(run, before)
+    learnt = _refuse_learnt(run, before, folders, part)
+    patches = fitting_patches(before, folders, part=part)
+    with seen_whole(bundle) as whole, drafted(whole, out) as draft:
+        with closing(load(draft, "onnxruntime", precision="fp32")) as backend:
+            probability = bundle_probability(backend, patches, group="screen")
+            tells = telling(probability, before)
+            clean = _clean(backend, patches, np.flatnonzero(~tells))
+        write_glance(draft, Doubt(network), clean, patch_px=before.patch_px, part=Doubt.TRUNK)
+        replace(before, glance=CLEARS_ALL).sign(draft)
+        doubt, most = _doubts(draft, patches, probability)
+        chosen = choose(doubt, tells, lost=lost, most=most)
+        manifest = replace(
+            before,
+            version=version,
+            glance=Glance(doubt_min=chosen.doubt_min),
+            training={
+                **before.training,
+                **{f"glance_{name}": float(value) for name, value in chosen.as_dict().items()},
+                "glance_data_id": data_id(folders),
+                LEARNT_DATA: " ".join(dict.fromkeys([*_learnt_by(before), *learnt])),
+            },
+        )
+        card = draft / CARD_FILE
+        card.write_text(card_with(card.read_text(), manifest, SECTION, _said(chosen, before)))
+        manifest.sign(draft)
+        for backend in _served(draft):
+            with closing(backend):
+                self_test(backend, read_golden(draft, backend.precision))
+    return Manifest.read(out), chosen
+
+
+def telling(probability: NDArray[np.float32], manifest: Manifest) -> NDArray[np.bool_]:
+    """Which windows (N,) of probabilities (N, L) keep a screen from passing, or are looked at again."""
+    low = np.array([limits.review[0] for limits in manifest.labels.values()])
+    for look in (manifest.second_look, manifest.turned_look):
+        if look.ratio_max:
+            low = np.minimum(low, look.score_min)
+    return np.asarray((probability >= low).any(axis=1))
+
+
+def choose(doubt: NDArray[np.float32], tells: NDArray[np.bool_], *, lost: float, most: float = 1.0) -> Chosen:
+    """The highest limit that clears no more of the windows that tell something than a share of them.
+
+    Args:
+        doubt: (N,) of the glance.
+        tells: (N,) whether the whole network sees something.
+        lost: that share, below 1.
+        most: what the limit is at most.
+
+    Raises:
+        ValueError: no window tells anything, or nothing would be cleared.
+    """
+    found = np.sort(doubt[tells])
+    if not len(found):
+        raise ValueError("the whole network sees nothing in any of these windows: no limit can be chosen on them")
+    # a limit clears what is below it
+    limit = min(float(found[int(lost * len(found))]), most)
+    cleared = doubt < limit
+    if not cleared.any():
+        raise ValueError(
+            f"no window has less doubt than {limit:.3g}, which must be looked at: nothing would be cleared"
+        )
+    return Chosen(
+        doubt_min=limit,
+        windows=len(doubt),
+        telling=len(found),
+        lost=int((cleared & tells).sum()),
+        cleared=int(cleared.sum()),
+    )
+
+
+def _network_of(run: Path, manifest: Manifest) -> Network:
+    network, config, labels = load_run(run)
+    if labels != manifest.label_names:
+        raise ValueError(f"{run} knows {', '.join(labels)}, the bundle {', '.join(manifest.label_names)}")
+    if config.network.stages != 1:
+        raise ValueError(f"{run} has two stages, and a glance is at one patch alone: train `feature_clustering`")
+    return network
+
+
+def _refuse_learnt(run: Path, manifest: Manifest, folders: Sequence[Path], part: str | None) -> list[str]:
+    """Refuse screens that run or bundle has learnt from; what the run has."""
+    _, config, _ = load_run(run)
+    learnt = [*(data_id([folder]) for folder in config.all_folders), *RunFolder(run).learnt]
+    refuse_known(folders, [])
+    for folder in folders if part in (None, "train") else ():
+        if data_id([folder]) in {*learnt, *_learnt_by(manifest)}:
+            raise ValueError(
+                f"run or bundle has learnt from {folder}: take other screens, or --part validation or test"
+            )
+    return learnt
+
+
+def _learnt_by(manifest: Manifest) -> list[str]:
+    return [manifest.data_id, *str(manifest.training.get(LEARNT_DATA, "")).split()]
+
+
+def _served(bundle: Path) -> Iterator[Backend]:
+    """As what it is served on this CPU: by ONNX Runtime, and by OpenVINO in the precisions that both have."""
+    yield load(bundle, "onnxruntime", precision="fp32")
+    for precision in ("fp32", "bf16"):
+        if precision in Manifest.read(bundle).precisions:
+            with suppress(RuntimeUnavailable):  # the limit is then chosen without
+                yield load(bundle, "openvino", precision=precision)
+
+
+def _doubts(bundle: Path, patches: PatchSet, probability: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+    """The least doubt of each window (N,) as it is served, and what leaves the golden patches that tell something."""
+    manifest, golden = Manifest.read(bundle), read_golden(bundle)
+    telling_golden = golden.pixels[telling(golden.probability, manifest)]
+    if not len(telling_golden):
+        raise ValueError(f"no golden patch of {bundle.name} tells anything: a self-test would not find a blind glance")
+    positions = _looked_at_turned(patches, probability, manifest)
+    least, most = np.ones(len(patches), np.float32), 1.0
+    for backend in _served(bundle):
+        with closing(backend):
+            for k in track(range(len(patches)), f"doubts, {backend.runtime} {backend.precision}", transient=True):
+                pixels = patches.patch(k)[None, None]
+                if k in positions:
+                    pixels = np.concatenate([pixels, turned(pixels[0, 0])])
+                least[k] = min(least[k], _least(backend, pixels))
+            most = min(most, MARGIN * _least(backend, telling_golden))
+    return least, most
+
+
+def _looked_at_turned(patches: PatchSet, probability: NDArray[np.float32], manifest: Manifest) -> set[int]:
+    """The windows that the bundle looks at in all positions."""
+    doubtful = [screen[list(in_doubt(probability[screen], manifest.turned_look))] for screen in patches.by_screen()]
+    return set(np.concatenate(doubtful).tolist())
+
+
+def _least(backend: Backend, pixels: NDArray[np.uint8]) -> float:
+    size = backend.batch_size
+    return min(float(backend.features(pixels[k : k + size]).doubt.min()) for k in range(0, len(pixels), size))
+
+
+def _clean(backend: Backend, patches: PatchSet, clean: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
+    """What stands for a cleared window: the mean over some of them, and a flat map, which says nothing about where.
+
+    Raises:
+        ValueError: there is none, or what stands for them tells something.
+    """
+    if not len(clean):
+        raise ValueError("every window tells something: nothing can be cleared")
+    chosen = clean[np.linspace(0, len(clean) - 1, min(CLEAN_WINDOWS, len(clean))).astype(int)]
+    seen = [backend.features(patches.patch(int(k))[None, None]) for k in chosen]
+    label_features = np.concatenate([one.label_features for one in seen]).mean(axis=0, keepdims=True)
+    stage1 = np.concatenate([one.stage1 for one in seen]).mean(axis=0, keepdims=True)
+    probability = backend.reason(label_features, stage1)
+    if telling(probability, backend.manifest).any():
+        scores = ", ".join(f"{score:.3f}" for score in probability[0])
+        raise ValueError(f"what would stand for a clean window has the scores {scores}, and would not pass")
+    maps = np.stack([one.activation[0] for one in seen])
+    level = np.broadcast_to(maps.mean(axis=(0, 2, 3), keepdims=True)[0], maps.shape[1:])
+    return {"label_features": label_features[0], "stage1": stage1[0], "activation": level}
+
+
+def _said(chosen: Chosen, before: Manifest) -> list[str]:
+    return [
+        f"On CPUs a small network glances at every window, and the whole one sees those of which it has a doubt of "
+        f"{chosen.doubt_min:.4f} or more. On the windows that this was chosen on it {chosen}: those in which the whole "
+        f"network gives a label a score that does not pass, or is looked at again. Graphs and limits are those of "
+        f"{before.name} {before.version}.",
+        "",
+    ]
