@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from engine import RELEASE_FILE, BundleError, Manifest
+from engine import RELEASE_FILE, BundleError, Glance, Manifest
 from engine.manifest import parse
 from tests.bundles import BACKGROUND, grey_of, tiny_bundle
 from training import calibration_picture, plots
@@ -116,6 +116,12 @@ def test_other_limits_need_another_version_and_folder(bundle: Path, data: Path, 
     with pytest.raises(BundleError, match="version"):
         recalibrate(bundle, [data], tmp_path / "new", version="a b", costs=Costs())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_bundle_with_a_glance_keeps_the_limits_that_it_was_chosen_by(data: Path, tmp_path: Path) -> None:
+    glancing = tiny_bundle(tmp_path / "glancing", labels=LABELS, glance=Glance(doubt_min=0.1))
+    with pytest.raises(ValueError, match="has a glance: calibrate the bundle that it was added to"):
+        recalibrate(glancing, [data], tmp_path / "new", version="2", costs=Costs())
 
 
 def test_the_command_prints_draws_and_writes(bundle: Path, data: Path, tmp_path: Path) -> None:
