@@ -1,4 +1,4 @@
-"""Batches one after the other, two under way at a time: what is through with one begins with the next."""
+"""Batches one after the other, some under way at a time: what is through with one begins with the next."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -20,9 +20,11 @@ class Batches:
 
     Attributes:
         begin: starts one and gives what waits for its answer; either raises InferenceError where the runtime failed.
+        under_way: at a time.
     """
 
     begin: Callable[[NDArray[np.uint8]], Callable[[], Features]]
+    under_way: int = UNDER_WAY
 
     def run(self, pixels: NDArray[np.uint8]) -> Features:
         """One batch, waited for.
@@ -42,7 +44,7 @@ class Batches:
         try:
             for pixels in batches:
                 running.append(self.begin(pixels))
-                if len(running) == UNDER_WAY:
+                if len(running) == self.under_way:
                     yield running.popleft()()
             while running:
                 yield running.popleft()()

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Features, batch_of, check_pixels
-from engine.batches import Batches
+from engine.batches import UNDER_WAY, Batches
 from engine.cpus import available_cpus
 from engine.errors import InferenceError, RuntimeUnavailable
 from engine.glance import read_glance
@@ -21,6 +21,8 @@ from engine.running import default_precision
 from engine.slots import measure_slots, slot_patches
 from engine.streams import Run, Stream, Streams
 from engine.tuning import Conditions, Share, Tuning, tune
+
+UNDER_WAY_AT_A_GLANCE = 4  # a batch that is cleared takes no longer than the next one to be cut
 
 
 class CpuBackend(ABC):
@@ -115,7 +117,8 @@ class CpuBackend(ABC):
 
     def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
         """See `engine.backend.Streaming`: a batch of five on two CPUs leaves one of them idle at its end."""
-        return Batches(begin=self._begin).stream(batches)
+        under_way = UNDER_WAY if self.manifest.glance == NO_GLANCE else UNDER_WAY_AT_A_GLANCE
+        return Batches(begin=self._begin, under_way=under_way).stream(batches)
 
     def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
         check_pixels(pixels, self.manifest, self.batch_size)

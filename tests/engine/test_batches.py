@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine import Features
-from engine.batches import UNDER_WAY, Batches
+from engine.batches import Batches
 from engine.errors import InferenceError
 
 NO_MAP = np.zeros((1, 1, 1, 1), np.float32)
@@ -52,12 +52,13 @@ def numbers(answers: Iterator[Features]) -> list[int]:
     return [int(answer.stage1[0, 0]) for answer in answers]
 
 
-@given(count=st.integers(0, 12))
-def test_answers_come_in_order_and_no_more_than_two_are_under_way(count: int) -> None:
+@given(count=st.integers(0, 12), under_way=st.integers(1, 5))
+def test_answers_come_in_order_and_no_more_than_asked_are_under_way(count: int, under_way: int) -> None:
     device = Device()
-    assert numbers(Batches(begin=device.begin).stream(patches(count))) == list(range(count))
+    answers = Batches(begin=device.begin, under_way=under_way).stream(patches(count))
+    assert numbers(answers) == list(range(count))
     assert device.waited == device.begun == list(range(count))
-    assert device.most == min(UNDER_WAY, count)
+    assert device.most == min(under_way, count)
 
 
 @given(count=st.integers(1, 12), taken=st.integers(1, 12))

@@ -12,6 +12,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state
 
 from engine import Backend, BundleError, Features, InferenceError, Manifest, infer, load, read_golden
 from engine.batches import Batches
+from engine.cpu import CpuBackend
 from engine.graphs import FOREIGN_ERRORS, FeaturesGraph, Reasoning
 from engine.manifest import file_sha256, parse
 from engine.tuning import Share
@@ -92,7 +93,7 @@ def os_threads() -> set[str]:
 
 def builder_of(backend: Backend, bundle: Path) -> Callable[[Share], Batches]:
     graph = FeaturesGraph.read(bundle, backend.manifest, precision="fp32", batch_size=backend.batch_size)
-    build: Callable[[Share], Batches] = vars(type(backend))["_builder"](backend, graph)
+    build: Callable[[Share], Batches] = vars(CpuBackend)["_builder"](backend, graph, None)
     return build
 
 
