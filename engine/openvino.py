@@ -75,15 +75,16 @@ class OpenVinoBackend(CpuBackend):
         def open_share(share: Share) -> list[Run]:
             settings = {
                 properties.hint.inference_precision: kind,
-                properties.inference_num_threads: share.total,
-                properties.num_streams: share.streams,
+                properties.inference_num_threads: share.threads,
+                properties.num_streams: 1,
                 # two services that pin their threads pin them to the same CPUs
                 properties.hint.enable_cpu_pinning: False,
             }
             with _refusing(graph.file):
                 model = read() if marked is None else CORE.read_model(*marked)
-                compiled = CORE.compile_model(model, "CPU", settings)
-                return [_Request(compiled, graph.outputs).run for _ in range(share.streams)]
+                # one for each stream: the streams of one compiled graph and those of a glance's wait for each other
+                graphs = [CORE.compile_model(model, "CPU", settings) for _ in range(share.streams)]
+                return [_Request(compiled, graph.outputs).run for compiled in graphs]
 
         return open_share
 
@@ -106,7 +107,7 @@ class _Request:
             self._answer(np.zeros(compiled.input(0).shape, np.uint8))
 
     def run(self, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """One run, waited for; several requests of a graph run side by side in as many streams as it has.
+        """One run, waited for.
 
         Raises:
             InferenceError: the runtime failed.
