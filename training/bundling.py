@@ -32,7 +32,7 @@ from training.config import Config
 from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, report
-from training.folder import LEARNT_DATA, RunFolder, data_id, load_run
+from training.folder import LEARNT_DATA, RunFolder, data_id, learnt_by_run, load_run
 from training.inference import reasoned, see, served
 from training.network import FeaturesGraph, Network, Output, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
@@ -110,8 +110,7 @@ def export_run(
     if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
         raise ValueError(f"{run} has not learnt patches in all positions: augmentation.flip and quarter_turns")
     refuse_known(calibration, config.all_folders)
-    # a run of an earlier version does not tell its own
-    learnt = dict.fromkeys([*(data_id([folder]) for folder in config.all_folders), *RunFolder(run).learnt])
+    learnt = learnt_by_run(run, config)
     if known := [folder for folder in calibration if data_id([folder]) in learnt]:
         raise ValueError(f"{run}, or a run that it begins with has learnt from {known[0]}: calibrate on other screens")
     validation = PatchSet(config.data.folders, "validation")

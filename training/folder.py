@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from engine import Manifest
 from training.baselines import build_network
 from training.config import Config
 from training.evaluation import Report
@@ -119,6 +120,19 @@ class RunFolder:
 
     def _weights(self, phase: str) -> Path:
         return self.path / f"{phase}.safetensors"
+
+
+def learnt_by_run(run: Path, config: Config) -> list[str]:
+    """`data_id` of each folder that a run, and those that it begins with, have learnt from.
+
+    A run of an earlier version does not tell its own, so the configuration does.
+    """
+    return list(dict.fromkeys([*(data_id([folder]) for folder in config.all_folders), *RunFolder(run).learnt]))
+
+
+def learnt_by_bundle(manifest: Manifest) -> list[str]:
+    """The same of a bundle, and of all its data together."""
+    return [manifest.data_id, *str(manifest.training.get(LEARNT_DATA, "")).split()]
 
 
 def load_run(run: Path) -> tuple[Network, Config, tuple[str, ...]]:

@@ -35,10 +35,11 @@ from engine import (
 )
 from engine.doubt import write_glance
 from training.card import CARD_FILE, card_with
+from training.config import Config
 from training.datasets import PatchSet, refuse_known
 from training.drafts import drafted
 from training.evaluation import bundle_probability, fitting_patches
-from training.folder import LEARNT_DATA, RunFolder, data_id, load_run
+from training.folder import LEARNT_DATA, data_id, learnt_by_bundle, learnt_by_run, load_run
 from training.network import Network
 
 SECTION = "## Glance"
@@ -118,8 +119,9 @@ def add_glance(
         raise ValueError(f"--version {version} is that of {bundle}: with a glance it needs another one")
     if out.exists():
         raise ValueError(f"{out} exists: name another folder for the new bundle")
-    network = _network_of(run, before)
-    learnt = _refuse_learnt(run, before, folders, part)
+    network, config = _network_of(run, before)
+    learnt = learnt_by_run(run, config)
+    _refuse_learnt([*learnt, *learnt_by_bundle(before)], folders, part)
     patches = fitting_patches(before, folders, part=part)
     with seen_whole(bundle) as whole, drafted(whole, out) as draft:
         with closing(load(draft, "onnxruntime", precision="fp32")) as backend:
@@ -138,7 +140,7 @@ def add_glance(
                 **before.training,
                 **{f"glance_{name}": float(value) for name, value in chosen.as_dict().items()},
                 "glance_data_id": data_id(folders),
-                LEARNT_DATA: " ".join(dict.fromkeys([*_learnt_by(before), *learnt])),
+                LEARNT_DATA: " ".join(dict.fromkeys([*learnt_by_bundle(before), *learnt])),
             },
         )
         card = draft / CARD_FILE
@@ -190,37 +192,28 @@ def choose(doubt: NDArray[np.float32], tells: NDArray[np.bool_], *, lost: float,
     )
 
 
-def _network_of(run: Path, manifest: Manifest) -> Network:
+def _network_of(run: Path, manifest: Manifest) -> tuple[Network, Config]:
     network, config, labels = load_run(run)
     if labels != manifest.label_names:
         raise ValueError(f"{run} knows {', '.join(labels)}, the bundle {', '.join(manifest.label_names)}")
     if config.network.stages != 1:
         raise ValueError(f"{run} has two stages, and a glance is at one patch alone: train `feature_clustering`")
-    return network
+    return network, config
 
 
-def _refuse_learnt(run: Path, manifest: Manifest, folders: Sequence[Path], part: str | None) -> list[str]:
-    """Refuse screens that run or bundle has learnt from; what the run has."""
-    _, config, _ = load_run(run)
-    learnt = [*(data_id([folder]) for folder in config.all_folders), *RunFolder(run).learnt]
+def _refuse_learnt(learnt: Sequence[str], folders: Sequence[Path], part: str | None) -> None:
     refuse_known(folders, [])
     for folder in folders if part in (None, "train") else ():
-        if data_id([folder]) in {*learnt, *_learnt_by(manifest)}:
-            raise ValueError(
-                f"run or bundle has learnt from {folder}: take other screens, or --part validation or test"
-            )
-    return learnt
-
-
-def _learnt_by(manifest: Manifest) -> list[str]:
-    return [manifest.data_id, *str(manifest.training.get(LEARNT_DATA, "")).split()]
+        if data_id([folder]) in learnt:
+            raise ValueError(f"run or bundle has learnt from {folder}: take others, or --part validation or test")
 
 
 def _served(bundle: Path) -> Iterator[Backend]:
     """As what it is served on this CPU: by ONNX Runtime, and by OpenVINO in the precisions that both have."""
     yield load(bundle, "onnxruntime", precision="fp32")
+    made = Manifest.read(bundle).precisions
     for precision in ("fp32", "bf16"):
-        if precision in Manifest.read(bundle).precisions:
+        if precision in made:
             with suppress(RuntimeUnavailable):  # the limit is then chosen without
                 yield load(bundle, "openvino", precision=precision)
 

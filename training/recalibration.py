@@ -14,7 +14,7 @@ from training.costs import Costs
 from training.datasets import refuse_known
 from training.drafts import drafted
 from training.evaluation import Report, bundle_probability, fitting_patches, report
-from training.folder import LEARNT_DATA, data_id
+from training.folder import data_id, learnt_by_bundle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,7 +61,7 @@ def recalibrate(
     if before.glance != NO_GLANCE:  # which was chosen by the limits
         raise ValueError(f"{bundle} has a glance: calibrate the bundle that it was added to, and add it again")
     refuse_known(folders, [])
-    learnt = {before.data_id, *str(before.training.get(LEARNT_DATA, "")).split()}
+    learnt = set(learnt_by_bundle(before))
     chosen_on = data_id(folders)
     for folder in folders if part in (None, "train") else ():
         if not learnt.isdisjoint({data_id([folder]), chosen_on}):

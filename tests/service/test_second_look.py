@@ -177,24 +177,25 @@ def test_a_second_look_is_by_the_device_of_the_first_however_busy_that_is() -> N
     assert 8 in mine.order
 
 
+def computed(patches: int, value: float, age_s: float | None, device: object = None) -> Computed:
+    return Computed(
+        features=Features(
+            label_features=np.full((patches, 1, 2), value, np.float32),
+            stage1=np.full((patches, 1), value, np.float32),
+            activation=np.full((patches, 1, 3, 3), value, np.float32),
+            doubt=np.ones(patches, np.float32),
+        ),
+        guard={"bubble": 0.1},
+        self_test=replace(FRESH, age_s=age_s),
+        queue_s=1.0,
+        features_s=2.0,
+        device=device,
+    )
+
+
 def test_both_looks_of_a_screen_are_told_as_one() -> None:
     device = object()
-    looks = [
-        Computed(
-            features=Features(
-                label_features=np.full((patches, 1, 2), patches, np.float32),
-                stage1=np.full((patches, 1), patches, np.float32),
-                activation=np.full((patches, 1, 3, 3), patches, np.float32),
-                doubt=np.ones(patches, np.float32),
-            ),
-            guard={"bubble": 0.1},
-            self_test=self_test,
-            queue_s=1.0,
-            features_s=2.0,
-            device=device,
-        )
-        for patches, self_test in ((2, FRESH), (1, replace(FRESH, age_s=500.0)))
-    ]
+    looks = [computed(patches, patches, age_s, device) for patches, age_s in ((2, FRESH.age_s), (1, 500.0))]
     whole = looks[0].joined(looks[1])
     assert (whole.guard, whole.device) == ({"bubble": 0.1}, device)
     assert whole.self_test.age_s == 500  # as it was known at the end

@@ -15,7 +15,6 @@ from onnx import numpy_helper
 
 from engine import (
     NO_TURNED_LOOK,
-    Features,
     Manifest,
     SecondLook,
     TurnedLook,
@@ -36,9 +35,8 @@ from service.waiting import Computed, Job, Queue
 from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
 from tests.service.apps import post_raw, serve
 from tests.service.devices import until
-from tests.service.strategies import FRESH
 from tests.service.test_release import frame, reseal, write_set
-from tests.service.test_second_look import answered, inspected, settings
+from tests.service.test_second_look import answered, computed, inspected, settings
 
 Pixels = NDArray[np.uint8]
 
@@ -267,22 +265,6 @@ def test_what_is_not_in_doubt_among_the_whole_screen_is_forgotten(
     found = by_lines(tmp_path, turning, tall(1), watched, lambda: watched.looks == [7])
     assert found.whole == found.lines
     assert found.lines["proof"]["windows_turned"] == 0
-
-
-def computed(patches: int, value: float, age_s: float, device: object = None) -> Computed:
-    return Computed(
-        features=Features(
-            label_features=np.full((patches, 1, 2), value, np.float32),
-            stage1=np.full((patches, 1), value, np.float32),
-            activation=np.full((patches, 1, 3, 3), value, np.float32),
-            doubt=np.ones(patches, np.float32),
-        ),
-        guard={"bubble": 0.1},
-        self_test=replace(FRESH, age_s=age_s),
-        queue_s=1.0,
-        features_s=2.0,
-        device=device,
-    )
 
 
 @pytest.mark.parametrize(("first", "then"), [(5.0, 500.0), (500.0, 5.0)])
