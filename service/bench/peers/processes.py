@@ -48,6 +48,7 @@ class Watch:
         self.peak_bytes = 0
         self._pid = pid
         self._stop = threading.Event()
+        self._looking = threading.Lock()  # a sample begun earlier must not undo one taken meanwhile
         self._thread = threading.Thread(target=self._sample, name="memory", daemon=True)
 
     def __enter__(self) -> "Watch":
@@ -60,7 +61,8 @@ class Watch:
 
     def look(self) -> None:
         """Take a sample now."""
-        self.peak_bytes = max(self.peak_bytes, held_bytes(self._pid))
+        with self._looking:
+            self.peak_bytes = max(self.peak_bytes, held_bytes(self._pid))
 
     def _sample(self) -> None:
         self.look()
