@@ -11,7 +11,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from rich.progress import track
@@ -101,29 +103,19 @@ def augment(
         random: on the device of both.
     """
     count, device = len(pixels_NPP), pixels_NPP.device
+    # a core moves and maps grey levels with OpenCV twenty times as fast as with torch, which was a third of a step
+    turned, relit = (_turned_each, _relit_each) if device.type == "cpu" else (_turned, _relit)
 
     def uniform() -> Tensor:
         """A number in [0, 1) for each patch."""
         return torch.rand(count, generator=random, device=device)
 
-    def half(changed: Callable[[Tensor], Tensor]) -> None:
-        """Change half of the patches, and their maps with them."""
-        nonlocal pixels_NPP, maps_NLHW
-        chosen_N = uniform() < 0.5
-        pixels_NPP, maps_NLHW = (_where(chosen_N, changed(x), x) for x in (pixels_NPP, maps_NLHW))
-
-    if config.flip:
-        half(lambda x: x.flip(-1))
-        half(lambda x: x.flip(-2))
-    if config.quarter_turns:
-        half(lambda x: x.rot90(1, dims=(-2, -1)))
-        half(lambda x: x.rot90(2, dims=(-2, -1)))
+    turns = (_MIRRORED if config.flip else ()) + (_ROTATED if config.quarter_turns else ())
+    chosen = {turn: uniform() < 0.5 for turn in turns}
+    pixels_NPP, maps_NLHW = turned(pixels_NPP, chosen), _turned(maps_NLHW, chosen)
     if config.brightness or config.contrast or config.gamma:
-        brightness, contrast, exponent = (
-            (1 + strength * (2 * uniform() - 1)).clamp(min=0)
-            for strength in (config.brightness, config.contrast, config.gamma)
-        )
-        pixels_NPP = _relit(pixels_NPP, brightness, contrast, exponent)
+        strengths = (config.brightness, config.contrast, config.gamma)
+        pixels_NPP = relit(pixels_NPP, *((1 + strength * (2 * uniform() - 1)).clamp(min=0) for strength in strengths))
     if config.noise:
         noise = torch.randn(pixels_NPP.shape, generator=random, device=device)
         noise *= (config.noise * uniform())[:, None, None]
@@ -131,16 +123,64 @@ def augment(
     return pixels_NPP, maps_NLHW
 
 
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One way to turn or mirror: of many patches as a tensor, and of one as an image."""
+
+    tensor: Callable[[Tensor], Tensor]
+    image: Callable[[np.ndarray], np.ndarray]
+
+
+_MIRRORED = (
+    _Turn(lambda x: x.flip(-1), lambda image: cv2.flip(image, 1)),
+    _Turn(lambda x: x.flip(-2), lambda image: cv2.flip(image, 0)),
+)
+_ROTATED = (
+    _Turn(lambda x: x.rot90(1, dims=(-2, -1)), lambda image: cv2.rotate(image, cv2.ROTATE_90_COUNTERCLOCKWISE)),
+    _Turn(lambda x: x.rot90(2, dims=(-2, -1)), lambda image: cv2.rotate(image, cv2.ROTATE_180)),
+)
+
+
+def _turned(x: Tensor, chosen: dict[_Turn, Tensor]) -> Tensor:
+    """Each patch (N, ..., P, P) by the turns for which it was chosen (N,), one after the other."""
+    for turn, chosen_N in chosen.items():
+        x = torch.where(chosen_N.view(-1, *[1] * (x.ndim - 1)), turn.tensor(x), x)
+    return x
+
+
+def _turned_each(pixels_NPP: Tensor, chosen: dict[_Turn, Tensor]) -> Tensor:
+    """The same of pixels, patch by patch."""
+    result = torch.empty_like(pixels_NPP)
+    for number, (image, moved) in enumerate(zip(pixels_NPP.numpy(), result.numpy(), strict=True)):
+        for turn, chosen_N in chosen.items():
+            if chosen_N[number]:
+                image = turn.image(image)
+        moved[:] = image
+    return result
+
+
 def _relit(pixels_NPP: Tensor, brightness_N: Tensor, contrast_N: Tensor, exponent_N: Tensor) -> Tensor:
-    """Every grey level by a table of each patch: brighter, then further from or nearer to the mean, then gamma."""
-    largest = _GREYS - 1
-    grey_G = torch.arange(_GREYS, device=pixels_NPP.device)
-    mean_N = pixels_NPP.float().mean(dim=(1, 2)) * brightness_N
-    table_NG = (grey_G * brightness_N[:, None] - mean_N[:, None]) * contrast_N[:, None] + mean_N[:, None]
-    table_NG = largest * (table_NG.clamp(0, largest) / largest) ** exponent_N[:, None]
-    table_NG = table_NG.round().to(torch.uint8)
+    """Every grey level by a table of each patch."""
+    mean_N = pixels_NPP.float().mean(dim=(1, 2))
+    table_NG = _tables(mean_N, brightness_N, contrast_N, exponent_N)
     return table_NG.gather(1, pixels_NPP.flatten(1).long()).view_as(pixels_NPP)
 
 
-def _where(chosen_N: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(chosen_N.view(-1, *[1] * (yes.ndim - 1)), yes, no)
+def _relit_each(pixels_NPP: Tensor, brightness_N: Tensor, contrast_N: Tensor, exponent_N: Tensor) -> Tensor:
+    """The same, patch by patch."""
+    mean_N = torch.tensor([cv2.mean(image)[0] for image in pixels_NPP.numpy()])
+    table_NG = _tables(mean_N, brightness_N, contrast_N, exponent_N).numpy()
+    result = torch.empty_like(pixels_NPP)
+    for image, table_G, changed in zip(pixels_NPP.numpy(), table_NG, result.numpy(), strict=True):
+        cv2.LUT(image, table_G, changed)
+    return result
+
+
+def _tables(mean_N: Tensor, brightness_N: Tensor, contrast_N: Tensor, exponent_N: Tensor) -> Tensor:
+    """What each grey level becomes (N, G): brighter, then further from or nearer to the mean, then gamma."""
+    largest = _GREYS - 1
+    grey_G = torch.arange(_GREYS, device=mean_N.device)
+    mean_N = mean_N * brightness_N
+    table_NG = (grey_G * brightness_N[:, None] - mean_N[:, None]) * contrast_N[:, None] + mean_N[:, None]
+    table_NG = largest * (table_NG.clamp(0, largest) / largest) ** exponent_N[:, None]
+    return table_NG.round().to(torch.uint8)

@@ -18,7 +18,17 @@ from training.config import Augmentation, read_config
 from training.cutting import cut
 from training.datasets import Batch, PatchSet, collate
 from training.fit import fit
-from training.resident import Resident, _refuse_too_large, augment
+from training.resident import (
+    _MIRRORED,
+    _ROTATED,
+    Resident,
+    _refuse_too_large,
+    _relit,
+    _relit_each,
+    _turned,
+    _turned_each,
+    augment,
+)
 
 CPU = torch.device("cpu")
 NOTHING = Augmentation(flip=False, quarter_turns=False, brightness=0, contrast=0, gamma=0)
@@ -90,6 +100,18 @@ def test_every_turn_and_mirror_image_is_drawn() -> None:
     drawn, counts = np.unique(pixels.flatten(1).numpy(), axis=0, return_counts=True)
     assert {tuple(row.tolist()) for row in drawn} == expected
     assert counts.min() > 25  # of 50 that are expected
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), side=st.integers(1, 9))
+def test_a_cpu_moves_patches_and_their_light_as_a_gpu_does(seed: int, side: int) -> None:
+    random = generator(seed)
+    pixels = torch.randint(0, 256, (20, side, side), dtype=torch.uint8, generator=random)
+    chosen = {turn: torch.rand(20, generator=random) < 0.5 for turn in (*_MIRRORED, *_ROTATED)}
+    assert torch.equal(_turned_each(pixels, chosen), _turned(pixels, chosen))
+    factors = [1 + 0.3 * (2 * torch.rand(20, generator=random) - 1) for _ in range(3)]
+    apart = _relit_each(pixels, *factors).int() - _relit(pixels, *factors).int()
+    assert apart.abs().max() <= 1  # the mean is of other sums
 
 
 @pytest.mark.parametrize(
