@@ -35,4 +35,4 @@ def _open(graph: Graph, share: Share) -> list[Run]:
 
 
 def _run(session: Session, graph: Graph, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    return run_session(session, graph.outputs, {"pixels": patches})
+    return run_session(session, graph.outputs, {"pixels": np.ascontiguousarray(patches)})

@@ -3,7 +3,9 @@
 import threading
 from copy import copy
 
-import numpy as np
+from service.frames import FrameMemory
+
+_MEMORY = FrameMemory()  # one for the process: a bundle of its own each would double it in a swap
 
 STEPS = 20  # words about a frame while it comes: each wakes a thread, and a row of windows is a tenth of it
 
@@ -22,7 +24,7 @@ class Arrival:
 
     def __init__(self, height: int, width: int) -> None:
         # memory is touched only as bytes arrive: a frame that is announced and does not come costs nothing
-        self.pixels = np.empty((height, width), np.uint8)
+        self.pixels = _MEMORY.lend(height * width).reshape(height, width)
         self.buffer = self.pixels.reshape(-1).data
         self._step_lines = max(1, height // STEPS)
         self._lines = 0

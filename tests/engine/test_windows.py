@@ -116,11 +116,25 @@ def test_patches_are_the_pixels_under_the_windows(frame: tuple[int, int, int, in
     assert (rebuilt == pixels).all()
 
 
-def test_patches_are_copies() -> None:
-    frame = np.zeros((8, 8), np.uint8)
-    patches = cut(frame, cover(8, 8, patch_px=8), 8)
-    frame[:] = 255
-    assert patches.max() == 0
+@pytest.mark.parametrize(
+    ("places", "same"),
+    [
+        ([(4, 0), (4, 8), (4, 16)], True),
+        ([(4, 1), (4, 4)], True),  # they overlap
+        ([(3, 5)], True),
+        ([(4, 0), (4, 8), (4, 15)], False),  # the last was shifted inwards
+        ([(4, 8), (4, 0)], False),
+        ([(4, 8), (4, 8)], False),
+        ([(0, 8), (8, 0)], False),
+    ],
+)
+def test_a_row_of_patches_is_the_frames_own_memory(places: list[tuple[int, int]], same: bool) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (16, 24), np.uint8)
+    patches = cut(frame, [Window(0, 0, top, left) for top, left in places], 8)
+    assert np.shares_memory(patches, frame) == same
+    assert not patches.flags.writeable
+    for patch, (top, left) in zip(patches, places, strict=True):
+        assert (patch[0] == frame[top : top + 8, left : left + 8]).all()
 
 
 def test_cutting_nothing_gives_no_patches() -> None:
