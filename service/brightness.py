@@ -8,6 +8,10 @@ from numpy.typing import NDArray
 
 BLOCKS = 32  # along the shorter side of a frame: their averages differ where it shows something
 SATURATED = 255
+# Of the lines of a block so many are looked at, or a few more: to read every pixel took a twentieth of a screen's time.
+# At most every seventh, for cameras that light their lines by turns have two to six kinds of them.
+LINES_OF_BLOCK = 20
+MOST_STEP = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +22,8 @@ class Brightness:
         size: (height, width) of the lines that were seen.
         contrast: grey levels between the darkest and the brightest block: averaged, a dark sensor's noise is no image.
         saturated_ratio: share of the pixels at 255, 0 to 1.
+
+    Both are of every seventh line of a large frame, and of every line of a small one.
     """
 
     size: tuple[int, int]
@@ -38,38 +44,43 @@ class BrightnessMeter:
     def __init__(self, height: int, width: int) -> None:
         self._width = width
         self._block_px = max(1, min(height, width) // BLOCKS)
+        self._step = min(MOST_STEP, max(1, self._block_px // LINES_OF_BLOCK))
         self._starts = np.arange(0, width, self._block_px)  # the last block of a line, or of a frame, may be smaller
         self._sums = np.zeros(len(self._starts), np.int64)  # of the row of blocks that is not complete yet
         self._lines = 0
+        self._of_blocks, self._looked_at = 0, 0  # lines looked at, of that row of blocks and of all
         self._saturated = 0
         self._darkest, self._brightest = SATURATED, 0
 
     def add(self, lines: NDArray[np.uint8]) -> None:
         """Take note of the next lines (n, W), in their order."""
         while len(lines):
-            room = self._block_px - self._lines % self._block_px
-            part, lines = lines[:room], lines[room:]
-            columns = cv2.reduce(part, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[0]
-            self._sums += np.add.reduceat(columns, self._starts)
-            self._saturated += int(np.count_nonzero(part == SATURATED))
+            begun = self._lines % self._block_px
+            part, lines = lines[: self._block_px - begun], lines[self._block_px - begun :]
+            looked_at = part[-self._lines % self._step :: self._step]
+            if len(looked_at):
+                columns = cv2.reduce(looked_at, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[0]
+                self._sums += np.add.reduceat(columns, self._starts)
+                self._saturated += int(np.count_nonzero(looked_at == SATURATED))
+                self._of_blocks += len(looked_at)
+                self._looked_at += len(looked_at)
             self._lines += len(part)
-            if len(part) == room:
-                self._darkest, self._brightest = self._with_blocks(self._block_px)
-                self._sums[:] = 0
+            if begun + len(part) == self._block_px:
+                self._darkest, self._brightest = self._with_blocks()
+                self._sums[:], self._of_blocks = 0, 0
 
     @property
     def brightness(self) -> Brightness:
         """Of the lines so far."""
-        begun = self._lines % self._block_px
-        darkest, brightest = self._with_blocks(begun) if begun else (self._darkest, self._brightest)
+        darkest, brightest = self._with_blocks() if self._of_blocks else (self._darkest, self._brightest)
         return Brightness(
             size=(self._lines, self._width),
             contrast=max(0, brightest - darkest),
-            saturated_ratio=self._saturated / max(1, self._lines * self._width),
+            saturated_ratio=self._saturated / max(1, self._looked_at * self._width),
         )
 
-    def _with_blocks(self, lines: int) -> tuple[int, int]:
-        """The darkest and the brightest block, those of the last `lines` among them."""
+    def _with_blocks(self) -> tuple[int, int]:
+        """The darkest and the brightest block, those of the row that was begun among them."""
         widths = np.diff(self._starts, append=self._width)
-        means = np.rint(self._sums / (widths * lines))
+        means = np.rint(self._sums / (widths * self._of_blocks))
         return min(self._darkest, int(means.min())), max(self._brightest, int(means.max()))

@@ -5,30 +5,33 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from service.brightness import BLOCKS, Brightness, BrightnessMeter
+from service.brightness import BLOCKS, LINES_OF_BLOCK, MOST_STEP, Brightness, BrightnessMeter
 
+LEVELS = st.sampled_from([0, 3, 128, 254, 255])
+# the shorter side of a frame whose lines are not all looked at
+LARGE = 2 * LINES_OF_BLOCK * BLOCKS
 FRAMES = hnp.arrays(
-    np.uint8,
-    hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=120),
-    elements=st.sampled_from([0, 3, 128, 254, 255]),
-)
+    np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=120), elements=LEVELS
+) | hnp.arrays(np.uint8, st.tuples(st.integers(LARGE, LARGE + 90), st.just(LARGE)), elements=LEVELS, fill=LEVELS)
 
 
 def slowly(frame: NDArray[np.uint8]) -> Brightness:
     """As the docstring says it, block by block."""
     side = max(1, min(frame.shape) // BLOCKS)
+    step = min(MOST_STEP, max(1, side // LINES_OF_BLOCK))
+    looked_at = np.arange(len(frame)) % step == 0
     means = [
-        int(np.rint(frame[top : top + side, left : left + side].mean()))
-        for top in range(0, frame.shape[0], side)
+        int(np.rint(frame[top : top + side][lines, left : left + side].mean()))
+        for top in range(0, len(frame), side)
+        if (lines := looked_at[top : top + side]).any()
         for left in range(0, frame.shape[1], side)
     ]
     height, width = frame.shape
-    return Brightness(
-        size=(height, width), contrast=max(means) - min(means), saturated_ratio=int((frame == 255).sum()) / frame.size
-    )
+    saturated = float((frame[looked_at] == 255).mean())
+    return Brightness(size=(height, width), contrast=max(means) - min(means), saturated_ratio=saturated)
 
 
-@given(FRAMES, st.lists(st.integers(0, 120), max_size=6))
+@given(FRAMES, st.lists(st.integers(0, 120) | st.integers(0, LARGE + 90), max_size=6))
 def test_in_whatever_pieces_the_lines_come_the_frame_is_as_bright(frame: NDArray[np.uint8], cuts: list[int]) -> None:
     meter = BrightnessMeter(*frame.shape)
     for lines in np.split(frame, sorted(min(cut, len(frame)) for cut in cuts)):
@@ -49,3 +52,14 @@ def test_a_tall_block_of_bright_lines_does_not_overflow() -> None:
     meter = BrightnessMeter(2_000 * BLOCKS, 2_000 * BLOCKS)
     meter.add(frame)
     assert meter.brightness.contrast == 1
+
+
+@pytest.mark.parametrize("kinds", range(2, MOST_STEP))
+def test_lines_that_are_lit_by_turns_are_all_looked_at(kinds: int) -> None:
+    # the frame of a line: one in so many of its lines is too bright, as an exposure of several kinds makes them
+    for bright in range(kinds):
+        frame = np.full((10_240, 512), 100, np.uint8)
+        frame[bright::kinds] = 255
+        meter = BrightnessMeter(10_240, 5_120)
+        meter.add(np.repeat(frame, 10, axis=1))
+        assert meter.brightness.saturated_ratio == pytest.approx(1 / kinds, rel=0.01)
