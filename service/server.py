@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import cv2
 import structlog
 import uvicorn
 from fastapi import FastAPI
@@ -44,6 +45,7 @@ def serve(make_app: Callable[[Callable[[], None]], FastAPI], settings: Settings)
     """
     # whoever stops the service has asked for it: uvicorn ends by the signal that stopped it, which would be a failure
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    cv2.setNumThreads(1)  # screens run side by side, and OpenCV's own threads would spin beside them for more work
     status = 0
 
     def end() -> None:  # as a signal does: screens under way are answered
