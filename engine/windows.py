@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 
@@ -46,7 +46,7 @@ def cover(height: int, width: int, *, patch_px: int, overlap_px: int = 0) -> tup
 
 
 def cut(frame: NDArray[np.uint8], windows: Sequence[Window], patch_px: int) -> NDArray[np.uint8]:
-    """The patches under `windows`: the frame's own pixels where they stand evenly in a row, copies elsewhere.
+    """The patches under `windows`: the frame's own pixels where each is as far from the one before, copies elsewhere.
 
     A batch that is a row of windows costs nothing until a runtime reads it.
 
@@ -67,22 +67,21 @@ def cut(frame: NDArray[np.uint8], windows: Sequence[Window], patch_px: int) -> N
     for window in windows:
         if not (0 <= window.top <= height - patch_px and 0 <= window.left <= width - patch_px):
             raise ValueError(f"{window} leaves the frame of {width} x {height} pixels")
-    if (columns := _evenly_in_a_row(windows)) is not None:
-        lines = frame[windows[0].top : windows[0].top + patch_px]
-        return sliding_window_view(lines, patch_px, axis=1)[:, columns].swapaxes(0, 1)[:, None]
+    steps = {(after.top - before.top, after.left - before.left) for before, after in pairwise(windows)}
+    if len(windows) == 1 or len(steps) == 1:
+        down, right = steps.pop() if steps else (0, 0)
+        line, pixel = frame.strides
+        return as_strided(  # within the frame, as every window is
+            frame[windows[0].top :, windows[0].left :],
+            (len(windows), 1, patch_px, patch_px),
+            (down * line + right * pixel, 0, line, pixel),
+            writeable=False,
+        )
     patches = np.empty((len(windows), 1, patch_px, patch_px), np.uint8)
     for patch, window in zip(patches, windows, strict=True):
         patch[0] = frame[window.top : window.top + patch_px, window.left : window.left + patch_px]
     patches.flags.writeable = False
     return patches
-
-
-def _evenly_in_a_row(windows: Sequence[Window]) -> slice | None:
-    """Their first columns, where they have the same lines and steps from left to right; None elsewhere."""
-    steps = {after.left - before.left for before, after in pairwise(windows)} or {1}
-    if len({window.top for window in windows}) != 1 or len(steps) > 1 or min(steps) < 1:
-        return None
-    return slice(windows[0].left, windows[-1].left + 1, min(steps))
 
 
 def _starts(length: int, patch_px: int, stride_px: int) -> list[int]:

@@ -123,12 +123,16 @@ def test_patches_are_the_pixels_under_the_windows(frame: tuple[int, int, int, in
         ([(4, 1), (4, 4)], True),  # they overlap
         ([(3, 5)], True),
         ([(4, 0), (4, 8), (4, 15)], False),  # the last was shifted inwards
-        ([(4, 8), (4, 0)], False),
-        ([(4, 8), (4, 8)], False),
-        ([(0, 8), (8, 0)], False),
+        ([(4, 8), (4, 0)], True),
+        ([(4, 8), (4, 8)], True),
+        ([(0, 8), (8, 0)], True),
+        ([(0, 5), (4, 5), (8, 5)], True),
+        ([(0, 5), (4, 5), (7, 5)], False),
+        ([(8, 16), (7, 12), (6, 8)], True),
+        ([(8, 16), (7, 12), (6, 7)], False),
     ],
 )
-def test_a_row_of_patches_is_the_frames_own_memory(places: list[tuple[int, int]], same: bool) -> None:
+def test_patches_by_equal_steps_are_the_frames_own_memory(places: list[tuple[int, int]], same: bool) -> None:
     frame = np.random.default_rng(0).integers(0, 256, (16, 24), np.uint8)
     patches = cut(frame, [Window(0, 0, top, left) for top, left in places], 8)
     assert np.shares_memory(patches, frame) == same
