@@ -22,7 +22,7 @@ from engine.slots import measure_slots, slot_patches
 from engine.streams import Run, Stream, Streams
 from engine.tuning import Conditions, Share, Tuning, tune
 
-UNDER_WAY_AT_A_GLANCE = 4  # a batch that is cleared takes no longer than the next one to be cut
+UNDER_WAY_AT_A_GLANCE = 4  # a batch that is cleared is over before another is handed over
 
 
 class CpuBackend(ABC):

@@ -66,7 +66,8 @@ class FrameLimits:
     """What a frame must be for its verdict to be worth something.
 
     Attributes:
-        saturated_ratio_max: largest share of pixels at 255.
+        saturated_ratio_max: largest share of pixels at 255, in the lines that are looked at: every seventh of a large
+            frame.
         contrast_min: grey levels between the darkest and the brightest block, each averaged, below which the frame is
             constant; a block's side is a 32nd of the frame's shorter one.
     """

@@ -46,7 +46,7 @@ def cover(height: int, width: int, *, patch_px: int, overlap_px: int = 0) -> tup
 
 
 def cut(frame: NDArray[np.uint8], windows: Sequence[Window], patch_px: int) -> NDArray[np.uint8]:
-    """The patches under `windows`: the frame's own pixels where each is as far from the one before, copies elsewhere.
+    """The patches under `windows`: the frame's own pixels where they go on by equal steps, copies elsewhere.
 
     A batch that is a row of windows costs nothing until a runtime reads it.
 
@@ -68,7 +68,7 @@ def cut(frame: NDArray[np.uint8], windows: Sequence[Window], patch_px: int) -> N
         if not (0 <= window.top <= height - patch_px and 0 <= window.left <= width - patch_px):
             raise ValueError(f"{window} leaves the frame of {width} x {height} pixels")
     steps = {(after.top - before.top, after.left - before.left) for before, after in pairwise(windows)}
-    if len(windows) == 1 or len(steps) == 1:
+    if len(windows) == 1 or (len(steps) == 1 and min(min(steps)) >= 0):
         down, right = steps.pop() if steps else (0, 0)
         line, pixel = frame.strides
         return as_strided(  # within the frame, as every window is

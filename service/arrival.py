@@ -23,7 +23,7 @@ class Arrival:
     """
 
     def __init__(self, height: int, width: int) -> None:
-        # memory is touched only as bytes arrive: a frame that is announced and does not come costs nothing
+        # new memory is touched only as bytes arrive: a frame that is announced and does not come costs nothing
         self.pixels = _MEMORY.lend(height * width).reshape(height, width)
         self.buffer = self.pixels.reshape(-1).data
         self._step_lines = max(1, height // STEPS)
@@ -45,7 +45,7 @@ class Arrival:
     def fail(self, error: Exception) -> None:
         """No more lines will come: `wait` raises a copy of this."""
         with self._changed:
-            # without its traceback, which holds this object: held in turn, the frame would not be freed for long
+            # without its traceback, which holds this object: held in turn, it would keep the frame's memory for long
             self._failure = copy(error)
             self._changed.notify_all()
 

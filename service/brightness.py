@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 BLOCKS = 32  # along the shorter side of a frame: their averages differ where it shows something
 SATURATED = 255
-# Of the lines of a block so many are looked at, or a few more: to read every pixel took a twentieth of a screen's time.
-# At most every seventh, for cameras that light their lines by turns have two to six kinds of them.
-LINES_OF_BLOCK = 20
-MOST_STEP = 7
+# Of a large frame every seventh line is looked at: to read every pixel took a twentieth of a screen's time. A camera
+# that lights its lines by turns has two to six kinds of them, and seven meets all alike.
+STEP = 7
+LEAST_OF_BLOCK = 20  # lines of a block that are looked at; else all are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +23,7 @@ class Brightness:
         contrast: grey levels between the darkest and the brightest block: averaged, a dark sensor's noise is no image.
         saturated_ratio: share of the pixels at 255, 0 to 1.
 
-    Both are of every seventh line of a large frame, and of every line of a small one.
+    Both are of every seventh line of a large frame, and of every line of one whose shorter side is below 4,480.
     """
 
     size: tuple[int, int]
@@ -44,7 +44,7 @@ class BrightnessMeter:
     def __init__(self, height: int, width: int) -> None:
         self._width = width
         self._block_px = max(1, min(height, width) // BLOCKS)
-        self._step = min(MOST_STEP, max(1, self._block_px // LINES_OF_BLOCK))
+        self._step = STEP if self._block_px >= STEP * LEAST_OF_BLOCK else 1
         self._starts = np.arange(0, width, self._block_px)  # the last block of a line, or of a frame, may be smaller
         self._sums = np.zeros(len(self._starts), np.int64)  # of the row of blocks that is not complete yet
         self._lines = 0

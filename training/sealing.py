@@ -126,7 +126,8 @@ def _maps(
 @torch.inference_mode()
 def _features(network: Network, pixels: NDArray[np.uint8]) -> Features:
     graph = FeaturesGraph(network)
-    parts = [[out.numpy() for out in graph(some)] for some in torch.split(torch.from_numpy(pixels), CHUNK)]
+    own = torch.from_numpy(pixels.copy())  # what is cut may not be written to, which torch will not have
+    parts = [[out.numpy() for out in graph(some)] for some in torch.split(own, CHUNK)]
     return Features.joined(
         [
             Features(label_features=x, stage1=cosine, activation=activation, doubt=np.ones(len(x), np.float32))

@@ -51,8 +51,8 @@ class SimulatedDevice(FakeBackend):
 
     def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
         self._free_at = done_at = max(self._free_at, time.monotonic()) + self.seconds_of(len(pixels))
-        np.copyto(self._input[: len(pixels)], pixels)  # as any runtime does, if only to page-locked memory
         features = super().features(pixels)
+        np.copyto(self._input[: len(pixels)], pixels)  # as any runtime does, if only to page-locked memory
 
         def answer() -> Features:
             time.sleep(max(0.0, done_at - time.monotonic()))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine import Window, cut
+from service.arrival import Arrival
+from service.errors import IncompleteBody
 from service.frames import FrameMemory
 
 
@@ -17,7 +19,7 @@ def address(array: NDArray[np.uint8]) -> int:
 
 
 def test_what_is_over_is_lent_again() -> None:
-    memory = FrameMemory()
+    memory = FrameMemory(worth_bytes=1)
     frame = memory.lend(100)
     before = address(frame)
     del frame
@@ -36,7 +38,7 @@ def test_what_is_over_is_lent_again() -> None:
     ],
 )
 def test_a_view_holds_it(view: object) -> None:
-    memory = FrameMemory()
+    memory = FrameMemory(worth_bytes=1)
     frame = memory.lend(100)
     held = view(frame)  # type: ignore[operator]
     del frame
@@ -47,7 +49,7 @@ def test_a_view_holds_it(view: object) -> None:
 
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=30), st.integers(0, 8))
 def test_no_two_have_the_same_and_no_more_is_kept_than_may_be(sizes: list[int], most: int) -> None:
-    memory = FrameMemory(kept_bytes=most)
+    memory = FrameMemory(kept_bytes=most, worth_bytes=1)
     lent: list[NDArray[np.uint8]] = []
     for number, size in enumerate(sizes):
         frame = memory.lend(size)
@@ -61,16 +63,41 @@ def test_no_two_have_the_same_and_no_more_is_kept_than_may_be(sizes: list[int], 
         assert frame.tolist() == [number] * size
 
 
-def test_frames_of_another_size_take_the_place_of_those_before() -> None:
-    memory = FrameMemory()
-    for frame in [memory.lend(100) for _ in range(3)]:
-        del frame
-    memory.lend(50)
-    assert memory.free_bytes == 50
+def test_lines_of_two_sizes_both_find_theirs() -> None:
+    memory = FrameMemory(worth_bytes=1)
+    frames = [memory.lend(size) for size in (100, 50)]
+    before = sorted(map(address, frames))
+    del frames
+    for _ in range(3):
+        assert sorted(address(memory.lend(size)) for size in (100, 50)) == before
+
+
+def test_the_size_that_came_last_stays() -> None:
+    memory = FrameMemory(kept_bytes=120, worth_bytes=1)
+    for size in (50, 60, 100):
+        memory.lend(size)
+    assert memory.free_bytes == 100
+
+
+def test_what_is_small_or_too_large_is_not_kept() -> None:
+    memory = FrameMemory(kept_bytes=100, worth_bytes=10)
+    for size in (1, 9, 101):
+        memory.lend(size)
+    assert memory.free_bytes == 0
+    memory.lend(10)
+    assert memory.free_bytes == 10
+
+
+def test_a_frame_that_failed_leaves_its_memory_to_the_next() -> None:
+    arrival = Arrival(2048, 1024)
+    before = address(arrival.pixels)
+    arrival.fail(IncompleteBody("gone"))
+    del arrival
+    assert address(Arrival(2048, 1024).pixels) == before
 
 
 def test_threads_share_it() -> None:
-    memory, wrong = FrameMemory(), []
+    memory, wrong = FrameMemory(kept_bytes=2000, worth_bytes=1), []
 
     def post(number: int) -> None:
         for _ in range(500):
@@ -85,4 +112,4 @@ def test_threads_share_it() -> None:
     for thread in threads:
         thread.join()
     assert not wrong
-    assert memory.free_bytes <= 4 * 1000
+    assert memory.free_bytes <= 2000

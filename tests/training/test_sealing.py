@@ -51,7 +51,7 @@ def test_each_screen_is_sealed_with_what_the_module_says_of_all_its_windows(
         windows = [expected[0]._replace(top=top, left=left) for top, left in sealed["windows"]]
         assert [(w.top, w.left) for w in windows[: len(expected)]] == [(w.top, w.left) for w in expected]
         with torch.inference_mode():
-            score = network(torch.from_numpy(cut(frame, windows, PATCH_PX))).score_NL
+            score = network(torch.from_numpy(cut(frame, windows, PATCH_PX).copy())).score_NL
         np.testing.assert_allclose(sealed["probability"], torch.sigmoid(score), atol=1e-5)
         added += len(windows) - len(expected)
         assert len(windows) <= len(expected) + look.most(len(expected))
@@ -76,7 +76,7 @@ def test_the_map_of_each_label_that_a_window_has_is_sealed(tmp_path: Path, netwo
     frame = np.asarray(cv2.imread(str(source / "screens" / name), cv2.IMREAD_GRAYSCALE), np.uint8)
     patches = cut(frame, cover(*frame.shape, patch_px=PATCH_PX), PATCH_PX)
     with torch.inference_mode():
-        maps = network.features(torch.from_numpy(patches))[2].numpy()
+        maps = network.features(torch.from_numpy(patches.copy()))[2].numpy()
     assert [(one["window"], one["label"]) for one in sealed["maps"]] == [
         (window, label) for window in range(len(patches)) for label in LABELS
     ]

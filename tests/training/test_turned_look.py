@@ -118,7 +118,7 @@ def test_a_sealed_set_tells_which_windows_were_looked_at_turned(tmp_path: Path) 
     frame = np.asarray(cv2.imread(str(source / "screens" / name), cv2.IMREAD_GRAYSCALE), np.uint8)
     patches = cut(frame, cover(*frame.shape, patch_px=64), 64)
     with torch.inference_mode():
-        output = network(torch.from_numpy(patches))
+        output = network(torch.from_numpy(patches.copy()))
         places = in_doubt(torch.sigmoid(output.score_NL).numpy(), ALL)
         assert sealed["turned"] == list(places)
         assert len(places) == 3  # a quarter of twelve
