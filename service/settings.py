@@ -99,7 +99,8 @@ class Settings(BaseSettings):
         # being decoded, or one TIFF; what alone is larger than its half goes alone
         2**30,
         ge=1,
-        description="of screens in flight: half for bodies and frames, half for decoding files; what has no room waits",
+        description="of screens in flight: half for bodies and frames, half for decoding files; what has no room waits."
+        " Beside it up to 160 MiB of raw frames that are over are kept for the next ones",
     )
     max_queue_patches: int = Field(1000, ge=1, description="patches waiting for a device; more are refused")
     deadline_s: float = Field(30.0, gt=0, le=300, description="time to answer when the request names none")
