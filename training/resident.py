@@ -111,8 +111,8 @@ def augment(
         return torch.rand(count, generator=random, device=device)
 
     turns = (_MIRRORED if config.flip else ()) + (_ROTATED if config.quarter_turns else ())
-    chosen = {turn: uniform() < 0.5 for turn in turns}
-    pixels_NPP, maps_NLHW = turned(pixels_NPP, chosen), _turned(maps_NLHW, chosen)
+    if chosen := {turn: uniform() < 0.5 for turn in turns}:
+        pixels_NPP, maps_NLHW = turned(pixels_NPP, chosen), _turned(maps_NLHW, chosen)
     if config.brightness or config.contrast or config.gamma:
         strengths = (config.brightness, config.contrast, config.gamma)
         pixels_NPP = relit(pixels_NPP, *((1 + strength * (2 * uniform() - 1)).clamp(min=0) for strength in strengths))

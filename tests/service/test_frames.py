@@ -1,6 +1,7 @@
 """Memory of frames: lent again once nobody has it, never before, and not kept without a bound."""
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -37,10 +38,10 @@ def test_what_is_over_is_lent_again() -> None:
         lambda frame: frame.reshape(10, 10).data[4:],
     ],
 )
-def test_a_view_holds_it(view: object) -> None:
+def test_a_view_holds_it(view: Callable[[NDArray[np.uint8]], object]) -> None:
     memory = FrameMemory(worth_bytes=1)
     frame = memory.lend(100)
-    held = view(frame)  # type: ignore[operator]
+    held = view(frame)
     del frame
     assert memory.free_bytes == 0
     del held
