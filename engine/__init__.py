@@ -6,7 +6,7 @@ needs torch and is imported by name.
 
 from pathlib import Path
 
-from engine.backend import NO_GUARD, Backend, Features, Options, infer, load, load_all, recover, stream
+from engine.backend import NO_GUARD, Backend, Batch, Features, Options, infer, load, load_all, recover, stream
 from engine.batches import Batches
 from engine.cpus import available_cpus
 from engine.errors import (
@@ -55,6 +55,7 @@ __all__ = [
     "POSITIONS",
     "RELEASE_FILE",
     "Backend",
+    "Batch",
     "Batches",
     "BundleError",
     "DeviceLost",

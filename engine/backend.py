@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict, Unpack, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,13 @@ class Features:
         )
 
 
+class Batch(NamedTuple):
+    """Patches (n, 1, P, P) of one screen, and whether a glance may clear them; see `Backend.features`."""
+
+    pixels: NDArray[np.uint8]
+    glance: bool = True
+
+
 class Backend(Protocol):
     """A bundle, loaded into a runtime.
 
@@ -96,7 +103,7 @@ class Backend(Protocol):
     def guard(self) -> Mapping[str, float]:
         """Guard band g by label, how far a score may move with the patch's slot in the batch; empty where it cannot."""
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         """Features of one batch of patches of one screen.
 
         The graph always runs one number of patches, the batch or each patch alone, so that one shape is compiled and
@@ -104,6 +111,8 @@ class Backend(Protocol):
 
         Args:
             pixels: (n, 1, P, P) grey, 1 <= n <= batch_size.
+            glance: whether a glance may clear them, where the bundle has one. What is looked at again is for the whole
+                network alone, which was in doubt of it.
 
         Raises:
             ValueError: `pixels` has another shape or type, no patch, or more than batch_size.
@@ -138,7 +147,7 @@ class Backend(Protocol):
 class Streaming(Protocol):
     """A backend that keeps two batches under way, so that copies and the caller's work hide behind computing."""
 
-    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+    def features_many(self, batches: Iterable[Batch]) -> Generator[Features]:
         """Features of the batches of one screen, in their order; see `stream`."""
 
 
@@ -150,7 +159,7 @@ class Recoverable(Protocol):
         """Make a lost device usable again; see `recover`."""
 
 
-def stream(backend: Backend, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+def stream(backend: Backend, batches: Iterable[Batch]) -> Generator[Features]:
     """Features of the batches of one screen, in their order.
 
     A backend that can takes the next batch from `batches` while the one before computes; another computes each before
@@ -164,7 +173,8 @@ def stream(backend: Backend, batches: Iterable[NDArray[np.uint8]]) -> Generator[
     if isinstance(backend, Streaming):
         yield from backend.features_many(batches)
     else:
-        yield from map(backend.features, batches)
+        for batch in batches:
+            yield backend.features(batch.pixels, glance=batch.glance)
 
 
 def recover(backend: Backend) -> None:
@@ -279,12 +289,13 @@ def load_all(bundle: Path, runtime: str = "auto", **options: Unpack[Options]) ->
         raise
 
 
-def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArray[np.float32]]:
+def infer(backend: Backend, patches: NDArray[np.uint8], *, glance: bool = True) -> tuple[Features, NDArray[np.float32]]:
     """Features and probabilities of one screen, without a queue: batches in order, then the reasoning.
 
     Args:
         backend: what runs it.
         patches: (K, 1, P, P) all the patches of one screen, K >= 1.
+        glance: whether a glance may clear them.
 
     Returns:
         The features over K and the (K, C) probabilities.
@@ -294,7 +305,8 @@ def infer(backend: Backend, patches: NDArray[np.uint8]) -> tuple[Features, NDArr
         InferenceError: the runtime failed.
     """
     size = backend.batch_size
-    batches = [backend.features(patches[start : start + size]) for start in range(0, len(patches), size)]
+    starts = range(0, len(patches), size)
+    batches = [backend.features(patches[start : start + size], glance=glance) for start in starts]
     if not batches:
         raise ValueError("a screen has at least one patch")
     features = Features.joined(batches)

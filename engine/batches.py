@@ -5,10 +5,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
-from engine.backend import Features
+from engine.backend import Batch, Features
 from engine.errors import InferenceError
 
 UNDER_WAY = 2
@@ -23,18 +20,18 @@ class Batches:
         under_way: at a time.
     """
 
-    begin: Callable[[NDArray[np.uint8]], Callable[[], Features]]
+    begin: Callable[[Batch], Callable[[], Features]]
     under_way: int = UNDER_WAY
 
-    def run(self, pixels: NDArray[np.uint8]) -> Features:
+    def run(self, batch: Batch) -> Features:
         """One batch, waited for.
 
         Raises:
             InferenceError: the runtime failed.
         """
-        return self.begin(pixels)()
+        return self.begin(batch)()
 
-    def stream(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+    def stream(self, batches: Iterable[Batch]) -> Generator[Features]:
         """The answers in their order; left before the end, nothing is under way afterwards.
 
         Raises:
@@ -42,8 +39,8 @@ class Batches:
         """
         running: deque[Callable[[], Features]] = deque()
         try:
-            for pixels in batches:
-                running.append(self.begin(pixels))
+            for batch in batches:
+                running.append(self.begin(batch))
                 if len(running) == self.under_way:
                     yield running.popleft()()
             while running:

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from engine.backend import BEST_FIRST, PRECISIONS, Backend, Features, Streaming, load, stream
+from engine.backend import BEST_FIRST, PRECISIONS, Backend, Batch, Features, Streaming, load, stream
 from engine.cpus import cpu_name, vector_instructions
 from engine.errors import EngineError, RuntimeUnavailable
 from engine.manifest import Manifest
@@ -246,7 +246,7 @@ def _contestant(backend: Backend, stack: ExitStack, missing: dict[str, str]) -> 
 
     def in_row() -> float:
         start = time.perf_counter()
-        for _ in stream(backend, [pixels] * BATCHES_IN_ROW):
+        for _ in stream(backend, [Batch(pixels)] * BATCHES_IN_ROW):
             pass
         return (time.perf_counter() - start) / BATCHES_IN_ROW
 

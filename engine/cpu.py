@@ -8,7 +8,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import NO_GUARD, Features, batch_of, check_pixels
+from engine.backend import NO_GUARD, Batch, Features, batch_of, check_pixels
 from engine.batches import UNDER_WAY, Batches
 from engine.cpus import available_cpus
 from engine.errors import InferenceError, RuntimeUnavailable
@@ -111,21 +111,21 @@ class CpuBackend(ABC):
             BundleError: the runtime refuses the graph; so does what is returned.
         """
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         """See `Backend.features`."""
-        return Batches(begin=self._begin).run(pixels)
+        return Batches(begin=self._begin).run(Batch(pixels, glance))
 
-    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+    def features_many(self, batches: Iterable[Batch]) -> Generator[Features]:
         """See `engine.backend.Streaming`: a batch of five on two CPUs leaves one of them idle at its end."""
         under_way = UNDER_WAY if self.manifest.glance == NO_GLANCE else UNDER_WAY_AT_A_GLANCE
         return Batches(begin=self._begin, under_way=under_way).stream(batches)
 
-    def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
-        check_pixels(pixels, self.manifest, self.batch_size)
+    def _begin(self, batch: Batch) -> Callable[[], Features]:
+        check_pixels(batch.pixels, self.manifest, self.batch_size)
         run = self._features  # its own: another thread may close
         if run is None:
             raise InferenceError("the backend is closed")
-        return run.begin(pixels)
+        return run.begin(batch)
 
     def reason(self, label_features: NDArray[np.float32], stage1: NDArray[np.float32]) -> NDArray[np.float32]:
         """See `Backend.reason`."""

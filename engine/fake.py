@@ -46,7 +46,7 @@ class FakeBackend:
         self._function = function
         self._closed = False
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         """See `Backend.features`; the label features and stage 1 are the scores' logits."""
         self._refuse_if_closed()
         check_pixels(pixels, self.manifest, self.batch_size)

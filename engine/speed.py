@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.backend import Backend, stream
+from engine.backend import Backend, Batch, stream
 
 FASTER_BY = 1.05  # closer than this, two timings of the same graph come out in either order
 TIMED_ROUNDS = 30
@@ -39,12 +39,12 @@ def speed_by_turns(reference: Backend, other: Backend, *, in_row: int = 1) -> Sp
     seconds: list[list[float]] = [[], []]
     pixels = [rng.integers(0, 256, (one.batch_size, 1, side, side), np.uint8) for one in (reference, other)]
     for _ in range(TIMED_ROUNDS + 1):
-        for backend, batch, times in zip((reference, other), pixels, seconds, strict=True):
+        for backend, patches, times in zip((reference, other), pixels, seconds, strict=True):
             start = time.perf_counter()
-            for _ in stream(backend, [batch] * in_row):
+            for _ in stream(backend, [Batch(patches)] * in_row):
                 pass
             times.append(time.perf_counter() - start)
     # the first round pays for the memory
     return Speed(
-        *(in_row * len(batch) / float(np.median(times[1:])) for batch, times in zip(pixels, seconds, strict=True))
+        *(in_row * len(patches) / float(np.median(times[1:])) for patches, times in zip(pixels, seconds, strict=True))
     )

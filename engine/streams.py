@@ -8,11 +8,11 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import Features
+from engine.backend import Batch, Features
 from engine.errors import InferenceError
 from engine.glance import DOUBT
 from engine.graphs import FeaturesGraph
-from engine.looks import Glance
+from engine.looks import NO_GLANCE, Glance
 
 # one run of a graph: patches to its outputs, in their order, or InferenceError; used by one thread at a time
 Run = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
@@ -31,12 +31,12 @@ class Stream:
     glance: Run | None
 
     def run(self, patches: NDArray[np.uint8], asked: Glance) -> tuple[float, list[NDArray[np.float32]]]:
-        """The doubt of a glance, 1 where there is none, and the outputs of the features graph.
+        """The doubt of a glance, 1 where there is none or none is asked for, and the outputs of the features graph.
 
         Raises:
             InferenceError: the runtime failed, or answered something impossible.
         """
-        if self.glance is None:
+        if self.glance is None or asked == NO_GLANCE:
             return 1.0, self.whole(patches)
         doubt, *clean = self.glance(patches)
         if doubt.shape != (1,):
@@ -61,24 +61,25 @@ class Streams:
             self._free.put(stream)
         self._pool = ThreadPoolExecutor(len(streams), thread_name_prefix="features")
 
-    def begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+    def begin(self, batch: Batch) -> Callable[[], Features]:
         """Start a batch; what is returned waits for it.
 
         Raises:
             InferenceError: what is returned raises it where the runtime failed.
         """
-        runs = [self._pool.submit(self._run, patches) for patches in self._graph.split(pixels)]
+        asked = self._asked if batch.glance else NO_GLANCE
+        runs = [self._pool.submit(self._run, patches, asked) for patches in self._graph.split(batch.pixels)]
 
         def answer() -> Features:
             wait(runs)  # one that failed leaves none under way
             doubt, outputs = zip(*(run.result() for run in runs), strict=True)
-            return self._graph.join(outputs, doubt, len(pixels))
+            return self._graph.join(outputs, doubt, len(batch.pixels))
 
         return answer
 
-    def _run(self, patches: NDArray[np.uint8]) -> tuple[float, list[NDArray[np.float32]]]:
+    def _run(self, patches: NDArray[np.uint8], asked: Glance) -> tuple[float, list[NDArray[np.float32]]]:
         mine = self._free.get()
         try:
-            return mine.run(patches, self._asked)
+            return mine.run(patches, asked)
         finally:
             self._free.put(mine)

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.backend import NO_GUARD, Features, batch_of, check_pixels
+from engine.backend import NO_GUARD, Batch, Features, batch_of, check_pixels
 from engine.batches import Batches
 from engine.compiler import CONFIGURATION, VERSION, Compiled, Progress, RefusedPlan, compile_graph
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
@@ -124,13 +124,13 @@ class TensorRTBackend:
         """See `Backend.guard`; measured on this plan for this bundle by whoever loads them first."""
         return self._plan.record.guard_of(self.manifest) or NO_GUARD
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
-        """See `Backend.features`.
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
+        """See `Backend.features`; here no glance is had.
 
         Raises:
             DeviceLost: the device fails at everything from now on, until `recover`.
         """
-        return Batches(begin=self._begin).run(pixels)
+        return Batches(begin=self._begin).run(Batch(pixels, glance))
 
     def timed_features(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
         """`features`, and the seconds that it took by the device's own events; for the benchmark."""
@@ -165,7 +165,7 @@ class TensorRTBackend:
             with suppress(InferenceError), self._using():  # a lost device has lost it too
                 own.free()
 
-    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+    def features_many(self, batches: Iterable[Batch]) -> Generator[Features]:
         """Features of one screen's batches in their order, each taken from `batches` while the one before computes.
 
         Between two batches `features` may be called, as a self-test does. What the iterable raises goes through, and
@@ -288,8 +288,8 @@ class TensorRTBackend:
         if gpu is not None:
             gpu.release()
 
-    def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
-        return partial(self._collect, self._submit(pixels))
+    def _begin(self, batch: Batch) -> Callable[[], Features]:
+        return partial(self._collect, self._submit(batch.pixels))
 
     def _submit(self, pixels: NDArray[np.uint8]) -> Buffers:
         check_pixels(pixels, self.manifest, self._batch_size)

@@ -25,9 +25,8 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from engine.backend import Backend, Features
+from engine.backend import Backend, Batch, Features
 from engine.batches import Batches
 from engine.golden import read_golden
 from engine.speed import FASTER_BY
@@ -158,41 +157,41 @@ def tune(
     if other == first:
         return Tuning(share=first, conditions=conditions)
     golden = read_golden(bundle).pixels
-    pixels = np.resize(golden, (conditions.patches, *golden.shape[1:]))
+    batch = Batch(np.resize(golden, (conditions.patches, *golden.shape[1:])))
     if settled is not None:
-        same = _same_bits(build(first).run(pixels), build(settled).run(pixels))
+        same = _same_bits(build(first).run(batch), build(settled).run(batch))
         return Tuning(share=settled if same else first, conditions=conditions)
-    expected, first_s = _try(build(first), pixels, clock, slow_s=TRIAL_S)
+    expected, first_s = _try(build(first), batch, clock, slow_s=TRIAL_S)
     trials = [Trial(share=first, batch_s=first_s, same_bits=True)]
     if first_s > TRIAL_S:
         return Tuning(share=first, conditions=conditions, trials=tuple(trials))
-    features, other_s = _try(build(other), pixels, clock)
+    features, other_s = _try(build(other), batch, clock)
     allowed = _same_bits(features, expected)
     trials.append(Trial(share=other, batch_s=other_s, same_bits=allowed))
     taken = allowed and first_s > FASTER_BY * other_s
     if taken:  # unless it was something else that slowed the reference down
-        _, again_s = _try(build(first), pixels, clock)
+        _, again_s = _try(build(first), batch, clock)
         trials.append(Trial(share=first, batch_s=again_s, same_bits=True))
         taken = again_s > FASTER_BY * other_s
     return Tuning(share=other if taken else first, conditions=conditions, trials=tuple(trials))
 
 
 def _try(
-    batches: Batches, pixels: NDArray[np.uint8], clock: Callable[[], float], *, slow_s: float = float("inf")
+    batches: Batches, batch: Batch, clock: Callable[[], float], *, slow_s: float = float("inf")
 ) -> tuple[Features, float]:
     """What it answers, and the time of a batch in the shortest run, which other work on the machine disturbed least.
 
     Where a batch alone takes longer than `slow_s`, that is its time.
     """
-    features = batches.run(pixels)  # pays for the memory
+    features = batches.run(batch)  # pays for the memory
     start = clock()
-    batches.run(pixels)
+    batches.run(batch)
     if (alone_s := clock() - start) > slow_s:
         return features, alone_s
     best, until = float("inf"), clock() + TRIAL_S
     for _ in range(RUNS_MAX):
         start = clock()
-        for _ in batches.stream([pixels] * BATCHES):
+        for _ in batches.stream([batch] * BATCHES):
             pass
         best = min(best, (clock() - start) / BATCHES)
         if clock() >= until:

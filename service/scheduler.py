@@ -24,7 +24,7 @@ import numpy as np
 import structlog
 from numpy.typing import NDArray
 
-from engine import Backend, DeviceLost, Features, Golden, InferenceError, Window, cut, stream
+from engine import Backend, Batch, DeviceLost, Features, Golden, InferenceError, Window, cut, stream
 from service.errors import DeadlineExceeded, ServiceError
 from service.selftest import FRESH_S, SelfTest, SelfTestReport, worst
 from service.waiting import Computed, Job, Queue
@@ -129,7 +129,8 @@ class Scheduler:
             windows: K windows of the frame, in row order.
             deadline_at: on the scheduler's clock.
             after: what was computed of this screen already, or is being computed: it came before all that wait, stays
-                on its device, and is not refused for lack of room now, when most of its work is done.
+                on its device, and is not refused for lack of room now, when most of its work is done. What is looked
+                at again is for the whole network: no glance clears it.
 
         Raises:
             ImageTooLarge: more patches than the queue could ever hold.
@@ -137,7 +138,7 @@ class Scheduler:
             NotReady: the service is stopping, or has lost a device for good.
         """
         device = None if after is None else after.device
-        job = Job(frame, windows, deadline_at, queued_at=self._clock(), device=device)
+        job = Job(frame, windows, deadline_at, queued_at=self._clock(), device=device, glance=after is None)
         self._queue.put(job)
         try:
             yield Queued(self._queue, job, self._clock)
@@ -198,7 +199,7 @@ class _Batch:
     """Some windows of one screen at a device: their patches, and when the device took them."""
 
     job: Job
-    pixels: NDArray[np.uint8]
+    patches: Batch
     begun_at: float
 
 
@@ -241,7 +242,7 @@ class _Device:
             for answer in answers:
                 self._take_in(running.popleft(), answer)
 
-    def _batches(self, running: deque[_Batch]) -> Iterator[NDArray[np.uint8]]:
+    def _batches(self, running: deque[_Batch]) -> Iterator[Batch]:
         """Patches for the runtime, the first waited for; the self-test goes ahead of each batch.
 
         What is taken has a name here alone: in a caller it would keep its frame for as long as there is work.
@@ -251,7 +252,7 @@ class _Device:
         while batch is not None:
             self._test_if_due()
             running.append(batch)
-            yield batch.pixels
+            yield batch.patches
             batch = self._take(0.0)
 
     def _take(self, timeout_s: float) -> _Batch | None:
@@ -272,14 +273,15 @@ class _Device:
 
     def _cut(self, job: Job, first: int) -> _Batch:
         windows = job.windows[first : first + self._backend.batch_size]
-        return _Batch(job, cut(job.frame, windows, self._backend.manifest.patch_px), self._clock())
+        pixels = cut(job.frame, windows, self._backend.manifest.patch_px)
+        return _Batch(job, Batch(pixels, job.glance), self._clock())
 
     def _take_in(self, batch: _Batch, answer: Features) -> None:
         """An answer to its screen, which is done with its last one."""
         job, now = batch.job, self._clock()
         job.features_s += now - max(batch.begun_at, self._free_at)
         self._free_at = now
-        outcome = _attempt(lambda: self._added(job, answer, len(batch.pixels)))
+        outcome = _attempt(lambda: self._added(job, answer, len(batch.patches.pixels)))
         self._queue.answered(job, outcome)
 
     def _added(self, job: Job, answer: Features, patches: int) -> Computed | None:
@@ -313,7 +315,8 @@ class _Device:
             if alone or batch.job.over:
                 self._queue.answered(batch.job, error)
                 continue
-            answer = _attempt(partial(self._backend.features, batch.pixels))
+            pixels, glance = batch.patches
+            answer = _attempt(partial(self._backend.features, pixels, glance=glance))
             if isinstance(answer, Features):
                 self._take_in(batch, answer)
             elif isinstance(answer, DeviceLost):

@@ -70,6 +70,7 @@ class Job:
         begun: windows that its device has taken.
         device: which took the first; the others follow there. One that is queued with its device is a further look at
             a screen whose turn it was already.
+        glance: whether a glance may clear its windows.
         running: batches that are at the device now.
         batches: answers, in order.
         features_s: time that the device worked on it.
@@ -85,6 +86,7 @@ class Job:
     whole_at: float = 0.0
     begun: int = 0
     device: object = None
+    glance: bool = True
     running: int = 0
     batches: list[Features] = field(default_factory=list)
     features_s: float = 0.0

@@ -176,7 +176,7 @@ def _served(backend: Backend, pixels: NDArray[np.uint8], look: TurnedLook) -> ND
     """Of patches (K, 1, P, P) that are reasoned together, (K, L)."""
 
     def see_turned(window: int) -> Features:
-        return infer(backend, turned(pixels[window, 0]))[0]
+        return infer(backend, turned(pixels[window, 0]), glance=False)[0]
 
     features, once = infer(backend, pixels)
     doubtful = in_doubt(once, look)

@@ -1,10 +1,10 @@
-"""A glance for a bundle: a small network that clears windows on CPUs, and hardly any of those that tell something.
+"""A glance for a bundle: a small network that clears windows on CPUs, and hardly any of those with a defect.
 
 A window tells something where the whole network gives a label a score from which a screen does not pass, or from which
-the bundle looks again. From those the least doubt is chosen that is looked at: as high as the share of them allows that
-may be cleared. Doubts are those of the graph as it is served here, in each runtime and precision; of a window that is
-looked at turned the least of all positions. What the glance costs in F is then measured as with any other bundle, by
-`evaluate` on a CPU.
+the bundle looks again. Where the label is there it has found a defect, or its trace: from those windows the least doubt
+is chosen that is looked at, as high as the share of them allows that may be cleared. What it takes for a defect where
+there is none need not be kept. Doubts are those of the graph as it is served here, in each runtime and precision. What
+the glance costs in F is then measured as with any other bundle, by `evaluate` on a CPU.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from engine import (
     Glance,
     Manifest,
     RuntimeUnavailable,
-    in_doubt,
     load,
     read_golden,
     seen_whole,
     self_test,
-    turned,
 )
 from engine.doubt import write_glance
 from training.card import CARD_FILE, card_with
@@ -70,14 +68,14 @@ class Chosen:
     Attributes:
         doubt_min: the least doubt that is looked at.
         windows: all of them.
-        telling: that must not be cleared.
+        found: those in which the whole network finds a defect that is there.
         lost: of these, how many are cleared.
         cleared: of all.
     """
 
     doubt_min: float
     windows: int
-    telling: int
+    found: int
     lost: int
     cleared: int
 
@@ -87,8 +85,8 @@ class Chosen:
 
     def __str__(self) -> str:
         return (
-            f"clears {self.cleared} of {self.windows} windows ({self.cleared / self.windows:.1%}), {self.lost} of "
-            f"{self.telling} telling ones among them"
+            f"clears {self.cleared} of {self.windows} windows ({self.cleared / self.windows:.1%}), {self.lost} of the "
+            f"{self.found} in which a defect is found among them"
         )
 
 
@@ -104,13 +102,13 @@ def add_glance(
             bundle has learnt from.
         out: folder of the new bundle, which must not exist.
         version: of the new bundle.
-        lost: share of the windows that tell something that may be cleared, below 1.
+        lost: share of the windows in which a defect is found that may be cleared, below 1.
         part: train, validation or test; None takes all screens.
 
     Raises:
         ValueError: the version is the bundle's own, `out` exists, the run is of other labels or has two stages, the
-            data does not fit or was learnt from, no window or no golden patch tells anything, nothing would be
-            cleared, or what would stand for a cleared window tells something.
+            data does not fit or was learnt from, no defect is found in any window, no golden patch tells anything,
+            nothing would be cleared, or what would stand for a cleared window tells something.
         BundleError: the bundle is not whole.
         InferenceError: the new bundle does not give its golden patches their answers.
     """
@@ -125,13 +123,13 @@ def add_glance(
     patches = fitting_patches(before, folders, part=part)
     with seen_whole(bundle) as whole, drafted(whole, out) as draft:
         with closing(load(draft, "onnxruntime", precision="fp32")) as backend:
-            probability = bundle_probability(backend, patches, group="screen")
-            tells = telling(probability, before)
-            clean = _clean(backend, patches, np.flatnonzero(~tells))
+            tells = telling(bundle_probability(backend, patches, group="screen"), before)
+            clean = _clean(backend, patches, np.flatnonzero(~(tells | (patches.labels != 0)).any(axis=1)))
         write_glance(draft, Doubt(network), clean, patch_px=before.patch_px, part=Doubt.TRUNK)
         replace(before, glance=CLEARS_ALL).sign(draft)
-        doubt, most = _doubts(draft, patches, probability)
-        chosen = choose(doubt, tells, lost=lost, most=most)
+        doubt, most = _doubts(draft, patches)
+        found = tells & (patches.labels != 0)  # one that is not known may be there
+        chosen = choose(doubt, found.any(axis=1), lost=lost, most=most)
         manifest = replace(
             before,
             version=version,
@@ -153,31 +151,31 @@ def add_glance(
 
 
 def telling(probability: NDArray[np.float32], manifest: Manifest) -> NDArray[np.bool_]:
-    """Which windows (N,) of probabilities (N, L) keep a screen from passing, or are looked at again."""
+    """Which probabilities (N, L) keep a screen from passing, or have their window looked at again."""
     low = np.array([limits.review[0] for limits in manifest.labels.values()])
     for look in (manifest.second_look, manifest.turned_look):
         if look.ratio_max:
             low = np.minimum(low, look.score_min)
-    return np.asarray((probability >= low).any(axis=1))
+    return np.asarray(probability >= low)
 
 
-def choose(doubt: NDArray[np.float32], tells: NDArray[np.bool_], *, lost: float, most: float = 1.0) -> Chosen:
-    """The highest limit that clears no more of the windows that tell something than a share of them.
+def choose(doubt: NDArray[np.float32], found: NDArray[np.bool_], *, lost: float, most: float = 1.0) -> Chosen:
+    """The highest limit that clears no more of the windows in which a defect is found than a share of them.
 
     Args:
         doubt: (N,) of the glance.
-        tells: (N,) whether the whole network sees something.
+        found: (N,) whether the whole network finds a defect that is there.
         lost: that share, below 1.
         most: what the limit is at most.
 
     Raises:
-        ValueError: no window tells anything, or nothing would be cleared.
+        ValueError: there is no such window, or nothing would be cleared.
     """
-    found = np.sort(doubt[tells])
-    if not len(found):
-        raise ValueError("the whole network sees nothing in any of these windows: no limit can be chosen on them")
+    kept = np.sort(doubt[found])
+    if not len(kept):
+        raise ValueError("the bundle finds no labelled defect in any of these windows: no limit can be chosen on them")
     # a limit clears what is below it
-    limit = min(float(found[int(lost * len(found))]), most)
+    limit = min(float(kept[int(lost * len(kept))]), most)
     cleared = doubt < limit
     if not cleared.any():
         raise ValueError(
@@ -186,8 +184,8 @@ def choose(doubt: NDArray[np.float32], tells: NDArray[np.bool_], *, lost: float,
     return Chosen(
         doubt_min=limit,
         windows=len(doubt),
-        telling=len(found),
-        lost=int((cleared & tells).sum()),
+        found=len(kept),
+        lost=int((cleared & found).sum()),
         cleared=int(cleared.sum()),
     )
 
@@ -218,29 +216,19 @@ def _served(bundle: Path) -> Iterator[Backend]:
                 yield load(bundle, "openvino", precision=precision)
 
 
-def _doubts(bundle: Path, patches: PatchSet, probability: NDArray[np.float32]) -> tuple[NDArray[np.float32], float]:
+def _doubts(bundle: Path, patches: PatchSet) -> tuple[NDArray[np.float32], float]:
     """The least doubt of each window (N,) as it is served, and what leaves the golden patches that tell something."""
     manifest, golden = Manifest.read(bundle), read_golden(bundle)
-    telling_golden = golden.pixels[telling(golden.probability, manifest)]
+    telling_golden = golden.pixels[telling(golden.probability, manifest).any(axis=1)]
     if not len(telling_golden):
         raise ValueError(f"no golden patch of {bundle.name} tells anything: a self-test would not find a blind glance")
-    positions = _looked_at_turned(patches, probability, manifest)
     least, most = np.ones(len(patches), np.float32), 1.0
     for backend in _served(bundle):
         with closing(backend):
             for k in track(range(len(patches)), f"doubts, {backend.runtime} {backend.precision}", transient=True):
-                pixels = patches.patch(k)[None, None]
-                if k in positions:
-                    pixels = np.concatenate([pixels, turned(pixels[0, 0])])
-                least[k] = min(least[k], _least(backend, pixels))
+                least[k] = min(least[k], _least(backend, patches.patch(k)[None, None]))
             most = min(most, MARGIN * _least(backend, telling_golden))
     return least, most
-
-
-def _looked_at_turned(patches: PatchSet, probability: NDArray[np.float32], manifest: Manifest) -> set[int]:
-    """The windows that the bundle looks at in all positions."""
-    doubtful = [screen[list(in_doubt(probability[screen], manifest.turned_look))] for screen in patches.by_screen()]
-    return set(np.concatenate(doubtful).tolist())
 
 
 def _least(backend: Backend, pixels: NDArray[np.uint8]) -> float:
@@ -272,8 +260,8 @@ def _clean(backend: Backend, patches: PatchSet, clean: NDArray[np.int64]) -> dic
 def _said(chosen: Chosen, before: Manifest) -> list[str]:
     return [
         f"On CPUs a small network glances at every window, and the whole one sees those of which it has a doubt of "
-        f"{chosen.doubt_min:.4f} or more. On the windows that this was chosen on it {chosen}: those in which the whole "
-        f"network gives a label a score that does not pass, or is looked at again. Graphs and limits are those of "
+        f"{chosen.doubt_min:.4f} or more. On the windows that this was chosen on it {chosen}: by the whole network, a "
+        f"score that does not pass or is looked at again, of a label that is there. Graphs and limits are those of "
         f"{before.name} {before.version}.",
         "",
     ]

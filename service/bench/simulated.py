@@ -11,7 +11,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
-from engine import Batches, FakeBackend, Features, Golden, Manifest
+from engine import Batch, Batches, FakeBackend, Features, Golden, Manifest
 from service import logs
 from service.app import create_app
 from service.server import serve
@@ -41,15 +41,16 @@ class SimulatedDevice(FakeBackend):
         """What a batch of so many patches takes."""
         return self._batch_s + patches * self._patch_s
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         """See `Backend.features`."""
-        return Batches(begin=self._begin).run(pixels)
+        return Batches(begin=self._begin).run(Batch(pixels, glance))
 
-    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
+    def features_many(self, batches: Iterable[Batch]) -> Generator[Features]:
         """See `engine.backend.Streaming`: as on a GPU, the next batch is taken while the one before computes."""
         return Batches(begin=self._begin).stream(batches)
 
-    def _begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
+    def _begin(self, batch: Batch) -> Callable[[], Features]:
+        pixels = batch.pixels
         self._free_at = done_at = max(self._free_at, time.monotonic()) + self.seconds_of(len(pixels))
         features = super().features(pixels)
         np.copyto(self._input[: len(pixels)], pixels)  # as any runtime does, if only to page-locked memory

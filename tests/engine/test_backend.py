@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from engine import (
     Backend,
+    Batch,
     BundleError,
     FakeBackend,
     Features,
@@ -89,14 +90,14 @@ def test_a_stream_gives_what_each_batch_gives_alone_in_their_order(backend: Back
             assert_same(backend.features(batch), expected)  # as a self-test, while two are under way
             yield batch
 
-    answers = list(stream(backend, with_a_test_between()))
+    answers = list(stream(backend, map(Batch, with_a_test_between())))
     for answer, expected in zip(answers, alone, strict=True):
         assert_same(answer, expected)
 
 
 def test_a_stream_that_is_left_leaves_nothing_under_way(backend: Backend) -> None:
     size = backend.batch_size
-    with closing(stream(backend, (patches(size, seed=seed) for seed in range(9)))) as answers:
+    with closing(stream(backend, (Batch(patches(size, seed=seed)) for seed in range(9)))) as answers:
         next(answers)
     assert_same(backend.features(patches(size)), backend.features(patches(size)))
 

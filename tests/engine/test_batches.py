@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from engine import Features
+from engine import Batch, Features
 from engine.batches import Batches
 from engine.errors import InferenceError
 
@@ -25,8 +24,8 @@ class Device:
         self._fails_to_begin = fails_to_begin
         self._fails = fails
 
-    def begin(self, pixels: NDArray[np.uint8]) -> Callable[[], Features]:
-        number = int(pixels[0, 0, 0, 0])
+    def begin(self, batch: Batch) -> Callable[[], Features]:
+        number = int(batch.pixels[0, 0, 0, 0])
         if number == self._fails_to_begin:
             raise InferenceError("not begun")
         self.begun.append(number)
@@ -44,8 +43,8 @@ class Device:
         return wait
 
 
-def patches(count: int) -> list[NDArray[np.uint8]]:
-    return [np.full((1, 1, 1, 1), number, np.uint8) for number in range(count)]
+def patches(count: int) -> list[Batch]:
+    return [Batch(np.full((1, 1, 1, 1), number, np.uint8)) for number in range(count)]
 
 
 def numbers(answers: Iterator[Features]) -> list[int]:
@@ -80,7 +79,7 @@ def test_a_batch_that_fails_ends_it_and_leaves_nothing_under_way(failing: dict[s
 
 
 def test_what_the_source_raises_goes_through_and_leaves_nothing_under_way() -> None:
-    def source() -> Iterator[NDArray[np.uint8]]:
+    def source() -> Iterator[Batch]:
         yield from patches(2)
         raise OSError("the lines broke off")
 

@@ -86,7 +86,7 @@ def test_maps_that_show_a_label_in_another_place_are_counted(tmp_path: Path) -> 
 
         step = 0
 
-        def features(self, pixels: NDArray[np.uint8]) -> Features:
+        def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
             heat = np.roll(pixels.astype(np.float32), self.step, axis=2)
             return replace(super().features(pixels), activation=np.repeat(heat, len(LABELS), axis=1))
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from engine import DEFAULT_BUNDLE, DeviceLost, Features, stream
+from engine import DEFAULT_BUNDLE, Batch, DeviceLost, Features, stream
 from tests.engine.doubles import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
 from tests.engine.doubles.tensorrt import tensorrt
@@ -198,7 +198,7 @@ def test_a_long_screen_comes_back_whole_and_in_order(kernels: Kernels, bundle: P
     kernels.cycles = 200_000  # so that two batches are under way at a time
     batches = [patches(BATCH if index < 19 else 2, seed=index) for index in range(20)]
     with closing(backend_of(bundle)) as backend:
-        for pixels, features in zip(batches, stream(backend, batches), strict=True):
+        for pixels, features in zip(batches, stream(backend, map(Batch, batches)), strict=True):
             assert_picked(features, pixels)
 
 
@@ -288,7 +288,7 @@ def test_copying_and_uploading_go_on_beside_the_kernels(kernels: Kernels) -> Non
                 backend.features(pixels)
             one_by_one.append(perf_counter() - begun)
             begun = perf_counter()
-            for _ in stream(backend, batches):
+            for _ in stream(backend, map(Batch, batches)):
                 pass
             together.append(perf_counter() - begun)
     assert min(together) < 0.85 * min(one_by_one)

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import fields, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,17 +18,20 @@ from numpy.typing import NDArray
 from engine import (
     NO_GLANCE,
     Backend,
+    Batch,
     BundleError,
     Features,
     Glance,
     InferenceError,
     Manifest,
+    infer,
     load,
     read_golden,
     seen_whole,
     self_test,
     stream,
 )
+from engine.golden import ARRAYS
 from engine.graphs import FeaturesGraph
 from engine.manifest import GLANCE_FILE
 from engine.streams import Stream, Streams
@@ -75,7 +78,7 @@ def test_only_windows_in_which_nothing_is_doubted_are_cleared(
     with_it, without = both
     pixels = np.stack([patch(*labels) for labels in shown])
     batches = [pixels[start : start + BATCH] for start in range(0, len(pixels), BATCH)]
-    found = Features.joined(list(stream(with_it, batches)))
+    found = Features.joined(list(stream(with_it, map(Batch, batches))))
     whole = Features.joined([without.features(batch) for batch in batches])
     cleared = with_it.manifest.glance.clears(found.doubt)
     assert cleared.tolist() == [not labels for labels in shown]
@@ -85,6 +88,16 @@ def test_only_windows_in_which_nothing_is_doubted_are_cleared(
     np.testing.assert_allclose(found.label_features, whole.label_features * surer[:, None, None], rtol=1e-6)
     np.testing.assert_array_equal(found.activation, whole.activation)
     assert whole.doubt.tolist() == [1.0] * len(pixels)
+
+
+def test_what_is_looked_at_again_is_for_the_whole_network_alone(both: tuple[Backend, Backend]) -> None:
+    with_it, without = both
+    pixels = np.stack([patch(), patch(1), patch()])
+    whole = without.features(pixels)
+    [streamed] = stream(with_it, [Batch(pixels, glance=False)])
+    for found in (with_it.features(pixels, glance=False), streamed, infer(with_it, pixels, glance=False)[0]):
+        for field in fields(Features):
+            np.testing.assert_array_equal(getattr(found, field.name), getattr(whole, field.name))
 
 
 def doubting(patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
@@ -133,7 +146,7 @@ def test_of_a_batch_that_failed_nothing_is_under_way_any_more(bundle: Path) -> N
 
     graph = FeaturesGraph.read(bundle, Manifest.read(bundle), precision="fp32", batch_size=BATCH)
     streams = Streams(graph, [Stream(whole=run, glance=None)] * 2, asked=NO_GLANCE)
-    answer = streams.begin(np.arange(BATCH, dtype=np.uint8)[:, None, None, None])
+    answer = streams.begin(Batch(np.arange(BATCH, dtype=np.uint8)[:, None, None, None]))
     with pytest.raises(InferenceError, match="failed"):
         answer()
     assert sorted(ended) == [1, 2, 3, 4]
@@ -145,6 +158,30 @@ def test_the_golden_patches_have_their_answers(both: tuple[Backend, Backend], gl
     doubt = with_it.features(golden.pixels[:BATCH]).doubt
     assert with_it.manifest.glance.clears(doubt).tolist() == [False] * 4 + [True]
     assert self_test(with_it, golden) <= golden.tolerance
+
+
+def test_the_map_of_a_cleared_golden_patch_is_not_held_against_the_whole_networks(tmp_path: Path) -> None:
+    """It lies below every threshold, and is never drawn; those that the whole network saw are."""
+    copy = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+    golden = read_golden(copy)
+    with closing(load(copy, "onnxruntime")) as backend:
+        cleared = backend.manifest.glance.clears(backend.features(golden.pixels).doubt)
+        assert cleared.tolist() == [False] * 4 + [True]
+        moved = golden.activation.copy()
+        moved[cleared] += 10.0
+        assert self_test(backend, replace(golden, activation=moved)) <= golden.tolerance
+        with pytest.raises(InferenceError, match="maps of the golden patches differ"):
+            self_test(backend, replace(golden, activation=moved[::-1]))
+
+
+def test_where_all_golden_patches_are_cleared_their_scores_decide(tmp_path: Path) -> None:
+    copy = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+    golden = read_golden(copy)
+    clean = replace(golden, **{name: getattr(golden, name)[4:] for name in ARRAYS})
+    with closing(load(copy, "onnxruntime")) as backend:
+        assert self_test(backend, replace(clean, activation=clean.activation + 10)) <= golden.tolerance
+        with pytest.raises(InferenceError, match="golden patches differ by"):
+            self_test(backend, replace(clean, probability=clean.probability + 0.1))
 
 
 def test_a_bundle_seen_whole_has_no_glance_and_the_same_answers(glancing: Path, bundle: Path) -> None:

@@ -95,7 +95,7 @@ def test_self_test_fails_where_maps_show_another_place(
     golden, backend = read_golden(bundle), load(bundle, threads=1)
     features = backend.features
 
-    def spoilt(pixels: NDArray[np.uint8]) -> Features:
+    def spoilt(pixels: NDArray[np.uint8], *, glance: bool) -> Features:
         found = features(pixels)
         return replace(found, activation=spoil(found.activation))
 
@@ -111,7 +111,7 @@ def test_self_test_sees_a_wrong_map_of_a_label_whose_maps_are_faint(
     golden, backend = read_golden(bundle), load(bundle, threads=1)
     features, share = backend.features, np.array([1, 1, 0.1, 1], np.float32)[:, None, None]
 
-    def faint(pixels: NDArray[np.uint8]) -> Features:
+    def faint(pixels: NDArray[np.uint8], *, glance: bool) -> Features:
         found = features(pixels)
         maps = found.activation * share
         maps[:, 2] = maps[:, 2, ::-1] if wrong else maps[:, 2]

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state
 
-from engine import Backend, BundleError, Features, InferenceError, Manifest, infer, load, read_golden
+from engine import Backend, Batch, BundleError, Features, InferenceError, Manifest, infer, load, read_golden
 from engine.batches import Batches
 from engine.cpu import CpuBackend
 from engine.graphs import FOREIGN_ERRORS, FeaturesGraph, Reasoning
@@ -104,7 +104,7 @@ def test_as_many_threads_work_as_the_share_says(bundle: Path, share: Share) -> N
     with closing(load(bundle, "onnxruntime", threads=1)) as backend:
         before = os_threads()
         batches = builder_of(backend, bundle)(share)
-        batches.run(np.zeros((5, 1, PATCH_PX, PATCH_PX), np.uint8))
+        batches.run(Batch(np.zeros((5, 1, PATCH_PX, PATCH_PX), np.uint8)))
         # each stream has its other threads to itself from the start; its own one is begun with the first work for it
         others = share.streams * (share.threads - 1)
         assert others < len(os_threads() - before) <= share.total  # those of other tests may end meanwhile
@@ -114,13 +114,13 @@ def test_as_many_threads_work_as_the_share_says(bundle: Path, share: Share) -> N
     "share", [Share(streams=1, threads=1), Share(streams=1, threads=3), Share(streams=3, threads=2)]
 )
 def test_every_share_gives_each_patch_its_own_answer(precise: Path, share: Share) -> None:
-    pixels = np.repeat(PATCHES, 3, axis=0)
+    batch = Batch(np.repeat(PATCHES, 3, axis=0))
     with closing(load(precise, "onnxruntime", threads=1)) as backend:
         build = builder_of(backend, precise)
-        expected = build(Share(streams=1, threads=share.threads)).run(pixels)
+        expected = build(Share(streams=1, threads=share.threads)).run(batch)
         batches = build(share)
         for _ in range(5):
-            found = batches.run(pixels)
+            found = batches.run(batch)
             for field in fields(Features):
                 np.testing.assert_array_equal(getattr(found, field.name), getattr(expected, field.name))
 

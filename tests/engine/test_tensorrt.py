@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 import engine.__main__ as command
 from engine import (
+    Batch,
     BundleError,
     Features,
     Manifest,
@@ -102,7 +103,7 @@ def test_events_alone_order_the_streams_and_a_part_of_a_batch_is_filled_up(
     machine: Machine, bundle: Path, count: int
 ) -> None:
     backend = backend_of(bundle)
-    list(backend.features_many([patches(BATCH, seed=seed) for seed in (1, 2)]))  # leaves pixels in both slots
+    list(backend.features_many([Batch(patches(BATCH, seed=seed)) for seed in (1, 2)]))  # leaves pixels in both slots
     assert_same(backend.features(patches(count)), expected(bundle, patches(count)))
     (context,) = machine.contexts
     inputs = [a.bytes.reshape(BATCH, 64 * 64) for a in context.memory.values() if a.size == BATCH * 64 * 64]
@@ -113,7 +114,7 @@ def test_events_alone_order_the_streams_and_a_part_of_a_batch_is_filled_up(
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_a_screen_comes_back_whole_and_in_order(machine: Machine, bundle: Path, count: int) -> None:
     batches = [patches(BATCH if index < count - 1 else 2, seed=index) for index in range(count)]
-    answers = list(stream(backend_of(bundle), batches))
+    answers = list(stream(backend_of(bundle), map(Batch, batches)))
     assert len(answers) == count
     assert_same(joined(answers), expected(bundle, np.concatenate(batches)))
 
@@ -121,7 +122,7 @@ def test_a_screen_comes_back_whole_and_in_order(machine: Machine, bundle: Path, 
 def test_the_next_batch_is_under_way_before_anybody_waits_for_the_one_before(machine: Machine, bundle: Path) -> None:
     backend = backend_of(bundle)
     machine.calls.clear()
-    list(backend.features_many([patches(BATCH, seed=seed) for seed in range(3)]))
+    list(backend.features_many([Batch(patches(BATCH, seed=seed)) for seed in range(3)]))
     steps = [call for call in machine.calls if call in ("upload", "event_synchronize")]
     assert steps == ["upload", "upload", "event_synchronize", "upload", "event_synchronize", "event_synchronize"]
 
@@ -135,7 +136,7 @@ def test_a_self_test_between_two_batches_disturbs_neither(machine: Machine, bund
             tested.append(backend.features(patches(3, seed=9)))
             yield patches(BATCH, seed=seed)
 
-    answers = list(stream(backend, batches()))
+    answers = list(stream(backend, map(Batch, batches())))
     assert_same(joined(answers), expected(bundle, np.concatenate([patches(BATCH, seed=seed) for seed in range(4)])))
     for answer in tested:
         assert_same(answer, expected(bundle, patches(3, seed=9)))
@@ -150,8 +151,8 @@ def test_a_screen_given_up_leaves_nothing_under_way(machine: Machine, bundle: Pa
 
     for _ in range(3):  # more often than there are slots
         with pytest.raises(TimeoutError):
-            list(stream(backend, batches()))
-        given_up = stream(backend, [patches(BATCH)] * 3)
+            list(stream(backend, map(Batch, batches())))
+        given_up = stream(backend, [Batch(patches(BATCH))] * 3)
         next(given_up)
         given_up.close()
     assert not any(queue.queue for queue in machine.contexts[0].streams)
@@ -173,7 +174,7 @@ def test_a_cuda_graph_is_kept_where_it_measures_better(
     backend = backend_of(bundle)
     machine.calls.clear()
     batches = [patches(BATCH, seed=seed) for seed in range(3)]
-    assert_same(joined(list(stream(backend, batches))), expected(bundle, np.concatenate(batches)))
+    assert_same(joined(list(stream(backend, map(Batch, batches)))), expected(bundle, np.concatenate(batches)))
     assert {call for call in machine.calls if call in ("launch", "graph")} == {launched}
     backend.close()
 

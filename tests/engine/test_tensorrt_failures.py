@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 import engine.__main__ as command
 from engine import (
+    Batch,
     DeviceLost,
     InferenceError,
     PlanError,
@@ -137,7 +138,9 @@ def test_a_cuda_graph_that_answers_differently_is_not_kept(machine: Machine, bun
     machine.drift["graph"] = drift
     backend = backend_of(bundle)
     machine.calls.clear()
-    assert_same(joined(list(stream(backend, [patches(BATCH)] * 2))), expected(bundle, np.concatenate([patches(5)] * 2)))
+    assert_same(
+        joined(list(stream(backend, [Batch(patches(BATCH))] * 2))), expected(bundle, np.concatenate([patches(5)] * 2))
+    )
     assert "launch" in machine.calls
     assert "graph" not in machine.calls
 
@@ -234,7 +237,7 @@ def test_memory_that_is_full_later_fails_that_batch_alone(machine: Machine, bund
 def test_a_batch_that_tensorrt_does_not_run_fails_alone(machine: Machine, bundle: Path) -> None:
     backend = backend_of(bundle)
     machine.fail["launch"] = [None, False]  # the second batch of the screen
-    answers = stream(backend, [patches(BATCH, seed=seed) for seed in range(3)])
+    answers = stream(backend, [Batch(patches(BATCH, seed=seed)) for seed in range(3)])
     with pytest.raises(InferenceError, match="could not run the batch"):
         list(answers)
     assert_same(backend.features(patches(3)), expected(bundle, patches(3)))
@@ -307,7 +310,7 @@ def test_a_device_recovered_in_the_middle_of_a_screen_fails_that_screen(machine:
         yield patches(BATCH)
 
     with pytest.raises(InferenceError, match="recovered while the batch was under way"):
-        list(stream(backend, batches()))
+        list(stream(backend, map(Batch, batches())))
     for seed in range(3):
         assert_same(backend.features(patches(2, seed=seed)), expected(bundle, patches(2, seed=seed)))
 
@@ -335,7 +338,7 @@ def test_closed_by_another_thread_and_twice_everything_is_given_back(machine: Ma
     answer = expected(bundle, patches(2))
     for act in (
         lambda: backend.features(patches(1)),
-        lambda: list(backend.features_many([patches(1)])),
+        lambda: list(backend.features_many([Batch(patches(1))])),
         lambda: backend.reason(answer.label_features, answer.stage1),
         backend.recover,
     ):

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 import engine
-from engine import Features
+from engine import Batch, Features
 from engine.batches import Batches
 from engine.tuning import BATCHES, TRIAL_S, Conditions, Share, Tuning, reference, tune
 
@@ -25,7 +24,7 @@ class Machine:
     ) -> None:
         self.now = 0.0
         self.built: list[str] = []
-        self.alive: list[weakref.ref[Callable[[NDArray[np.uint8]], Callable[[], Features]]]] = []
+        self.alive: list[weakref.ref[Callable[[Batch], Callable[[], Features]]]] = []
         self._batch_s = batch_s
         self._other_bits = other_bits
         self._alone = alone or {}
@@ -39,16 +38,16 @@ class Machine:
         no_map = np.zeros((1, 1, 1, 1), np.float32)
         under_way: list[dict[str, bool]] = []
 
-        def begin(pixels: NDArray[np.uint8]) -> Callable[[], Features]:
-            batch = {"alone": not under_way}
+        def begin(batch: Batch) -> Callable[[], Features]:
+            mine = {"alone": not under_way}
             for other in under_way:
                 other["alone"] = False
-            under_way.append(batch)
+            under_way.append(mine)
 
             def wait() -> Features:
-                under_way.remove(batch)
-                self.now += self._batch_s[str(share)] * (self._alone.get(str(share), 1.0) if batch["alone"] else 1.0)
-                answer = np.float32(0.1) + pixels[:, 0, 0, 0].astype(np.float32)
+                under_way.remove(mine)
+                self.now += self._batch_s[str(share)] * (self._alone.get(str(share), 1.0) if mine["alone"] else 1.0)
+                answer = np.float32(0.1) + batch.pixels[:, 0, 0, 0].astype(np.float32)
                 if str(share) in self._other_bits:
                     answer = np.nextafter(answer, np.float32(1e9))
                 return Features(

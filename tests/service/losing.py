@@ -27,7 +27,7 @@ def load_losable(bundle, *, load=engine.fake.load_fake, **options):
     backend = load(bundle, **options)
     features, lost = backend.features, []
 
-    def losing(pixels):
+    def losing(pixels, *, glance=True):
         if lost or (pixels == {LOSING}).all():
             lost.append(True)
             raise DeviceLost("an illegal memory access was encountered")

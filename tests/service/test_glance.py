@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from engine import GLANCE_FILE, Glance, Manifest, SecondLook
+from engine import GLANCE_FILE, FakeBackend, Features, Glance, Manifest, SecondLook
 from service import release as gate
 from service.agreement import agree
 from service.app import create_app
@@ -19,6 +19,7 @@ from service.sealed import SEALED_FILE
 from tests.bundles import REACH, grey_of, probability_of, tiny_bundle
 from tests.engine.test_onnxruntime import edit, sign
 from tests.service.apps import post_raw, serve
+from tests.service.devices import GOLDEN_NUMBER, Device, line
 from tests.service.test_release import frame, reseal, write_set
 from tests.service.test_second_look import inspected, settings
 
@@ -62,6 +63,29 @@ def test_cleared_windows_are_told_and_measured(tmp_path: Path, glancing: Path) -
         metrics = client.get("/metrics").text
     assert answer["proof"]["windows_cleared"] == 5
     assert "inspect_windows_cleared_total 5.0" in metrics
+
+
+# --- the queue ---------------------------------------------------------------------------------------
+
+
+class Asked(FakeBackend):
+    """Notes of each screen whether a glance might have cleared its windows."""
+
+    def __init__(self) -> None:
+        super().__init__(Device().backend().manifest, Device())
+        self.asked: list[tuple[int, bool]] = []
+
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
+        self.asked.append((int(pixels[0, 0, 1, 1]), glance))
+        return super().features(pixels)
+
+
+def test_what_is_looked_at_again_no_glance_clears() -> None:
+    backend = Asked()
+    with line(backend) as here:
+        first = here.compute(1)
+        here.compute(2, after=first)
+    assert [asked for asked in backend.asked if asked[0] != GOLDEN_NUMBER] == [(1, True), (2, False)]
 
 
 # --- the gate ----------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ class Losable(FakeBackend):
         self._lost = False
         self._lost_at = lost_at
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         if pixels[0, 0, 1, 1] == self._lost_at:
             self._lost = True
         if self._lost:

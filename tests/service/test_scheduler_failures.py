@@ -21,7 +21,7 @@ class Losing(FakeBackend):
         super().__init__(Device().backend().manifest, Device())
         self._output = output
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         whole = super().features(pixels)
         if pixels[0, 0, 1, 1] != 1:
             return whole
@@ -35,7 +35,7 @@ class Growing(FakeBackend):
         super().__init__(Device().backend().manifest, Device())
         self._side = 1
 
-    def features(self, pixels: NDArray[np.uint8]) -> Features:
+    def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         self._side += 1
         return replace(super().features(pixels), activation=np.zeros((len(pixels), 1, self._side, 1), np.float32))
 

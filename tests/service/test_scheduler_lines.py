@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from structlog.testing import capture_logs
 
-from engine import DeviceLost, FakeBackend, Features, InferenceError, Window, cover, cut
+from engine import Batch, DeviceLost, FakeBackend, Features, InferenceError, Window, cover, cut
 from service.errors import DeadlineExceeded, NotReady
 from tests.service.devices import (
     BATCH,
@@ -41,14 +41,14 @@ class Pipelined(FakeBackend):
     def __init__(self, device: Device) -> None:
         super().__init__(device.backend().manifest, device)
 
-    def features_many(self, batches: Iterable[NDArray[np.uint8]]) -> Generator[Features]:
-        running: deque[NDArray[np.uint8]] = deque()
-        for pixels in batches:
-            running.append(pixels)
+    def features_many(self, batches: Iterable[Batch]) -> Generator[Features]:
+        running: deque[Batch] = deque()
+        for batch in batches:
+            running.append(batch)
             if len(running) == 2:
-                yield self.features(running.popleft())
+                yield self.features(running.popleft().pixels)
         while running:
-            yield self.features(running.popleft())
+            yield self.features(running.popleft().pixels)
 
 
 def test_a_batch_is_computed_as_soon_as_its_lines_are_there() -> None:

@@ -111,8 +111,8 @@ def test_a_cleared_window_is_one_that_the_limit_clears_and_tells_nothing(
     np.testing.assert_allclose(seen.doubt, score, atol=1e-4)  # as the module doubts
     cleared = backend.manifest.glance.clears(seen.doubt)
     assert cleared.mean() > 0.5
-    tells = telling(once, before.manifest)
-    assert (cleared & tells).sum() <= LOST * tells.sum()
+    defect = (telling(once, before.manifest) & (patches.labels == 1)).any(axis=1)
+    assert (cleared & defect).sum() <= LOST * defect.sum()
     assert not telling(found[cleared], backend.manifest).any()
     np.testing.assert_allclose(found[~cleared], once[~cleared], atol=0.05)  # by their neighbours alone
     assert not seen.activation[cleared].std(axis=(2, 3)).any()  # flat, which says nothing about where
@@ -143,11 +143,34 @@ def test_no_golden_patch_that_tells_something_is_cleared(
 ) -> None:
     """However much may be lost, a self-test shows that the whole network sees what it should."""
     freer, chosen = add_glance(bundle, small.run, [data], tmp_path / "new", version="1.1", lost=0.9)
-    assert chosen.lost < 0.9 * chosen.telling
+    assert chosen.lost < 0.9 * chosen.found
     assert freer.glance.doubt_min >= Manifest.read(made).glance.doubt_min
     with closing(load(tmp_path / "new", "onnxruntime")) as backend:
         doubt = backend.features(read_golden(made).pixels).doubt
     assert freer.glance.clears(doubt)[:2].tolist() == [False, False]
+
+
+def test_what_is_taken_for_a_defect_where_none_is_may_be_cleared(
+    bundle: Path, data: Path, small: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the spots one has less doubt than the others, and by its labels it is none."""
+    patches = PatchSet([data], None)
+    spots = np.flatnonzero((patches.labels == 1).any(axis=1))
+    doubt = np.full(len(patches), 0.001, np.float32)
+    doubt[spots] = 0.009
+    doubt[spots[3]] = 0.004
+    monkeypatch.setattr("training.glance._doubts", lambda folder, patches: (doubt, 1.0))
+    _, before = add_glance(bundle, small.run, [data], tmp_path / "before", version="1.1", lost=0.0)
+    assert before.doubt_min == pytest.approx(0.004)
+    assert before.found == len(spots)
+
+    other, name = shutil.copytree(data, tmp_path / "other"), patches.names[spots[3]]
+    rows = (data / "labels.csv").read_text().splitlines()
+    none = [f"{name},0,0" if row.startswith(f"{name},") else row for row in rows]
+    (other / "labels.csv").write_text("\n".join(none) + "\n")
+    _, after = add_glance(bundle, small.run, [other], tmp_path / "after", version="1.1", lost=0.0)
+    assert after.doubt_min == pytest.approx(0.009)
+    assert after.found == len(spots) - 1
 
 
 def test_it_is_chosen_again_and_again(data: Path, small: Config, made: Path, tmp_path: Path) -> None:
@@ -172,7 +195,7 @@ def test_the_command_line_tells_what_it_clears(bundle: Path, data: Path, small: 
     command += ["--data", str(data), "--version", "1.1", "--out", str(tmp_path / "new")]
     done = subprocess.run([*command, "--json", str(tmp_path / "f.json")], capture_output=True, text=True, check=True)
     assert "tiny 1.1" in done.stdout
-    assert "telling ones among them" in " ".join(done.stdout.split())
+    assert "in which a defect is found among them" in " ".join(done.stdout.split())
     chosen = json.loads((tmp_path / "f.json").read_text())
     assert parse((tmp_path / "new" / "manifest.json").read_bytes()).glance == Glance(doubt_min=chosen["doubt_min"])
     shutil.rmtree(tmp_path / "new")
@@ -187,24 +210,24 @@ DOUBTS = hnp.arrays(np.float32, st.integers(2, 60), elements=st.floats(0, 1, wid
 def test_the_limit_loses_no_more_than_its_share_and_none_is_higher(
     doubt: np.ndarray, data: st.DataObject, lost: float
 ) -> None:
-    tells = data.draw(hnp.arrays(np.bool_, len(doubt)))
+    defect = data.draw(hnp.arrays(np.bool_, len(doubt)))
     try:
-        found = choose(doubt, tells, lost=lost)
+        found = choose(doubt, defect, lost=lost)
     except ValueError:
         # nothing to choose by, or the lowest doubt that must not be cleared is the lowest of all
-        assert not tells.any() or np.sort(doubt[tells])[int(lost * tells.sum())] == doubt.min()
+        assert not defect.any() or np.sort(doubt[defect])[int(lost * defect.sum())] == doubt.min()
         return
-    assert found.telling == tells.sum()
+    assert found.found == defect.sum()
     assert found.cleared == (doubt < found.doubt_min).sum() > 0
-    assert found.lost == (doubt[tells] < found.doubt_min).sum() <= lost * tells.sum()
+    assert found.lost == (doubt[defect] < found.doubt_min).sum() <= lost * defect.sum()
     # any higher limit would lose one more than may be
-    assert (doubt[tells] <= found.doubt_min).sum() > int(lost * tells.sum())
+    assert (doubt[defect] <= found.doubt_min).sum() > int(lost * defect.sum())
 
 
 def test_what_a_bundle_looks_at_again_tells_something() -> None:
     manifest = fake_manifest(("bubble",))
     (low, _) = manifest.labels["bubble"].review
     scores = np.array([[0.04], [0.06], [low]], np.float32)
-    assert telling(scores, manifest).tolist() == [False, False, True]
+    assert telling(scores, manifest)[:, 0].tolist() == [False, False, True]
     looking = replace(manifest, second_look=SecondLook(score_min=0.05, ratio_max=0.5))
-    assert telling(scores, looking).tolist() == [False, True, True]
+    assert telling(scores, looking)[:, 0].tolist() == [False, True, True]

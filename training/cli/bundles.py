@@ -69,12 +69,13 @@ def glance(
     bundle: Annotated[Path, typer.Argument(help="A bundle; it stays as it is.", exists=True, file_okay=False)],
     by: Annotated[Path, typer.Option(help="Folder of the run of the small network.", exists=True, file_okay=False)],
     data: Annotated[
-        list[Path], typer.Option(help="A cut folder that this run has not learnt from; may be given again.")
+        list[Path],
+        typer.Option(help="A labelled cut folder that this run has not learnt from; may be given again."),
     ],
     version: Annotated[str, typer.Option(help="Version of the new bundle.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
     lost: Annotated[
-        float, typer.Option(help="Share of the windows that tell something which may be cleared.", min=0, max=0.1)
+        float, typer.Option(help="Share of the windows in which a defect is found that may be cleared.", min=0, max=0.1)
     ] = 0.001,
     part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
     json_file: Json = None,

@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from engine import fake_manifest, self_test, stream
+from engine import Batch, fake_manifest, self_test, stream
 from service.bench import simulated
 from service.bench.simulated import SCORE, SimulatedDevice, golden_of
 
@@ -45,12 +46,12 @@ def test_a_batch_takes_exactly_its_time(clock: Clock) -> None:
 def test_while_batches_wait_there_is_no_gap_between_them(clock: Clock) -> None:
     device = SimulatedDevice(MANIFEST, batch_s=0.002, patch_s=0.002)
 
-    def slowly() -> object:
+    def slowly() -> Iterator[Batch]:
         for _ in range(5):
             clock.now += 0.009  # less than the batch before computes
-            yield PATCHES
+            yield Batch(PATCHES)
 
-    answers = list(stream(device, slowly()))  # type: ignore[arg-type]
+    answers = list(stream(device, slowly()))
     assert len(answers) == 5
     assert clock.now == pytest.approx(100.009 + 5 * 0.010)
 
