@@ -8,6 +8,7 @@ leaves its record in the bundle, see `service.released`, which is asked for befo
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +75,12 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     for name, inspection in _inspect(loaded, golden, names, settings):
         verdicts[name] = _verdict_of(inspection)
         agreements[name] = _beside_the_module(
-            inspection, sealed.screens[name], maps[name], manifest, loaded.golden.tolerance
+            inspection,
+            sealed.screens[name],
+            maps[name],
+            manifest,
+            loaded.golden.tolerance,
+            has_defect=Path(name).stem in bad,
         )
     beside, tally = loaded, _tally(verdicts, bad)
     active_tally = tally
@@ -191,18 +197,25 @@ def _beside_the_module(
     activation: NDArray[np.float32],
     manifest: Manifest,
     tolerance: float,
+    *,
+    has_defect: bool,
 ) -> Agreement:
     """Whether a verdict is that of the module's probabilities and maps (K, C, h, w), judged by the same rules.
 
     The guard band is one of them: that of the device which the screen was on. Boxes may differ as rounding moves them,
-    see `service.agreement`. The windows of a second look are the module's own, and those that it looked at turned. Of
-    those that a glance cleared the module's scores must pass as well.
+    see `service.agreement`. The windows of a second look are the module's own, and those that it looked at turned. What
+    a glance clears must not change the verdict of a screen that has a defect; of a clean one it may, for there it
+    spares the whole network a mistake.
     """
     found = inspection.verdict
     assert found is not None
     pixels = inspection.frame.pixels
     expected: tuple[Window, ...] = cover(*pixels.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
-    probability = _where_seen(inspection, sealed, manifest)
+    spared = _spared(inspection, sealed, manifest)
+    alone = np.array(sealed.probability, np.float32)
+    probability = alone.copy()
+    for k, scores in spared.items():
+        probability[k] = scores
     if [(window.top, window.left) for window in expected] != sealed.windows[: len(expected)]:
         return "different"
     added = tuple(Window(-1, -1, top, left) for top, left in sealed.windows[len(expected) :])  # in no grid
@@ -222,10 +235,12 @@ def _beside_the_module(
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
     )
     wanted = aggregate(seen, manifest, inspection.guard)
+    if has_defect and aggregate(replace(seen, probability=alone), manifest, inspection.guard).verdict != wanted.verdict:
+        return "different"
     mine = _looks(
         [(window.top, window.left) for window in inspection.windows], inspection.turned, inspection.probability
     )
-    module = _looks(sealed.windows, sealed.turned, probability)
+    module = _looks(sealed.windows, [k for k in sealed.turned if k not in spared], probability)
     same_looks = {p: look.turned for p, look in mine.items()} == {p: look.turned for p, look in module.items()}
     if not _looks_agree(mine, module, manifest.turned_look, tolerance if same_looks else max(tolerance, SHIFTED)):
         return "different"
@@ -234,19 +249,15 @@ def _beside_the_module(
     return agree(found, wanted, manifest, tolerance=tolerance, same_windows=alike)
 
 
-def _where_seen(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> NDArray[np.float32]:
-    """The module's probabilities (K, C), but a cleared window's own where both let it pass.
+def _spared(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> dict[int, NDArray[np.float32]]:
+    """The windows of the module that a glance cleared, with their scores (C,) here, which must pass.
 
     The whole network gives such a window a score of its own, and a glance that of any clean one.
     """
-    probability = np.array(sealed.probability, np.float32)
     low = np.array([limits.review[0] for limits in manifest.labels.values()])
     looked = zip(inspection.windows, inspection.probability, inspection.cleared, strict=True)
     mine = {(window.top, window.left): scores for window, scores, cleared in looked if cleared}
-    for k, place in enumerate(sealed.windows):
-        if place in mine and (probability[k] < low).all() and (mine[place] < low).all():
-            probability[k] = mine[place]
-    return probability
+    return {k: mine[at] for k, at in enumerate(sealed.windows) if at in mine and (mine[at] < low).all()}
 
 
 def _hidden(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> bool:
