@@ -1,9 +1,10 @@
 """What need not be looked at closely: windows that a small network finds clean.
 
 Most windows of a line show nothing, and a network that only tells whether there is anything costs a fraction of the one
-that tells what. A bundle may carry such a one, `glance.onnx`: it sees every window, and the whole network those of
-which it is not sure (`Glance.doubt_min`). What stands for a window that it clears is the bundle's own answer to a
-clean one, a constant of that graph, so that features, maps and reasoning are there for every window.
+that tells what. A bundle may carry such a one, `glance.onnx`: it sees every window first, and the whole network those
+of which it is not sure (`Glance.doubt_min`), and whatever is looked at again. What stands for a window that it clears
+is the bundle's own answer to a clean one, a constant of that graph, so that features, maps and reasoning are there for
+every window.
 
 It is for CPUs, where a patch is a run of its own. A GPU computes batches of one size at a rate that leaves nothing to
 spare, and there the whole network sees every window.

@@ -94,7 +94,7 @@ def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
 def self_test(backend: Backend, golden: Golden) -> float:
     """Run the golden patches and compare: scores of all, maps of those that no glance cleared.
 
-    A glance that clears what it should not is found by the scores; a map below every threshold is never drawn.
+    A map below every threshold is never drawn. A glance must not clear a patch that shows something.
 
     Returns:
         The largest difference of a probability.
@@ -115,8 +115,9 @@ def self_test(backend: Backend, golden: Golden) -> float:
             f"the activation maps of the golden patches are {features.activation.shape}, not {golden.activation.shape}"
         )
     seen = ~backend.manifest.glance.clears(features.doubt)
-    if not seen.any():
-        return difference
+    low = np.array([limits.review[0] for limits in backend.manifest.labels.values()])
+    if not seen.any() or not seen[(golden.probability >= low).any(axis=1)].all():
+        raise InferenceError("a glance clears golden patches that show something, or all of them")
     ranges = _ranges(golden, backend.manifest)
     moved = map_difference(features.activation[seen], golden.activation[seen], ranges)
     if not moved <= MAP_TOLERANCE:

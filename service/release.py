@@ -6,7 +6,7 @@ leaves its record in the bundle, see `service.released`, which is asked for befo
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -32,7 +32,7 @@ from engine import (
     seen_whole,
     slot_patches,
 )
-from service.aggregation import Observed, aggregate
+from service.aggregation import Judgement, Observed, aggregate
 from service.agreement import HAIR, Agreement, agree
 from service.brightness import Brightness
 from service.files import inspect_files, inspector_of
@@ -204,8 +204,8 @@ def _beside_the_module(
 
     The guard band is one of them: that of the device which the screen was on. Boxes may differ as rounding moves them,
     see `service.agreement`. The windows of a second look are the module's own, and those that it looked at turned. What
-    a glance clears must not change the verdict of a screen that has a defect; of a clean one it may, for there it
-    spares the whole network a mistake.
+    a glance clears must change neither the verdict nor the labels of a screen that has a defect; of a clean one it may,
+    for there it spares the whole network a mistake.
     """
     found = inspection.verdict
     assert found is not None
@@ -235,17 +235,19 @@ def _beside_the_module(
         self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
     )
     wanted = aggregate(seen, manifest, inspection.guard)
-    if has_defect and aggregate(replace(seen, probability=alone), manifest, inspection.guard).verdict != wanted.verdict:
+    if has_defect and _told(aggregate(replace(seen, probability=alone), manifest, inspection.guard)) != _told(wanted):
         return "different"
     mine = _looks(
         [(window.top, window.left) for window in inspection.windows], inspection.turned, inspection.probability
     )
-    module = _looks(sealed.windows, [k for k in sealed.turned if k not in spared], probability)
-    same_looks = {p: look.turned for p, look in mine.items()} == {p: look.turned for p, look in module.items()}
-    if not _looks_agree(mine, module, manifest.turned_look, tolerance if same_looks else max(tolerance, SHIFTED)):
+    module = _looks(sealed.windows, sealed.turned, probability)
+    cleared = {sealed.windows[k] for k in spared}
+    same_looks = _turns(mine, but=cleared) == _turns(module, but=cleared)
+    within = tolerance if same_looks else max(tolerance, SHIFTED)
+    if not _looks_agree(mine, module, manifest.turned_look, within, but=cleared):
         return "different"
-    # what a glance hides from a further look is no rounding
-    alike = same_looks or _hidden(inspection, sealed, manifest)
+    # what a glance hides from a further look at a defect is no rounding
+    alike = same_looks or (has_defect and _hidden(inspection, sealed, manifest))
     return agree(found, wanted, manifest, tolerance=tolerance, same_windows=alike)
 
 
@@ -258,6 +260,11 @@ def _spared(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) ->
     looked = zip(inspection.windows, inspection.probability, inspection.cleared, strict=True)
     mine = {(window.top, window.left): scores for window, scores, cleared in looked if cleared}
     return {k: mine[at] for k, at in enumerate(sealed.windows) if at in mine and (mine[at] < low).all()}
+
+
+def _told(judgement: Judgement) -> tuple[Outcome, dict[str, bool]]:
+    """The verdict, and which labels there are."""
+    return judgement.verdict, {label: found.present for label, found in judgement.labels.items()}
 
 
 def _hidden(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> bool:
@@ -286,13 +293,19 @@ def _looks(places: Sequence[tuple[int, int]], turned: Sequence[int], probability
     return {place: _Look(k in turned, probability[k]) for k, place in enumerate(places)}
 
 
-def _looks_agree(mine: _Looks, module: _Looks, look: TurnedLook, tolerance: float) -> bool:
-    """Whether the scores of every window that both have seen differ by no more than the tolerance.
+def _turns(looks: _Looks, *, but: Set[tuple[int, int]]) -> dict[tuple[int, int], bool]:
+    return {place: look.turned for place, look in looks.items() if place not in but}
+
+
+def _looks_agree(
+    mine: _Looks, module: _Looks, look: TurnedLook, tolerance: float, *, but: Set[tuple[int, int]]
+) -> bool:
+    """Whether the scores of every window that both have seen, but for some, differ by no more than the tolerance.
 
     One that was looked at turned by one alone has other scores. It may be so where the one that did not look had a
     score as near to a limit of the doubt, or had no such look left.
     """
-    for place in mine.keys() & module.keys():
+    for place in (mine.keys() & module.keys()) - but:
         one, other = mine[place], module[place]
         if one.turned == other.turned:
             if not (np.abs(one.scores - other.scores) <= tolerance + HAIR).all():

@@ -88,7 +88,8 @@ class Release(_Strict):
         released_at: when.
         runs_as: as what it ran: runtime, precision, batch and versions, and on a GPU on which and by which plan.
         screens: how many were inspected.
-        different: those whose verdict is not the one that follows from the module's probabilities and maps.
+        different: those whose verdict is not the one that follows from the module's probabilities and maps, or, where a
+            glance clears windows of a clean screen, from what stands for them.
         rounded: those whose verdict is not that one either, but has a score so near to a limit that rounding decides.
         tolerance: the bundle's parity tolerance in this precision, beyond which no score may move with its slot.
         devices: what was found on each.

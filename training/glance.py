@@ -254,7 +254,7 @@ def _clean(backend: Backend, patches: PatchSet, clean: NDArray[np.int64]) -> dic
         ValueError: there is none, or what stands for them tells something.
     """
     if not len(clean):
-        raise ValueError("every window tells something: nothing can be cleared")
+        raise ValueError("every window tells something, or may have a label: nothing can be cleared")
     chosen = clean[np.linspace(0, len(clean) - 1, min(CLEAN_WINDOWS, len(clean))).astype(int)]
     seen = [backend.features(patches.patch(int(k))[None, None]) for k in chosen]
     label_features = np.concatenate([one.label_features for one in seen]).mean(axis=0, keepdims=True)

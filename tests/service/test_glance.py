@@ -123,6 +123,23 @@ def test_a_screen_with_a_defect_must_have_the_verdict_of_the_modules_scores(
     assert found.different == different
 
 
+def test_a_label_that_is_lost_beside_another_defect_is_found(tmp_path: Path, glancing: Path) -> None:
+    """The screen fails by its bubble all the same, and yet the glance is blind for its scratch."""
+    golden = write_set(tmp_path / "golden", glancing)
+    sealed = json.loads((golden / SEALED_FILE).read_text())["screens"]["bubble.png"]
+    probability, heat = sealed["probability"], np.zeros((8, 8)).tolist()
+    probability[3][2] = 0.6
+    heat[3][3] = 1.0
+    reseal(
+        golden,
+        "bubble.png",
+        probability=probability,
+        maps=[*sealed["maps"], {"window": 3, "label": "scratch", "heat": heat}],
+    )
+    found = gate.run(glancing, golden, active=glancing, settings=settings(tmp_path, glancing))
+    assert found.different == ["bubble.png"]
+
+
 def test_a_window_that_the_whole_network_saw_has_its_score(tmp_path: Path, bundle: Path) -> None:
     golden = write_set(tmp_path / "golden", bundle)
     module_says(golden, "bubble.png", 0.29)
@@ -146,6 +163,8 @@ def test_a_defect_that_only_a_second_look_shows_is_not_hidden_as_rounding(tmp_pa
     """The module was in doubt of a window that the glance cleared, and looked at its border."""
     bundle = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1), second_look=SECOND)
     golden = write_set(tmp_path / "golden", bundle)
+    boxes = golden / "boxes.csv"
+    boxes.write_text(boxes.read_text().replace("bubble,bubble", "clean,scratch"))
     sealed = json.loads((golden / SEALED_FILE).read_text())["screens"]["clean.png"]
     probability = [*sealed["probability"], [0.0, 0.0, 0.97, 0.0]]
     probability[3][2] = 0.2

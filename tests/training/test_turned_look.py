@@ -1,6 +1,7 @@
 """A turned look in training: module, bundle and sealed set look at the same windows; limits are chosen for it."""
 
 import json
+from collections import Counter
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,19 @@ import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 
-from engine import NO_TURNED_LOOK, TurnedLook, cover, cut, fake_manifest, in_doubt, load, turned
+from engine import (
+    NO_TURNED_LOOK,
+    POSITIONS,
+    FakeBackend,
+    Features,
+    TurnedLook,
+    cover,
+    cut,
+    fake_manifest,
+    in_doubt,
+    load,
+    turned,
+)
 from tests.training.data_form import write_screens, write_toy
 from training.architecture import Method, NetworkConfig
 from training.baselines import build_network
@@ -60,6 +73,21 @@ def test_module_and_bundle_look_at_the_same_windows(run: Config, tmp_path: Path)
     thresholds = [limits.threshold for limits in done.manifest.labels.values()]
     hits = (found >= np.array(thresholds, np.float32)) & (patches.labels == 1)
     assert [one.recall * one.positives for one in report.per_label.values()] == pytest.approx(hits.sum(0).tolist())
+
+
+def test_what_is_looked_at_turned_no_glance_clears(run: Config) -> None:
+    patches, asked = PatchSet(run.data.folders, "validation"), Counter[tuple[int, bool]]()
+
+    class Asked(FakeBackend):
+        def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
+            asked[len(pixels), glance] += 1
+            return super().features(pixels)
+
+    manifest = fake_manifest(patches.label_names, patch_px=patches.patch_px, batch_size=50)
+    backend = Asked(manifest, lambda pixels: np.full((len(pixels), len(patches.label_names)), 0.5))
+    bundle_probability(backend, patches, group="screen", look=replace(ALL, ratio_max=1 / 12))
+    once = Counter((len(screen), True) for screen in patches.by_screen())
+    assert asked == once + Counter({(POSITIONS - 1, False): len(patches.by_screen())})
 
 
 def test_limits_are_chosen_for_what_it_gives(run: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -96,7 +96,7 @@ def seal(
     bundle: Annotated[Path, typer.Option(help="Its bundle, with whatever limits.", exists=True, file_okay=False)],
     golden: Annotated[Path, typer.Option(help="Screens in the data form to seal.", exists=True, file_okay=False)],
 ) -> None:
-    """Seal screens for the release of a bundle that was calibrated anew, as `export --golden` does for a new one."""
+    """Seal screens for a bundle that was given other limits or a glance, as `export --golden` does for a new one."""
     from engine import Manifest
     from training import sealing
 
