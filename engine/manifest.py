@@ -14,6 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine.errors import BundleError
 from engine.fields import Table, parse_object
 from engine.looks import NO_GLANCE, NO_TURNED_LOOK, Glance, SecondLook, TurnedLook, refuse_half_a_glance
@@ -120,6 +123,11 @@ class Manifest:
     def label_names(self) -> tuple[str, ...]:
         """The labels, in channel order."""
         return tuple(self.labels)
+
+    @property
+    def review_low(self) -> NDArray[np.float64]:
+        """By label (C,) the score from which a window does not let its screen pass."""
+        return np.array([limits.review[0] for limits in self.labels.values()])
 
     @property
     def precisions(self) -> tuple[str, ...]:

@@ -256,7 +256,7 @@ def _spared(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) ->
 
     The whole network gives such a window a score of its own, and a glance that of any clean one.
     """
-    low = np.array([limits.review[0] for limits in manifest.labels.values()])
+    low = manifest.review_low
     looked = zip(inspection.windows, inspection.probability, inspection.cleared, strict=True)
     mine = {(window.top, window.left): scores for window, scores, cleared in looked if cleared}
     return {k: mine[at] for k, at in enumerate(sealed.windows) if at in mine and (mine[at] < low).all()}

@@ -135,12 +135,12 @@ def add_glance(
     with seen_whole(bundle) as whole, drafted(whole, out) as draft:
         with closing(load(draft, "onnxruntime", precision="fp32")) as backend:
             tells = telling(bundle_probability(backend, patches, group="screen"), before)
-            clean = _clean(backend, patches, np.flatnonzero(~(tells | (patches.labels != 0)).any(axis=1)))
+            may_be_there = patches.labels != 0  # or is not known
+            clean = _clean(backend, patches, np.flatnonzero(~(tells | may_be_there).any(axis=1)))
         write_glance(draft, Doubt(network), clean, patch_px=before.patch_px, part=Doubt.TRUNK)
         replace(before, glance=CLEARS_ALL).sign(draft)
         doubt, most = _doubts(draft, patches)
-        found = tells & (patches.labels != 0)  # one that is not known may be there
-        chosen = choose(doubt, found.any(axis=1), lost=lost, most=most)
+        chosen = choose(doubt, (tells & may_be_there).any(axis=1), lost=lost, most=most)
         manifest = replace(
             before,
             version=version,
@@ -163,7 +163,7 @@ def add_glance(
 
 def telling(probability: NDArray[np.float32], manifest: Manifest) -> NDArray[np.bool_]:
     """Which probabilities (N, L) keep a screen from passing, or have their window looked at again."""
-    low = np.array([limits.review[0] for limits in manifest.labels.values()])
+    low = manifest.review_low
     for look in (manifest.second_look, manifest.turned_look):
         if look.ratio_max:
             low = np.minimum(low, look.score_min)
