@@ -1,8 +1,8 @@
 """Receive a request body into one bounded buffer: step 1 of an inspection.
 
 Nothing is spooled to disk and no chunk is kept: a body too large is refused at its header where it says
-so, else at the chunk that passes the limit. A frame of 50 MiB is copied once, into the memory from which
-it is decoded, or, where it comes raw, into the frame that is worked on while it comes.
+so, else at the chunk that passes the limit. A body whose length is promised comes from the socket into the memory from
+which it is decoded, or, where it comes raw, into the frame that is worked on while it comes (`service.inlet`).
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from service.errors import (
     ServiceError,
     UnsupportedMedia,
 )
+from service.inlet import into
 
 LONGEST_CONTENT_LENGTH = 20  # digits; Python itself refuses to read 4,301
 
@@ -85,8 +86,12 @@ async def _fill(
     overflow: Callable[[], ServiceError],
     tell: Callable[[int], None] = lambda count_bytes: None,
 ) -> int:
-    """Write the body to the front of the buffer; how many bytes it had. After each chunk `tell` hears how many came."""
+    """Write the body to the front of the buffer; how many bytes it had. After each chunk `tell` hears how many came.
+
+    Where the header promises a length the buffer has that length.
+    """
     received = 0
+    fill = into(request.scope) if "content-length" in request.headers else None
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
@@ -96,6 +101,8 @@ async def _fill(
                 buffer[received:end] = chunk
                 received = end
                 tell(received)
+                if fill is not None:
+                    received = await fill(buffer, received, tell)
     except TimeoutError as error:
         raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from error
     except ClientDisconnect as error:

@@ -15,6 +15,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from service import inlet
 from service.settings import Settings, SettingsError
 
 # a client's last screens are answered before the process ends
@@ -58,6 +59,7 @@ def serve(make_app: Callable[[Callable[[], None]], FastAPI], settings: Settings)
                 make_app(end),
                 host=settings.host,
                 port=settings.port,
+                http=inlet.HTTP,
                 log_config=None,  # uvicorn's lines take the form of ours
                 access_log=False,
                 timeout_keep_alive=KEEP_ALIVE_S,

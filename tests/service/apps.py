@@ -18,6 +18,7 @@ from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
 from engine import NO_GUARD, FakeBackend, Golden, fake_manifest
+from service import inlet
 from service.app import create_app
 from service.inspector import Forgetful, Inspector, Record
 from service.room import Decoding
@@ -112,7 +113,12 @@ def serve(app: FastAPI, *, grace_s: int | None = None) -> Iterator[httpx.Client]
         listener.listen()  # from here on a connection waits until the app takes it
         port = listener.getsockname()[1]
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=grace_s
+            app,
+            http=inlet.HTTP,
+            log_config=None,
+            access_log=False,
+            lifespan="on",
+            timeout_graceful_shutdown=grace_s,
         )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})

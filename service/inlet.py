@@ -1,0 +1,144 @@
+"""The way of a body from the socket into the memory that is to hold it.
+
+A server hands a body to its app in pieces, each of which it has copied several times by then, all within the event
+loop. Of a frame of 50 MiB that took longer than anything but the network. Whoever knows how long a body is may hand its
+memory to this one instead, and the system writes what comes into it. All else is uvicorn's, which does not know of it.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from starlette.types import Scope
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+EXTENSION = "service.inlet"  # of ASGI
+HTTP = f"{__name__}:Inlet"  # as uvicorn is told of a protocol that it has no type for
+SCRATCH_BYTES = 2**16  # for heads, and for bodies that come piece by piece
+
+
+class Into(Protocol):
+    """Let a body come straight into memory."""
+
+    async def __call__(self, memory: memoryview, start: int, tell: Callable[[int], None]) -> int:
+        """How many of its bytes are there when it is whole, or when no more will come.
+
+        Args:
+            memory: as long as the body.
+            start: bytes that are there by now.
+            tell: hears how many are there, whenever more have come.
+        """
+
+
+def into(scope: Scope) -> Into | None:
+    """What lets the body of a request come straight into memory; None where the server has no such thing."""
+    found: Into | None = scope.get("extensions", {}).get(EXTENSION, {}).get("into")
+    return found
+
+
+class Inlet(asyncio.BufferedProtocol):
+    """A connection: asyncio's protocol that is asked where to write, around uvicorn's that is told what was read."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's, whatever they are
+        self._http = _Http(*args, **options)
+        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self._lent = self._scratch
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """As in `asyncio.BaseProtocol`."""
+        self._http.connection_made(cast(asyncio.Transport, transport))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """As in `asyncio.BaseProtocol`."""
+        self._http.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        """As in `asyncio.BufferedProtocol`."""
+        self._http.eof_received()
+
+    def pause_writing(self) -> None:
+        """As in `asyncio.BaseProtocol`."""
+        self._http.pause_writing()
+
+    def resume_writing(self) -> None:
+        """As in `asyncio.BaseProtocol`."""
+        self._http.resume_writing()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        """Where what is read next is to be written."""
+        self._lent = self._http.missing() or self._scratch
+        return self._lent
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """So many bytes were written there."""
+        self._http.data_received(cast(bytes, self._lent[:nbytes]))  # the parser takes whatever holds bytes
+
+
+class _Http(HttpToolsProtocol):
+    """Uvicorn's protocol, which parses what was read wherever it lies."""
+
+    _body: "_Body | None" = None
+
+    def missing(self) -> memoryview | None:
+        """Memory that waits for the rest of a body."""
+        return self._body.missing() if self._body is not None else None
+
+    async def into(self, memory: memoryview, start: int, tell: Callable[[int], None]) -> int:
+        """See `Into`."""
+        cycle = self.cycle
+        if cycle.body or cycle.disconnected or not cycle.more_body:  # what the app is to hear of otherwise
+            return start
+        body = self._body = _Body(memory, start, tell)
+        self.flow.resume_reading()
+        try:
+            await body.ended.wait()
+        finally:
+            self._body = None
+        return body.received
+
+    def on_headers_complete(self) -> None:
+        self.scope["extensions"] = {EXTENSION: {"into": self.into}}
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._body is None:
+            super().on_body(body)
+        else:
+            self._body.more(len(body))
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._end_body()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._end_body()
+
+    def _end_body(self) -> None:
+        if self._body is not None:
+            self._body.ended.set()
+            self._body = None  # what is read from now on is of another request
+
+
+class _Body:
+    """A body that comes into memory.
+
+    Attributes:
+        received: bytes that are there.
+        ended: it is whole, or no more will come.
+    """
+
+    def __init__(self, memory: memoryview, start: int, tell: Callable[[int], None]) -> None:
+        self._memory = memory
+        self._tell = tell
+        self.received = start
+        self.ended = asyncio.Event()
+
+    def missing(self) -> memoryview:
+        """Where the next bytes belong; empty where it is whole."""
+        return self._memory[self.received :]
+
+    def more(self, count_bytes: int) -> None:
+        """So many bytes were written there."""
+        self.received += count_bytes
+        self._tell(self.received)
