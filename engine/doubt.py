@@ -16,23 +16,24 @@ from engine.quantise import of_part
 
 
 def write_glance(
-    bundle: Path, doubt: nn.Module, clean: Mapping[str, NDArray[np.float32]], *, patch_px: int, part: str
+    bundle: Path, doubt: nn.Module, clean: Mapping[str, NDArray[np.float32]], *, side_px: int, part: str
 ) -> None:
     """Write `glance.onnx` beside the other files of a bundle; signing it is the caller's.
 
     Args:
         bundle: folder of the bundle.
-        doubt: `pixels` (1, 1, P, P) uint8 to a doubt (1,) from 0 to 1.
+        doubt: `pixels` (1, 1, S, S) uint8 to a doubt (1,) from 0 to 1.
         clean: what the features graph says of a clean window, by the names of its outputs, without rows; what that
             graph does not have is left out.
-        patch_px: P.
-        part: of the module, which may round to bfloat16 on CPUs that run the features graph so.
+        side_px: S, of a patch and, beyond each edge, as many pixels of its mirror image.
+        part: of the module, which may round to bfloat16 on CPUs that run the features graph so; all before it may, and
+            must be exact in bfloat16, as grey levels are, and what they are less 128.
 
     Raises:
         ValueError: the part has no convolution.
     """
     path = bundle / GLANCE_FILE
-    pixels = torch.zeros((1, 1, patch_px, patch_px), dtype=torch.uint8)
+    pixels = torch.zeros((1, 1, side_px, side_px), dtype=torch.uint8)
     write_graph(path, doubt.eval(), (pixels,), names=(["pixels"], [DOUBT]), dynamic=None)
     model = onnx.load(path)
     has = {output.name for output in onnx.load(bundle / FEATURES_FILES["fp32"]).graph.output}
@@ -43,6 +44,7 @@ def write_glance(
         model.graph.node.append(onnx.helper.make_node("Constant", [], [name], value=constant))
         kind = onnx.TensorProto.FLOAT
         model.graph.output.append(onnx.helper.make_tensor_value_info(name, kind, list(constant.dims)))
-    rounding = of_part(model, part, keep=0)
+    nodes = list(model.graph.node)
+    rounding = nodes[: nodes.index(of_part(model, part, keep=0)[-1]) + 1]
     onnx.helper.set_model_props(model, {BFLOAT_LAYERS: "\n".join(node.name for node in rounding)})
     onnx.save(model, path)

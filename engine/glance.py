@@ -10,6 +10,7 @@ It is for CPUs, where a patch is a run of its own. A GPU computes batches of one
 spare, and there the whole network sees every window.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from engine.errors import BundleError
@@ -23,7 +24,8 @@ DOUBT = "doubt"
 def read_glance(bundle: Path, manifest: Manifest, features: FeaturesGraph) -> Graph | None:
     """The graph of a glance, read and checked; None where the bundle asks for none.
 
-    Its outputs are `doubt` (n,), from 0 to 1, and those of the features graph for a clean window.
+    Its outputs are `doubt` (n,), from 0 to 1, and those of the features graph for a clean window. It may see more than
+    a patch: as many pixels beyond each edge, which are the patch's mirror image.
 
     Raises:
         BundleError: it must not be run, or the features graph takes no patch by itself.
@@ -34,8 +36,8 @@ def read_glance(bundle: Path, manifest: Manifest, features: FeaturesGraph) -> Gr
         raise BundleError("takes batches of one size alone, and a glance needs patches one by one", key=features.file)
     onnx = manifest.verified(bundle, GLANCE_FILE)
     session = open_session(onnx, key=GLANCE_FILE, threads=1, as_written=True)
-    side, labels = manifest.patch_px, len(manifest.labels)
-    check_form(session.get_inputs(), {"pixels": ("tensor(uint8)", (1, 1, side, side))}, key=GLANCE_FILE)
+    labels = len(manifest.labels)
+    check_form(session.get_inputs(), {"pixels": ("tensor(uint8)", (1, 1, ANY, ANY))}, key=GLANCE_FILE)
     forms = {"label_features": (1, labels, ANY), "stage1": (1, labels), "activation": (1, labels, ANY, ANY)}
     wanted = {DOUBT: ("tensor(float)", (1,)), **{name: ("tensor(float)", forms[name]) for name in features.outputs}}
     check_form(session.get_outputs(), wanted, key=GLANCE_FILE)
@@ -43,6 +45,17 @@ def read_glance(bundle: Path, manifest: Manifest, features: FeaturesGraph) -> Gr
         file=GLANCE_FILE,
         onnx=onnx,
         rows=1,
+        side=_side(session.get_inputs()[0].shape[2:], manifest.patch_px),
         outputs=(DOUBT, *features.outputs),
         rounding=rounding_layers(session),
     )
+
+
+def _side(sizes: Sequence[int | str | None], patch_px: int) -> int:
+    """Pixels of a side of what it sees: those of a patch, and as many beyond each edge."""
+    side, *others = {size if isinstance(size, int) else patch_px for size in sizes}
+    beyond, odd = divmod(side - patch_px, 2)
+    if others or odd or not 0 <= beyond < patch_px:
+        expected = f"a patch of {patch_px}, and as many beyond each edge, but fewer than that"
+        raise BundleError(f"sees {sizes} pixels, expected {expected}", key=GLANCE_FILE)
+    return side

@@ -105,6 +105,7 @@ class Graph:
         file: its name in the bundle.
         onnx: its bytes.
         rows: patches of one run: 1, or the batch size where the graph takes no other number.
+        side: pixels of a side of what it takes: a patch's, or more, which are the patch's mirror image around it.
         outputs: names of what it answers.
         rounding: names of the layers that may round to bfloat16.
     """
@@ -112,6 +113,7 @@ class Graph:
     file: str
     onnx: bytes
     rows: int
+    side: int
     outputs: tuple[str, ...]
     rounding: frozenset[str]
 
@@ -142,6 +144,7 @@ class FeaturesGraph(Graph):
             file=file,
             onnx=onnx,
             rows=batch_size if isinstance(session.get_inputs()[0].shape[0], int) else 1,
+            side=manifest.patch_px,
             labels=len(manifest.labels),
             outputs=("label_features", "stage1", "activation")[: 2 + has_activation],
             rounding=rounding_layers(session),

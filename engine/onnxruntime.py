@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from engine.cpu import CpuBackend
 from engine.graphs import ONNXRUNTIME, Graph, Session, open_session, run_session
+from engine.mirror import write_mirrored
 from engine.streams import Run
 from engine.tuning import Share
 
@@ -35,4 +36,9 @@ def _open(graph: Graph, share: Share) -> list[Run]:
 
 
 def _run(session: Session, graph: Graph, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    return run_session(session, graph.outputs, {"pixels": np.ascontiguousarray(patches)})
+    if graph.side == patches.shape[-1]:
+        pixels = np.ascontiguousarray(patches)
+    else:
+        pixels = np.empty((*patches.shape[:-2], graph.side, graph.side), np.uint8)
+        write_mirrored(patches, pixels)
+    return run_session(session, graph.outputs, {"pixels": pixels})

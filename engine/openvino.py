@@ -30,6 +30,7 @@ from engine.cpu import CpuBackend
 from engine.cpus import vector_instructions
 from engine.errors import BundleError, InferenceError
 from engine.graphs import ONNXRUNTIME, Graph
+from engine.mirror import write_mirrored
 from engine.streams import Run
 from engine.tuning import Share
 
@@ -60,13 +61,12 @@ class OpenVinoBackend(CpuBackend):
 
     def _opener(self, graph: Graph) -> Callable[[Share], list[Run]]:
         """The graph with the one shape that is ever run; read for each share, as a model kept is memory kept."""
-        side = self.manifest.patch_px
         narrow = self.precision == "bf16"
         kind = openvino.Type.bf16 if narrow else openvino.Type.f32
 
         def read() -> openvino.Model:
             model = CORE.read_model(graph.onnx)
-            model.reshape([graph.rows, 1, side, side])
+            model.reshape([graph.rows, 1, graph.side, graph.side])
             return _read_in_groups(model) if _has_avx512() else model
 
         with _refusing(graph.file):
@@ -121,7 +121,7 @@ class _Request:
     def _answer(self, patches: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
         if self._request is None:
             self._request = self._compiled.create_infer_request()
-        np.copyto(self._request.get_input_tensor(0).data, patches)  # handed over instead, they would take longer
+        write_mirrored(patches, self._request.get_input_tensor(0).data)  # handed over instead, they would take longer
         self._request.infer(share_outputs=True)
         return [self._request.get_tensor(name).data.copy() for name in self._outputs]
 
@@ -189,8 +189,11 @@ def _read_in_groups(model: openvino.Model) -> openvino.Model:
             _padded(pixels, left, right), np.array([count, rows, grouped, step]), special_zero=False
         )
         kernel = weight.get_data().reshape(outputs, high, wide // step, step).transpose(0, 3, 1, 2)
+        channels_first = opset13.transpose(in_groups, np.array([0, 3, 1, 2]))
+        for way in (in_groups, channels_first):  # named for the convolution, for it rounds where that may
+            way.set_friendly_name(f"{layer.get_friendly_name()}/{way.get_type_name()}")
         same = opset13.convolution(
-            opset13.transpose(in_groups, np.array([0, 3, 1, 2])),
+            channels_first,
             np.ascontiguousarray(kernel),
             [down, 1],
             [above, 0],

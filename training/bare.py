@@ -13,7 +13,7 @@ from engine import NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest
 from engine.export import export
 from training.attribution import Attribution
 from training.datasets import PatchSet
-from training.folder import load_run
+from training.folder import load_run, refuse_changed
 from training.network import FeaturesGraph, Network, ReasoningGraph
 
 NEVER = LabelLimits(threshold=1.0, review=(1.0, 1.0))  # no score reaches it: a clean screen, as most are
@@ -70,6 +70,7 @@ def attribution_of(run: Path) -> Attribution:
         ParityError: the exported graphs do not give the network's probabilities.
     """
     network, config, labels = load_run(run)
+    refuse_changed(run, config)
     validation = PatchSet(config.data.folders, "validation")
     pixels = np.stack([validation.patch(index) for index in range(min(2, len(validation)))])[:, None]
     with tempfile.TemporaryDirectory() as folder:

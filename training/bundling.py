@@ -32,7 +32,7 @@ from training.config import Config
 from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, report
-from training.folder import LEARNT_DATA, RunFolder, data_id, learnt_by_run, load_run
+from training.folder import LEARNT_DATA, RunFolder, data_id, learnt_by_run, load_run, refuse_changed
 from training.inference import reasoned, see, served
 from training.network import FeaturesGraph, Network, Output, ReasoningGraph
 from training.precision import Made, Proof, add_precisions, calibration_patches
@@ -104,6 +104,7 @@ def export_run(
             nothing is written then.
     """
     network, config, _ = load_run(run)
+    refuse_changed(run, config)
     _refuse_shrunk(config.data.folders)
     if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
         raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")

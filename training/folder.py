@@ -125,9 +125,9 @@ class RunFolder:
 def learnt_by_run(run: Path, config: Config) -> list[str]:
     """`data_id` of each folder that a run, and those that it begins with, have learnt from.
 
-    A run of an earlier version does not tell its own, so the configuration does.
+    A run of an earlier version does not tell, so the folders of its configuration do.
     """
-    return list(dict.fromkeys([*(data_id([folder]) for folder in config.all_folders), *RunFolder(run).learnt]))
+    return RunFolder(run).learnt or list(dict.fromkeys(data_id([folder]) for folder in config.all_folders))
 
 
 def learnt_by_bundle(manifest: Manifest) -> list[str]:
@@ -139,16 +139,12 @@ def load_run(run: Path) -> tuple[Network, Config, tuple[str, ...]]:
     """The trained network of a finished run, its configuration and its labels.
 
     Raises:
-        ValueError: the folder holds no finished run, its data has changed since, or its weights are of another
-            network than this version builds.
+        ValueError: the folder holds no finished run, or its weights are of another network than this version builds.
     """
     if not RunFolder(run).finished:
         raise ValueError(f"{run} holds no finished run (finished.json is missing)")
     config = Config.model_validate_json((run / "config.json").read_text())
-    data = json.loads((run / "data.json").read_text())
-    if data_id(config.all_folders) != data["data_id"]:
-        raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
-    labels = tuple(data["labels"])
+    labels = tuple(json.loads((run / "data.json").read_text())["labels"])
     # the run brings the weights: a pretrained start is not fetched again
     network = build_network(len(labels), dataclasses.replace(config.network, trunk_weights=None))
     start_from(network, run / f"{MIXED if config.start_share else 'phase2'}.safetensors")
@@ -197,6 +193,17 @@ def data_id(folders: Sequence[Path]) -> str:
         for table in ("labels.csv", "windows.csv", "splits.csv"):
             digest.update((folder / table).read_bytes())
     return digest.hexdigest()[:16]
+
+
+def refuse_changed(run: Path, config: Config) -> None:
+    """Refuse a run whose data is not what it was trained on.
+
+    Raises:
+        ValueError: it has changed since.
+        OSError: it is gone.
+    """
+    if data_id(config.all_folders) != RunFolder(run).data_id:
+        raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
 
 
 def _identity(config: Config) -> dict[str, Any]:

@@ -42,16 +42,13 @@ from training.network import Network
 
 SECTION = "## Glance"
 CLEAN_WINDOWS = 256  # whose mean features stand for a cleared one
-BEYOND_PX = 32
+BEYOND_PX = 32  # of a patch's mirror image around it: maps are padded with zeros, beside which a glance sees less
 CLEARS_ALL = Glance(doubt_min=1.0)  # so that the whole network is spared while doubts are asked for
 MARGIN = 0.98  # of the doubt of golden patches: another CPU rounds otherwise, and its self-test must hold
 
 
 class Doubt(nn.Module):
-    """What is exported as `glance.onnx`: how sure a network is that there is anything in a patch.
-
-    It sees the patch with `BEYOND_PX` mirrored around it: its maps are padded with zeros, beside which it sees less.
-    """
+    """What is exported as `glance.onnx`: how sure a network is that there is anything in a patch."""
 
     TRUNK = "network.trunk"  # the part that may round where the features graph does
 
@@ -60,16 +57,9 @@ class Doubt(nn.Module):
         self.network = network
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Pixels (N, 1, P, P) uint8 to the highest probability of any label (N,)."""
-        feature_NLF, cosine_NL, _ = self.network.features(_mirrored(_mirrored(pixels, 2), 3))
+        """Pixels (N, 1, S, S) uint8 to the highest probability of any label (N,)."""
+        feature_NLF, cosine_NL, _ = self.network.features(pixels)
         return torch.sigmoid(self.network.reason(feature_NLF, cosine_NL)).amax(dim=1)
-
-
-def _mirrored(pixels: Tensor, axis: int) -> Tensor:
-    """With mirror images of what lies at both ends of an axis; in bytes, for which torch has no such padding."""
-    beyond = min(BEYOND_PX, pixels.shape[axis] - 1)
-    start, end = pixels.narrow(axis, 1, beyond), pixels.narrow(axis, -beyond - 1, beyond)
-    return torch.cat([start.flip(axis), pixels, end.flip(axis)], axis)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +127,8 @@ def add_glance(
             tells = telling(bundle_probability(backend, patches, group="screen"), before)
             may_be_there = patches.labels != 0  # or is not known
             clean = _clean(backend, patches, np.flatnonzero(~(tells | may_be_there).any(axis=1)))
-        write_glance(draft, Doubt(network), clean, patch_px=before.patch_px, part=Doubt.TRUNK)
+        beyond = min(BEYOND_PX, before.patch_px - 1)
+        write_glance(draft, Doubt(network), clean, side_px=before.patch_px + 2 * beyond, part=Doubt.TRUNK)
         replace(before, glance=CLEARS_ALL).sign(draft)
         doubt, most = _doubts(draft, patches)
         chosen = choose(doubt, (tells & may_be_there).any(axis=1), lost=lost, most=most)

@@ -1,5 +1,6 @@
 """The graph of a glance, as written: the module's doubt, what stands for a clean window, and what may round."""
 
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def doubt() -> Doubt:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, doubt: Doubt) -> Path:
     made = tiny_bundle(tmp_path_factory.mktemp("doubt") / "bundle")
-    write_glance(made, doubt, CLEAN, patch_px=PATCH_PX, part=Doubt.TRUNK)
+    write_glance(made, doubt, CLEAN, side_px=PATCH_PX, part=Doubt.TRUNK)
     return made
 
 
@@ -66,16 +67,26 @@ def test_the_trunk_alone_may_round(bundle: Path) -> None:
     assert len(convolutions - rounding) == 1  # the labels' maps
 
 
+def test_all_before_the_trunk_may_round_as_grey_levels_less_128_are_exact(bundle: Path) -> None:
+    session = open_session((bundle / GLANCE_FILE).read_bytes(), key=GLANCE_FILE, threads=1, as_written=True)
+    nodes = onnx.load(bundle / GLANCE_FILE).graph.node
+    before = list(takewhile(lambda node: node.op_type != "Conv", nodes))
+    assert [node.op_type for node in before] == ["Cast", "Sub", "Div"]
+    assert {node.name for node in before} < rounding_layers(session)
+    levels = (np.arange(256, dtype=np.float32) - 128) / 128
+    assert not (levels.view(np.uint32) & 0xFFFF).any()  # the half that bfloat16 does not have
+
+
 def test_a_map_that_the_features_graph_does_not_have_is_left_out(tmp_path: Path, doubt: Doubt) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", activation=False)
-    write_glance(bundle, doubt, CLEAN, patch_px=PATCH_PX, part=Doubt.TRUNK)
+    write_glance(bundle, doubt, CLEAN, side_px=PATCH_PX, part=Doubt.TRUNK)
     outputs = [output.name for output in onnx.load(bundle / GLANCE_FILE).graph.output]
     assert outputs == ["doubt", "label_features", "stage1"]
 
 
 def test_a_part_without_convolutions_is_refused(tmp_path: Path, doubt: Doubt) -> None:
     with pytest.raises(ValueError, match="has 0 convolutions"):
-        write_glance(tiny_bundle(tmp_path / "bundle"), doubt, CLEAN, patch_px=PATCH_PX, part="network.head")
+        write_glance(tiny_bundle(tmp_path / "bundle"), doubt, CLEAN, side_px=PATCH_PX, part="network.head")
 
 
 def test_it_is_a_network_of_its_own(doubt: Doubt) -> None:

@@ -221,6 +221,61 @@ def test_a_graph_of_another_form_is_refused(
     assert caught.value.key == GLANCE_FILE
 
 
+def seeing(high: int | str, wide: int | str) -> Callable[[onnx.ModelProto], object]:
+    """An edit: the glance sees so many pixels, and its doubt is their mean."""
+
+    def change(model: onnx.ModelProto) -> None:
+        for dim, size in zip(model.graph.input[0].type.tensor_type.shape.dim[2:], (high, wide), strict=True):
+            dim.Clear()
+            setattr(dim, "dim_value" if isinstance(size, int) else "dim_param", size)
+        constants = [node for node in model.graph.node if node.op_type == "Constant"]
+        del model.graph.node[:]
+        model.graph.node.extend(
+            [
+                onnx.helper.make_node("Cast", ["pixels"], ["level"], to=onnx.TensorProto.FLOAT),
+                onnx.helper.make_node("Div", ["level", "white"], ["light"]),
+                onnx.helper.make_node("ReduceMean", ["light"], ["doubt"], axes=[1, 2, 3], keepdims=0),
+                *constants,
+            ]
+        )
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(255, np.float32), "white"))
+
+    return change
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("beyond", [0, 1, 8, PATCH_PX - 1])
+def test_what_it_sees_beyond_a_patch_is_the_mirror_image(tmp_path: Path, runtime: str, beyond: int) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+    edit(bundle, GLANCE_FILE, seeing(PATCH_PX + 2 * beyond, PATCH_PX + 2 * beyond))
+    pixels = np.random.default_rng(4).integers(0, 256, (3, 1, PATCH_PX, PATCH_PX), np.uint8)
+    pixels[..., :9] //= 2  # an edge whose image would be missed
+    around = [(0, 0), (0, 0), (beyond, beyond), (beyond, beyond)]
+    expected = np.pad(pixels, around, mode="reflect").mean((1, 2, 3)) / 255
+    with closing(load(bundle, runtime)) as backend:
+        np.testing.assert_allclose(backend.features(pixels).doubt, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("high", "wide"),
+    [
+        (PATCH_PX + 1, PATCH_PX + 1),
+        (PATCH_PX - 2, PATCH_PX - 2),
+        (3 * PATCH_PX, 3 * PATCH_PX),
+        (PATCH_PX, PATCH_PX + 2),
+        (PATCH_PX + 2, "wide"),
+    ],
+)
+def test_one_that_sees_more_than_a_patch_and_its_image_is_refused(
+    tmp_path: Path, high: int | str, wide: int | str
+) -> None:
+    bundle = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+    edit(bundle, GLANCE_FILE, seeing(high, wide))
+    with pytest.raises(BundleError, match="and as many beyond each edge") as caught:
+        load(bundle, "onnxruntime")
+    assert caught.value.key == GLANCE_FILE
+
+
 def test_it_needs_a_features_graph_that_takes_patches_one_by_one(tmp_path: Path) -> None:
     bundle = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
     edit(bundle, "features.onnx", lambda model: fix_rows(model, BATCH))

@@ -1,6 +1,7 @@
 """What a run's folder remembers of what was learnt from."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from training.bundling import export_run
 from training.config import read_config
 from training.cutting import cut
 from training.fit import fit
-from training.folder import RunFolder, data_id
+from training.folder import RunFolder, data_id, learnt_by_run, load_run
 
 
 def test_a_run_remembers_what_the_runs_before_it_learnt_from(tmp_path: Path) -> None:
@@ -45,3 +46,20 @@ def test_limits_are_not_chosen_on_what_a_run_before_it_learnt_from(tmp_path: Pat
     data.write_text(json.dumps({**told, "learnt": [*told["learnt"], data_id([other])]}))
     with pytest.raises(ValueError, match=r"begins with has learnt from .*other"):
         export_run(config.run, tmp_path / "bundle", version="1", calibration=[other])
+
+
+def test_a_run_whose_data_is_gone_still_gives_its_network(tmp_path: Path) -> None:
+    """For a glance, or to seal screens by it; a bundle's limits are chosen on that data, so none is made of it."""
+    config = read_config(write_toy(tmp_path, screens=10), ["phase1.epochs=1", "phase2.epochs=1"])
+    fit(config)
+    _, _, labels = load_run(config.run)
+    learnt = [data_id([folder]) for folder in config.all_folders]
+    splits = tmp_path / "cut" / "splits.csv"
+    splits.write_text(splits.read_text() + "\n")
+    with pytest.raises(ValueError, match="has changed since it was trained"):
+        export_run(config.run, tmp_path / "bundle", version="1")
+    shutil.rmtree(tmp_path / "cut")
+    assert load_run(config.run)[2] == labels == ("dot", "line")
+    assert learnt_by_run(config.run, config) == learnt
+    with pytest.raises(FileNotFoundError):
+        export_run(config.run, tmp_path / "bundle", version="1")
