@@ -10,8 +10,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from structlog.testing import capture_logs
 
-from engine import GLANCE_FILE, FakeBackend, Features, Glance, Manifest, SecondLook
+from engine import GLANCE_FILE, Features, Glance, InferenceError, Manifest, SecondLook
 from service import release as gate
 from service.agreement import agree
 from service.app import create_app
@@ -19,8 +20,9 @@ from service.sealed import SEALED_FILE
 from tests.bundles import REACH, grey_of, probability_of, tiny_bundle
 from tests.engine.test_onnxruntime import edit, sign
 from tests.service.apps import post_raw, serve
-from tests.service.devices import GOLDEN_NUMBER, Device, line
+from tests.service.devices import GOLDEN_NUMBER, GUARD_S, Device, held_at, line
 from tests.service.test_release import frame, reseal, write_set
+from tests.service.test_scheduler_lines import Pipelined
 from tests.service.test_second_look import inspected, settings
 
 
@@ -68,11 +70,11 @@ def test_cleared_windows_are_told_and_measured(tmp_path: Path, glancing: Path) -
 # --- the queue ---------------------------------------------------------------------------------------
 
 
-class Asked(FakeBackend):
+class Asked(Pipelined):
     """Notes of each screen whether a glance might have cleared its windows."""
 
-    def __init__(self) -> None:
-        super().__init__(Device().backend().manifest, Device())
+    def __init__(self, device: Device) -> None:
+        super().__init__(device)
         self.asked: list[tuple[int, bool]] = []
 
     def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
@@ -81,11 +83,34 @@ class Asked(FakeBackend):
 
 
 def test_what_is_looked_at_again_no_glance_clears() -> None:
-    backend = Asked()
+    backend = Asked(Device())
     with line(backend) as here:
         first = here.compute(1)
         here.compute(2, after=first)
     assert [asked for asked in backend.asked if asked[0] != GOLDEN_NUMBER] == [(1, True), (2, False)]
+
+
+def test_nor_where_it_is_computed_once_more_as_a_neighbour_failed() -> None:
+    device, gate = held_at(9)
+    held = device.on_batch
+
+    def fail(number: int) -> None:
+        held(number)
+        if number == 3:
+            raise InferenceError("failed")
+
+    device.on_batch = fail
+    backend = Asked(device)
+    with capture_logs(), line(backend) as here:
+        first = here.compute(1)
+        before = here.send(9)
+        gate.wait_for()  # by then the others wait, and are at the device together
+        failing, again = here.send(3, after=first), here.send(2, after=first)
+        gate.opened.set()
+        before.result(GUARD_S)
+        assert isinstance(failing.exception(GUARD_S), InferenceError)
+        again.result(GUARD_S)
+    assert [asked for asked in backend.asked if asked[0] == 2] == [(2, False)]
 
 
 # --- the gate ----------------------------------------------------------------------------------------

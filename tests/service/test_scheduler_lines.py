@@ -46,9 +46,12 @@ class Pipelined(FakeBackend):
         for batch in batches:
             running.append(batch)
             if len(running) == 2:
-                yield self.features(running.popleft().pixels)
+                yield self._computed(running.popleft())
         while running:
-            yield self.features(running.popleft().pixels)
+            yield self._computed(running.popleft())
+
+    def _computed(self, batch: Batch) -> Features:
+        return self.features(batch.pixels, glance=batch.glance)
 
 
 def test_a_batch_is_computed_as_soon_as_its_lines_are_there() -> None:
