@@ -105,7 +105,7 @@ def test_nor_where_it_is_computed_once_more_as_a_neighbour_failed() -> None:
         first = here.compute(1)
         before = here.send(9)
         gate.wait_for()  # by then the others wait, and are at the device together
-        failing, again = here.send(3, after=first), here.send(2, after=first)
+        again, failing = here.send(2, after=first), here.send(3, after=first)  # the later one goes ahead
         gate.opened.set()
         before.result(GUARD_S)
         assert isinstance(failing.exception(GUARD_S), InferenceError)
