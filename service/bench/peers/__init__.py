@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
+from typing import Any
 
-from engine import available_cpus, seen_whole
+from engine import NO_GLANCE, available_cpus, seen_whole
 from service.bench.peers.processes import Watch, none_left
 from service.bench.peers.setting import Setting
 from service.bench.report import BenchError, Row, latency
@@ -22,6 +23,7 @@ from service.lines import Lines
 
 AHEAD = 1.25  # times the screens/s of the best peer
 TRIAL = 0.1  # of a measurement's time, for each setting of a peer
+ONNXRUNTIME = {"INSPECT_RUNTIME": "onnxruntime"}
 WATCH = 0.2  # of a measurement's time, after it, in which memory is read: reading it costs time
 
 Verdicts = list[tuple[str, frozenset[str]]]  # of the frames in turn: outcome, and labels present
@@ -133,18 +135,25 @@ def peers(cpus: int) -> list[Peer]:
 def measure(work: Work) -> Iterator[Row]:
     """Our service beside four that people would use instead, on the same bundle, windows, frames and machine.
 
-    The whole network sees every window once, for all of them.
+    The whole network sees every window once, for all of them; ours is measured after a glance as well, where the bundle
+    has one, and held to the same verdicts.
     """
+    glanced = None
+    if work.manifest.glance != NO_GLANCE:
+        with work.looking_once() as once:
+            glanced = _measured(once, ["service"], ONNXRUNTIME)
     with seen_whole(work.bundle) as whole, replace(work, bundle=whole).looking_once() as once:
-        yield from _compared(once)
+        yield from _compared(once, glanced)
 
 
-def _compared(work: Work) -> Iterator[Row]:
+def _compared(work: Work, glanced: Found | None) -> Iterator[Row]:
     auto = _measured(work, ["service"], {})
     yield _row("ours, default runtime", auto)
-    ours = _measured(work, ["service"], {"INSPECT_RUNTIME": "onnxruntime"})
+    ours = _measured(work, ["service"], ONNXRUNTIME)
     yield _row("ours, ONNX Runtime", ours)
     yield _gain(auto, ours)
+    if glanced is not None:
+        yield _row("ours, ONNX Runtime after a glance", glanced, beside=ours.verdicts)
     found: dict[str, Found] = {}
     for peer in peers(available_cpus()):
         if not peer.installed:
@@ -159,6 +168,8 @@ def _compared(work: Work) -> Iterator[Row]:
             yield _row(peer.name, found[peer.name], beside=ours.verdicts, setting=setting, trials=trials)
     yield from ahead("ours, ONNX Runtime", ours, found)
     yield from ahead("ours, default runtime", auto, found)
+    if glanced is not None:
+        yield from ahead("ours, ONNX Runtime after a glance", glanced, found)
 
 
 def fastest(work: Work, peer: Peer) -> tuple[Setting, dict[str, float]]:
@@ -268,13 +279,13 @@ def _row(
     setting: Setting | None = None,
     trials: Mapping[str, float] | None = None,
 ) -> Row:
-    """One server; a peer is held to the verdicts of ours, `beside`."""
+    """One server, held to verdicts of ours, `beside`, where it is not what gave them."""
     waits = latency(found.lines.durations)
     told = (
         f"{found.screens_per_s:.2f} screens/s, p50 {waits['p50_s']:.3f} s, p99 {waits['p99_s']:.3f} s, "
         f"{found.peak_bytes / 2**20:.0f} MiB"
     )
-    figures = {
+    figures: dict[str, Any] = {
         "screens_per_s": found.screens_per_s,
         **waits,
         "peak_bytes": found.peak_bytes,
@@ -285,12 +296,17 @@ def _row(
     if beside is None:
         return Row(name=name, found=told, limit="none failed", passed=not failed, figures=figures)
     equal = sum(a == b for a, b in zip(found.verdicts, beside, strict=True))
+    told += f"; {equal} of {len(beside)} verdicts as ours"
+    figures["equal_verdicts"] = equal
+    if setting is not None:
+        told += f"; {setting}"
+        figures.update(setting=str(setting), trials_screens_per_s=trials)
     return Row(
         name=name,
-        found=f"{told}; {equal} of {len(beside)} verdicts as ours; {setting}",
+        found=told,
         limit="none failed, the verdicts of ours",
         passed=not failed and equal == len(beside),
-        figures={**figures, "equal_verdicts": equal, "setting": str(setting), "trials_screens_per_s": trials},
+        figures=figures,
     )
 
 

@@ -4,12 +4,14 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 
+from engine import Glance
 from service.bench import peers
 from service.bench.peers import Found, Peer, ahead, fastest
 from service.bench.peers.setting import Setting
@@ -123,6 +125,20 @@ def test_the_part_runs_and_a_peer_that_is_not_installed_is_said(work: Work, monk
     assert rows["Absent"].passed is None
     assert "no_such_package is not installed" in rows["Absent"].found
     assert rows["Broken"].passed is False
+
+
+def test_ours_is_measured_after_a_glance_too_where_the_bundle_has_one(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = only("fastapi", Setting())
+    monkeypatch.setattr(peers, "peers", lambda _: loop)
+    glancing = tiny_bundle(tmp_path / "glancing", glance=Glance(doubt_min=0.1))
+    rows = {row.name: row for row in peers.measure(replace(work, bundle=glancing, seconds=0.5))}
+    ours = rows["ours, ONNX Runtime after a glance"]
+    assert ours.passed, ours.found
+    assert (ours.figures["equal_verdicts"], "setting" in ours.figures) == (2, False)
+    assert rows["FastAPI and a loop"].figures["equal_verdicts"] == 2
+    assert rows["ours, ONNX Runtime after a glance, times the best peer's screens/s"].figures["ratio"] > 0
 
 
 @pytest.mark.slow
