@@ -26,8 +26,8 @@ def write_glance(
         clean: what the features graph says of a clean window, by the names of its outputs, without rows; what that
             graph does not have is left out.
         side_px: S, of a patch and, beyond each edge, as many pixels of its mirror image.
-        part: of the module, which may round to bfloat16 on CPUs that run the features graph so; all before it may, and
-            must be exact in bfloat16, as grey levels are, and what they are less 128.
+        part: of the module, which may round to bfloat16 on CPUs that run the features graph so; with it rounds all that
+            leads to its first convolution, which rounds what it is given in any case.
 
     Raises:
         ValueError: the part has no convolution.

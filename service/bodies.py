@@ -20,7 +20,7 @@ from service.errors import (
     ServiceError,
     UnsupportedMedia,
 )
-from service.inlet import into
+from service.inlet import inlet_of
 
 LONGEST_CONTENT_LENGTH = 20  # digits; Python itself refuses to read 4,301
 
@@ -91,7 +91,7 @@ async def _fill(
     Where the header promises a length the buffer has that length.
     """
     received = 0
-    fill = into(request.scope) if "content-length" in request.headers else None
+    inlet = inlet_of(request.scope) if "content-length" in request.headers else None
     try:
         async with asyncio.timeout(timeout_s):
             async for chunk in request.stream():
@@ -101,8 +101,8 @@ async def _fill(
                 buffer[received:end] = chunk
                 received = end
                 tell(received)
-                if fill is not None:
-                    received = await fill(buffer, received, tell)
+                if inlet is not None:
+                    received = await inlet(buffer, received, tell)
     except TimeoutError as error:
         raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from error
     except ClientDisconnect as error:

@@ -7,21 +7,23 @@ memory to this one instead, and the system writes what comes into it. All else i
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast
 
+import numpy as np
 from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 EXTENSION = "service.inlet"  # of ASGI
 HTTP = f"{__name__}:Inlet"  # as uvicorn is told of a protocol that it has no type for
-SCRATCH_BYTES = 2**16  # for heads, and for bodies that come piece by piece
+SCRATCH_BYTES = 2**18  # of one read, for heads and for bodies that come piece by piece: as many as uvloop reads
 
 
 class Into(Protocol):
     """Let a body come straight into memory."""
 
     async def __call__(self, memory: memoryview, start: int, tell: Callable[[int], None]) -> int:
-        """How many of its bytes are there when it is whole, or when no more will come.
+        """How many of its bytes are there; with fewer than all, the stream of the request tells what else came.
 
         Args:
             memory: as long as the body.
@@ -30,7 +32,7 @@ class Into(Protocol):
         """
 
 
-def into(scope: Scope) -> Into | None:
+def inlet_of(scope: Scope) -> Into | None:
     """What lets the body of a request come straight into memory; None where the server has no such thing."""
     found: Into | None = scope.get("extensions", {}).get(EXTENSION, {}).get("into")
     return found
@@ -41,8 +43,6 @@ class Inlet(asyncio.BufferedProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's, whatever they are
         self._http = _Http(*args, **options)
-        self._scratch = memoryview(bytearray(SCRATCH_BYTES))
-        self._lent = self._scratch
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """As in `asyncio.BaseProtocol`."""
@@ -66,12 +66,11 @@ class Inlet(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         """Where what is read next is to be written."""
-        self._lent = self._http.missing() or self._scratch
-        return self._lent
+        return self._http.lend()
 
     def buffer_updated(self, nbytes: int) -> None:
         """So many bytes were written there."""
-        self._http.data_received(cast(bytes, self._lent[:nbytes]))  # the parser takes whatever holds bytes
+        self._http.written(nbytes)
 
 
 class _Http(HttpToolsProtocol):
@@ -79,32 +78,31 @@ class _Http(HttpToolsProtocol):
 
     _body: "_Body | None" = None
 
-    def missing(self) -> memoryview | None:
-        """Memory that waits for the rest of a body."""
-        return self._body.missing() if self._body is not None else None
+    def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's, whatever they are
+        super().__init__(*args, **options)
+        self._scratch = np.empty(SCRATCH_BYTES, np.uint8).data  # touched only as bytes come
+        self._lent = self._scratch
 
-    async def into(self, memory: memoryview, start: int, tell: Callable[[int], None]) -> int:
-        """See `Into`."""
-        cycle = self.cycle
-        if cycle.body or cycle.disconnected or not cycle.more_body:  # what the app is to hear of otherwise
-            return start
-        body = self._body = _Body(memory, start, tell)
-        self.flow.resume_reading()
-        try:
-            await body.ended.wait()
-        finally:
-            self._body = None
-        return body.received
+    def lend(self) -> memoryview:
+        """Memory for what is read next: that which waits for the rest of a body, or else our own."""
+        self._lent = (self._body.missing() if self._body is not None else None) or self._scratch
+        return self._lent
+
+    def written(self, count_bytes: int) -> None:
+        """So many bytes were read into what was lent."""
+        data, self._lent = self._lent[:count_bytes], self._scratch  # a frame is held by nobody who only waits
+        self.data_received(cast(bytes, data))  # the parser takes whatever holds bytes
 
     def on_headers_complete(self) -> None:
-        self.scope["extensions"] = {EXTENSION: {"into": self.into}}
         super().on_headers_complete()
+        if self.cycle is not None and self.cycle.scope is self.scope:  # not so where the connection is upgraded
+            self.scope["extensions"] = {EXTENSION: {"into": partial(self._let_in, self.cycle)}}
 
     def on_body(self, body: bytes) -> None:
         if self._body is None:
             super().on_body(body)
         else:
-            self._body.more(len(body))
+            self._body.more(len(body))  # a copy that the parser makes: the bytes are in their place
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -113,6 +111,22 @@ class _Http(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._end_body()
+        if self.scope is not None:
+            self.scope["extensions"] = {}  # which hold this object, which holds them
+
+    async def _let_in(
+        self, cycle: RequestResponseCycle, memory: memoryview, start: int, tell: Callable[[int], None]
+    ) -> int:
+        """See `Into`; `cycle` is of the request, behind which others may have come already."""
+        if cycle is not self.cycle or cycle.body or cycle.disconnected or not cycle.more_body:
+            return start
+        body = self._body = _Body(memory, start, tell)
+        self.flow.resume_reading()
+        try:
+            await body.ended.wait()
+        finally:
+            self._body, self._lent = None, self._scratch
+        return body.received
 
     def _end_body(self) -> None:
         if self._body is not None:

@@ -125,9 +125,14 @@ class RunFolder:
 def learnt_by_run(run: Path, config: Config) -> list[str]:
     """`data_id` of each folder that a run, and those that it begins with, have learnt from.
 
-    A run of an earlier version does not tell, so the folders of its configuration do.
+    Its folders as they are now count as well, where they are still there: they may have changed since.
+
+    Raises:
+        OSError: a folder of a run of an earlier version, which does not tell what it has learnt from, is gone.
     """
-    return RunFolder(run).learnt or list(dict.fromkeys(data_id([folder]) for folder in config.all_folders))
+    told = RunFolder(run).learnt
+    now = [data_id([folder]) for folder in config.all_folders if not told or folder.is_dir()]
+    return list(dict.fromkeys([*told, *now]))
 
 
 def learnt_by_bundle(manifest: Manifest) -> list[str]:

@@ -67,13 +67,15 @@ def test_the_trunk_alone_may_round(bundle: Path) -> None:
     assert len(convolutions - rounding) == 1  # the labels' maps
 
 
-def test_all_before_the_trunk_may_round_as_grey_levels_less_128_are_exact(bundle: Path) -> None:
+def test_all_before_the_trunk_may_round_and_what_it_makes_of_grey_levels_is_exact(bundle: Path) -> None:
     session = open_session((bundle / GLANCE_FILE).read_bytes(), key=GLANCE_FILE, threads=1, as_written=True)
-    nodes = onnx.load(bundle / GLANCE_FILE).graph.node
-    before = list(takewhile(lambda node: node.op_type != "Conv", nodes))
+    model = onnx.load(bundle / GLANCE_FILE)
+    before = list(takewhile(lambda node: node.op_type != "Conv", model.graph.node))
     assert [node.op_type for node in before] == ["Cast", "Sub", "Div"]
     assert {node.name for node in before} < rounding_layers(session)
-    levels = (np.arange(256, dtype=np.float32) - 128) / 128
+    constants = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
+    middle, half = (constants[node.input[1]] for node in before[1:])
+    levels = ((np.arange(256) - middle) / half).astype(np.float32)
     assert not (levels.view(np.uint32) & 0xFFFF).any()  # the half that bfloat16 does not have
 
 

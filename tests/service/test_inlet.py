@@ -3,9 +3,12 @@
 import hashlib
 import socket
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,8 +26,9 @@ from service.inlet import EXTENSION
 from tests.service.apps import WAIT_S
 from tests.service.devices import until
 
-LIMIT_BYTES = 2**22
-LONG = 2**20  # bytes: many reads
+LIMIT_BYTES = 2**23
+LONG = 2**22  # bytes: many reads
+MOMENT_S = 0.005  # in which the other end reads what there is
 
 
 class App:
@@ -34,12 +38,14 @@ class App:
         timeout_s: that a sender has.
         straight: of each body that was let in straight, how many of its bytes came so.
         ended: of each request, what its sender is told, or would be.
+        memory: that of the bodies.
     """
 
     def __init__(self) -> None:
         self.timeout_s = WAIT_S
         self.straight: list[int] = []
         self.ended: list[str] = []
+        self.memory: list[weakref.ref[Any]] = []
 
     async def __call__(self, scope: Scope, receive_message: Receive, send: Send) -> None:
         extension = scope["extensions"][EXTENSION]
@@ -47,11 +53,14 @@ class App:
 
         async def watched(memory: memoryview, start: int, tell: Callable[[int], None]) -> int:
             told: list[int] = []
-            end = await into(memory, start, told.append)
-            assert told == sorted(told)
+            self.memory.append(weakref.ref(memory.obj))
+            try:
+                end = await into(memory, start, told.append)
+            finally:
+                assert told == sorted(told)
+                if told:
+                    self.straight.append(told[-1] - start)
             assert end == (told[-1] if told else start)
-            if told:
-                self.straight.append(end - start)
             return end
 
         extension["into"] = watched
@@ -73,7 +82,15 @@ def served(loop: str) -> Iterator[tuple[App, tuple[str, int]]]:
     """The app, and where it listens."""
     app = App()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(app, http=inlet.HTTP, loop=loop, log_config=None, access_log=False, lifespan="off")
+        config = uvicorn.Config(
+            app,
+            http=inlet.HTTP,
+            loop=loop,
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=10 * int(WAIT_S),
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
@@ -96,6 +113,7 @@ def app(serving: tuple[App, tuple[str, int]]) -> App:
     app.timeout_s = WAIT_S
     app.straight.clear()
     app.ended.clear()
+    app.memory.clear()
     return app
 
 
@@ -139,20 +157,49 @@ def test_all_of_a_long_body_but_its_beginning_comes_straight(app: App, line: soc
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     sizes=st.lists(st.one_of(st.integers(0, 50), st.integers(0, 3 * inlet.SCRATCH_BYTES)), min_size=1, max_size=4),
-    cuts=st.lists(st.floats(0, 1), max_size=6),
+    cuts=st.lists(st.floats(0, 1), max_size=3),
+    at_borders=st.lists(st.integers(0, 7), max_size=4),
 )
 def test_bodies_arrive_whole_wherever_the_stream_is_cut(
-    serving: tuple[App, tuple[str, int]], sizes: Sequence[int], cuts: Sequence[float]
+    serving: tuple[App, tuple[str, int]], sizes: Sequence[int], cuts: Sequence[float], at_borders: Sequence[int]
 ) -> None:
-    """Requests one behind the other, without a wait for answers."""
+    """Requests one behind the other, without a wait for answers; a moment passes at each cut."""
     bodies = [noise(size, seed) for seed, size in enumerate(sizes)]
-    stream = b"".join(head(len(body)) + body for body in bodies)
-    places = sorted({0, len(stream), *(int(cut * len(stream)) for cut in cuts)})
+    parts = [part for body in bodies for part in (head(len(body)), body)]
+    stream = b"".join(parts)
+    borders = [0, *accumulate(map(len, parts))]
+    places = {int(cut * len(stream)) for cut in cuts} | {borders[border % len(borders)] for border in at_borders}
     with socket.create_connection(serving[1], WAIT_S) as line:
         line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        for start, end in pairwise(places):
+        for start, end in pairwise(sorted({0, len(stream), *places})):
             line.sendall(stream[start:end])
+            time.sleep(MOMENT_S)
         assert answers(line, len(bodies)) == [digest(body) for body in bodies]
+
+
+@pytest.mark.parametrize("size", [5, LONG])
+@pytest.mark.parametrize("patient", [False, True], ids=["at once", "after the first answer"])
+def test_a_request_behind_another_keeps_its_own_body(app: App, line: socket.socket, size: int, patient: bool) -> None:
+    """The head of a frame whose lines are still to be scanned comes with the last bytes of the one before."""
+    first, second = noise(size), noise(LONG, seed=1)
+    line.sendall(head(size))
+    time.sleep(MOMENT_S)
+    line.sendall(first + head(LONG))
+    time.sleep(MOMENT_S)
+    found = answers(line, 1) if patient else []
+    line.sendall(second)
+    found += answers(line, 2 - len(found))
+    assert found == [digest(first), digest(second)]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["half", "whole"])
+def test_no_memory_is_held_for_a_connection_that_waits(app: App, line: socket.socket, whole: bool) -> None:
+    app.timeout_s = WAIT_S if whole else 0.3
+    line.sendall(head(LONG) + noise(LONG if whole else LONG // 2))
+    (told,) = answers(line, 1)
+    assert told.startswith("DeadlineExceeded") != whole
+    assert app.straight  # it did come straight
+    until(lambda: all(memory() is None for memory in app.memory))
 
 
 def test_body_in_chunks_comes_as_it_always_did(app: App, line: socket.socket) -> None:

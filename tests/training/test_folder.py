@@ -58,8 +58,13 @@ def test_a_run_whose_data_is_gone_still_gives_its_network(tmp_path: Path) -> Non
     splits.write_text(splits.read_text() + "\n")
     with pytest.raises(ValueError, match="has changed since it was trained"):
         export_run(config.run, tmp_path / "bundle", version="1")
+    assert learnt_by_run(config.run, config) == [*learnt, data_id(config.all_folders)]  # it is still its own
     shutil.rmtree(tmp_path / "cut")
     assert load_run(config.run)[2] == labels == ("dot", "line")
     assert learnt_by_run(config.run, config) == learnt
+    data = config.run / "data.json"
+    data.write_text(json.dumps({**json.loads(data.read_text()), "learnt": []}))  # of an earlier version
+    with pytest.raises(FileNotFoundError):
+        learnt_by_run(config.run, config)
     with pytest.raises(FileNotFoundError):
         export_run(config.run, tmp_path / "bundle", version="1")

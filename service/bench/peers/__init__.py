@@ -279,7 +279,7 @@ def _row(
     setting: Setting | None = None,
     trials: Mapping[str, float] | None = None,
 ) -> Row:
-    """One server, held to verdicts of ours, `beside`, where it is not what gave them."""
+    """One server, held to the verdicts `beside` it where there are such."""
     waits = latency(found.lines.durations)
     told = (
         f"{found.screens_per_s:.2f} screens/s, p50 {waits['p50_s']:.3f} s, p99 {waits['p99_s']:.3f} s, "
