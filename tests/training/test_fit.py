@@ -24,7 +24,7 @@ from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import evaluate
 from training.fit import Run, _learning_rate, fit
-from training.folder import LEARNT_DATA, data_id, load_run
+from training.folder import LEARNT_DATA, data_id, load_run, refuse_changed
 from training.inference import network_probability, network_score
 from training.record import revision_of
 from training.rows import read_rows
@@ -138,7 +138,7 @@ def test_a_run_belongs_to_its_data(toml: Path) -> None:
     with pytest.raises(ValueError, match="other data"):
         fit(config)
     with pytest.raises(ValueError, match="has changed"):
-        load_run(config.run)
+        refuse_changed(config.run, config)
 
 
 def test_a_run_that_has_not_ended_is_not_finished(run: Config, tmp_path: Path) -> None:
