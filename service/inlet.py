@@ -76,16 +76,16 @@ class Inlet(asyncio.BufferedProtocol):
 class _Http(HttpToolsProtocol):
     """Uvicorn's protocol, which parses what was read wherever it lies."""
 
-    _body: "_Body | None" = None
-
     def __init__(self, *args: Any, **options: Any) -> None:  # noqa: ANN401 - uvicorn's, whatever they are
         super().__init__(*args, **options)
         self._scratch = np.empty(SCRATCH_BYTES, np.uint8).data  # touched only as bytes come
         self._lent = self._scratch
+        self._body: _Body | None = None
 
     def lend(self) -> memoryview:
         """Memory for what is read next: that which waits for the rest of a body, or else our own."""
-        self._lent = (self._body.missing() if self._body is not None else None) or self._scratch
+        missing = self._body.missing() if self._body is not None else None
+        self._lent = missing or self._scratch
         return self._lent
 
     def written(self, count_bytes: int) -> None:

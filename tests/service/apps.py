@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import cv2
 import httpx
@@ -14,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.types import ASGIApp
 from structlog.testing import LogCapture
 from structlog.typing import EventDict
 
@@ -105,30 +107,29 @@ def count(client: httpx.Client, series: str, /, **labels: str) -> float:
 
 
 @contextmanager
-def serve(app: FastAPI, *, grace_s: int | None = None) -> Iterator[httpx.Client]:
-    """A client of the app, which runs in uvicorn until the block ends, and `grace_s` longer where requests have not."""
+def running(app: ASGIApp, **settings: Any) -> Iterator[tuple[str, int]]:  # noqa: ANN401 - of many types
+    """Where the app listens, which runs in uvicorn, by its `settings`, until the block ends."""
     # the protocol is named for asyncio, which sends without delay only where it is
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP) as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()  # from here on a connection waits until the app takes it
-        port = listener.getsockname()[1]
-        config = uvicorn.Config(
-            app,
-            http=inlet.HTTP,
-            log_config=None,
-            access_log=False,
-            lifespan="on",
-            timeout_graceful_shutdown=grace_s,
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(uvicorn.Config(app, http=inlet.HTTP, log_config=None, access_log=False, **settings))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_S, trust_env=False) as client:
-                yield client
+            yield listener.getsockname()
         finally:
             server.should_exit = True
             thread.join()
+
+
+@contextmanager
+def serve(app: FastAPI, *, grace_s: int | None = None) -> Iterator[httpx.Client]:
+    """A client of the app, which runs until the block ends, and `grace_s` longer where requests have not."""
+    with running(app, lifespan="on", timeout_graceful_shutdown=grace_s) as (host, port):
+        base_url = f"http://{host}:{port}"
+        with httpx.Client(base_url=base_url, timeout=WAIT_S, trust_env=False) as client:
+            yield client
 
 
 class Gate:

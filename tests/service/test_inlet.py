@@ -2,17 +2,14 @@
 
 import hashlib
 import socket
-import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -23,7 +20,7 @@ from service import inlet
 from service.bodies import receive
 from service.errors import ServiceError
 from service.inlet import EXTENSION
-from tests.service.apps import WAIT_S
+from tests.service.apps import WAIT_S, running
 from tests.service.devices import until
 
 LIMIT_BYTES = 2**23
@@ -77,34 +74,12 @@ def digest(body: bytes | memoryview) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-@contextmanager
-def served(loop: str) -> Iterator[tuple[App, tuple[str, int]]]:
-    """The app, and where it listens."""
-    app = App()
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        config = uvicorn.Config(
-            app,
-            http=inlet.HTTP,
-            loop=loop,
-            log_config=None,
-            access_log=False,
-            lifespan="off",
-            timeout_keep_alive=10 * int(WAIT_S),
-        )
-        server = uvicorn.Server(config)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield app, listener.getsockname()
-        finally:
-            server.should_exit = True
-            thread.join()
-
-
 @pytest.fixture(scope="module", params=["asyncio", "uvloop"])
 def serving(request: pytest.FixtureRequest) -> Iterator[tuple[App, tuple[str, int]]]:
-    with served(request.param) as there:
-        yield there
+    """The app, and where it listens; a connection that waits stays."""
+    app = App()
+    with running(app, loop=request.param, lifespan="off", timeout_keep_alive=10 * int(WAIT_S)) as address:
+        yield app, address
 
 
 @pytest.fixture
