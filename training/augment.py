@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -24,6 +25,8 @@ class Augment(nn.Module):
             steps += [v2.RandomHorizontalFlip(), v2.RandomVerticalFlip()]
         if config.quarter_turns:
             steps.append(QuarterTurn())
+        if config.shift:
+            steps.append(RandomShift(config.shift))
         if config.rotation_degrees:
             steps.append(v2.RandomRotation(config.rotation_degrees))
         if config.brightness or config.contrast:
@@ -50,6 +53,34 @@ class QuarterTurn(v2.Transform):  # type: ignore[misc]  # torchvision has no typ
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
         """Turn image or mask."""
         return tv_tensors.wrap(torch.rot90(inpt, params["turns"], dims=(-2, -1)).contiguous(), like=inpt)
+
+
+def shifted(image: NDArray[np.uint8], down: int, right: int) -> NDArray[np.uint8]:
+    """An image (H, W) moved by so many pixels, or the other way; what comes in is its mirror image."""
+    height, width = image.shape
+    up, left = max(-down, 0), max(-right, 0)
+    wide = cv2.copyMakeBorder(image, up + down, up, left + right, left, cv2.BORDER_REFLECT_101)
+    return np.asarray(wide[up : up + height, left : left + width], np.uint8)
+
+
+class RandomShift(v2.Transform):  # type: ignore[misc]  # torchvision has no types
+    """A few pixels up or down and to a side, each as likely as any other."""
+
+    def __init__(self, largest: int) -> None:
+        super().__init__()
+        self._largest = largest
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw both ways."""
+        down, right = torch.randint(-self._largest, self._largest + 1, (2,)).tolist()
+        return {"down": down, "right": right}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
+        """Move the image; a mask stays, whose cells are far larger."""
+        if not isinstance(inpt, tv_tensors.Image):
+            return inpt
+        moved = np.stack([shifted(one, params["down"], params["right"]) for one in inpt.numpy()])
+        return tv_tensors.wrap(torch.from_numpy(moved), like=inpt)
 
 
 class RandomGamma(v2.Transform):  # type: ignore[misc]  # torchvision has no types

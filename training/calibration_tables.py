@@ -9,7 +9,22 @@ from rich.table import Table
 
 from training.calibration import Calibration
 from training.intervals import Interval
+from training.recalibration import Rethresholded
 from training.temperature import Sureness
+
+
+def print_thresholds(found: Rethresholded, console: Console) -> None:
+    """From what score each label is present, before and now, and F on the patches that this was chosen on."""
+    table = Table("label", "present from", "F", "present from now", "F")
+    for label, limits in found.manifest.labels.items():
+        old, new = found.report_before.per_label[label], found.report.per_label[label]
+        before = found.before.labels[label].threshold
+        cells = (before, old.f_measure, limits.threshold, new.f_measure)
+        table.add_row(label, *(f"{value:.4f}" for value in cells))
+    table.add_row(
+        "macro", "", f"{found.report_before.f_measure:.4f}", "", f"{found.report.f_measure:.4f}", style="bold"
+    )
+    console.print(table)
 
 
 def print_calibration(found: Calibration, console: Console) -> None:

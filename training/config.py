@@ -32,6 +32,9 @@ class Augmentation(_Section):
 
     flip: bool = True  # in both directions
     quarter_turns: bool = True  # rotation by 0, 90, 180 or 270 degrees, which keeps every pixel
+    # pixels either way, what comes in mirrored: for trunks whose strides see a defect otherwise from pixel to pixel.
+    # The maps stay, so it is little beside their cells of 32 pixels
+    shift: int = Field(0, ge=0, lt=16)
     rotation_degrees: float = Field(0.0, ge=0, le=180)  # free rotation on top; corners are filled with 0
     brightness: float = Field(0.2, ge=0)  # factor 1 +- brightness
     contrast: float = Field(0.2, ge=0)

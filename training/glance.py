@@ -72,6 +72,10 @@ class Chosen:
         found: those in which the whole network finds a defect that is there.
         lost: of these, how many are cleared.
         cleared: of all.
+        screen_labels: labels of screens that it finds in any of their windows.
+        screen_labels_lost: of these, how many in nothing but cleared windows.
+        screens: those in which it finds any label that is there.
+        screens_lost: of these, how many in nothing but cleared windows: they may escape.
     """
 
     doubt_min: float
@@ -79,6 +83,10 @@ class Chosen:
     found: int
     lost: int
     cleared: int
+    screen_labels: int
+    screen_labels_lost: int
+    screens: int
+    screens_lost: int
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -87,7 +95,8 @@ class Chosen:
     def __str__(self) -> str:
         return (
             f"clears {self.cleared} of {self.windows} windows ({self.cleared / self.windows:.1%}), {self.lost} of the "
-            f"{self.found} in which a defect is found among them"
+            f"{self.found} in which a defect is found among them; all such windows of {self.screen_labels_lost} of "
+            f"{self.screen_labels} labels of screens, and of {self.screens_lost} of {self.screens} screens"
         )
 
 
@@ -131,7 +140,7 @@ def add_glance(
         write_glance(draft, Doubt(network), clean, side_px=before.patch_px + 2 * beyond, part=Doubt.TRUNK)
         replace(before, glance=CLEARS_ALL).sign(draft)
         doubt, most = _doubts(draft, patches)
-        chosen = choose(doubt, (tells & may_be_there).any(axis=1), lost=lost, most=most)
+        chosen = choose(doubt, tells & may_be_there, patches.screens, lost=lost, most=most)
         manifest = replace(
             before,
             version=version,
@@ -161,18 +170,27 @@ def telling(probability: NDArray[np.float32], manifest: Manifest) -> NDArray[np.
     return np.asarray(probability >= low)
 
 
-def choose(doubt: NDArray[np.float32], found: NDArray[np.bool_], *, lost: float, most: float = 1.0) -> Chosen:
+def choose(
+    doubt: NDArray[np.float32],
+    found_NL: NDArray[np.bool_],
+    screens: NDArray[np.int64],
+    *,
+    lost: float,
+    most: float = 1.0,
+) -> Chosen:
     """The highest limit that clears no more of the windows in which a defect is found than a share of them.
 
     Args:
         doubt: (N,) of the glance.
-        found: (N,) whether the whole network finds a defect that is there.
+        found_NL: (N, L) labels that are there and that the whole network finds.
+        screens: (N,) the number of each window's screen.
         lost: that share, below 1.
         most: what the limit is at most.
 
     Raises:
         ValueError: there is no such window, or nothing would be cleared.
     """
+    found = found_NL.any(axis=1)
     kept = np.sort(doubt[found])
     if not len(kept):
         raise ValueError("the bundle finds no labelled defect in any of these windows: no limit can be chosen on them")
@@ -183,13 +201,26 @@ def choose(doubt: NDArray[np.float32], found: NDArray[np.bool_], *, lost: float,
         raise ValueError(
             f"no window has less doubt than {limit:.3g}, which must be looked at: nothing would be cleared"
         )
+    of_screens, left = _of_screens(found_NL, screens), _of_screens(found_NL & ~cleared[:, None], screens)
     return Chosen(
         doubt_min=limit,
         windows=len(doubt),
         found=len(kept),
         lost=int((cleared & found).sum()),
         cleared=int(cleared.sum()),
+        screen_labels=int(of_screens.sum()),
+        screen_labels_lost=int((of_screens & ~left).sum()),
+        screens=int(of_screens.any(axis=1).sum()),
+        screens_lost=int((of_screens.any(axis=1) & ~left.any(axis=1)).sum()),
     )
+
+
+def _of_screens(found_NL: NDArray[np.bool_], screens: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """What is found in any window of each screen (S, L)."""
+    numbers, number_N = np.unique(screens, return_inverse=True)
+    found_SL = np.zeros((len(numbers), found_NL.shape[1]), np.bool_)
+    np.logical_or.at(found_SL, number_N, found_NL)
+    return found_SL
 
 
 def _network_of(run: Path, manifest: Manifest) -> tuple[Network, Config]:

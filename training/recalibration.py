@@ -1,20 +1,26 @@
-"""Other limits for a bundle, from other screens or other costs, without training: the graphs stay as they are."""
+"""Other limits for a bundle, from other screens or other costs, without training: the graphs stay as they are.
+
+Review bands decide verdicts, thresholds what labels are called present. The thresholds alone may be chosen anew: the
+best F on patches is a flat maximum, and where it lies takes many of them to tell.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from engine import NO_GLANCE, Manifest, load
-from training.calibration import Calibration, calibrate
-from training.card import CARD_FILE, recalibrated_card
+from engine import NO_GLANCE, LabelLimits, Manifest, load
+from training.calibration import Calibration, best_threshold, calibrate
+from training.card import CARD_FILE, card_with, recalibrated_card
 from training.costs import Costs
-from training.datasets import refuse_known
+from training.datasets import PatchSet, refuse_known
 from training.drafts import drafted
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
+
+THRESHOLDS = "## Thresholds"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -53,20 +59,9 @@ def recalibrate(
             bundle or is what it has learnt from.
         BundleError: the bundle is not whole, or the version is no name.
     """
-    before = Manifest.read(bundle)
-    if version == before.version:
-        raise ValueError(f"--version {version} is that of {bundle}: other limits need another one")
-    if out.exists():
-        raise ValueError(f"{out} exists: name another folder for the new bundle")
+    before, patches = _fitting(bundle, folders, out, version=version, part=part)
     if before.glance != NO_GLANCE:  # which was chosen by the limits
         raise ValueError(f"{bundle} has a glance: calibrate the bundle that it was added to, and add it again")
-    refuse_known(folders, [])
-    learnt = set(learnt_by_bundle(before))
-    chosen_on = data_id(folders)
-    for folder in folders if part in (None, "train") else ():
-        if not learnt.isdisjoint({data_id([folder]), chosen_on}):
-            raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
-    patches = fitting_patches(before, folders, part=part)
     with closing(load(bundle)) as backend:
         probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
     found = calibrate(probability, patches.labels, patches.screens, labels=patches.label_names, costs=costs)
@@ -78,11 +73,11 @@ def recalibrate(
         training={
             **before.training,
             **found.facts(),
-            "limits_data_id": chosen_on,
+            "limits_data_id": data_id(folders),
             "limits_before": f"{before.name} {before.version}",
         },
     )
-    _write(bundle, out, before, manifest, found)
+    _write(bundle, out, manifest, lambda card: recalibrated_card(card, manifest, found, before=before))
     thresholds = [limits.threshold for limits in found.limits.values()]
     return Recalibrated(
         manifest=Manifest.read(out),
@@ -91,9 +86,99 @@ def recalibrate(
     )
 
 
-def _write(bundle: Path, out: Path, before: Manifest, manifest: Manifest, found: Calibration) -> None:
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Rethresholded:
+    """A bundle with other thresholds, the one before, and what patches say at the thresholds of both."""
+
+    before: Manifest
+    manifest: Manifest
+    report_before: Report
+    report: Report
+
+
+def rethreshold(
+    bundle: Path, folders: Sequence[Path], out: Path, *, version: str, part: str | None = None
+) -> Rethresholded:
+    """Write a bundle with the graphs, bands and glance of another one and thresholds of its own.
+
+    Each gives the best F on the known patches, inside its label's band. Verdicts stay, but where a second look, which
+    is at scores up to the threshold, shows more; labels and boxes become others.
+
+    Args:
+        bundle: whose graphs, golden patches, bands and glance are taken.
+        folders: cut folders with the bundle's labels and patch size, in the shares of the line, not learnt from.
+        out: folder of the new bundle, which must not exist.
+        version: of the new bundle.
+        part: train, validation or test; None takes all screens.
+
+    Raises:
+        ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
+            learnt from.
+        BundleError: the bundle is not whole, or the version is no name.
+    """
+    before, patches = _fitting(bundle, folders, out, version=version, part=part)
+    with closing(load(bundle)) as backend:
+        probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
+    limits = {}
+    for (label, old), score, truth in zip(before.labels.items(), probability.T, patches.labels.T, strict=True):
+        best = best_threshold(score[truth >= 0], truth[truth >= 0] == 1)
+        limits[label] = replace(old, threshold=round(min(max(best, old.review[0]), old.review[1]), 4))
+
+    def at(those: Mapping[str, LabelLimits]) -> Report:
+        thresholds = [one.threshold for one in those.values()]
+        return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
+
+    manifest = replace(
+        before,
+        version=version,
+        limits_version=before.limits_version + 1,
+        labels=limits,
+        training={
+            **before.training,
+            "thresholds_data_id": data_id(folders),
+            "limits_before": f"{before.name} {before.version}",
+        },
+    )
+    found = Rethresholded(before=before, manifest=manifest, report_before=at(before.labels), report=at(limits))
+    _write(bundle, out, manifest, lambda card: card_with(card, manifest, THRESHOLDS, list(_said(found))))
+    return replace(found, manifest=Manifest.read(out))
+
+
+def _said(found: Rethresholded) -> Iterator[str]:
+    before = found.before
+    yield (
+        f"Version {found.manifest.limits_version} of the limits, for the graphs and bands of {before.name} "
+        f"{before.version}. The best F on {found.report.patches} patches, others than those of the tables above:"
+    )
+    yield ""
+    yield "| label | before | F | threshold | F |"
+    yield "| --- | --- | --- | --- | --- |"
+    for label, limits in found.manifest.labels.items():
+        old, new = found.report_before.per_label[label].f_measure, found.report.per_label[label].f_measure
+        yield f"| {label} | {before.labels[label].threshold:.3f} | {old:.3f} | {limits.threshold:.3f} | {new:.3f} |"
+    yield ""
+
+
+def _fitting(
+    bundle: Path, folders: Sequence[Path], out: Path, *, version: str, part: str | None
+) -> tuple[Manifest, PatchSet]:
+    """The bundle's manifest, and patches that limits of it may be chosen on."""
+    before = Manifest.read(bundle)
+    if version == before.version:
+        raise ValueError(f"--version {version} is that of {bundle}: other limits need another one")
+    if out.exists():
+        raise ValueError(f"{out} exists: name another folder for the new bundle")
+    refuse_known(folders, [])
+    learnt = set(learnt_by_bundle(before))
+    for folder in folders if part in (None, "train") else ():
+        if not learnt.isdisjoint({data_id([folder]), data_id(folders)}):
+            raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
+    return before, fitting_patches(before, folders, part=part)
+
+
+def _write(bundle: Path, out: Path, manifest: Manifest, card_of: Callable[[str], str]) -> None:
     """Write it beside `out`, and move it there once it is whole."""
     with drafted(bundle, out) as draft:
         card = draft / CARD_FILE
-        card.write_text(recalibrated_card(card.read_text(), manifest, found, before=before))
+        card.write_text(card_of(card.read_text()))
         manifest.sign(draft)

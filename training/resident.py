@@ -19,6 +19,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from training.augment import shifted
 from training.config import Augmentation
 from training.datasets import Batch, PatchSet
 
@@ -104,7 +105,8 @@ def augment(
     """
     count, device = len(pixels_NPP), pixels_NPP.device
     # a core moves and maps grey levels with OpenCV twenty times as fast as with torch, which was a third of a step
-    turned, relit = (_turned_each, _relit_each) if device.type == "cpu" else (_turned, _relit)
+    on_cpu = device.type == "cpu"
+    turned, move, relit = (_turned_each, _moved_each, _relit_each) if on_cpu else (_turned, _moved, _relit)
 
     def uniform() -> Tensor:
         """A number in [0, 1) for each patch."""
@@ -113,6 +115,10 @@ def augment(
     turns = (_MIRRORED if config.flip else ()) + (_ROTATED if config.quarter_turns else ())
     if chosen := {turn: uniform() < 0.5 for turn in turns}:
         pixels_NPP, maps_NLHW = turned(pixels_NPP, chosen), _turned(maps_NLHW, chosen)
+    if config.shift:
+        steps = 2 * config.shift + 1
+        down_N, right_N = ((steps * uniform()).long() - config.shift for _ in range(2))
+        pixels_NPP = move(pixels_NPP, down_N, right_N)
     if config.brightness or config.contrast or config.gamma:
         strengths = (config.brightness, config.contrast, config.gamma)
         pixels_NPP = relit(pixels_NPP, *((1 + strength * (2 * uniform() - 1)).clamp(min=0) for strength in strengths))
@@ -156,6 +162,28 @@ def _turned_each(pixels_NPP: Tensor, chosen: dict[_Turn, Tensor]) -> Tensor:
             if chosen_N[number]:
                 image = turn.image(image)
         moved[:] = image
+    return result
+
+
+def _moved(pixels_NPP: Tensor, down_N: Tensor, right_N: Tensor) -> Tensor:
+    """Each patch by pixels of its own, what comes in mirrored."""
+
+    def origin(length: int, by_N: Tensor) -> Tensor:
+        """Where each row or column (N, length) comes from."""
+        index_NP = (torch.arange(length, device=by_N.device) - by_N[:, None]).abs()
+        return torch.where(index_NP < length, index_NP, 2 * (length - 1) - index_NP)
+
+    count, height, width = pixels_NPP.shape
+    patch_N = torch.arange(count, device=pixels_NPP.device)
+    return pixels_NPP[patch_N[:, None, None], origin(height, down_N)[:, :, None], origin(width, right_N)[:, None]]
+
+
+def _moved_each(pixels_NPP: Tensor, down_N: Tensor, right_N: Tensor) -> Tensor:
+    """The same, patch by patch."""
+    result = torch.empty_like(pixels_NPP)
+    ways = zip(down_N.tolist(), right_N.tolist(), strict=True)
+    for image, (down, right), moved in zip(pixels_NPP.numpy(), ways, result.numpy(), strict=True):
+        moved[:] = shifted(image, down, right)
     return result
 
 

@@ -212,9 +212,11 @@ DOUBTS = hnp.arrays(np.float32, st.integers(2, 60), elements=st.floats(0, 1, wid
 def test_the_limit_loses_no_more_than_its_share_and_none_is_higher(
     doubt: np.ndarray, data: st.DataObject, lost: float
 ) -> None:
-    defect = data.draw(hnp.arrays(np.bool_, len(doubt)))
+    found_NL = data.draw(hnp.arrays(np.bool_, (len(doubt), 2)))
+    screens = data.draw(hnp.arrays(np.int64, len(doubt), elements=st.integers(0, 9)))
+    defect = found_NL.any(axis=1)
     try:
-        found = choose(doubt, defect, lost=lost)
+        found = choose(doubt, found_NL, screens, lost=lost)
     except ValueError:
         # nothing to choose by, or the lowest doubt that must not be cleared is the lowest of all
         assert not defect.any() or np.sort(doubt[defect])[int(lost * defect.sum())] == doubt.min()
@@ -224,6 +226,14 @@ def test_the_limit_loses_no_more_than_its_share_and_none_is_higher(
     assert found.lost == (doubt[defect] < found.doubt_min).sum() <= lost * defect.sum()
     # any higher limit would lose one more than may be
     assert (doubt[defect] <= found.doubt_min).sum() > int(lost * defect.sum())
+    labels, left = set(), set()
+    for window, label in np.argwhere(found_NL):
+        labels.add((screens[window], label))
+        if doubt[window] >= found.doubt_min:
+            left.add((screens[window], label))
+    assert (found.screen_labels, found.screen_labels_lost) == (len(labels), len(labels - left))
+    on, seen = ({screen for screen, _ in pairs} for pairs in (labels, left))
+    assert (found.screens, found.screens_lost) == (len(on), len(on - seen))
 
 
 def test_what_a_bundle_looks_at_again_tells_something() -> None:

@@ -19,7 +19,7 @@ from training.card import MEASURED
 from training.costs import Costs
 from training.cutting import cut
 from training.folder import LEARNT_DATA, data_id
-from training.recalibration import Recalibrated, recalibrate
+from training.recalibration import THRESHOLDS, Recalibrated, recalibrate, rethreshold
 from training.reliability import Bin
 
 LABELS = ("bubble", "pinhole")
@@ -106,6 +106,54 @@ def test_limits_are_calibrated_again_and_again(done: tuple[Path, Recalibrated], 
     assert again.manifest.limits_version == 3
     assert again.manifest.labels == done[1].manifest.labels
     assert (tmp_path / "again" / "MODEL_CARD.md").read_text().count("## Review bands") == 1
+
+
+def test_thresholds_alone_are_chosen_by_f_inside_their_bands(bundle: Path, data: Path, tmp_path: Path) -> None:
+    before = Manifest.read(bundle)
+    strict = shutil.copytree(bundle, tmp_path / "strict")  # sees few of the spots
+    bands = {label: replace(one, threshold=0.97, review=(0.6, 0.98)) for label, one in before.labels.items()}
+    replace(before, labels=bands).sign(strict)
+    found = rethreshold(strict, [data], tmp_path / "new", version="1.1")
+    assert found.report.f_measure > found.report_before.f_measure
+    after = Manifest.read(tmp_path / "new")
+    assert after == found.manifest
+    assert (after.version, after.limits_version) == ("1.1", before.limits_version + 1)
+    for label in LABELS:
+        assert after.labels[label].review == (0.6, 0.98)
+        assert 0.6 <= after.labels[label].threshold < 0.97
+    assert {name for name in before.files if before.files[name] != after.files[name]} == {"MODEL_CARD.md"}
+    assert not (tmp_path / "new" / RELEASE_FILE).exists()
+    card = (tmp_path / "new" / "MODEL_CARD.md").read_text()
+    assert card.count(THRESHOLDS) == 1
+    assert "old bands" in card
+    assert "old figures" not in card
+
+    narrow = {label: replace(one, threshold=0.97, review=(0.96, 0.98)) for label, one in before.labels.items()}
+    replace(before, labels=narrow).sign(strict)
+    found = rethreshold(strict, [data], tmp_path / "narrow", version="1.1")
+    assert [one.threshold for one in found.manifest.labels.values()] == [0.96, 0.96]
+
+
+def test_thresholds_are_chosen_of_a_bundle_with_a_glance(data: Path, tmp_path: Path) -> None:
+    glancing = tiny_bundle(tmp_path / "glancing", labels=LABELS, glance=Glance(doubt_min=0.1))
+    (glancing / "MODEL_CARD.md").write_text(CARD)
+    parse((glancing / "manifest.json").read_bytes()).sign(glancing)
+    assert rethreshold(glancing, [data], tmp_path / "new", version="2").manifest.glance == Glance(doubt_min=0.1)
+    with pytest.raises(ValueError, match="exists"):
+        rethreshold(glancing, [data], tmp_path / "new", version="3")
+
+
+def test_the_command_chooses_thresholds_alone(bundle: Path, data: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "training", "calibrate", str(bundle), "--data", str(data), "--version", "2"]
+    command += ["--out", str(tmp_path / "new"), "--thresholds"]
+    answer = subprocess.run([*command, "--json", str(tmp_path / "f.json")], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert "present from now" in " ".join(answer.stdout.split())
+    assert json.loads((tmp_path / "f.json").read_text())["patches"] == 48
+    (tmp_path / "limits.toml").write_text("review_cost = 2\n")
+    refused = subprocess.run([*command, "--costs", str(tmp_path / "limits.toml")], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "bands, which stay" in " ".join(refused.stderr.split())
 
 
 def test_other_limits_need_another_version_and_folder(bundle: Path, data: Path, tmp_path: Path) -> None:

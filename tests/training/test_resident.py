@@ -13,7 +13,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from tests.training.data_form import TOML, write_screens
-from training.augment import RandomGamma
+from training.augment import Augment, RandomGamma
 from training.config import Augmentation, read_config
 from training.cutting import cut
 from training.datasets import Batch, PatchSet, collate
@@ -22,6 +22,8 @@ from training.resident import (
     _MIRRORED,
     _ROTATED,
     Resident,
+    _moved,
+    _moved_each,
     _refuse_too_large,
     _relit,
     _relit_each,
@@ -112,6 +114,38 @@ def test_a_cpu_moves_patches_and_their_light_as_a_gpu_does(seed: int, side: int)
     factors = [1 + 0.3 * (2 * torch.rand(20, generator=random) - 1) for _ in range(3)]
     apart = _relit_each(pixels, *factors).int() - _relit(pixels, *factors).int()
     assert apart.abs().max() <= 1  # the mean is of other sums
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 2**32), side=st.integers(8, 20), largest=st.integers(0, 7))
+def test_a_shift_brings_in_the_mirror_image_on_every_device(seed: int, side: int, largest: int) -> None:
+    random = generator(seed)
+    pixels = torch.randint(0, 256, (10, side, side), dtype=torch.uint8, generator=random)
+    down, right = torch.randint(-largest, largest + 1, (2, 10), generator=random)
+    moved = _moved_each(pixels, down, right)
+    assert torch.equal(moved, _moved(pixels, down, right))
+    for before, after, rows, columns in zip(pixels, moved, down.tolist(), right.tolist(), strict=True):
+        wide = np.pad(before.numpy(), largest, mode="reflect")
+        top, left = largest - rows, largest - columns
+        np.testing.assert_array_equal(after, wide[top : top + side, left : left + side])
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_every_shift_is_drawn_and_none_beyond(resident: bool) -> None:
+    config = NOTHING.model_copy(update={"shift": 2})
+    pixels, maps = torch.zeros(500, 64, 64, dtype=torch.uint8), torch.zeros(500, 1, 2, 2, dtype=torch.int8)
+    pixels[:, 30, 30], maps[:, :, 0, 0] = 255, 1
+    if resident:
+        moved, told = augment(pixels, maps, config, generator(0))
+    else:
+        torch.manual_seed(0)
+        augmented = [Augment(config)(one[None], map_) for one, map_ in zip(pixels, maps, strict=True)]
+        moved, told = torch.cat([one for one, _ in augmented]), torch.stack([map_ for _, map_ in augmented])
+    assert torch.equal(told, maps)
+    drawn, counts = np.unique(np.argwhere(moved.numpy())[:, 1:] - 30, axis=0, return_counts=True)
+    assert {tuple(row) for row in drawn.tolist()} == {(a, b) for a in range(-2, 3) for b in range(-2, 3)}
+    assert counts.sum() == 500
+    assert counts.min() > 5  # of 20 that are expected
 
 
 @pytest.mark.parametrize(

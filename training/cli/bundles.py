@@ -35,20 +35,32 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
     costs: CostsFile = None,
     part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
+    thresholds: Annotated[
+        bool, typer.Option("--thresholds", help="From what score labels are present, alone: bands and glance stay.")
+    ] = False,
     picture: Picture = None,
     json_file: Json = None,
 ) -> None:
     """Choose other limits for a bundle by what wrong verdicts cost, without training."""
     from training.calibration_picture import draw
-    from training.calibration_tables import print_calibration
+    from training.calibration_tables import print_calibration, print_thresholds
     from training.costs import Costs, read_costs
     from training.plots import require
-    from training.recalibration import recalibrate
+    from training.recalibration import recalibrate, rethreshold
 
+    chosen_part = None if part == "all" else part
+    if thresholds:
+        if costs is not None or picture is not None:
+            raise typer.BadParameter("costs choose bands, which stay", param_hint="--thresholds")
+        chosen = rethreshold(bundle, data, out, version=version, part=chosen_part)
+        print_thresholds(chosen, console)
+        if json_file is not None:
+            json_file.write_text(json.dumps(chosen.report.as_dict(), indent=2) + "\n")
+        return
     if picture is not None:
         require()
     stated = Costs() if costs is None else read_costs(costs)
-    done = recalibrate(bundle, data, out, version=version, costs=stated, part=None if part == "all" else part)
+    done = recalibrate(bundle, data, out, version=version, costs=stated, part=chosen_part)
     print_calibration(done.calibration, console)
     errors = {label: r.calibration_error for label, r in done.report.per_label.items()}
     console.print("calibration error: " + ", ".join(f"{label} {error:.4f}" for label, error in errors.items()))
