@@ -170,6 +170,23 @@ def whole_screens(
     return Screens(highest[known], np.asarray(has[known].any(axis=1))), has[known], rows
 
 
+def best_within(score: NDArray[np.floating], truth: NDArray[np.bool_], low: float, high: float) -> float:
+    """The threshold with the best F inside a band, in the middle of its gap to four digits; the highest of several.
+
+    Raises:
+        ValueError: there is no positive.
+    """
+    if not truth.any():
+        raise ValueError("no patch has the label: no threshold can be chosen")
+    ranked, hits = np.sort(score), np.sort(score[truth])
+    gaps = ((ranked[1:] + ranked[:-1]) / 2).astype(np.float64)
+    inside = np.unique(np.clip(np.round(gaps[(gaps >= low) & (gaps <= high)], 4), low, high))[::-1]
+    tried = np.array([*inside, high, low])  # its ends only where they are better than all between
+    present = len(ranked) - np.searchsorted(ranked, tried)
+    right = len(hits) - np.searchsorted(hits, tried)
+    return float(tried[np.argmax(2 * right / (present + len(hits)))])
+
+
 def best_threshold(score: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
     """The threshold with the best F, in the middle of the gap it lies in; 0.5 where there is no positive."""
     if not truth.any():

@@ -20,7 +20,9 @@ def print_thresholds(found: Rethresholded, console: Console) -> None:
         old, new = found.report_before.per_label[label], found.report.per_label[label]
         before = found.before.labels[label].threshold
         cells = (before, old.f_measure, limits.threshold, new.f_measure)
-        table.add_row(label, *(f"{value:.4f}" for value in cells))
+        table.add_row(
+            f"{label} (no patch has it)" if label in found.kept else label, *(f"{value:.4f}" for value in cells)
+        )
     table.add_row(
         "macro", "", f"{found.report_before.f_measure:.4f}", "", f"{found.report.f_measure:.4f}", style="bold"
     )

@@ -19,6 +19,7 @@ from training.temperature import Sureness
 CARD_FILE = "MODEL_CARD.md"
 MEASURED = "## Measured on "
 BANDS = "## Review bands"
+THRESHOLDS = "## Thresholds"
 
 
 def model_card(
@@ -87,9 +88,10 @@ def recalibrated_card(card: str, manifest: Manifest, calibration: Calibration, *
         before: manifest of the bundle before.
     """
     origin = (
-        f"Version {manifest.limits_version} of the limits, for the graphs of {before.name} {before.version}, whose "
-        f"thresholds are those of the tables of patches above."
+        f"Version {manifest.limits_version} of the limits, for the graphs of {before.name} {before.version}. The "
+        "tables of patches above are at the thresholds that it was exported with."
     )
+    card = _without(card, THRESHOLDS)
     return card_with(card, manifest, BANDS, [origin, "", *_bands(calibration), ""])
 
 

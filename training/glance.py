@@ -69,12 +69,12 @@ class Chosen:
     Attributes:
         doubt_min: the least doubt that is looked at.
         windows: all of them.
-        found: those in which the whole network finds a defect that is there.
+        found: those in which the whole network finds a defect that is there, or may be.
         lost: of these, how many are cleared.
         cleared: of all.
         screen_labels: labels of screens that it finds in any of their windows.
         screen_labels_lost: of these, how many in nothing but cleared windows.
-        screens: those in which it finds any label that is there.
+        screens: those in which it finds any such label.
         screens_lost: of these, how many in nothing but cleared windows: they may escape.
     """
 
@@ -182,7 +182,7 @@ def choose(
 
     Args:
         doubt: (N,) of the glance.
-        found_NL: (N, L) labels that are there and that the whole network finds.
+        found_NL: (N, L) labels that are there, or may be, and that the whole network finds.
         screens: (N,) the number of each window's screen.
         lost: that share, below 1.
         most: what the limit is at most.

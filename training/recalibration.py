@@ -10,17 +10,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from engine import NO_GLANCE, LabelLimits, Manifest, load
-from training.calibration import Calibration, best_threshold, calibrate
-from training.card import CARD_FILE, card_with, recalibrated_card
+from training.calibration import Calibration, best_within, calibrate
+from training.card import CARD_FILE, THRESHOLDS, card_with, recalibrated_card
 from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.drafts import drafted
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
 
-THRESHOLDS = "## Thresholds"
+THRESHOLDS_DATA = "thresholds_data_id"  # of a manifest's facts: what they alone were chosen on
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -71,7 +72,7 @@ def recalibrate(
         limits_version=before.limits_version + 1,
         labels=found.limits,
         training={
-            **before.training,
+            **{key: value for key, value in before.training.items() if key != THRESHOLDS_DATA},
             **found.facts(),
             "limits_data_id": data_id(folders),
             "limits_before": f"{before.name} {before.version}",
@@ -88,12 +89,34 @@ def recalibrate(
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Rethresholded:
-    """A bundle with other thresholds, the one before, and what patches say at the thresholds of both."""
+    """A bundle with other thresholds, the one before, and what patches say at the thresholds of both.
+
+    Attributes:
+        before: its manifest before.
+        manifest: of it.
+        report_before: of the patches, at the thresholds before.
+        report: of the same, at its own.
+        kept: labels that no known patch has: their thresholds stay.
+    """
 
     before: Manifest
     manifest: Manifest
     report_before: Report
     report: Report
+    kept: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "before": _at(self.before, self.report_before),
+            "now": _at(self.manifest, self.report),
+            "kept": list(self.kept),
+        }
+
+
+def _at(manifest: Manifest, found: Report) -> dict[str, Any]:
+    thresholds = {label: one.threshold for label, one in manifest.labels.items()}
+    return {"thresholds": thresholds, "report": found.as_dict()}
 
 
 def rethreshold(
@@ -101,8 +124,8 @@ def rethreshold(
 ) -> Rethresholded:
     """Write a bundle with the graphs, bands and glance of another one and thresholds of its own.
 
-    Each gives the best F on the known patches, inside its label's band. Verdicts stay, but where a second look, which
-    is at scores up to the threshold, shows more; labels and boxes become others.
+    Each gives the best F on the known patches that there is inside its label's band. Verdicts stay, but where a second
+    look, which is at scores up to the threshold, shows more or less; labels and boxes become others.
 
     Args:
         bundle: whose graphs, golden patches, bands and glance are taken.
@@ -119,10 +142,12 @@ def rethreshold(
     before, patches = _fitting(bundle, folders, out, version=version, part=part)
     with closing(load(bundle)) as backend:
         probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
-    limits = {}
+    kept = tuple(label for label, truth in zip(before.labels, patches.labels.T, strict=True) if not (truth == 1).any())
+    limits = dict(before.labels)
     for (label, old), score, truth in zip(before.labels.items(), probability.T, patches.labels.T, strict=True):
-        best = best_threshold(score[truth >= 0], truth[truth >= 0] == 1)
-        limits[label] = replace(old, threshold=round(min(max(best, old.review[0]), old.review[1]), 4))
+        if label not in kept:
+            known = truth >= 0
+            limits[label] = replace(old, threshold=best_within(score[known], truth[known] == 1, *old.review))
 
     def at(those: Mapping[str, LabelLimits]) -> Report:
         thresholds = [one.threshold for one in those.values()]
@@ -135,11 +160,12 @@ def rethreshold(
         labels=limits,
         training={
             **before.training,
-            "thresholds_data_id": data_id(folders),
+            THRESHOLDS_DATA: data_id(folders),
             "limits_before": f"{before.name} {before.version}",
         },
     )
-    found = Rethresholded(before=before, manifest=manifest, report_before=at(before.labels), report=at(limits))
+    reports = at(before.labels), at(limits)
+    found = Rethresholded(before=before, manifest=manifest, report_before=reports[0], report=reports[1], kept=kept)
     _write(bundle, out, manifest, lambda card: card_with(card, manifest, THRESHOLDS, list(_said(found))))
     return replace(found, manifest=Manifest.read(out))
 
@@ -148,14 +174,15 @@ def _said(found: Rethresholded) -> Iterator[str]:
     before = found.before
     yield (
         f"Version {found.manifest.limits_version} of the limits, for the graphs and bands of {before.name} "
-        f"{before.version}. The best F on {found.report.patches} patches, others than those of the tables above:"
+        f"{before.version}. The best F inside them on {found.report.patches} patches:"
     )
     yield ""
     yield "| label | before | F | threshold | F |"
     yield "| --- | --- | --- | --- | --- |"
     for label, limits in found.manifest.labels.items():
         old, new = found.report_before.per_label[label].f_measure, found.report.per_label[label].f_measure
-        yield f"| {label} | {before.labels[label].threshold:.3f} | {old:.3f} | {limits.threshold:.3f} | {new:.3f} |"
+        now = "no patch has it" if label in found.kept else f"{new:.3f}"
+        yield f"| {label} | {before.labels[label].threshold:.3f} | {old:.3f} | {limits.threshold:.3f} | {now} |"
     yield ""
 
 

@@ -10,16 +10,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from engine import RELEASE_FILE, BundleError, Glance, Manifest
 from engine.manifest import parse
 from tests.bundles import BACKGROUND, grey_of, tiny_bundle
 from training import calibration_picture, plots
-from training.card import MEASURED
+from training.calibration import best_within
+from training.card import MEASURED, THRESHOLDS
 from training.costs import Costs
 from training.cutting import cut
 from training.folder import LEARNT_DATA, data_id
-from training.recalibration import THRESHOLDS, Recalibrated, recalibrate, rethreshold
+from training.recalibration import THRESHOLDS_DATA, Recalibrated, recalibrate, rethreshold
 from training.reliability import Bin
 
 LABELS = ("bubble", "pinhole")
@@ -134,6 +138,45 @@ def test_thresholds_alone_are_chosen_by_f_inside_their_bands(bundle: Path, data:
     assert [one.threshold for one in found.manifest.labels.values()] == [0.96, 0.96]
 
 
+def test_a_label_that_no_patch_has_keeps_its_threshold(bundle: Path, data: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(data, tmp_path / "other")
+    rows = (row.rsplit(",", 1) for row in (data / "labels.csv").read_text().splitlines())
+    (other / "labels.csv").write_text("".join(f"{a},{b if a == 'img_names,bubble' else -1}\n" for a, b in rows))
+    found = rethreshold(bundle, [other], tmp_path / "new", version="1.1")
+    assert found.kept == ("pinhole",)
+    assert found.manifest.labels["pinhole"] == Manifest.read(bundle).labels["pinhole"]
+    assert "| no patch has it |" in (tmp_path / "new" / "MODEL_CARD.md").read_text()
+
+
+def test_bands_chosen_after_thresholds_bring_their_own(bundle: Path, data: Path, tmp_path: Path) -> None:
+    between = rethreshold(bundle, [data], tmp_path / "between", version="1.1").manifest
+    assert between.training[THRESHOLDS_DATA] == data_id([data])
+    recalibrate(tmp_path / "between", [data], tmp_path / "after", version="1.2", costs=Costs(escape_cost=50))
+    assert THRESHOLDS_DATA not in Manifest.read(tmp_path / "after").training
+    assert THRESHOLDS not in (tmp_path / "after" / "MODEL_CARD.md").read_text()
+
+
+@given(data=st.data(), low=st.floats(0.000001, 0.5), high=st.floats(0.5, 0.999999))
+def test_no_threshold_inside_the_band_has_a_better_f(data: st.DataObject, low: float, high: float) -> None:
+    count = data.draw(st.integers(1, 30))
+    score = data.draw(hnp.arrays(np.float32, count, elements=st.floats(0, 1, width=32)))
+    truth = data.draw(hnp.arrays(np.bool_, count))
+    if not truth.any():
+        with pytest.raises(ValueError, match="no patch has the label"):
+            best_within(score, truth, low, high)
+        return
+    low, high = round(low, 6), round(high, 6)
+
+    def f(threshold: float) -> float:
+        return float(2 * (truth & (score >= threshold)).sum() / ((score >= threshold).sum() + truth.sum()))
+
+    best = best_within(score, truth, low, high)
+    assert low <= best <= high
+    for threshold in np.linspace(low, high, 200):
+        if (np.abs(score - threshold) > 2e-4).all():  # four digits can tell it from every score
+            assert f(best) >= f(float(threshold))
+
+
 def test_thresholds_are_chosen_of_a_bundle_with_a_glance(data: Path, tmp_path: Path) -> None:
     glancing = tiny_bundle(tmp_path / "glancing", labels=LABELS, glance=Glance(doubt_min=0.1))
     (glancing / "MODEL_CARD.md").write_text(CARD)
@@ -149,11 +192,14 @@ def test_the_command_chooses_thresholds_alone(bundle: Path, data: Path, tmp_path
     answer = subprocess.run([*command, "--json", str(tmp_path / "f.json")], capture_output=True, text=True)
     assert answer.returncode == 0, answer.stderr
     assert "present from now" in " ".join(answer.stdout.split())
-    assert json.loads((tmp_path / "f.json").read_text())["patches"] == 48
+    assert "tiny 2 in" in " ".join(answer.stdout.split())
+    told = json.loads((tmp_path / "f.json").read_text())
+    assert told["now"]["report"]["patches"] == 48
+    assert told["now"]["thresholds"].keys() == told["before"]["thresholds"].keys() == set(LABELS)
     (tmp_path / "limits.toml").write_text("review_cost = 2\n")
     refused = subprocess.run([*command, "--costs", str(tmp_path / "limits.toml")], capture_output=True, text=True)
     assert refused.returncode == 2
-    assert "bands, which stay" in " ".join(refused.stderr.split())
+    assert "leaves the bands" in " ".join(refused.stderr.split())
 
 
 def test_other_limits_need_another_version_and_folder(bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -51,11 +51,17 @@ def calibrate(
     chosen_part = None if part == "all" else part
     if thresholds:
         if costs is not None or picture is not None:
-            raise typer.BadParameter("costs choose bands, which stay", param_hint="--thresholds")
+            raise typer.BadParameter(
+                "it leaves the bands, which --costs choose and --picture draws", param_hint="--thresholds"
+            )
         chosen = rethreshold(bundle, data, out, version=version, part=chosen_part)
         print_thresholds(chosen, console)
         if json_file is not None:
-            json_file.write_text(json.dumps(chosen.report.as_dict(), indent=2) + "\n")
+            json_file.write_text(json.dumps(chosen.as_dict(), indent=2) + "\n")
+        console.print(
+            f"{chosen.manifest.name} {chosen.manifest.version} in {out}: limits {chosen.manifest.limits_version}; seal "
+            "a set for it anew and release it before it goes into service"
+        )
         return
     if picture is not None:
         require()

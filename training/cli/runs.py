@@ -237,26 +237,6 @@ def export(
 
 
 @app.command()
-def unfound(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
-    data: Annotated[Path, typer.Option(help="A cut folder that it has not learnt from.", exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option(help="The cut folder to write.")],
-    below: Annotated[float, typer.Option(help="The least probability of a label that is found.", min=0, max=1)] = 0.02,
-    json_file: Json = None,
-) -> None:
-    """Take the labels that a network does not find out of what a smaller one learns: they become unknown."""
-    from training.unfound import forget_unfound
-
-    found = forget_unfound(run, data, out, below=below)
-    table = Table("label", "patches with it", "not found")
-    for label, present in found.present.items():
-        table.add_row(label, str(present), str(found.unfound[label]))
-    console.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
-
-
-@app.command()
 def bench(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
     bundle: Annotated[Path | None, typer.Option(help="Its bundle: the runtimes take turns with PyTorch.")] = None,
