@@ -181,7 +181,7 @@ def best_within(score: NDArray[np.floating], truth: NDArray[np.bool_], low: floa
     ranked, hits = np.sort(score), np.sort(score[truth])
     gaps = ((ranked[1:] + ranked[:-1]) / 2).astype(np.float64)
     inside = np.unique(np.clip(np.round(gaps[(gaps >= low) & (gaps <= high)], 4), low, high))[::-1]
-    tried = np.array([*inside, high, low])  # its ends only where they are better than all between
+    tried = np.array([*inside, low, high])  # its ends only where they are better than all between
     present = len(ranked) - np.searchsorted(ranked, tried)
     right = len(hits) - np.searchsorted(hits, tried)
     return float(tried[np.argmax(2 * right / (present + len(hits)))])
