@@ -142,12 +142,13 @@ def rethreshold(
     before, patches = _fitting(bundle, folders, out, version=version, part=part)
     with closing(load(bundle)) as backend:
         probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
-    kept = tuple(label for label, truth in zip(before.labels, patches.labels.T, strict=True) if not (truth == 1).any())
-    limits = dict(before.labels)
+    limits, kept = dict(before.labels), []
     for (label, old), score, truth in zip(before.labels.items(), probability.T, patches.labels.T, strict=True):
-        if label not in kept:
-            known = truth >= 0
+        known = truth >= 0
+        if (truth == 1).any():
             limits[label] = replace(old, threshold=best_within(score[known], truth[known] == 1, *old.review))
+        else:
+            kept.append(label)
 
     def at(those: Mapping[str, LabelLimits]) -> Report:
         thresholds = [one.threshold for one in those.values()]
@@ -164,8 +165,9 @@ def rethreshold(
             "limits_before": f"{before.name} {before.version}",
         },
     )
-    reports = at(before.labels), at(limits)
-    found = Rethresholded(before=before, manifest=manifest, report_before=reports[0], report=reports[1], kept=kept)
+    found = Rethresholded(
+        before=before, manifest=manifest, report_before=at(before.labels), report=at(limits), kept=tuple(kept)
+    )
     _write(bundle, out, manifest, lambda card: card_with(card, manifest, THRESHOLDS, list(_said(found))))
     return replace(found, manifest=Manifest.read(out))
 
@@ -197,8 +199,9 @@ def _fitting(
         raise ValueError(f"{out} exists: name another folder for the new bundle")
     refuse_known(folders, [])
     learnt = set(learnt_by_bundle(before))
+    together = data_id(folders)
     for folder in folders if part in (None, "train") else ():
-        if not learnt.isdisjoint({data_id([folder]), data_id(folders)}):
+        if not learnt.isdisjoint({data_id([folder]), together}):
             raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
     return before, fitting_patches(before, folders, part=part)
 
