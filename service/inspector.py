@@ -7,7 +7,8 @@
     5  features   engine.backend        batches of one screen, on the device's own thread
     6  reason     service.reasoning     all K patches together -> (K, C) probabilities
                   engine.second_look    where a border may cut a defect, once more 4 to 6
-                  engine.turned_look    windows in doubt in all positions, once more 4 to 6; while lines come, before
+                  engine.turned_look    windows in doubt in all positions, once more 4 to 6
+                  service.early         either of them while lines still come
     7  aggregate  service.aggregation   probabilities -> verdict, with the proof of a pass
     8  record     service.store         and only then answer
 
@@ -34,9 +35,10 @@ from pydantic import TypeAdapter
 from engine import NO_GUARD, Backend, Window, cover
 from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
+from service.early import EarlyLooks
 from service.errors import Conflict, DeadlineExceeded
 from service.images import RAW, Frame, Source, decode
-from service.reasoning import EarlyLooks, Reasoner
+from service.reasoning import Reasoner
 from service.room import Decoding
 from service.scheduler import Scheduler
 from service.store import Answered

@@ -57,12 +57,10 @@ class Queued:
         """Whether the device that began it has nothing to do, as all lines that are there are computed."""
         return self._job.device is not None and self._queue.idles(self._job.device, batch_size)
 
-    def so_far(self) -> tuple[NDArray[np.float32], NDArray[np.float32]] | None:
-        """Label features (k, C, F) and scores (k, C) of those of its windows, from the first on, that are computed."""
+    def so_far(self) -> Features | None:
+        """Features of those of its windows, from the first on, that are computed; None where none is."""
         batches = tuple(self._job.batches)  # a device may add to them meanwhile
-        if not batches:
-            return None
-        return np.concatenate([b.label_features for b in batches]), np.concatenate([b.stage1 for b in batches])
+        return Features.joined(batches) if batches else None
 
     def features(self) -> Computed:
         """Wait for the features of all windows, once every line has arrived.
