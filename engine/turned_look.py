@@ -38,8 +38,14 @@ def in_doubt(probability: NDArray[np.float32], look: TurnedLook) -> tuple[int, .
 
 
 def turned(patch: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """The seven other positions of a patch (P, P), (7, 1, P, P)."""
-    return np.stack([_turn(patch, position) for position in range(1, POSITIONS)])[:, None]
+    """The seven other positions of a patch (P, P), (7, 1, P, P).
+
+    By OpenCV, which turns bytes several times as fast as NumPy; in the order of `_turn`.
+    """
+    import cv2  # a process that looks at nothing turned does without
+
+    mirrored = [patch, *(cv2.flip(patch, axis) for axis in (1, 0, -1))]
+    return np.stack([*mirrored[1:], *map(cv2.transpose, mirrored)])[:, None]
 
 
 def averaged(features: Features, window: int, others: Features) -> Features:

@@ -2,7 +2,8 @@
 
 A server hands a body to its app in pieces, each of which it has copied several times by then, all within the event
 loop. Of a frame of 50 MiB that took longer than anything but the network. Whoever knows how long a body is may hand its
-memory to this one instead, and the system writes what comes into it. All else is uvicorn's, which does not know of it.
+memory to this one instead, and the system writes what comes into it. The parser, which would copy it once more, is not
+shown such bytes: another one goes on behind them. All else is uvicorn's, which does not know of it.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol, cast
 
+import httptools
 import numpy as np
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
@@ -81,6 +83,7 @@ class _Http(HttpToolsProtocol):
         self._scratch = np.empty(SCRATCH_BYTES, np.uint8).data  # touched only as bytes come
         self._lent = self._scratch
         self._body: _Body | None = None
+        self._unseen = 0  # bytes still to come that the parser is not shown, wanted or not
 
     def lend(self) -> memoryview:
         """Memory for what is read next: that which waits for the rest of a body, or else our own."""
@@ -91,18 +94,21 @@ class _Http(HttpToolsProtocol):
     def written(self, count_bytes: int) -> None:
         """So many bytes were read into what was lent."""
         data, self._lent = self._lent[:count_bytes], self._scratch  # a frame is held by nobody who only waits
-        self.data_received(cast(bytes, data))  # the parser takes whatever holds bytes
+        if unseen := min(self._unseen, count_bytes):
+            self._unset_keepalive_if_required()
+            self._unseen -= unseen
+            if self._body is not None:
+                self._body.more(unseen)
+            if not self._unseen:
+                self.parser = _parser(self)
+                self.on_message_complete()
+        if unseen < count_bytes:
+            self.data_received(cast(bytes, data[unseen:]))  # the parser takes whatever holds bytes
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:  # not so where the connection is upgraded
             self.scope["extensions"] = {EXTENSION: {"into": partial(self._let_in, self.cycle)}}
-
-    def on_body(self, body: bytes) -> None:
-        if self._body is None:
-            super().on_body(body)
-        else:
-            self._body.more(len(body))  # a copy that the parser makes: the bytes are in their place
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -121,6 +127,7 @@ class _Http(HttpToolsProtocol):
         if cycle is not self.cycle or cycle.body or cycle.disconnected or not cycle.more_body:
             return start
         body = self._body = _Body(memory, start, tell)
+        self._unseen = len(memory) - start
         self.flow.resume_reading()
         try:
             await body.ended.wait()
@@ -132,6 +139,13 @@ class _Http(HttpToolsProtocol):
         if self._body is not None:
             self._body.ended.set()
             self._body = None  # what is read from now on is of another request
+
+
+def _parser(protocol: HttpToolsProtocol) -> httptools.HttpRequestParser:
+    """As uvicorn makes it."""
+    parser = httptools.HttpRequestParser(protocol)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    return parser
 
 
 class _Body:
