@@ -41,5 +41,10 @@ def vector_instructions() -> list[str]:
     return [] if found is None else sorted(name for name in found[1].split() if VECTORS.fullmatch(name))
 
 
+def held_to() -> str:
+    """The vector instructions that variables of oneDNN hold OpenVINO to, as AVX2; empty where they do not."""
+    return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+
+
 def _cpu_info() -> str:
     return CPU_INFO.read_text() if CPU_INFO.is_file() else ""

@@ -5,7 +5,6 @@ which moves scores by more than any tolerance: here all arithmetic outside of qu
 layers which may round, in a graph that was made for bfloat16.
 """
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from openvino import frontend, opset1, opset13, properties
 from openvino.exceptions import OVError
 
 from engine.cpu import CpuBackend
-from engine.cpus import vector_instructions
+from engine.cpus import held_to, vector_instructions
 from engine.errors import BundleError, InferenceError
 from engine.graphs import ONNXRUNTIME, Graph
 from engine.mirror import write_mirrored
@@ -158,7 +157,7 @@ def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> tuple[byt
 
 def _has_avx512() -> bool:
     """Whether the CPU has AVX-512 and OpenVINO may use it, which the variables of oneDNN may forbid."""
-    held = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    held = held_to()
     return "avx512f" in vector_instructions() and held != "AVX" and not held.startswith(("SSE", "AVX2"))
 
 
