@@ -46,5 +46,14 @@ def held_to() -> str:
     return os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
 
 
+def openvino_vectors() -> list[str]:
+    """Those of the CPU's vector instructions that OpenVINO may use."""
+    held = held_to()
+    forbidden: tuple[str, ...] = ()
+    if held == "AVX" or held.startswith(("SSE", "AVX2")):
+        forbidden = ("avx512", "amx") if "VNNI" in held else ("avx512", "amx", "avx_vnni")
+    return [name for name in vector_instructions() if not name.startswith(forbidden)]
+
+
 def _cpu_info() -> str:
     return CPU_INFO.read_text() if CPU_INFO.is_file() else ""

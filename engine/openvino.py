@@ -26,7 +26,7 @@ from openvino import frontend, opset1, opset13, properties
 from openvino.exceptions import OVError
 
 from engine.cpu import CpuBackend
-from engine.cpus import held_to, vector_instructions
+from engine.cpus import openvino_vectors
 from engine.errors import BundleError, InferenceError
 from engine.graphs import ONNXRUNTIME, Graph
 from engine.mirror import write_mirrored
@@ -66,7 +66,7 @@ class OpenVinoBackend(CpuBackend):
         def read() -> openvino.Model:
             model = CORE.read_model(graph.onnx)
             model.reshape([graph.rows, 1, graph.side, graph.side])
-            return _read_in_groups(model) if _has_avx512() else model
+            return _read_in_groups(model) if "avx512f" in openvino_vectors() else model
 
         with _refusing(graph.file):
             marked = _held_in_float32(read(), but=graph.rounding) if narrow else None
@@ -153,12 +153,6 @@ def _held_in_float32(model: openvino.Model, *, but: frozenset[str]) -> tuple[byt
             ElementTree.SubElement(marks, "attribute", name="precise", version="0")
         weights = np.fromfile(file.with_suffix(".bin"), np.uint8)
         return ElementTree.tostring(tree.getroot()), openvino.Tensor(weights)
-
-
-def _has_avx512() -> bool:
-    """Whether the CPU has AVX-512 and OpenVINO may use it, which the variables of oneDNN may forbid."""
-    held = held_to()
-    return "avx512f" in vector_instructions() and held != "AVX" and not held.startswith(("SSE", "AVX2"))
 
 
 def _read_in_groups(model: openvino.Model) -> openvino.Model:

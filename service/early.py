@@ -2,14 +2,15 @@
 
 A camera takes longer than a device, which would wait for lines. So while it has nothing to do and lines are still to
 come, the windows that are there are reasoned together, and looked at again as `service.reasoning` does it with all of
-them. What that gives is used where it is asked for among all of the screen, too, and forgotten otherwise; one that
-failed is done again. So it changes when a look is done, and never what is judged; at most twice as many are done as are
-asked for.
+them. What that gives is used where it is asked for among all of the screen, too, and forgotten otherwise. So it changes
+when a look is done, and never what is judged; of each kind at most as many are done early as a screen may ask for.
+
+Where a score hangs on its place in a batch, as on GPUs, no second look is early: its windows share their batches, and
+their places there would be a matter of pace.
 """
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -76,7 +77,8 @@ class EarlyLooks:
         self._between: dict[Window, Computed] = {}
         self._turned: dict[Window, Computed] = {}
         manifest = backend.manifest
-        self._left = manifest.second_look.most(len(windows)) + manifest.turned_look.most(len(windows))
+        self._between_left = 0 if any(backend.guard.values()) else manifest.second_look.most(len(windows))
+        self._turned_left = manifest.turned_look.most(len(windows))
         self._begun_at = clock()
         self._slowest_s = 0.0  # of the looks so far
 
@@ -89,11 +91,14 @@ class EarlyLooks:
         """Look at a window again, if one is in doubt and there is time for it; `lines` of the frame are there."""
         # another such screen that comes meanwhile is not to be refused for it
         room = self._scheduler.free_places >= len(self._windows) + POSITIONS - 1
-        if not self._left or self._late(lines) or not room or not self._queued.idles(self._backend.batch_size):
+        left = self._between_left or self._turned_left
+        if not left or self._late(lines) or not room or not self._queued.idles(self._backend.batch_size):
             return
         begun_at = self._clock()
-        with suppress(InferenceError, ServiceError):  # whoever needs it hears of it then
+        try:
             self._look(lines)
+        except (InferenceError, ServiceError):  # whoever needs it hears of it, and until then it is not tried again
+            self._between_left = self._turned_left = 0
         self.took_s += self._clock() - begun_at
 
     def _late(self, lines: int) -> bool:
@@ -116,16 +121,18 @@ class EarlyLooks:
             if window.top + manifest.patch_px <= lines
         )
         for window in between:
-            if window not in self._between:
+            if window not in self._between and self._between_left:
+                self._between_left -= 1
                 self._between[window] = self._compute(self._pixels, [window])
                 return
-        if between:
-            features = Features.joined([features, *(self._between[window].features for window in between)])
-            windows += between
+        if there := tuple(window for window in between if window in self._between):
+            features = Features.joined([features, *(self._between[window].features for window in there)])
+            windows += there
             probability = self._together(features)
         for place in in_doubt(probability, manifest.turned_look):
             window = windows[place]
-            if window not in self._turned:
+            if window not in self._turned and self._turned_left:
+                self._turned_left -= 1
                 self._turned[window] = self._compute(*in_other_positions(self._pixels, window, manifest.patch_px))
                 return
 
@@ -133,7 +140,6 @@ class EarlyLooks:
         return self._backend.reason(features.label_features, features.stage1)
 
     def _compute(self, pixels: NDArray[np.uint8], windows: Sequence[Window]) -> Computed:
-        self._left -= 1
         begun_at = self._clock()
         try:
             found = self._scheduler.compute(pixels, windows, deadline_at=self._deadline_at, after=self._queued)

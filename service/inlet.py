@@ -27,6 +27,8 @@ class Into(Protocol):
     async def __call__(self, memory: memoryview, start: int, tell: Callable[[int], None]) -> int:
         """How many of its bytes are there; with fewer than all, the stream of the request tells what else came.
 
+        Once for a body: given up half-way, what is left of it goes nowhere.
+
         Args:
             memory: as long as the body.
             start: bytes that are there by now.
@@ -54,9 +56,9 @@ class Inlet(asyncio.BufferedProtocol):
         """As in `asyncio.BaseProtocol`."""
         self._http.connection_lost(exc)
 
-    def eof_received(self) -> None:
-        """As in `asyncio.BufferedProtocol`."""
-        self._http.eof_received()
+    def eof_received(self) -> bool:
+        """As in `asyncio.BufferedProtocol`: whether the connection stays open, for an answer that is still to come."""
+        return self._http.ended()
 
     def pause_writing(self) -> None:
         """As in `asyncio.BaseProtocol`."""
@@ -105,6 +107,13 @@ class _Http(HttpToolsProtocol):
         if unseen < count_bytes:
             self.data_received(cast(bytes, data[unseen:]))  # the parser takes whatever holds bytes
 
+    def ended(self) -> bool:
+        """Nothing more will be read; whether somebody waits for an answer to what was."""
+        answers = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        if answers:
+            self.cycle.keep_alive = False  # the answer is the last one
+        return answers
+
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:  # not so where the connection is upgraded
@@ -124,7 +133,7 @@ class _Http(HttpToolsProtocol):
         self, cycle: RequestResponseCycle, memory: memoryview, start: int, tell: Callable[[int], None]
     ) -> int:
         """See `Into`; `cycle` is of the request, behind which others may have come already."""
-        if cycle is not self.cycle or cycle.body or cycle.disconnected or not cycle.more_body:
+        if cycle is not self.cycle or cycle.body or cycle.disconnected or not cycle.more_body or self._unseen:
             return start
         body = self._body = _Body(memory, start, tell)
         self._unseen = len(memory) - start

@@ -8,7 +8,8 @@ What was looked at already while the screen's lines came (`service.early`) is no
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -77,29 +78,35 @@ class Reasoner:
             InferenceError: the device failed.
         """
         manifest, begun_at = self._backend.manifest, self._clock()
-        computing_s: list[float] = []
+        looking_s: list[float] = []
+
+        @contextmanager
+        def looking() -> Iterator[None]:
+            since = self._clock()
+            yield
+            looking_s.append(self._clock() - since)
 
         def compute(pixels: NDArray[np.uint8], windows: Sequence[Window]) -> Computed:
-            since = self._clock()
-            again = self._scheduler.compute(pixels, windows, deadline_at=deadline_at, after=computed)
-            computing_s.append(self._clock() - since)
-            return again
+            return self._scheduler.compute(pixels, windows, deadline_at=deadline_at, after=computed)
 
         probability = self._together(computed)
         between = look_again(windows, probability, computed.features.activation, manifest)
         if between:
-            for is_there, some in groupby(between, early.between.__contains__):  # as few calls as their order allows
-                run = tuple(some)
-                for again in [early.between[window] for window in run] if is_there else [compute(pixels, run)]:
-                    computed = computed.joined(again)
+            with looking():
+                for is_there, some in groupby(
+                    between, early.between.__contains__
+                ):  # as few calls as their order allows
+                    run = tuple(some)
+                    for again in [early.between[window] for window in run] if is_there else [compute(pixels, run)]:
+                        computed = computed.joined(again)
             windows += between
             probability = self._together(computed)
         doubtful = in_doubt(probability, manifest.turned_look)
         for place in doubtful:
-            again = early.turned.get(windows[place]) or compute(
-                *in_other_positions(pixels, windows[place], manifest.patch_px)
-            )
-            computed = computed.averaged(place, again)
+            window = windows[place]
+            with looking():
+                again = early.turned.get(window) or compute(*in_other_positions(pixels, window, manifest.patch_px))
+                computed = computed.averaged(place, again)
         if doubtful:
             probability = self._together(computed)
         return Reasoned(
@@ -107,7 +114,7 @@ class Reasoner:
             windows=windows,
             turned=doubtful,
             probability=probability,
-            took_s=self._clock() - begun_at - sum(computing_s),
+            took_s=self._clock() - begun_at - sum(looking_s),
         )
 
     def _together(self, computed: Computed) -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.status import Status
 
-from engine.cpus import cpu_name, vector_instructions
+from engine.cpus import cpu_name, held_to, vector_instructions
 from service.bench import borders, decoders, devices, growth, line, memory, peers, stream
 from service.bench.report import BenchError, Report, Row, as_json, show, tell
 from service.bench.work import SCREENS, Work, render_frames
@@ -70,7 +70,7 @@ def run(
             for row in PARTS[part](work):
                 tell(row, console)
                 rows.append(row)
-    return Report(cpu=cpu_name(), vectors=vector_instructions(), cpus=len(share), rows=rows)
+    return Report(cpu=cpu_name(), vectors=vector_instructions(), held_to=held_to(), cpus=len(share), rows=rows)
 
 
 def _tell_now(status: Status, doc: str, text: str) -> None:

@@ -38,10 +38,19 @@ class Row:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """All of one run."""
+    """All of one run.
+
+    Attributes:
+        cpu: the CPU's model.
+        vectors: names of its vector instructions.
+        held_to: those that OpenVINO is held to, and it alone; empty where it is not.
+        cpus: that were used.
+        rows: what was measured.
+    """
 
     cpu: str
     vectors: list[str]
+    held_to: str
     cpus: int
     rows: list[Row]
 
@@ -67,7 +76,8 @@ def show(report: Report, console: Console) -> None:
     table = Table("measured", "found", "asked", "")
     for row in report.rows:
         table.add_row(row.name, escape(row.found), row.limit, RESULTS[row.passed])
-    console.print(f"{report.cpu}, {report.cpus} CPUs ({' '.join(report.vectors)})")
+    held = f"; OpenVINO is held to {report.held_to}" if report.held_to else ""
+    console.print(f"{report.cpu}, {report.cpus} CPUs ({' '.join(report.vectors)}{held})")
     console.print(table)
 
 

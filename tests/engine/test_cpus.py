@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from engine.cpus import available_cpus
+from engine import cpus
+from engine.cpus import available_cpus, held_to, openvino_vectors
 
 
 @pytest.fixture
@@ -56,3 +57,22 @@ def test_without_a_quota_the_affinity_counts(tmp_path: Path) -> None:
 
 def test_on_this_machine_there_is_at_least_one() -> None:
     assert 1 <= available_cpus() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("held", "left"),
+    [
+        ("", ["avx2", "avx512f", "avx_vnni", "amx_tile"]),
+        ("ALL", ["avx2", "avx512f", "avx_vnni", "amx_tile"]),
+        ("avx512_core", ["avx2", "avx512f", "avx_vnni", "amx_tile"]),
+        ("AVX2", ["avx2"]),
+        ("AVX2_VNNI", ["avx2", "avx_vnni"]),
+        ("AVX", ["avx2"]),
+        ("SSE41", ["avx2"]),
+    ],
+)
+def test_variables_of_onednn_hold_openvino_back(monkeypatch: pytest.MonkeyPatch, held: str, left: list[str]) -> None:
+    monkeypatch.setattr(cpus, "vector_instructions", lambda: ["avx2", "avx512f", "avx_vnni", "amx_tile"])
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", held)
+    assert openvino_vectors() == left
+    assert held_to() == held.upper()

@@ -155,28 +155,7 @@ def test_a_bundle_is_read_in_groups_where_there_is_avx512(
         read.append(model)
         return read_in_groups(model)
 
-    monkeypatch.setattr(backend_module, "_has_avx512", lambda: wide)
+    monkeypatch.setattr(backend_module, "openvino_vectors", lambda: ["avx512f"] if wide else ["avx2"])
     monkeypatch.setattr(backend_module, "_read_in_groups", spy)
     load(bundle, "openvino", precision="fp32", threads=1).close()
     assert bool(read) == wide
-
-
-@pytest.mark.parametrize(
-    ("flags", "held", "wide"),
-    [
-        (["avx2", "avx512f"], "", True),
-        (["avx2", "avx512f"], "ALL", True),
-        (["avx2", "avx512f"], "avx512_core", True),
-        (["avx2", "avx512f"], "AVX2", False),
-        (["avx2", "avx512f"], "AVX2_VNNI", False),
-        (["avx2", "avx512f"], "AVX", False),
-        (["avx2", "avx512f"], "SSE41", False),
-        (["avx2"], "", False),
-    ],
-)
-def test_blocks_are_multiplied_where_there_is_avx512(
-    monkeypatch: pytest.MonkeyPatch, flags: list[str], held: str, *, wide: bool
-) -> None:
-    monkeypatch.setattr(backend_module, "vector_instructions", lambda: flags)
-    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", held)
-    assert backend_module._has_avx512() == wide

@@ -82,6 +82,31 @@ def test_windows_at_a_border_are_looked_at_early_as_soon_as_their_lines_are_ther
     assert ticking.looked == [(PIXELS.shape, 1)] * 2
 
 
+@pytest.mark.parametrize(("guard", "looks"), [(0.0, 1), (0.01, 0)])
+def test_no_second_look_is_early_where_its_place_in_a_batch_counts(
+    monkeypatch: pytest.MonkeyPatch, guard: float, looks: int
+) -> None:
+    monkeypatch.setattr("service.early.look_again", lambda *_: (Window(0, 0, SIDE // 2, 0),))
+    ticking = Ticking(0.0)
+    ticking.guard = {"one": guard}
+    ticking.manifest = replace(ticking.manifest, second_look=SecondLook(score_min=0.05, ratio_max=0.5))
+    early_looks(ticking, Coming(10)).look(5 * SIDE)
+    assert len(ticking.looked) == looks
+
+
+def test_each_kind_of_look_has_its_own_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubtful = iter(range(20))  # another window at each word
+    monkeypatch.setattr("service.early.look_again", lambda *_: (Window(0, 0, SIDE // 2, 0),))
+    monkeypatch.setattr("service.early.in_doubt", lambda *_: (next(doubtful),))
+    ticking = Ticking(0.5)
+    ticking.manifest = replace(ticking.manifest, second_look=SecondLook(score_min=0.05, ratio_max=0.5))
+    early = early_looks(ticking, Coming(20))
+    for _ in range(20):
+        wait(ticking)
+        early.look(5 * SIDE)
+    assert ticking.looked == [(PIXELS.shape, 1)] + [((7 * SIDE, SIDE), 7)] * 2
+
+
 def test_windows_of_a_second_look_are_looked_at_turned_early_too(monkeypatch: pytest.MonkeyPatch) -> None:
     between = Window(0, 0, SIDE // 2, 0)
     monkeypatch.setattr("service.early.look_again", lambda *_: (between,))
@@ -143,4 +168,4 @@ def test_one_that_fails_is_left_to_whoever_needs_it(error: Exception) -> None:
         wait(ticking)
         early.look(SIDE)
     assert dict(early.found.turned) == {}
-    assert len(ticking.after) == 2  # and not again and again
+    assert len(ticking.after) == 1  # and not again and again

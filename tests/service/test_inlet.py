@@ -1,5 +1,6 @@
 """Bodies that come straight into the memory that is to hold them, over sockets, under both event loops."""
 
+import asyncio
 import hashlib
 import socket
 import time
@@ -33,6 +34,7 @@ class App:
 
     Attributes:
         timeout_s: that a sender has.
+        answers_after_s: how long it thinks.
         straight: of each body that was let in straight, how many of its bytes came so.
         ended: of each request, what its sender is told, or would be.
         memory: that of the bodies.
@@ -40,6 +42,7 @@ class App:
 
     def __init__(self) -> None:
         self.timeout_s = WAIT_S
+        self.answers_after_s = 0.0
         self.straight: list[int] = []
         self.ended: list[str] = []
         self.memory: list[weakref.ref[Any]] = []
@@ -67,6 +70,7 @@ class App:
         except ServiceError as error:
             answer = f"{type(error).__name__}: {error}"
         self.ended.append(answer)
+        await asyncio.sleep(self.answers_after_s)
         await PlainTextResponse(answer)(scope, receive_message, send)
 
 
@@ -85,7 +89,7 @@ def serving(request: pytest.FixtureRequest) -> Iterator[tuple[App, tuple[str, in
 @pytest.fixture
 def app(serving: tuple[App, tuple[str, int]]) -> App:
     app, _ = serving
-    app.timeout_s = WAIT_S
+    app.timeout_s, app.answers_after_s = WAIT_S, 0.0
     app.straight.clear()
     app.ended.clear()
     app.memory.clear()
@@ -213,6 +217,37 @@ def test_sender_that_is_too_slow_is_told_so_and_may_send_another(app: App, line:
     line.sendall(noise(LONG - LONG // 2))  # the rest, of which nobody knows any more
     line.sendall(head(len(body)) + body)
     assert answers(line, 1) == [digest(body)]
+
+
+def test_the_rest_of_a_body_that_came_too_late_may_come_with_the_next_request(app: App, line: socket.socket) -> None:
+    app.timeout_s = 0.3
+    line.sendall(head(LONG) + noise(LONG // 2))
+    (told,) = answers(line, 1)
+    assert told == "DeadlineExceeded: the body did not arrive within 0.3 s"
+    app.timeout_s = WAIT_S
+    body = noise(1000, seed=1)
+    rest = LONG - LONG // 2
+    line.sendall(noise(rest - 10))
+    time.sleep(MOMENT_S)
+    line.sendall(noise(10) + head(len(body)) + body)  # read at once
+    assert answers(line, 1) == [digest(body)]
+
+
+def test_connection_that_is_to_be_closed_is_closed_behind_the_answer(app: App, line: socket.socket) -> None:
+    body = noise(LONG)
+    line.sendall(head(len(body), "connection: close") + body)
+    assert answers(line, 1) == [digest(body)]
+    assert app.straight
+    assert line.recv(1) == b""
+
+
+def test_sender_that_closes_its_side_behind_a_body_is_answered(app: App, line: socket.socket) -> None:
+    app.answers_after_s = 0.1
+    body = noise(LONG)
+    line.sendall(head(len(body)) + body)
+    line.shutdown(socket.SHUT_WR)
+    assert answers(line, 1) == [digest(body)]
+    assert line.recv(1) == b""
 
 
 def test_length_and_chunks_at_once_are_refused(app: App, line: socket.socket) -> None:

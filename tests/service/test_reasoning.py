@@ -28,6 +28,7 @@ class Ticking:
             MANIFEST, patch_px=SIDE, turned_look=TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.5)
         )
         self.batch_size = 5
+        self.guard: dict[str, float] = {}
         self.free_places = 100
         self.now = 0.0
         self.after: list[object] = []

@@ -251,6 +251,17 @@ def test_a_window_in_doubt_is_looked_at_while_the_rest_is_on_its_way(
     assert found.looks == [7]  # and not once more after the last line
 
 
+def test_a_second_look_is_done_while_the_rest_is_on_its_way(tmp_path: Path, turning: Path, watched: Watched) -> None:
+    replace(Manifest.read(turning), second_look=SecondLook(score_min=0.05, ratio_max=0.5)).write(turning)
+    pixels = tall(1)
+    pixels[64:128] = BACKGROUND
+    pixels[104:108, 60:64] = DOUBTFUL  # at the border from the left
+    found = by_lines(tmp_path, turning, pixels, watched, lambda: watched.looks == [1])
+    assert found.whole == found.lines
+    assert found.lines["proof"]["windows_extra"] == 1
+    assert found.looks == [1] + [7] * found.lines["proof"]["windows_turned"]  # and not once more after the last line
+
+
 def test_one_that_comes_late_is_looked_at_after_the_last_line(tmp_path: Path, turning: Path, watched: Watched) -> None:
     found = by_lines(tmp_path, turning, tall(9), watched, lambda: True)
     assert found.whole == found.lines
@@ -261,7 +272,8 @@ def test_one_that_comes_late_is_looked_at_after_the_last_line(tmp_path: Path, tu
 def test_what_is_not_in_doubt_among_the_whole_screen_is_forgotten(
     tmp_path: Path, turning: Path, watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.reasoning.in_doubt", lambda scores, _: (4,) if len(scores) < 30 else ())
+    monkeypatch.setattr("service.early.in_doubt", lambda *_: (4,))
+    monkeypatch.setattr("service.reasoning.in_doubt", lambda *_: ())
     found = by_lines(tmp_path, turning, tall(1), watched, lambda: watched.looks == [7])
     assert found.whole == found.lines
     assert found.lines["proof"]["windows_turned"] == 0

@@ -11,6 +11,7 @@ import pytest
 
 from engine import Batch, fake_manifest, self_test, stream
 from service.bench import simulated
+from service.bench.line import least_patches_per_s
 from service.bench.simulated import SCORE, SimulatedDevice, golden_of
 
 MANIFEST = fake_manifest(("bubble", "scratch"), patch_px=32, batch_size=4)
@@ -69,6 +70,14 @@ def test_a_simulated_device_is_proven_and_finds_nothing(clock: Clock) -> None:
     self_test(device, golden_of(MANIFEST))
     features = device.features(PATCHES)
     assert np.allclose(device.reason(features.label_features, features.stage1), SCORE)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "least"),
+    [(["fma", "avx2"], 156), (["avx2", "avx512f"], 312), (["avx2", "avx_vnni"], 312), (["amx_tile"], 312), ([], 156)],
+)
+def test_twice_the_rate_is_asked_for_where_vectors_are_wide(vectors: list[str], least: float) -> None:
+    assert least_patches_per_s(vectors) == least
 
 
 def test_the_command_measures_its_parts_and_ends_by_itself() -> None:
