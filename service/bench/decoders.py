@@ -110,7 +110,7 @@ def _others(media_type: str) -> Mapping[str, Decoder]:
     names = {PNG: ("png", "spng"), BMP: ("bmp",), TIFF: ("tiff",), JPEG: ("jpeg8",)}.get(media_type, ())
     for name in names if codecs else ():
         found[f"imagecodecs {name}"] = _grey_of(getattr(codecs, f"{name}_decode"))
-    if vips and media_type != BMP:
+    if vips and media_type not in (BMP, PGM):  # which its wheels do not read
         vips.cache_set_max(0)
         found["libvips"] = _grey_of(lambda data: vips.Image.new_from_buffer(data, "", access="sequential").numpy())
     return found
