@@ -7,15 +7,12 @@ once. What is averaged are the features, before the screen's patches are reasone
 """
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.backend import Features
 from engine.looks import TurnedLook
-
-_Value = TypeVar("_Value", np.uint8, np.float32)
 
 POSITIONS = 8  # of a square: four quarter turns, and as many of its mirror image
 
@@ -40,9 +37,9 @@ def in_doubt(probability: NDArray[np.float32], look: TurnedLook) -> tuple[int, .
 def turned(patch: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """The seven other positions of a patch (P, P), (7, 1, P, P).
 
-    By OpenCV, which turns bytes several times as fast as NumPy; in the order of `_turn`.
+    Mirrored left to right, top to bottom and then along the diagonal, by a bit of the position each.
     """
-    import cv2  # a process that looks at nothing turned does without
+    import cv2  # several times as fast as NumPy; a process that looks at nothing turned does without
 
     mirrored = [patch, *(cv2.flip(patch, axis) for axis in (1, 0, -1))]
     return np.stack([*mirrored[1:], *map(cv2.transpose, mirrored)])[:, None]
@@ -84,17 +81,10 @@ def _with_mean(values: NDArray[np.float32], window: int, others: NDArray[np.floa
     return found
 
 
-def _turn(images: NDArray[_Value], position: int) -> NDArray[_Value]:
-    """Squares in the last two axes, mirrored left to right, top to bottom and along the diagonal by a bit each."""
-    if position & 1:
-        images = images[..., ::-1]
-    if position & 2:
-        images = images[..., ::-1, :]
-    return np.swapaxes(images, -1, -2) if position & 4 else images
-
-
-def _turn_back(images: NDArray[_Value], position: int) -> NDArray[_Value]:
-    """What `_turn` undoes."""
+def _turn_back(heat: NDArray[np.float32], position: int) -> NDArray[np.float32]:
+    """Maps of a position as they lay before it was mirrored left to right, top to bottom and along the diagonal."""
     if position & 4:
-        images = np.swapaxes(images, -1, -2)
-    return _turn(images, position & 3)
+        heat = np.swapaxes(heat, -1, -2)
+    if position & 1:
+        heat = heat[..., ::-1]
+    return heat[..., ::-1, :] if position & 2 else heat

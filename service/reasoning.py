@@ -93,9 +93,8 @@ class Reasoner:
         between = look_again(windows, probability, computed.features.activation, manifest)
         if between:
             with looking():
-                for is_there, some in groupby(
-                    between, early.between.__contains__
-                ):  # as few calls as their order allows
+                # in their order, by as few calls as that allows
+                for is_there, some in groupby(between, early.between.__contains__):
                     run = tuple(some)
                     for again in [early.between[window] for window in run] if is_there else [compute(pixels, run)]:
                         computed = computed.joined(again)
