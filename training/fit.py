@@ -15,6 +15,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -31,7 +32,7 @@ from training.baselines import build_network
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate, refuse_leaks
 from training.evaluation import Report, report
-from training.folder import MIXED, RunFolder, mix_with_start, start_from
+from training.folder import MIXED, RunFolder, ending, mix_with_start, start_from
 from training.inference import network_probability
 from training.journal import Journal, epoch_progress
 from training.losses import cooccurrence, known_bce, map_loss, patch_bce, supervised_contrast
@@ -49,13 +50,16 @@ def fit(config: Config) -> Report:
     """Train both phases, resuming where `config.run` was left, and return the last validation figures.
 
     Raises:
+        BeingTrainedError: another process is at it.
         ValueError: the run's folder was begun with another configuration, the data does not fit, the loss is no longer
             finite, or the GPU's memory is too small.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     try:
-        return Run(config, devices.launch(config)).finish()
+        fabric = devices.launch(config)
+        with RunFolder(config.run).alone() if fabric.is_global_zero else nullcontext():
+            return Run(config, fabric).finish()
     except torch.OutOfMemoryError as error:
         remedy = "accumulate sends a batch through the trunk in parts; data.resident = false leaves the patches outside"
         raise ValueError(f"the GPU's memory is too small ({error}): {remedy}") from error
@@ -105,7 +109,10 @@ class Run:
 
     def finish(self) -> Report:
         """Train what is left to train."""
-        if self.fabric.is_global_zero and not self.folder.finished:
+        if self.folder.finished:
+            self.network.load_state_dict(self.folder.load_weights(ending(self.config)))
+            return self._validate(reason=True)
+        if self.fabric.is_global_zero:
             data = describe_data(self.folder.data_id, self.validation, self.training)
             begin_session(self.config.run, seed=self.config.seed, data=data, fabric=self.fabric)
         last = self.folder.load_last()

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from engine import Manifest
+from engine import Manifest, alone
 from training.baselines import build_network
 from training.config import Config
 from training.evaluation import Report
@@ -31,11 +32,43 @@ MIXED = "mixed"  # weights of the end of a run, in part those that it started wi
 LEARNT_DATA = "learnt_data_ids"  # of a manifest's facts: `data_id` of each folder that its network has learnt from
 
 
+class BeingTrainedError(ValueError):
+    """Another process is training in this folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__(f"{folder.path} is being trained by another process")
+        self.folder = folder
+
+
 class RunFolder:
     """Reads and writes the folder; a kill at any time leaves each file as it was or as it should be."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """No other process trains in the folder meanwhile, which is made where it is missing.
+
+        Raises:
+            BeingTrainedError: one does.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as held:
+            try:
+                held.enter_context(alone(self._lock, wait=False))
+            except BlockingIOError as error:
+                raise BeingTrainedError(self) from error
+            yield
+
+    def wait(self) -> None:
+        """Until no other process trains in the folder."""
+        with alone(self._lock):
+            return
+
+    @property
+    def _lock(self) -> Path:
+        return self.path / ".lock"
 
     def begin(self, config: Config, labels: Sequence[str]) -> None:
         """Begin the folder, or check that it was begun with the same configuration and data.
@@ -90,12 +123,12 @@ class RunFolder:
         return json.loads(file.read_text()) if file.is_file() else {}
 
     def save_weights(self, phase: str, network: Network) -> None:
-        """Keep the network as the best of its phase, or as what the run ends with (`MIXED`)."""
+        """Keep the network as the best of its phase, or as what the run ends with (`ending`)."""
         state = {key: value.contiguous() for key, value in network.state_dict().items()}
         replace(self._weights(phase), lambda partial: save_file(state, partial))
 
     def load_weights(self, phase: str) -> dict[str, Tensor]:
-        """The best weights of a phase."""
+        """What `save_weights` kept under that name."""
         return load_file(self._weights(phase))
 
     def save_last(self, state: dict[str, Any]) -> None:
@@ -152,8 +185,13 @@ def load_run(run: Path) -> tuple[Network, Config, tuple[str, ...]]:
     labels = tuple(json.loads((run / "data.json").read_text())["labels"])
     # the run brings the weights: a pretrained start is not fetched again
     network = build_network(len(labels), dataclasses.replace(config.network, trunk_weights=None))
-    start_from(network, run / f"{MIXED if config.start_share else 'phase2'}.safetensors")
+    start_from(network, run / f"{ending(config)}.safetensors")
     return network.eval(), config, labels
+
+
+def ending(config: Config) -> str:
+    """The name of the weights that a run ends with."""
+    return MIXED if config.start_share else "phase2"
 
 
 def start_from(network: Network, weights: Path) -> None:

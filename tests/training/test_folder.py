@@ -1,4 +1,4 @@
-"""What a run's folder remembers of what was learnt from."""
+"""What a run's folder remembers of what was learnt from, and whose it is."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from training.bundling import export_run
 from training.config import read_config
 from training.cutting import cut
 from training.fit import fit
-from training.folder import RunFolder, data_id, learnt_by_run, load_run
+from training.folder import BeingTrainedError, RunFolder, data_id, learnt_by_run, load_run
 
 
 def test_a_run_remembers_what_the_runs_before_it_learnt_from(tmp_path: Path) -> None:
@@ -68,3 +68,20 @@ def test_a_run_whose_data_is_gone_still_gives_its_network(tmp_path: Path) -> Non
         learnt_by_run(config.run, config)
     with pytest.raises(FileNotFoundError):
         export_run(config.run, tmp_path / "bundle", version="1")
+
+
+def test_a_folder_is_trained_in_by_one_process_and_to_its_end_once(tmp_path: Path) -> None:
+    toml = write_toy(tmp_path, screens=10)
+    few = ["phase1.epochs=1", "phase2.epochs=1"]
+    fit(read_config(toml, ["run=start", *few]))
+    config = read_config(toml, ["run=mixed", *few, "start=start/phase2.safetensors", "start_share=0.5"])
+    told = f"^{config.run} is being trained by another process$"
+    with RunFolder(config.run).alone(), pytest.raises(BeingTrainedError, match=told):
+        fit(config)
+    assert not (config.run / "config.json").exists()
+    found = fit(config)
+
+    (config.run / "last.ckpt").unlink()  # as a study does
+    kept = {file: file.read_bytes() for file in config.run.iterdir() if file.is_file()}
+    assert fit(config).f_measure == found.f_measure
+    assert {file: file.read_bytes() for file in config.run.iterdir() if file.is_file()} == kept

@@ -4,6 +4,8 @@ import csv
 import dataclasses
 import json
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -20,6 +22,7 @@ from training.__main__ import app
 from training.bare import attribution_of
 from training.cutting import cut
 from training.datasets import PatchSet
+from training.folder import RunFolder
 from training.rows import read_rows
 from training.studies import cells, report, study
 from training.studies.cells import FIGURES, GROUPS, IMAGE
@@ -101,6 +104,27 @@ def test_table_7_begins_with_the_phase_1_of_the_network(
     row.unlink()
     with pytest.raises(ValueError, match=r"is gone, whose phase 1 'B = 4' begins with: remove .*\.json"):
         run(source, tmp_path, "7")
+
+
+def test_a_cell_that_another_process_is_at_comes_last(source: Path, tmp_path: Path) -> None:
+    cut(source, tmp_path / "cut", patch_px=96)
+    division = cells.Division(name="cut", folder=tmp_path / "cut")
+    row = table("4", "cpu", study.PRESETS["cpu"].base(SHORT)).rows[0]
+    config = cells._config(row, division, 0, preset=study.PRESETS["cpu"].file, settings=SHORT, base=None)
+    its_run = RunFolder(tmp_path / "runs" / cells._name(config, None))
+    with ThreadPoolExecutor(1) as pool:
+        with its_run.alone():  # as another process of the same study has it
+            found = pool.submit(run, tmp_path / "cut", tmp_path, "4")
+            while not list(tmp_path.glob("cells/*.json")):
+                assert not found.done()
+                time.sleep(0.1)
+            (second,) = tmp_path.glob("cells/*.json")
+            assert "cosine" in second.read_text()
+            with pytest.raises(TimeoutError):
+                found.result(timeout=1)
+            assert not its_run.finished
+        assert [cell.row for cell in found.result(timeout=120).cells] == ["dot product", "cosine"]
+    assert its_run.finished
 
 
 @pytest.mark.parametrize("preset", ["cpu", "full"])

@@ -7,6 +7,7 @@ import shlex
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from engine import alone
 from training import devices
 from training.config import Config, read_config
 from training.cutting import cut, read_folds
+from training.folder import BeingTrainedError
 from training.studies.cells import Cell, Division, run_cell
 from training.studies.maps import with_maps
 from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
@@ -96,7 +98,7 @@ def run(
     console: Console,
     rows: Sequence[str] = (),
 ) -> Study:
-    """Train every cell of a table that is not there yet.
+    """Train every cell of a table that is not there yet, but those that other processes are at, which are waited for.
 
     Args:
         name: of the table, see `training.studies.tables.table`.
@@ -123,20 +125,25 @@ def run(
     for division in divisions if wanted.of_maps else ():
         read_visible(division.folder)  # what is wrong with it is said before anything is trained
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
-    cells = []
-    for number, (row, division, seed) in enumerate(work, 1):
-        console.print(f"[{number}/{len(work)}] {row.title}, {division.name}, seed {seed}", markup=False)
-        begun = None
-        if row.from_phase1:
-            first = Row(title=OURS_TITLE)
-            _, begun = run_cell(first, division, seed, preset=preset.file, settings=settings, out=out, base=None)
-        cell, its_run = run_cell(row, division, seed, preset=preset.file, settings=settings, out=out, base=begun)
-        if wanted.of_maps:
-            with devices.first_first():
-                cell = with_maps(cell, its_run, division, out)
-        found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
-        console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
-        cells.append(cell)
+    train = partial(_cell, preset=preset, settings=settings, out=out, of_maps=wanted.of_maps)
+    cells: dict[int, Cell] = {}
+    while left := [number for number in range(len(work)) if number not in cells]:
+        busy = None
+        for number in left:
+            row, division, seed = work[number]
+            console.print(f"[{number + 1}/{len(work)}] {row.title}, {division.name}, seed {seed}", markup=False)
+            try:
+                cells[number] = cell = train(row, division, seed)
+            except BeingTrainedError as error:
+                if base.devices * base.nodes > 1:  # of which the first alone knows
+                    raise
+                busy = error.folder
+                console.print("  another process is training it: left for later")
+                continue
+            found = "ran" if cell.steps_only else f"F {cell.figures['screen']['f_measure']:.4f}"
+            console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
+        if busy is not None:
+            busy.wait()
     return Study(
         table=wanted,
         preset=preset,
@@ -146,8 +153,34 @@ def run(
         patch_px=patch_px,
         rows=tuple(rows),
         settings=tuple(settings),
-        cells=cells,
+        cells=[cells[number] for number in range(len(work))],
     )
+
+
+def _cell(
+    row: Row,
+    division: Division,
+    seed: int,
+    *,
+    preset: Preset,
+    settings: Sequence[str],
+    out: Path,
+    of_maps: bool,
+) -> Cell:
+    """A cell, and what it begins with.
+
+    Raises:
+        BeingTrainedError: another process is at one of them.
+    """
+    train = partial(run_cell, preset=preset.file, settings=settings, out=out)
+    begun = None
+    if row.from_phase1:
+        _, begun = train(Row(title=OURS_TITLE), division, seed, base=None)
+    cell, its_run = train(row, division, seed, base=begun)
+    if of_maps:
+        with devices.first_first():
+            cell = with_maps(cell, its_run, division, out)
+    return cell
 
 
 def _refuse_other_devices(wanted: StudyTable, preset: Preset, base: Config, settings: Sequence[str]) -> None:
