@@ -35,6 +35,7 @@ class Trained:
     run: str
     config: dict[str, Any]  # flat, the keys dotted
     data_id: str
+    content: tuple[str, ...] | None  # identities of the pixels and of where defects are, of each folder
     validation_id: str | None
     revision: str | None  # of the last session; with a + where the code differed from it
     machine: str | None
@@ -90,10 +91,12 @@ def _read(run: Path, name: str) -> Trained:
     session = record["sessions"][-1] if record["sessions"] else None
     config = dict(_flat(_json(run / "config.json")))
     config.pop("run")
+    data = _json(run / "data.json")
     return Trained(
         run=name,
         config=config,
-        data_id=_json(run / "data.json")["data_id"],
+        data_id=data["data_id"],
+        content=tuple(data["content"]) if "content" in data else None,
         validation_id=record["data"].get("validation_id"),
         revision=session and session["revision"] and session["revision"] + "+" * bool(session["changed"]),
         machine=session and _machine(session["machine"]),
@@ -142,6 +145,8 @@ def _warnings(runs: Sequence[Trained]) -> Iterator[str]:
         yield "the runs have different data: see data id"
         if None in judged:
             yield "whether they are judged by the same validation patches is not known: a run has no run.json"
+    elif len({one.content for one in runs} - {None}) > 1:
+        yield "the runs have the same tables of data, but other pixels, or defects elsewhere"
     if len(judged - {None}) > 1:
         yield "the runs are judged by different validation patches: their F is not comparable"
     for one in runs:

@@ -43,20 +43,24 @@ def launch(config: Config) -> Fabric:
     return fabric
 
 
+def together() -> bool:
+    """Whether several processes learn together."""
+    return distributed.is_available() and distributed.is_initialized()
+
+
 @contextmanager
 def first_first() -> Iterator[bool]:
     """Let the first of the processes that learn together do something before the others come to it; whether it is it.
 
     `Fabric.rank_zero_first` without a Fabric: what comes between trainings knows none.
     """
-    together = distributed.is_available() and distributed.is_initialized()
-    first = is_first()
-    if together and not first:
+    several, first = together(), is_first()  # they may be started in between
+    if several and not first:
         distributed.barrier()
     try:
         yield first
     finally:
-        if together and first:
+        if several and first:
             distributed.barrier()
 
 

@@ -61,7 +61,8 @@ def fit(config: Config) -> Report:
         with RunFolder(config.run).alone() if fabric.is_global_zero else nullcontext():
             return Run(config, fabric).finish()
     except torch.OutOfMemoryError as error:
-        remedy = "accumulate sends a batch through the trunk in parts; data.resident = false leaves the patches outside"
+        parts = "accumulate sends a batch through the trunk in parts (not of 'kssnet' and 'tdrg')"
+        remedy = f"{parts}; data.resident = false leaves the patches outside"
         raise ValueError(f"the GPU's memory is too small ({error}): {remedy}") from error
 
 
@@ -111,6 +112,7 @@ class Run:
         """Train what is left to train."""
         if self.folder.finished:
             self.network.load_state_dict(self.folder.load_weights(ending(self.config)))
+            self.network.to(self.fabric.device)
             return self._validate(reason=True)
         if self.fabric.is_global_zero:
             data = describe_data(self.folder.data_id, self.validation, self.training)

@@ -80,22 +80,31 @@ class RunFolder:
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
         if config.start is not None:
             data["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
+        content = [content_id(folder) for folder in config.all_folders]
         file = self.path / "config.json"
         if not file.is_file():
             before = [] if config.start is None else RunFolder(config.start.parent).learnt
             own = [data_id([folder]) for folder in config.all_folders]
-            told = {**data, "learnt": list(dict.fromkeys([*own, *before]))}
+            told = {**data, "learnt": list(dict.fromkeys([*own, *before])), "content": content}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
         if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
             raise ValueError(f"{self.path} was begun with another configuration: choose another run folder")
-        if {key: value for key, value in self._data.items() if key != "learnt"} != data:
+        told = self._data
+        same = all(told.get(key) == value for key, value in data.items()) and told.get("start") == data.get("start")
+        if not same or told.get("content", content) != content:  # of earlier versions it is not known
             raise ValueError(f"{self.path} was begun with other data or weights there: choose another run folder")
 
     @property
     def data_id(self) -> str:
         """Identity of the data that the folder was begun with."""
         return str(self._data["data_id"])
+
+    @property
+    def content(self) -> list[str] | None:
+        """`content_id` of each folder that it was begun with; None of runs of earlier versions."""
+        told: list[str] | None = self._data.get("content")
+        return told
 
     @property
     def learnt(self) -> list[str]:
@@ -238,6 +247,18 @@ def data_id(folders: Sequence[Path]) -> str:
     return digest.hexdigest()[:16]
 
 
+def content_id(folder: Path) -> str:
+    """Identity of what `data_id` leaves out: where the defects are, and the pixels, told by the sizes of their files.
+
+    Raises:
+        OSError: the maps cannot be read, or there are no images.
+    """
+    digest = hashlib.sha256((folder / "maps.npz").read_bytes())
+    sizes = sorted((file.name, file.stat().st_size) for file in (folder / "images").iterdir())
+    digest.update(json.dumps(sizes).encode())
+    return digest.hexdigest()[:16]
+
+
 def refuse_changed(run: Path, config: Config) -> None:
     """Refuse a run whose data is not what it was trained on.
 
@@ -245,7 +266,9 @@ def refuse_changed(run: Path, config: Config) -> None:
         ValueError: it has changed since.
         OSError: it is gone.
     """
-    if data_id(config.all_folders) != RunFolder(run).data_id:
+    content = [content_id(folder) for folder in config.all_folders]
+    folder = RunFolder(run)
+    if data_id(config.all_folders) != folder.data_id or folder.content not in (None, content):
         raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
 
 

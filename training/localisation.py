@@ -1,8 +1,9 @@
 """Whether activation maps point at the defect: the maps of both stages against the boxes of a cut folder.
 
 Two figures, over the patches that have a label: the share of the map's positive part that lies in the label's boxes
-(Wang et al. 2020, the energy-based pointing game), and whether its strongest cell does (Zhang et al. 2018, the pointing
-game). A cell counts as in a box that it touches, for a pinhole is a hundredth of a cell.
+(Wang et al. 2020, the energy-based pointing game), and whether its strongest cell lies within 32 px of one (Zhang et
+al. 2018, the pointing game, whose tolerance is 15). For the share a cell counts as in a box that it touches, for a
+pinhole is a hundredth of a cell.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ TOLERANCE_PX = 32.0  # of the strongest cell's centre to a box: one cell of most
 
 
 class Hit(NamedTuple):
-    """Of one map: the share of its positive part in the boxes, and whether its strongest cell lies in one (1 or 0).
+    """Of one map: the share of its positive part in the boxes, and whether its strongest cell lies near one (1 or 0).
 
     Of a map that is the same everywhere: what both would be on average.
     """
@@ -43,7 +44,8 @@ class Localisation:
         energy: by label, the mean over its patches of the share of the map's positive part in the boxes; its interval
             by bootstrap over screens.
         energy_mean: of the labels' means.
-        pointing: by label, the patches whose strongest cell lies in a box, with Wilson's interval.
+        pointing: by label, the patches whose strongest cell lies within `TOLERANCE_PX` of a box, with Wilson's
+            interval.
         pointing_mean: of the labels' shares, its interval by bootstrap over screens.
         flat: by label, what a map would reach that is the same everywhere.
     """

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+OURS, THEIRS = "#0072B2", "#D55E00"  # told apart by the colour-blind
+
 
 def can_draw() -> bool:
     """Whether matplotlib is installed; the extras `bench` and `dev` bring it."""

@@ -14,3 +14,15 @@ def one_stage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests.training.heads import OneStage, Sigmoid
 
     return write_graphs(tmp_path_factory.mktemp("one_stage") / "bundle", OneStage(), Sigmoid())
+
+
+@pytest.fixture(scope="session")
+def two_stages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of two stages, with a map of its own for each label; not to be written to."""
+    from tests.engine.precisions import write_graphs
+    from tests.training.heads import two_stage
+    from training.network import FeaturesGraph, ReasoningGraph
+
+    network = two_stage("attention")
+    out = tmp_path_factory.mktemp("two_stages") / "bundle"
+    return write_graphs(out, FeaturesGraph(network), ReasoningGraph(network))

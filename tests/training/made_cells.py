@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from training.studies import study
 from training.studies.cells import FIGURES, GROUPS, IMAGE, Cell
 from training.studies.tables import Row, StudyTable
@@ -28,7 +30,8 @@ def study_of(rows: tuple[Row, ...], cells: list[Cell]) -> study.Study:
     return study.Study(
         table=StudyTable(title="Three", rows=rows),
         preset=study.PRESETS["cpu"],
-        data="d",
+        data=Path("d"),
+        folds_there=1,
         seeds=(0, 1, 2),
         folds=(0,),
         patch_px=None,

@@ -202,14 +202,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_toy(tmp_path_factory.mktemp("rivals"), screens=16)
 
 
-@pytest.mark.parametrize("method", RIVALS)
-def test_a_rival_is_trained_exported_and_served_by_the_same_commands(method: str, data: Path) -> None:
-    changes = ["phase1.epochs=1", "phase2.epochs=0", f"network.method={method}", f"run={method}"]
+@pytest.mark.parametrize(
+    ("method", "trunk"),
+    [
+        *((method, "light") for method in RIVALS),
+        *(pytest.param("plain", trunk, marks=pytest.mark.slow) for trunk in ("vgg16", "inception_v3")),
+    ],
+)
+def test_a_rival_is_trained_exported_and_served_by_the_same_commands(method: str, trunk: str, data: Path) -> None:
+    run = f"{method}-{trunk}"
+    changes = ["phase1.epochs=1", "phase2.epochs=0", f"network.method={method}", f"network.trunk={trunk}", f"run={run}"]
     if method != "feature_clustering":
         changes += ["network.pooling=average", "loss.contrast=0", "loss.map=0"]
     config = read_config(data, changes)
     fit(config)
-    out = data.parent / f"{method}-bundle"
+    out = data.parent / f"{run}-bundle"
     done = export_run(config.run, out, version="1")
     assert done.difference.largest < done.manifest.parity_tolerance["fp32"]
     network = done.network

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -72,6 +73,18 @@ def test_what_is_not_comparable_is_said(base: Path) -> None:
         "the runs are judged by different validation patches: their F is not comparable",
     ]
     assert compare(runs).differing == ["data.folders"]
+
+
+def test_runs_of_the_same_tables_and_other_pixels_are_told_apart(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "second", tmp_path / "painted")
+    data = tmp_path / "painted" / "data.json"
+    told = json.loads(data.read_text())
+    data.write_text(json.dumps({**told, "content": ["another"]}))
+    runs = [base / "first", tmp_path / "painted"]
+    assert compare(runs).warnings == ["the runs have the same tables of data, but other pixels, or defects elsewhere"]
+    del told["content"]  # an earlier version did not look
+    data.write_text(json.dumps(told))
+    assert compare(runs).warnings == []
 
 
 def test_a_run_without_a_record_or_an_end_is_shown_as_far_as_it_is_known(base: Path, tmp_path: Path) -> None:

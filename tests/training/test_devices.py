@@ -61,6 +61,20 @@ def two(toml: Path) -> Path:
     return toml.parent
 
 
+def test_processes_that_one_command_starts_learn_what_torchruns_do(two: Path, toml: Path) -> None:
+    words = ["run=started", "devices=2", "network.light=root", "data.hard=0.5", "phase1.epochs=2", "phase1.batch=16"]
+    sets = [f"--set={word}" for word in (*words, "phase2.statistics=16")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, "-m", "training", "fit", str(toml), *sets]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=250, check=False)
+    assert done.returncode == 0, done.stderr
+    run = toml.parent / "started"
+    assert json.loads((run / "run.json").read_text())["sessions"][0]["machine"]["processes"] == 2
+    weights, by_torchrun = (load_file(folder / "phase2.safetensors") for folder in (run, two / "two-whole"))
+    for key, value in by_torchrun.items():
+        torch.testing.assert_close(weights[key], value, msg=key)
+
+
 def alone() -> Fabric:
     return Fabric(accelerator="cpu", devices=1)
 

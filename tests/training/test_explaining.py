@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 from engine import Window, cover
 from tests.engine.precisions import LABELS, PATCH_PX
+from training.__main__ import app
 from training.cutting import read_frame
-from training.explaining import View, explain, read_truth
+from training.explaining import GAP_PX, View, explain, read_truth
 from training.pictures import crop, heated, tiles, words
 
 
@@ -37,6 +40,28 @@ def test_a_screen_and_a_patch_are_drawn_with_a_row_for_each_label(
     with Image.open(both[1]) as two_rows, Image.open(one) as one_row:
         assert two_rows.width == one_row.width > 3 * 400
         assert two_rows.height > 1.9 * one_row.height
+
+
+def test_both_stages_are_drawn_side_by_side(
+    two_stages: Path, one_stage: Path, screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    widths = {}
+    for bundle in (two_stages, one_stage):
+        shutil.rmtree("explained", ignore_errors=True)
+        told = CliRunner().invoke(app, ["explain", "--bundle", str(bundle), str(screen), "--label", LABELS[0]])
+        assert told.exit_code == 0, told.output
+        assert told.output.strip().endswith("explained/screen.jpg")
+        with Image.open(tmp_path / "explained" / "screen.jpg") as picture:
+            widths[bundle] = picture.width
+            pixels = np.asarray(picture.convert("RGB")).astype(int)
+        if bundle == two_stages:
+            panel = (picture.width - 3 * GAP_PX) // 4
+            starts = [number * (panel + GAP_PX) for number in range(4)]
+            frame, stage1, stage2, _ = (pixels[-panel // 2 :, start : start + panel] for start in starts)
+            for first, second in ((frame, stage1), (frame, stage2), (stage1, stage2)):
+                assert np.abs(first - second).mean() > 5  # each is a picture of its own
+    assert widths[two_stages] - widths[one_stage] == panel + GAP_PX
 
 
 def test_a_label_that_is_there_by_the_boxes_is_drawn_even_where_it_was_missed(

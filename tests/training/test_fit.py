@@ -110,6 +110,7 @@ def test_a_batch_may_go_through_the_trunk_in_parts(toml: Path) -> None:
         rows[parts] = read_rows(config.run / "metrics.csv")
     for whole, in_parts in zip(*rows.values(), strict=True):
         assert float(in_parts["loss"]) == pytest.approx(float(whole["loss"]), rel=0.2)
+        assert in_parts["loss"] != whole["loss"]  # it did go in parts
         assert in_parts["learning_rate"] == whole["learning_rate"]
 
 

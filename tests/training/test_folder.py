@@ -11,7 +11,7 @@ from training.bundling import export_run
 from training.config import read_config
 from training.cutting import cut
 from training.fit import fit
-from training.folder import BeingTrainedError, RunFolder, data_id, learnt_by_run, load_run
+from training.folder import BeingTrainedError, RunFolder, data_id, learnt_by_run, load_run, refuse_changed
 
 
 def test_a_run_remembers_what_the_runs_before_it_learnt_from(tmp_path: Path) -> None:
@@ -46,6 +46,30 @@ def test_limits_are_not_chosen_on_what_a_run_before_it_learnt_from(tmp_path: Pat
     data.write_text(json.dumps({**told, "learnt": [*told["learnt"], data_id([other])]}))
     with pytest.raises(ValueError, match=r"begins with has learnt from .*other"):
         export_run(config.run, tmp_path / "bundle", version="1", calibration=[other])
+
+
+def test_a_run_knows_its_data_by_pixels_and_places_as_well(tmp_path: Path) -> None:
+    """Tables alone do not tell that an image was painted over, or where a defect lies."""
+    config = read_config(write_toy(tmp_path, screens=3))
+    folder, cut_folder = RunFolder(config.run), tmp_path / "cut"
+    folder.begin(config, ("dot", "line"))
+    image, maps = next((cut_folder / "images").iterdir()), cut_folder / "maps.npz"
+    for file, other in ((image, b"painted"), (maps, b"moved")):
+        kept = file.read_bytes()
+        file.write_bytes(other)
+        with pytest.raises(ValueError, match="begun with other data"):
+            folder.begin(config, ("dot", "line"))
+        with pytest.raises(ValueError, match="has changed since"):
+            refuse_changed(config.run, config)
+        file.write_bytes(kept)
+    folder.begin(config, ("dot", "line"))
+    refuse_changed(config.run, config)
+
+    data = config.run / "data.json"  # of an earlier version, which did not look
+    data.write_text(json.dumps({key: value for key, value in json.loads(data.read_text()).items() if key != "content"}))
+    image.write_bytes(b"painted")
+    folder.begin(config, ("dot", "line"))
+    refuse_changed(config.run, config)
 
 
 def test_a_run_whose_data_is_gone_still_gives_its_network(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor
+from torch.nn import functional
 
 from training.architecture import NetworkConfig
 from training.network import (
@@ -117,9 +118,9 @@ def test_a_symmetric_graph_stays_symmetric() -> None:
     torch.testing.assert_close(network(patches(2)).score_NL, directed)
 
 
-def reasoning_by_the_equations(stage: GraphReasoning, feature: Tensor, cosine: Tensor) -> Tensor:
-    """Equations 3 to 7, written out with loops over patches and labels."""
-    count, labels = cosine.shape
+def reasoning_by_the_equations(stage: GraphReasoning, feature: Tensor, score: Tensor) -> Tensor:
+    """Equations 3 to 7, written out with loops over patches and labels; S of Eq. 6 is `score`."""
+    count, labels = score.shape
     degree = [sum(stage.edges[i, k] for k in range(labels)) for i in range(labels)]
     nodes = [
         sum(degree[i] ** -0.5 * stage.edges[i, k] * degree[k] ** -0.5 * stage.nodes[k] for k in range(labels))
@@ -129,9 +130,9 @@ def reasoning_by_the_equations(stage: GraphReasoning, feature: Tensor, cosine: T
     rows = []
     for i in range(count):
         weights = [torch.exp(z[i] @ z[k]) for k in range(count)]
-        below = [sum(torch.exp(cosine[k, m]) for m in range(labels)) for k in range(count)]
+        below = [sum(torch.exp(score[k, m]) for m in range(labels)) for k in range(count)]
         to_label = [
-            sum(weights[k] / sum(weights) * torch.exp(cosine[k, j]) / below[k] for k in range(count))
+            sum(weights[k] / sum(weights) * torch.exp(score[k, j]) / below[k] for k in range(count))
             for j in range(labels)
         ]
         mixed = sum(to_label[j] * nodes[j] for j in range(labels))
@@ -140,19 +141,22 @@ def reasoning_by_the_equations(stage: GraphReasoning, feature: Tensor, cosine: T
     return torch.stack(rows)
 
 
-def test_reasoning_follows_the_equations() -> None:
+@pytest.mark.parametrize("scores", ["bare", "scaled"])
+def test_reasoning_follows_the_equations(scores: str) -> None:
     """Its scores, and the gradient of each of its weights, in double precision."""
-    network = small_network().double()
+    network = small_network(relation_scores=scores).double()
     stage = network.reasoning
     counts = torch.tensor([[4.0, 2, 1], [2, 5, 1], [1, 1, 3]])
     stage.start_from(network.classifier1, counts, network.config)
     feature = (torch.randn(4, 3, 8) / 4).double().requires_grad_()
     cosine = (torch.rand(4, 3) * 2 - 1).double().requires_grad_()
     inputs = [feature, cosine, *stage.parameters()]
-    scores = [stage(feature, cosine, cosine * 10), reasoning_by_the_equations(stage, feature, cosine)]
-    torch.testing.assert_close(*scores, atol=1e-10, rtol=1e-10)
+    by_equations = reasoning_by_the_equations(stage, feature, cosine if scores == "bare" else cosine * 10)
+    found_and_expected = [stage(feature, cosine, cosine * 10), by_equations]
+    torch.testing.assert_close(*found_and_expected, atol=1e-10, rtol=1e-10)
     weight = torch.randn(4, 3).double()
-    for found, expected in zip(*(torch.autograd.grad((weight * s).sum(), inputs) for s in scores), strict=True):
+    gradients = (torch.autograd.grad((weight * s).sum(), inputs) for s in found_and_expected)
+    for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-9)
     assert torch.autograd.gradcheck(lambda x, s: stage(x, s, s * 10), (feature, cosine), fast_mode=True)
 
@@ -204,6 +208,26 @@ def test_edges_start_from_normalised_counts_and_an_empty_row_is_the_identity() -
     network.reasoning.start_from(network.classifier1, counts, network.config)
     assert network.reasoning.edges.tolist() == [[0.5, 0.5, 0], [0.25, 0.75, 0], [0, 0, 1]]
     torch.testing.assert_close(network.reasoning.nodes.data, network.classifier1.weight.data)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_nodes_start_from_classifier_1(normalised: bool) -> None:
+    network = small_network(normalise_nodes=normalised)
+    network.reasoning.start_from(network.classifier1, torch.eye(3), network.config)
+    weight = network.classifier1.weight
+    expected = torch.stack([w / w.square().sum().sqrt() for w in weight]) if normalised else weight
+    torch.testing.assert_close(network.reasoning.nodes, expected)
+
+
+def test_a_bare_cosine_is_the_logit_and_stays_it() -> None:
+    network = small_network(cosine_scale=1, learn_scale=False).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+    for _ in range(2):
+        output = network(patches(4))
+        torch.testing.assert_close(output.logit_NL, output.cosine_NL)
+        loss = functional.binary_cross_entropy_with_logits(output.logit_NL, torch.ones(4, 3))
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
 
 
 def test_negative_edges_and_empty_rows_stay_finite() -> None:

@@ -17,16 +17,15 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tests.training.data_form import write_screens
-from tests.training.made_cells import cell_of, study_of
 from training.__main__ import app
 from training.bare import attribution_of
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.folder import RunFolder
 from training.rows import read_rows
-from training.studies import cells, report, study
+from training.studies import cells, study
 from training.studies.cells import FIGURES, GROUPS, IMAGE
-from training.studies.tables import PresetName, Row, Windows, table
+from training.studies.tables import Row, Windows, table
 
 SHORT = (
     *("threads=1", "data.patches_per_epoch=16", "phase1.epochs=1", "phase1.batch=8", "phase2.epochs=1"),
@@ -107,14 +106,13 @@ def test_table_7_begins_with_the_phase_1_of_the_network(
 
 
 def test_a_cell_that_another_process_is_at_comes_last(source: Path, tmp_path: Path) -> None:
-    cut(source, tmp_path / "cut", patch_px=96)
-    division = cells.Division(name="cut", folder=tmp_path / "cut")
+    (division,) = study._divisions(source, tmp_path, Windows(patch_px=96, shrink=2), "known", ())
     row = table("4", "cpu", study.PRESETS["cpu"].base(SHORT)).rows[0]
     config = cells._config(row, division, 0, preset=study.PRESETS["cpu"].file, settings=SHORT, base=None)
     its_run = RunFolder(tmp_path / "runs" / cells._name(config, None))
     with ThreadPoolExecutor(1) as pool:
         with its_run.alone():  # as another process of the same study has it
-            found = pool.submit(run, tmp_path / "cut", tmp_path, "4")
+            found = pool.submit(run, source, tmp_path, "4")
             while not list(tmp_path.glob("cells/*.json")):
                 assert not found.done()
                 time.sleep(0.1)
@@ -127,38 +125,31 @@ def test_a_cell_that_another_process_is_at_comes_last(source: Path, tmp_path: Pa
     assert its_run.finished
 
 
-@pytest.mark.parametrize("preset", ["cpu", "full"])
-def test_images_of_the_steel_set_are_cut_by_windows_of_their_own(tmp_path: Path, preset: PresetName) -> None:
-    steel = write_screens(tmp_path / "a" / "steel", screens=8, height=256, width=1600)
-    wanted = table("9", preset, study.PRESETS[preset].base(()))
-    assert wanted.windows is not None
-    (division,) = study._divisions(steel, tmp_path / "out", wanted.windows, (), every=True)
-    lefts = {int(row["left"]) for row in read_rows(division.folder / "windows.csv")}
-    assert lefts == {0, 224, 448, 672, 896, 1120, 1344}
-    found = study_of((Row(title="one"),), [cell_of("one", 0, 0.5, by_image=0.75)])
-    text = report.markdown(dataclasses.replace(found, table=dataclasses.replace(wanted, rows=found.table.rows)), "9")
-    assert "by whole images" in text
-    assert "| one | 0.750 | 0.750 | 0.750 | 0.750 | 0.750 |" in text  # by which the paper counts
-    other = write_screens(tmp_path / "b" / "steel", screens=8, seed=1, height=256, width=1600)
-    (beside,) = study._divisions(other, tmp_path / "out", wanted.windows, (), every=True)
-    assert beside.folder != division.folder  # of the same name, and other data
+def test_a_row_that_cannot_be_trained_is_refused_before_any_is(source: Path, tmp_path: Path) -> None:
+    command = table_command(source, tmp_path, "2")
+    refused = CliRunner().invoke(app, [*command, "--set", "phase1.accumulate=4"])
+    assert "accumulate" in str(refused.exception)
+    assert not (tmp_path / "cut").exists()
 
 
-def test_a_cut_that_was_killed_is_done_again(source: Path, tmp_path: Path) -> None:
-    windows = Windows(patch_px=96, shrink=1)
-    (division,) = study._divisions(source, tmp_path, windows, (), every=True)
-    draft = division.folder.rename(division.folder.with_name(f".{division.folder.name}"))
-    (draft / "cut.json").unlink()
-    (again,) = study._divisions(source, tmp_path, windows, (), every=True)
-    assert (again.folder / "cut.json").is_file()
-    assert not draft.exists()
-
-
-def test_a_cut_folder_is_taken_as_it_is(source: Path, tmp_path: Path) -> None:
-    cut(source, tmp_path / "patches", patch_px=96)
-    found = run(tmp_path / "patches", tmp_path / "out", "4")
-    assert {cell.division for cell in found.cells} == {"patches"}
-    assert not (tmp_path / "out" / "cut").exists()
+def test_what_methods_cost_is_a_table_too(tmp_path: Path) -> None:
+    answer = CliRunner().invoke(app, ["table", "8", "--out", str(tmp_path / "counts")])
+    assert answer.exit_code == 0, answer.output
+    stem = tmp_path / "counts" / "table-8"
+    assert "| two-stage | 2.890 | 2.469 | 8.610 | 8.610 | 8.446 |" in stem.with_suffix(".md").read_text()
+    rows = read_rows(stem.with_suffix(".csv"))
+    assert rows[0] == {
+        "method": "ResNet-50",
+        "parameters": "23516228",
+        "paper_parameters": "23520000.0",
+        "products": "86094913540",
+        "paper_products": "86100000000.0",
+        "products_grey": "84450746372",
+    }
+    assert stem.with_suffix(".png").stat().st_size > 5_000
+    refused = CliRunner().invoke(app, ["table", "4", "--out", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "--data" in refused.output
 
 
 def table_command(source: Path, out: Path, name: str) -> list[str]:
@@ -170,7 +161,7 @@ def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
     command = table_command(source, tmp_path, "relations")
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
-    stem = tmp_path / f"table-relations-cpu-{source.name}"
+    stem = next(tmp_path.glob(f"table-relations-cpu-{source.name}-*.md")).with_suffix("")
     assert "| trained by screen (as served) |" in stem.with_suffix(".md").read_text()
     with stem.with_suffix(".csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 5 * len((*GROUPS, IMAGE))
@@ -181,7 +172,8 @@ def test_some_rows_of_a_table_are_trained_alone_and_name_the_command(source: Pat
     command = table_command(source, tmp_path, "4")
     answer = CliRunner().invoke(app, [*command, "--row", "dot product"])
     assert answer.exit_code == 0, answer.output
-    text = (tmp_path / f"table-4-rows-cpu-{source.name}.md").read_text()
+    (file,) = tmp_path.glob(f"table-4-cpu-{source.name}-*.md")
+    text = file.read_text()
     assert "| dot product |" in text
     assert "| cosine |" not in text
     assert "--row 'dot product'" in text
@@ -195,7 +187,7 @@ def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Pa
     command = table_command(source, tmp_path, "maps")
     answer = CliRunner().invoke(app, command)
     assert answer.exit_code == 0, answer.output
-    stem = tmp_path / f"table-maps-cpu-{source.name}"
+    stem = next(tmp_path.glob(f"table-maps-cpu-{source.name}-*.md")).with_suffix("")
     with stem.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(row["row"].split(",")[0], row["group"]) for row in rows] == [
@@ -214,6 +206,7 @@ def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Pa
     file_of_a_run = max((tmp_path / "maps").iterdir(), key=lambda file: "stage 1" in file.read_text())
     figures = json.loads(file_of_a_run.read_text())
     run = tmp_path / "runs" / file_of_a_run.stem.split("-")[0]
+    its_cell = tmp_path / "cells" / f"{run.name}.json"
     (folder,) = (tmp_path / "cut").iterdir()
     answer = CliRunner().invoke(
         app, ["localise", "--run", str(run), "--data", str(folder), "--json", str(tmp_path / "found.json")]
@@ -226,6 +219,11 @@ def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Pa
     assert refused.exit_code == 2
     assert "a bundle or a run" in refused.output
 
+    shutil.rmtree(tmp_path / "maps")
+    run.rename(tmp_path / "gone")
+    refused = CliRunner().invoke(app, command)
+    assert str(refused.exception) == f"{run} is gone, whose maps are asked for: remove {its_cell} to train it"
+    (tmp_path / "gone").rename(run)
     alone = CliRunner().invoke(app, [*command, "--row", "map loss, contrast 0.1"])
     assert alone.exit_code == 0, alone.output  # though the two-stage network is not there to be held against it
     (folder / "defects.csv").unlink()
@@ -323,18 +321,3 @@ def test_what_a_study_sets_itself_is_not_to_be_set(source: Path, tmp_path: Path,
     arguments = ["table", "3", "--data", str(source), "--out", str(tmp_path), "--seeds", "1", "--set", setting]
     told = CliRunner().invoke(app, arguments)
     assert str(told.exception) == f"--set {setting.partition('=')[0]}: a study sets that itself, for each of its cells"
-
-
-def test_a_row_of_fewer_devices_is_not_trained_among_others(source: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"row 'B = 2' takes 2 devices and the study 4.*--row 'B = 2' --set devices=2"):
-        study.run(
-            "7",
-            preset=study.PRESETS["full"],
-            data=source,
-            out=tmp_path,
-            seeds=[0],
-            folds=[],
-            settings=[],
-            patch_px=None,
-            console=Console(quiet=True),
-        )

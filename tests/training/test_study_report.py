@@ -39,14 +39,16 @@ def test_where_methods_are_compared_the_two_stage_network_is_held_against_each()
 
 def test_folds_that_share_their_training_data_say_less_than_as_many_that_do_not() -> None:
     points = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert report.margin(points, divisions=1) == pytest.approx(2.776445 * (2.5 / 5) ** 0.5)
-    assert report.margin(points, divisions=5) == pytest.approx(2.776445 * (2.5 * (1 / 5 + 1 / (4 * 0.85))) ** 0.5)
+    assert report.margin(points, folds=1) == pytest.approx(2.776445 * (2.5 / 5) ** 0.5)
+    assert report.margin(points, folds=5) == pytest.approx(2.776445 * (2.5 * (1 / 5 + 1 / (4 * 0.85))) ** 0.5)
+    # two of the five share as much of what they learn from as all do
+    assert report.margin([1.0, 3.0], folds=5) == pytest.approx(12.7062 * (2 * (1 / 2 + 1 / (4 * 0.85))) ** 0.5)
 
 
 def test_seeds_of_a_fold_count_as_one() -> None:
     def lead(seeds: int) -> str:
         mine = {(f"d, fold {fold}", seed): 0.5 + 0.01 * fold for fold in range(5) for seed in range(seeds)}
-        return report._lead(mine, dict.fromkeys(mine, 0.5))
+        return report._lead(mine, dict.fromkeys(mine, 0.5), folds=5)
 
     assert lead(1).split(" (")[0] == lead(3).split(" (")[0]
     assert lead(3).endswith("(ahead in 12 of 15)")

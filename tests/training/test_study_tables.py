@@ -9,7 +9,7 @@ from training.methods import METHODS
 from training.studies import study
 from training.studies.tables import PresetName, table
 
-NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "variants", "maps")
+NAMES = ("2", "3", "4", "5", "6", "7", "9", "relations", "open", "variants", "maps")
 
 
 @pytest.mark.parametrize("preset", ["cpu", "full"])
@@ -66,5 +66,12 @@ def test_the_full_preset_holds_the_papers_methods() -> None:
 
 
 def test_an_unknown_table_is_named() -> None:
-    with pytest.raises(ValueError, match=r"no table '8'.*describe"):
-        table("8", "cpu", study.PRESETS["cpu"].base(()))
+    with pytest.raises(ValueError, match=r"no table '10': there are 8, 2, 3, .*, maps"):
+        table("10", "cpu", study.PRESETS["cpu"].base(()))
+
+
+def test_batches_of_every_size_divide_over_the_devices_of_table_7() -> None:
+    """All rows begin with one phase 1, which batch normalisation makes another one on other devices."""
+    full = study.PRESETS["full"]
+    assert table("7", "full", full.base(())).settings == ("devices=2",)  # of two patches to begin with
+    assert table("7", "full", full.base(["devices=1"])).settings == ("devices=1",)

@@ -18,7 +18,7 @@ Part = Annotated[str, typer.Option(help="train, validation, test or all.")]
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Screens or patches.", exists=True, dir_okay=False)],
     bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("explained"),
     label: Annotated[
         list[str] | None, typer.Option(help="A label; may be given again. Default: the present ones.")
     ] = None,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich import box
 from rich.table import Table
 
 from training.cli import CostsFile, Json, Picture, app, console
@@ -75,6 +74,7 @@ def describe(
     from training.complexity import describe as count
     from training.config import read_config
     from training.methods import METHODS
+    from training.studies.counts import show
 
     if config is not None:
         settings = read_config(config)
@@ -87,23 +87,7 @@ def describe(
         return
     found = {name: count(name, size_px=size, labels=labels) for name in (METHODS if method == "all" else [method])}
     console.print(f"{labels} labels, one patch of {size} px; beside Table 8; grey is what runs here")
-    table = Table(box=box.SIMPLE)
-    for heading in ("method", "param.\ne7", "paper", "of it", "prod.\ne10", "paper", "of it", "grey"):
-        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for one in found.values():
-        parameters, products = one.colour.parameters, one.colour.products
-        paper = one.paper_products
-        table.add_row(
-            one.title,
-            f"{parameters / 1e7:.3f}",
-            f"{one.paper_parameters / 1e7:.3f}",
-            f"{parameters / one.paper_parameters:.1%}",
-            f"{products / 1e10:.3f}",
-            "-" if paper is None else f"{paper / 1e10:.3f}",
-            "-" if paper is None else f"{products / paper:.1%}",
-            f"{one.grey.products / 1e10:.3f}",
-        )
-    console.print(table)
+    show(list(found.values()), console)
     if len(found) == 1:
         for one in found.values():
             _print_parts(one.colour.parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Annotated
 
@@ -12,15 +13,19 @@ from training.cli import app, console
 
 @app.command()
 def table(
-    name: Annotated[str, typer.Argument(help="2 to 7 or 9 as in the paper, relations, variants, or maps.")],
-    data: Annotated[Path, typer.Option(help="Folder in the data form, or one that is cut.", exists=True)],
+    name: Annotated[str, typer.Argument(help="2 to 9 as in the paper, relations, open, variants, or maps.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder in the data form, or one that is cut; 8 takes none.", exists=True)
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the study; tables share its cells.")] = Path("study"),
     preset: Annotated[str, typer.Option(help="cpu: minutes a cell; full: the paper's protocol.")] = "cpu",
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
     fold: Annotated[
         list[int] | None, typer.Option(help="Folds of folds.csv; default: all for methods and maps, else the first.")
     ] = None,
-    patch: Annotated[int | None, typer.Option(help="Side of a patch; default: 160 for cpu, 1024 for full.")] = None,
+    patch: Annotated[
+        int | None, typer.Option(help="Side of a patch; default: 160 for cpu, 1024 for full, 256 for 9.")
+    ] = None,
     row: Annotated[list[str] | None, typer.Option(help="Title of a row; may be given again. Default: all.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for every row.")] = None,
 ) -> None:
@@ -28,8 +33,13 @@ def table(
     from rich.console import Console
 
     from training.devices import is_first
-    from training.studies import report, study
+    from training.studies import counts, report, study
 
+    if name == "8":
+        counts.write(out, console)
+        return
+    if data is None:
+        raise typer.BadParameter("is needed", param_hint="--data")
     if preset not in study.PRESETS:
         raise typer.BadParameter("cpu or full", param_hint="--preset")
     found = study.run(
@@ -44,7 +54,9 @@ def table(
         console=console if is_first() else Console(quiet=True),
         rows=row or (),
     )
-    stem = f"table-{name}{'-rows' if row else ''}-{preset}-{data.name}"  # some rows do not replace the whole table
+    # what was asked for otherwise does not replace the table itself, nor each other
+    asked = hashlib.sha256(repr((row, fold, patch, set_)).encode()).hexdigest()[:6]
+    stem = f"table-{name}-{preset}-{data.name}{f'-{asked}' if row or fold or patch or set_ else ''}"
     if not is_first():
         return
     (out / f"{stem}.md").write_text(report.markdown(found, name))

@@ -25,7 +25,7 @@ from training.config import Config, read_config
 from training.datasets import PatchSet
 from training.evaluation import Report, by_image, report
 from training.fit import PHASES, fit
-from training.folder import RunFolder, data_id, load_run
+from training.folder import RunFolder, content_id, data_id, load_run
 from training.inference import reasoned, see, to_probability
 from training.record import revision_of
 from training.rows import read_rows
@@ -126,18 +126,10 @@ def _name(config: Config, base: Path | None) -> str:
     for name in PHASES:
         if getattr(config, name).epochs == 0:  # whatever it would have done with its data
             decides[name] = {key: decides[name][key] for key in ("epochs", "folders") if key in decides[name]}
-    decides["data"]["folders"] = [data_id(config.data.folders), *map(_content, config.data.folders)]
+    decides["data"]["folders"] = [data_id(config.data.folders), *map(content_id, config.data.folders)]
     decides["version"] = VERSION
     decides["start"] = None if base is None else base.name
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _content(folder: Path) -> str:
-    """Of what `data_id` leaves out: where the defects are, and the pixels, told by the sizes of their files."""
-    digest = hashlib.sha256((folder / "maps.npz").read_bytes())
-    sizes = sorted((file.name, file.stat().st_size) for file in (folder / "images").iterdir())
-    digest.update(json.dumps(sizes).encode())
-    return digest.hexdigest()[:16]
 
 
 def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from training import whole
 from training.bare import attribution_of
+from training.folder import RunFolder
 from training.localisation import localise
 from training.studies.cells import Cell, Division
 from training.studies.tables import POINTS, STAGES
@@ -34,6 +35,9 @@ def with_maps(cell: Cell, run: Path, division: Division, out: Path) -> Cell:
     boxes = hashlib.sha256((division.folder / VISIBLE_FILE).read_bytes()).hexdigest()[:8]  # the run's name tells none
     file = out / "maps" / f"{run.name}-{boxes}.json"
     if not file.is_file():
+        if not RunFolder(run).finished:
+            its_cell = out / "cells" / f"{run.name}.json"
+            raise ValueError(f"{run} is gone, whose maps are asked for: remove {its_cell} to train it")
         found = localise(attribution_of(run), [division.folder], part="test")
         figures = {
             STAGES[-1] if stage == ONE_STAGE else stage: {

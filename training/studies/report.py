@@ -18,7 +18,7 @@ from scipy.stats import t as student_t
 
 from training.cutting import PART_OF_TRAINING_FOR_VALIDATION
 from training.localisation import TOLERANCE_PX
-from training.plots import can_draw
+from training.plots import OURS, THEIRS, can_draw
 from training.studies.cells import FIGURES, Cell
 from training.studies.maps import FLAT
 from training.studies.study import Study
@@ -27,7 +27,6 @@ from training.studies.tables import OURS_TITLE, STAGES, Row
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-OURS, THEIRS = "#0072B2", "#D55E00"  # told apart by the colour-blind
 NAMES = {
     "f_measure": "F",
     "fitted_f_measure": "F, fitted thresholds",
@@ -146,10 +145,11 @@ def _leads(study: Study) -> Iterator[str]:
         if row.heavy or row is own:
             continue
         pairs = [[_values(study.of(one), study.table.judged, key) for one in (own, row)] for key in study.table.figures]
-        yield f"- {row.title}: {'; '.join(_lead(mine, theirs) for mine, theirs in pairs)}"
+        leads = [_lead(mine, theirs, folds=study.folds_there) for mine, theirs in pairs]
+        yield f"- {row.title}: {'; '.join(leads)}"
 
 
-def _lead(mine: _OfCells, theirs: _OfCells) -> str:
+def _lead(mine: _OfCells, theirs: _OfCells, *, folds: int) -> str:
     ahead = {cell: 100 * (mine[cell] - theirs[cell]) for cell in sorted(mine)}
     points = list(ahead.values())
     told = f"{statistics.fmean(points):.1f}"
@@ -157,13 +157,13 @@ def _lead(mine: _OfCells, theirs: _OfCells) -> str:
         by_division = [
             statistics.fmean(ahead[cell] for cell in cells) for _, cells in groupby(ahead, key=itemgetter(0))
         ]
-        divisions = len(by_division)
-        half = margin(by_division if divisions > 1 else points, divisions=divisions)
+        several = len(by_division) > 1
+        half = margin(by_division if several else points, folds=folds if several else 1)
         told = f"{told} ± {half:.1f}"
     return f"{told} (ahead in {sum(point > 0 for point in points)} of {len(points)})"
 
 
-def margin(points: Sequence[float], *, divisions: int) -> float:
+def margin(points: Sequence[float], *, folds: int) -> float:
     """Half of the 95 % interval of a mean over folds, or over seeds, by the corrected resampled t-test.
 
     The training parts of k folds overlap, so that their figures are not independent: the variance of the mean is taken
@@ -174,11 +174,11 @@ def margin(points: Sequence[float], *, divisions: int) -> float:
 
     Args:
         points: n >= 2, one for each fold; of one division, one for each seed.
-        divisions: k, or 1.
+        folds: k that the data is divided into, of which the points may be some; 1 for seeds.
     """
     count = len(points)
     learnt = 1 - PART_OF_TRAINING_FOR_VALIDATION
-    shared = 1 / ((divisions - 1) * learnt) if divisions > 1 else 0.0
+    shared = 1 / ((folds - 1) * learnt) if folds > 1 else 0.0
     return float(student_t.ppf(0.975, count - 1)) * math.sqrt((1 / count + shared) * statistics.variance(points))
 
 

@@ -20,6 +20,7 @@ from training.folder import BeingTrainedError
 from training.studies.cells import Cell, Division, run_cell
 from training.studies.maps import with_maps
 from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
+from training.truth import Rule
 from training.visible import read_visible
 
 OWN_SETTINGS = ("run", "seed", "start", "data.folders")  # cells would be taken for others if `--set` changed them
@@ -28,10 +29,17 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """How a study cuts its data and what it trains with."""
+    """How a study cuts its data and what it trains with.
+
+    Attributes:
+        name: of its configuration.
+        windows: of screens.
+        rule: what becomes of patches with too little of a defect, see `cut`.
+    """
 
     name: PresetName
     windows: Windows
+    rule: Rule
 
     @property
     def file(self) -> Path:
@@ -52,18 +60,19 @@ class Preset:
 
 
 PRESETS = {
-    "cpu": Preset(name="cpu", windows=Windows(patch_px=160, shrink=2)),
-    "full": Preset(name="full", windows=Windows(patch_px=1024, shrink=1)),
+    "cpu": Preset(name="cpu", windows=Windows(patch_px=160, shrink=2), rule="known"),
+    "full": Preset(name="full", windows=Windows(patch_px=1024, shrink=1), rule="paper"),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What was asked for, and the cells that were found."""
+    """What was asked for, and the cells that were found; `folds_there` is how many folds the data is divided into."""
 
     table: StudyTable
     preset: Preset
-    data: str
+    data: Path
+    folds_there: int
     seeds: tuple[int, ...]
     folds: tuple[int, ...]
     patch_px: int | None
@@ -76,8 +85,8 @@ class Study:
         options = [f"--fold {fold}" for fold in self.folds]
         options += [] if self.patch_px is None else [f"--patch {self.patch_px}"]
         options += [f"--row {shlex.quote(title)}" for title in self.rows]
-        options += [f"--set {setting}" for setting in self.settings]
-        asked = f"--preset {self.preset.name} --data {self.data} --seeds {len(self.seeds)}"
+        options += [f"--set {shlex.quote(setting)}" for setting in self.settings]
+        asked = f"--preset {self.preset.name} --data {shlex.quote(str(self.data))} --seeds {len(self.seeds)}"
         return " ".join(["python -m training table", name, asked, *options])
 
     def of(self, row: Row) -> list[Cell]:
@@ -106,9 +115,10 @@ def run(
         data: a folder in the data form, which is cut here, or one that is cut.
         out: the study's folder; tables share its cells.
         seeds: one cell each.
-        folds: of folds.csv; empty: all of them for a comparison of methods or of maps, else the first.
+        folds: of folds.csv; empty: all of them for a comparison of methods or of maps, else the first. Data without
+            such a table takes none.
         settings: as of `fit --set`, for every row; its own come after them.
-        patch_px: side of a patch; None: the table's or the preset's.
+        patch_px: side of a patch; None: the table's or the preset's. Data that is cut takes none.
         console: where to show what is trained.
         rows: titles of the rows that are wanted; empty: all.
 
@@ -117,11 +127,15 @@ def run(
     """
     base = preset.base(settings)
     wanted = _only(table(name, preset.name, base), rows)
-    _refuse_other_devices(wanted, preset, base, settings)
-    windows = wanted.windows or preset.windows
+    told, settings = tuple(settings), (*settings, *wanted.settings)
+    for row in wanted.rows:  # what is wrong with any of them is said before the first is trained
+        read_config(preset.file, [*settings, *row.settings])
+    windows, rule = wanted.windows or preset.windows, preset.rule if wanted.windows is None else "known"
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
-    divisions = list(_divisions(data, out, windows, folds, every=wanted.every_fold))
+    there = _folds_of(data, folds=folds, patch_px=patch_px)
+    chosen = folds or (there if wanted.every_fold else there[:1])
+    divisions = list(_divisions(data, out, windows, rule, chosen))
     for division in divisions if wanted.of_maps else ():
         read_visible(division.folder)  # what is wrong with it is said before anything is trained
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
@@ -135,7 +149,7 @@ def run(
             try:
                 cells[number] = cell = train(row, division, seed)
             except BeingTrainedError as error:
-                if base.devices * base.nodes > 1:  # of which the first alone knows
+                if devices.together():  # of which the first alone knows
                     raise
                 busy = error.folder
                 console.print("  another process is training it: left for later")
@@ -147,12 +161,13 @@ def run(
     return Study(
         table=wanted,
         preset=preset,
-        data=data.name,
+        data=data,
+        folds_there=max(1, len(there)),
         seeds=tuple(seeds),
         folds=tuple(folds),
         patch_px=patch_px,
         rows=tuple(rows),
-        settings=tuple(settings),
+        settings=told,
         cells=[cells[number] for number in range(len(work))],
     )
 
@@ -183,22 +198,6 @@ def _cell(
     return cell
 
 
-def _refuse_other_devices(wanted: StudyTable, preset: Preset, base: Config, settings: Sequence[str]) -> None:
-    """Processes that were started together stay as many.
-
-    Raises:
-        ValueError: a row takes another number of devices than the study; the message says how to train it alone.
-    """
-    for row in wanted.rows if base.devices * base.nodes > 1 else ():
-        asked = read_config(preset.file, [*settings, *row.settings]).devices
-        if asked != base.devices:
-            by_itself = f"--row {shlex.quote(row.title)} --set devices={asked}"
-            raise ValueError(
-                f"row {row.title!r} takes {asked} devices and the study {base.devices}, which one run cannot change: "
-                f"train it by {by_itself}, and name the other rows here"
-            )
-
-
 def _only(wanted: StudyTable, titles: Sequence[str]) -> StudyTable:
     """The table with the rows of these titles alone, in its own order; with all of them where none is named.
 
@@ -212,20 +211,35 @@ def _only(wanted: StudyTable, titles: Sequence[str]) -> StudyTable:
     return replace(wanted, rows=tuple(row for row in wanted.rows if row.title in (titles or there)))
 
 
-def _divisions(data: Path, out: Path, windows: Windows, folds: Sequence[int], *, every: bool) -> Iterator[Division]:
+def _folds_of(data: Path, *, folds: Sequence[int], patch_px: int | None) -> list[int]:
+    """The folds that the data is divided into, in order; none where it has no folds.csv.
+
+    Raises:
+        ValueError: a fold is asked for that is not there, or another cut of what is cut.
+    """
+    is_cut, has_folds = (data / "cut.json").is_file(), (data / "folds.csv").is_file()
+    if is_cut and patch_px is not None:
+        raise ValueError(f"--patch {patch_px}: {data} is cut already")
+    there = sorted(set(read_folds(data).values())) if has_folds and not is_cut else []
+    for fold in folds:
+        if fold not in there:
+            told = f"there are {', '.join(map(str, there))}" if there else "the data is not divided into folds"
+            raise ValueError(f"--fold {fold}: {told}")
+    return there
+
+
+def _divisions(data: Path, out: Path, windows: Windows, rule: Rule, folds: Sequence[int]) -> Iterator[Division]:
+    """The data as it is where it is cut, else cut with each fold as the test part, or once where there is none."""
     if (data / "cut.json").is_file():
         yield Division(name=data.name, folder=data)
         return
-    wanted: Sequence[int | None] = [None]
-    if (data / "folds.csv").is_file():
-        there = sorted(set(read_folds(data).values()))
-        wanted = folds or (there if every else there[:1])
-    boxes = hashlib.sha256((data / "boxes.csv").read_bytes()).hexdigest()[:6]  # other data may have the same name
-    for fold in wanted:
+    content = _content(data)  # other data may have the same name
+    each: Sequence[int | None] = folds or [None]
+    for fold in each:
         name = data.name if fold is None else f"{data.name}, fold {fold}"
         stride = "" if windows.stride_px is None else f"+{windows.stride_px}"
-        how = f"{windows.patch_px}{stride}-{windows.shrink}"
-        cut_name = f"{data.name}-{boxes}-{how}{'' if fold is None else f'-{fold}'}"
+        how = f"{windows.patch_px}{stride}-{windows.shrink}{'' if rule == 'known' else f'-{rule}'}"
+        cut_name = f"{data.name}-{content}-{how}{'' if fold is None else f'-{fold}'}"
         folder, draft = out / "cut" / cut_name, out / "cut" / f".{cut_name}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         with alone(out / "cut.lock"):  # other tables may be made beside this one
@@ -236,8 +250,19 @@ def _divisions(data: Path, out: Path, windows: Windows, folds: Sequence[int], *,
                     draft,
                     patch_px=windows.patch_px,
                     stride_px=windows.stride_px,
+                    rule=rule,
                     shrink=windows.shrink,
                     test_fold=fold,
                 )
                 draft.rename(folder)
         yield Division(name=name, folder=folder)
+
+
+def _content(data: Path) -> str:
+    """Of what is cut: its tables, and its screens and masks, told by the sizes of their files."""
+    digest = hashlib.sha256()
+    for table_file in sorted(data.glob("*.csv")):
+        digest.update(table_file.name.encode() + table_file.read_bytes())
+    files = [*(data / "screens").glob("*"), *(data / "masks").glob("*")]
+    digest.update(repr(sorted((file.name, file.stat().st_size) for file in files)).encode())
+    return digest.hexdigest()[:6]

@@ -1,0 +1,99 @@
+"""Table 8 of Zhou et al. 2023: what every method costs, counted and as the paper has it. Nothing is trained for it."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from training.complexity import Description, describe
+from training.methods import METHODS
+from training.plots import OURS, THEIRS, can_draw
+
+TITLE = "Parameters and multiply-accumulates of one colour patch (Table 8)"
+
+
+def write(out: Path, console: Console) -> None:
+    """Count every method and write `table-8.md`, `.csv` and, with matplotlib, `.png`.
+
+    Args:
+        out: a folder, which is made where it is missing.
+        console: where to show the table.
+    """
+    found = [describe(name) for name in track(METHODS, "count", transient=True)]
+    out.mkdir(parents=True, exist_ok=True)
+    text = "\n".join([f"## {TITLE}", "", "`python -m training table 8`", "", *_lines(found), ""])
+    (out / "table-8.md").write_text(text)
+    with (out / "table-8.csv").open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["method", "parameters", "paper_parameters", "products", "paper_products", "products_grey"])
+        for one in found:
+            counted = one.colour
+            paper = (one.paper_parameters, counted.products, one.paper_products, one.grey.products)
+            writer.writerow([one.title, counted.parameters, *paper])
+    drawn = can_draw()
+    if drawn:
+        _draw(found, out / "table-8.png")
+    show(found, console)
+    console.print(f"{out / 'table-8'}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}", markup=False)
+
+
+def show(found: Sequence[Description], console: Console) -> None:
+    """Beside the paper's figures, for people."""
+    table = Table(box=box.SIMPLE)
+    for heading in ("method", "param.\ne7", "paper", "of it", "prod.\ne10", "paper", "of it", "grey"):
+        table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
+    for one in found:
+        parameters, products, paper = one.colour.parameters, one.colour.products, one.paper_products
+        table.add_row(
+            one.title,
+            f"{parameters / 1e7:.3f}",
+            f"{one.paper_parameters / 1e7:.3f}",
+            f"{parameters / one.paper_parameters:.1%}",
+            f"{products / 1e10:.3f}",
+            "-" if paper is None else f"{paper / 1e10:.3f}",
+            "-" if paper is None else f"{products / paper:.1%}",
+            f"{one.grey.products / 1e10:.3f}",
+        )
+    console.print(table)
+
+
+def _lines(found: Sequence[Description]) -> Iterator[str]:
+    yield "| | parameters, e7 | paper | products, e10 | paper | products of a grey patch, e10 |"
+    yield f"|{' --- |' * 6}"
+    for one in found:
+        parameters, products, paper = one.colour.parameters / 1e7, one.colour.products / 1e10, one.paper_products
+        beside = "-" if paper is None else f"{paper / 1e10:.3f}"
+        counted = f"{parameters:.3f} | {one.paper_parameters / 1e7:.3f} | {products:.3f} | {beside}"
+        yield f"| {one.title} | {counted} | {one.grey.products / 1e10:.3f} |"
+
+
+def _draw(found: Sequence[Description], file: Path) -> None:
+    """Both figures as points a method, those of the paper beside them."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    titles, places = [one.title for one in found], range(len(found))
+    parameters = [(one.colour.parameters / 1e7, one.paper_parameters / 1e7) for one in found]
+    products = [(one.colour.products / 1e10, (one.paper_products or math.nan) / 1e10) for one in found]
+    with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
+        figure = Figure(figsize=(8.4, 0.9 + 0.42 * len(found)))
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, name, pairs in ((left, "parameters, e7", parameters), (right, "products, e10", products)):
+            counted, papers = zip(*pairs, strict=True)
+            axes.plot(papers, places, "s", color=THEIRS, label="the paper")
+            axes.plot(counted, places, "o", color=OURS, fillstyle="none", markersize=9, label="counted")
+            axes.set_yticks(places, titles)
+            axes.set_xlabel(name)
+            axes.set_xlim(left=0)
+            axes.grid(axis="x", alpha=0.3)
+        left.invert_yaxis()
+        left.legend(frameon=False)
+        figure.suptitle(TITLE, x=0.02, ha="left", fontweight="bold")
+        figure.savefig(file, dpi=150, bbox_inches="tight")
