@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from engine import Window, cover, to_grey
+from training.contrast import measured
 from training.patches import CutSummary, Patches, summarise, write_tables
 from training.rows import read_rows
 from training.truth import CELL_PX, Defect, Rule
@@ -81,7 +82,7 @@ def cut(
 
     def cut_screen(name: str) -> Patches:
         frame = _frame_of(screens[name], defects.get(name, []))
-        smaller = [defect.shrunk(shrink) for defect in defects.get(name, [])]
+        smaller = [defect.shrunk(shrink) for defect in measured(frame, defects.get(name, []))]
         return _cut_frame(
             name, _shrunk(frame, shrink), out, smaller, labels, patch_px=patch_px, stride_px=stride_px, rule=rule
         )

@@ -1,7 +1,7 @@
 """The service's verdicts against the truth: escape, overkill and review of whole screens, labels and boxes.
 
 Reads verdicts as JSON (`service inspect --json`, or answers collected from the line) and the boxes of a data folder.
-numpy only; nothing of the service is imported.
+Nothing of the service is imported.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.progress import track
+
 from training.bands import CONTRAST_BANDS, by_band
-from training.cutting import read_defects, read_parts, screen_files
+from training.contrast import measured
+from training.cutting import read_defects, read_frame, read_parts, screen_files
 from training.measures import Share, f_measure, wilson
 from training.truth import Defect
 
@@ -78,7 +81,8 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
         test_fold: see `read_parts`.
 
     Raises:
-        ValueError: not such a list, a screen that the folder does not know, or one that is there twice.
+        ValueError: not such a list, a screen that the folder does not know, one that is there twice, or one that
+            cannot be read where contrasts are to be measured.
     """
     answers = read_answers(verdicts)
     known = screen_files(source)
@@ -91,6 +95,9 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
         known = {name: file for name, file in known.items() if parts[name] == part}
     truth = read_defects(source)
     answered = {name: a for name, a in answers.items() if "verdict" in a}
+    untold = [name for name in answered if any(defect.contrast is None for defect in truth.get(name, []))]
+    for name in track(untold, "measure contrast", transient=True, disable=not untold):
+        truth[name] = measured(read_frame(known[name]), truth[name])
     bad = {name: a["verdict"] for name, a in answered.items() if name in truth}
     good = {name: a["verdict"] for name, a in answered.items() if name not in truth}
     inspected = [defect.label for name in answered for defect in truth.get(name, [])]

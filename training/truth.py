@@ -20,7 +20,7 @@ class Defect:
     """One row of boxes.csv: where a defect lies, in pixels of its screen; right and bottom exclusive.
 
     `rows` and `columns` are its pixels where there is a mask, else None; `contrast` is in multiples of the local noise,
-    where the renderer has told it.
+    None where `conditions.csv` does not tell and it has not been measured.
     """
 
     label: str

@@ -26,7 +26,7 @@ class Visible:
         left, top, right, bottom: of that part, in pixels of the patch; right and bottom exclusive.
         border_px: from the whole defect's box to the nearest border of the window inside the frame; -1 where one cuts
             it, None where the window has none.
-        contrast: of the whole defect in multiples of the local noise; None where the data does not tell.
+        contrast: of the whole defect in multiples of the local noise, told or measured; None where it is not known.
     """
 
     label: str

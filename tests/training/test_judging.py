@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +18,9 @@ from training.measures import wilson
 def source(tmp_path: Path) -> Path:
     """Six screens: a, b, c have defects, d, e, f have none."""
     (tmp_path / "screens").mkdir()
-    for name in "abcdef":
-        (tmp_path / "screens" / f"{name}.png").write_bytes(b"")  # only its name is read
+    for number, name in enumerate("abcdef"):
+        noise = np.random.default_rng(number).normal(100, 2, (100, 100))
+        cv2.imwrite(str(tmp_path / "screens" / f"{name}.png"), noise.round().astype(np.uint8))
     boxes = ["a,dot,10,10,20,20,100", "a,line,50,50,90,60,400", "b,dot,0,0,5,5,25", "c,line,0,0,9,9,81"]
     (tmp_path / "boxes.csv").write_text("\n".join(["screen,label,left,top,right,bottom,area_px", *boxes, ""]))
     parts = [f"{name},{'test' if name in 'ad' else 'train'}" for name in "abcdef"]
@@ -84,6 +87,21 @@ def test_one_part_alone(source: Path) -> None:
     answers = [answer(name, "pass") for name in "abcdef"]
     found = judge(write(source, answers), source, part="test")
     assert (found.screens, found.escape[:2], found.overkill[:2]) == (2, (1, 1), (0, 1))
+
+
+def test_contrasts_that_the_data_does_not_tell_are_measured(source: Path) -> None:
+    file = source / "screens" / "b.png"
+    frame = cv2.imread(str(file), cv2.IMREAD_GRAYSCALE)
+    assert frame is not None
+    frame[:5, :5] += 36  # 18 times the noise
+    cv2.imwrite(str(file), frame)
+    found = judge(write(source, [answer("a", "fail"), answer("b", "pass")]), source).labels["dot"]
+    assert {band: share[:2] for band, share in found.by_contrast.items()} == {"0-6": (0, 1), "12-24": (0, 1)}
+    assert {band: share[:2] for band, share in found.escape_by_contrast.items()} == {"0-6": (0, 1), "12-24": (1, 1)}
+    file.unlink()
+    file.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"b\.png cannot be read"):
+        judge(write(source, [answer("b", "pass")]), source)
 
 
 def test_boxes_by_contrast(source: Path) -> None:

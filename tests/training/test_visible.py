@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from engine import Window
 from tests.training.data_form import write_screens
-from training.cutting import cut, read_defects
+from training.contrast import measured
+from training.cutting import cut, read_defects, read_frame, screen_files
 from training.datasets import PatchSet
 from training.truth import Defect
 from training.visible import border_px, read_visible
@@ -36,6 +37,20 @@ def by_loops(defect: Defect, window: Window) -> list[tuple[int, int]]:
         pixels = list(zip(defect.rows.tolist(), defect.columns.tolist(), strict=True))
     inside = [(y - window.top, x - window.left) for y, x in pixels]
     return [(y, x) for y, x in inside if 0 <= y < PATCH and 0 <= x < PATCH]
+
+
+def test_a_contrast_that_the_data_does_not_tell_is_measured(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source")
+    cut(source, tmp_path / "cut", patch_px=PATCH)
+    files = screen_files(source)
+    expected = {
+        (defect.label, defect.contrast)
+        for name, defects in read_defects(source).items()
+        for defect in measured(read_frame(files[name]), defects)
+    }
+    told = {(one.label, one.contrast) for seen in read_visible(tmp_path / "cut").values() for one in seen}
+    assert told == expected
+    assert None not in {contrast for _, contrast in told}
 
 
 def test_the_table_tells_every_defect_of_every_patch(source: Path, tmp_path: Path) -> None:
