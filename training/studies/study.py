@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shlex
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -140,6 +140,24 @@ def run(
         read_visible(division.folder)  # what is wrong with it is said before anything is trained
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
     train = partial(_cell, preset=preset, settings=settings, out=out, of_maps=wanted.of_maps)
+    return Study(
+        table=wanted,
+        preset=preset,
+        data=data,
+        folds_there=max(1, len(there)),
+        seeds=tuple(seeds),
+        folds=tuple(folds),
+        patch_px=patch_px,
+        rows=tuple(rows),
+        settings=told,
+        cells=_trained(work, train, console),
+    )
+
+
+def _trained(
+    work: Sequence[tuple[Row, Division, int]], train: Callable[[Row, Division, int], Cell], console: Console
+) -> list[Cell]:
+    """All cells, in order; those that other processes are at come last."""
     cells: dict[int, Cell] = {}
     while left := [number for number in range(len(work)) if number not in cells]:
         busy = None
@@ -158,18 +176,7 @@ def run(
             console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
         if busy is not None:
             busy.wait()
-    return Study(
-        table=wanted,
-        preset=preset,
-        data=data,
-        folds_there=max(1, len(there)),
-        seeds=tuple(seeds),
-        folds=tuple(folds),
-        patch_px=patch_px,
-        rows=tuple(rows),
-        settings=told,
-        cells=[cells[number] for number in range(len(work))],
-    )
+    return [cells[number] for number in range(len(work))]
 
 
 def _cell(
