@@ -15,12 +15,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 
 from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, POSITIONS, RELEASE_FILE, Manifest, SecondLook, TurnedLook, cover
 from training.bands import BORDER_BANDS
-from training.cutting import read_defects, screen_files
+from training.cutting import read_defects, read_frame, screen_files
 from training.judging import Judgement, judge, overlap, read_answers
 from training.measures import Share, wilson
 from training.truth import Defect
@@ -128,10 +127,7 @@ class _Screen:
 def _distances(files: Mapping[str, Path], truth: Mapping[str, list[Defect]], patch_px: int) -> dict[str, _Screen]:
     screens = {}
     for name, path in files.items():
-        image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-        if image is None:
-            raise ValueError(f"{path} cannot be read")
-        windows = cover(*image.shape[:2], patch_px=patch_px)
+        windows = cover(*read_frame(path).shape, patch_px=patch_px)
         tops, lefts = ({getattr(window, axis) for window in windows} for axis in ("top", "left"))
         screens[name] = _Screen(
             len(windows),

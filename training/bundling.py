@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from training.evaluation import Report, report
 from training.folder import LEARNT_DATA, RunFolder, data_id, learnt_by_run, load_run, refuse_changed
 from training.inference import reasoned, see, served
 from training.network import FeaturesGraph, Network, Output, ReasoningGraph
+from training.patches import refuse_dropped, refuse_other_windows
 from training.precision import Made, Proof, add_precisions, calibration_patches
 from training.record import revision_of
 from training.temperature import Sureness, fit_temperatures, sigmoid, temperature_facts
@@ -99,13 +99,15 @@ def export_run(
         costs: of the line; None: the defaults of `Costs`.
 
     Raises:
-        ValueError: the run is not finished, its data is gone, or it has not learnt what it is to look at turned.
+        ValueError: the run is not finished, its data is gone or other than what is served, or it has not learnt what it
+            is to look at turned.
         ParityError: the exported graphs do not give the module's probabilities, or another precision does not hold;
             nothing is written then.
     """
     network, config, _ = load_run(run)
     refuse_changed(run, config)
-    _refuse_shrunk(config.data.folders)
+    refuse_other_windows([*config.data.folders, *calibration], overlap_px=overlap_px)
+    refuse_dropped(calibration)
     if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
         raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")
     if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
@@ -123,8 +125,14 @@ def export_run(
     network.temper(torch.from_numpy(temperature).float())
     sets = [one.tempered(network, temperature) for one in sets]
     probability = [one.served(network, turned_look) for one in sets]
+    last = config.phase2 if config.phase2.epochs else config.phase1
     found = calibrate(
-        np.concatenate(probability), target, screens, labels=validation.label_names, costs=costs or Costs()
+        np.concatenate(probability),
+        target,
+        screens,
+        labels=validation.label_names,
+        costs=costs or Costs(),
+        weights_chosen=not calibration and last.keep == "best",
     )
     limits, judged = found.limits, sets[0]
     measured = {"validation": _report(probability[0], validation, limits)}
@@ -198,13 +206,6 @@ def export_run(
         calibration=found,
         sureness=sureness,
     )
-
-
-def _refuse_shrunk(folders: Sequence[Path]) -> None:
-    for folder in folders:
-        shrink = json.loads((folder / "cut.json").read_text()).get("shrink", 1)
-        if shrink != 1:
-            raise ValueError(f"{folder} was cut from screens {shrink} times smaller, and the service shrinks none")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -15,7 +15,10 @@ from training.frontier import Screens
 from training.intervals import Intervals, bootstrap
 from training.measures import enough
 from training.proof import choose
-from training.zones import Tally, tally
+from training.zones import Tally, rounded, tally
+
+_DIGITS = 4  # of a threshold
+_NEAREST = 1e-6  # to 0 and 1, which are no thresholds
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -30,6 +33,7 @@ class Calibration:
         intervals: of screens to come; None where there are too few to tell.
         screens: those screens.
         has: (S, L) which label each of them has.
+        weights_chosen: whether the epoch was chosen by the same screens.
     """
 
     limits: dict[str, LabelLimits]
@@ -39,6 +43,7 @@ class Calibration:
     intervals: Intervals | None
     screens: Screens
     has: NDArray[np.bool_]
+    weights_chosen: bool = False
 
     @property
     def escape_bound(self) -> float:
@@ -68,6 +73,11 @@ class Calibration:
                 f"than {self.escape_bound:.1%} (95 %), not the cap of {cap:.2%}: that takes {enough(escapes, cap)} "
                 "such screens with as many escapes. Until then the bands are wider, as far as the capacity for review "
                 "allows"
+            )
+        if self.weights_chosen:
+            said.append(
+                "the same screens chose the epoch whose weights these are, so what is told of them flatters: limits of "
+                "screens that had no part in it are had by --calibrate"
             )
         if found.review(self.costs) > self.costs.review_capacity:
             said.append(
@@ -119,6 +129,7 @@ def calibrate(
     *,
     labels: Sequence[str],
     costs: Costs,
+    weights_chosen: bool = False,
 ) -> Calibration:
     """Limits of each label.
 
@@ -131,13 +142,15 @@ def calibrate(
         screens: (N,) number of each patch's screen.
         labels: L names.
         costs: of the line.
+        weights_chosen: whether the epoch was chosen by the same screens.
     """
     whole, has, rows = whole_screens(probability, target, screens)
 
     def thresholds_of(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         those = np.concatenate([np.empty(0, np.int64), *(rows[number] for number in numbers)])
         pairs = zip(probability[those].T, target[those].T, strict=True)
-        return np.array([round(best_threshold(score[truth >= 0], truth[truth >= 0] == 1), 4) for score, truth in pairs])
+        chosen = [best_threshold(score[truth >= 0], truth[truth >= 0] == 1) for score, truth in pairs]
+        return rounded(np.array(chosen), _DIGITS)
 
     found = choose(whole, costs, thresholds_of)
     limits = zip(labels, found.thresholds.tolist(), found.zones.tolist(), strict=True)
@@ -151,6 +164,7 @@ def calibrate(
         intervals=bootstrap(whole, costs, thresholds_of, step=found.step),
         screens=whole,
         has=has,
+        weights_chosen=weights_chosen,
     )
 
 
@@ -197,4 +211,4 @@ def best_threshold(score: NDArray[np.floating], truth: NDArray[np.bool_]) -> flo
     ends = np.append(ranked[1:] < ranked[:-1], True)  # equal scores fall together
     best = int(np.argmax(np.where(ends, f, -1)))
     below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-    return float(np.clip((float(ranked[best]) + float(below)) / 2, 0.01, 0.99))
+    return float(np.clip((float(ranked[best]) + float(below)) / 2, _NEAREST, 1 - _NEAREST))

@@ -79,7 +79,8 @@ def _what(network: NetworkConfig) -> str:
 def recalibrated_card(card: str, manifest: Manifest, calibration: Calibration, *, before: Manifest) -> str:
     """The card of a bundle with the graphs of another one and other limits.
 
-    Figures that were measured with the limits before are left out; those of the training stay, at their thresholds.
+    Figures of screens that were measured with the limits before are left out; those of the training and of other
+    precisions stay, by theirs, and the card says so.
 
     Args:
         card: of the bundle before.
@@ -89,7 +90,8 @@ def recalibrated_card(card: str, manifest: Manifest, calibration: Calibration, *
     """
     origin = (
         f"Version {manifest.limits_version} of the limits, for the graphs of {before.name} {before.version}. The "
-        "tables of patches above are at the thresholds that it was exported with."
+        "tables of patches above, and verdicts and F of precisions beside float32, are by the limits that it was "
+        "exported with."
     )
     card = _without(card, THRESHOLDS)
     return card_with(card, manifest, BANDS, [origin, "", *_bands(calibration), ""])

@@ -48,7 +48,7 @@ def cross(source: Path, out: Path, *, patch_px: int, most: int, seed: int) -> in
         corner = _corner(defect, image.shape, patch_px, rng)
         if corner is None:
             continue
-        name, (top, left), side = f"{screen}_{len(rows):04d}", corner, 2 * patch_px
+        name, (top, left), side = f"crossing_{len(rows):04d}", corner, 2 * patch_px
         if not cv2.imwrite(str(out / "screens" / f"{name}.png"), image[top : top + side, left : left + side]):
             raise OSError(f"{out / 'screens' / name}.png could not be written")
         box = (

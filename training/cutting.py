@@ -8,8 +8,10 @@ screen, never by patch.
 from __future__ import annotations
 
 import csv
+import hashlib
 import itertools
 import json
+import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -29,6 +31,8 @@ from training.validation.tables import read_arrays
 from training.visible import Visible, border_px
 
 PART_OF_TRAINING_FOR_VALIDATION = 0.15
+SUFFIXES = (".png", ".jpg", ".jpeg")  # of screens, in capitals or not
+NO_SCREEN = ".png or .jpg"
 
 
 def cut(
@@ -58,8 +62,8 @@ def cut(
             smaller one. The service does not shrink, so `export` refuses a run on such patches.
 
     Raises:
-        ValueError: the folder is not in the data form, a size does not fit, `out` is not empty, or boxes.csv names
-            a label that is not among `labels`.
+        ValueError: the folder is not in the data form, a size does not fit, `out` is not empty, boxes.csv names a label
+            that is not among `labels`, or a screen cannot be cut; the message names it, and no image is left.
     """
     stride_px = patch_px if stride_px is None else stride_px
     if patch_px <= 0 or patch_px % CELL_PX:
@@ -79,20 +83,30 @@ def cut(
     labels = _choose_labels(defects, labels)
     screens = dict(itertools.islice(screens.items(), first))
     (out / "images").mkdir(parents=True)
+    pixels: dict[str, str] = {}  # of each screen, by which it is known whatever it is called
 
     def cut_screen(name: str) -> Patches:
-        frame = _frame_of(screens[name], defects.get(name, []))
-        smaller = [defect.shrunk(shrink) for defect in measured(frame, defects.get(name, []))]
-        return _cut_frame(
-            name, _shrunk(frame, shrink), out, smaller, labels, patch_px=patch_px, stride_px=stride_px, rule=rule
-        )
+        try:
+            frame = _frame_of(screens[name], defects.get(name, []))
+            pixels[name] = hashlib.sha256(repr(frame.shape).encode() + frame.tobytes()).hexdigest()[:16]
+            smaller = [defect.shrunk(shrink) for defect in measured(frame, defects.get(name, []))]
+            return _cut_frame(
+                name, _shrunk(frame, shrink), out, smaller, labels, patch_px=patch_px, stride_px=stride_px, rule=rule
+            )
+        except ValueError as error:
+            raise ValueError(f"screen {name!r}: {error}") from error
 
-    with ThreadPoolExecutor() as pool:
-        done = list(track(pool.map(cut_screen, screens), total=len(screens), description="cut"))
+    try:
+        with ThreadPoolExecutor() as pool:
+            done = list(track(pool.map(cut_screen, screens), total=len(screens), description="cut"))
+    except ValueError:
+        shutil.rmtree(out / "images")  # so that the same command can be given again
+        raise
     write_tables(out, dict(zip(screens, done, strict=True)), labels, {name: parts[name] for name in screens})
     summary = summarise(dict(zip(screens, done, strict=True)), labels, parts)
-    facts = {"source": source.name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule, "shrink": shrink}
-    (out / "cut.json").write_text(json.dumps({**facts, **asdict(summary)}, indent=2) + "\n")
+    facts = {"source": source.resolve().name, "patch_px": patch_px, "stride_px": stride_px, "rule": rule}
+    told = {**facts, "shrink": shrink, **asdict(summary), "screens": {name: pixels[name] for name in screens}}
+    (out / "cut.json").write_text(json.dumps(told, indent=2) + "\n")
     return summary
 
 
@@ -109,11 +123,14 @@ def screen_files(source: Path) -> dict[str, Path]:
     """Screen name to image file, sorted by name.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or two of one name.
     """
-    files = {p.stem: p for p in sorted((source / "screens").glob("*")) if p.suffix in (".png", ".jpg")}
+    files: dict[str, Path] = {}
+    for path in sorted((source / "screens").glob("*")):
+        if path.suffix.lower() in SUFFIXES and files.setdefault(path.stem, path) != path:
+            raise ValueError(f"{files[path.stem]} and {path.name} are one screen: names are told apart without suffix")
     if not files:
-        raise ValueError(f"{source / 'screens'} holds no .png or .jpg")
+        raise ValueError(f"{source / 'screens'} holds no {NO_SCREEN}")
     return files
 
 
@@ -141,7 +158,7 @@ def read_defects(source: Path) -> dict[str, list[Defect]]:
     contrasts = _read_contrasts(source / "conditions.csv")
     found: dict[str, list[Defect]] = {}
     masks: dict[str, dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]] = {}
-    with table.open(newline="") as file:
+    with table.open(newline="", encoding="utf-8-sig") as file:
         for index, row in enumerate(csv.DictReader(file)):
             try:
                 screen, label = row["screen"], row["label"]
@@ -173,6 +190,8 @@ def _read_masks(path: Path) -> dict[int, tuple[NDArray[np.int32], NDArray[np.int
         return {}
     try:
         rows, columns, ids = read_arrays(path, ("row", "column", "id"))
+        if not rows.shape == columns.shape == ids.shape == (rows.size,) or (np.minimum(rows, columns) < 0).any():
+            raise ValueError("row, column and id are not as many, or tell of pixels outside")
     except ValueError as error:
         raise ValueError(f"{path} holds no masks: {error}") from error
     return {int(i): (rows[ids == i], columns[ids == i]) for i in np.unique(ids)}
@@ -249,11 +268,15 @@ def _refuse_strangers(table: Path, named: Iterable[str], screens: Collection[str
 def _frame_of(path: Path, defects: list[Defect]) -> NDArray[np.uint8]:
     frame = read_frame(path)
     for defect in defects:  # of a frame of another size, or rows and columns confused: it would be labelled elsewhere
-        if defect.right > frame.shape[1] or defect.bottom > frame.shape[0]:
-            raise ValueError(
-                f"boxes.csv has a {defect.label} on {path.stem} that ends at {defect.right}, {defect.bottom}, beyond "
-                f"the frame of {frame.shape[1]} x {frame.shape[0]}"
-            )
+        ends = [(defect.right, defect.bottom)]
+        if defect.rows is not None and defect.columns is not None:
+            ends.append((int(defect.columns.max()) + 1, int(defect.rows.max()) + 1))
+        for (right, bottom), told in zip(ends, ("boxes.csv has", "its masks have"), strict=False):
+            if right > frame.shape[1] or bottom > frame.shape[0]:
+                raise ValueError(
+                    f"{told} a {defect.label} on {path.stem} that ends at {right}, {bottom}, beyond the frame of "
+                    f"{frame.shape[1]} x {frame.shape[0]}"
+                )
     return frame
 
 

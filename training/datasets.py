@@ -135,11 +135,12 @@ def refuse_leaks(folders: Sequence[Path]) -> None:
     Raises:
         ValueError: there is such a screen; the message names it.
     """
-    learnt: dict[tuple[str, str], bool] = {}
+    known = _Known()
     for cut in map(_CutFolder, dict.fromkeys(folders)):
         for screen, part in cut.parts.items():
-            if learnt.setdefault((cut.source, screen), part == "train") != (part == "train"):
+            if len({one == "train" for one in (part, *known.parts(cut, screen))}) > 1:
                 raise ValueError(f"{cut.folder}: screen {screen} is in part {part!r}, and elsewhere on the other side")
+        known.add(cut)
 
 
 def refuse_known(folders: Sequence[Path], known: Sequence[Path]) -> None:
@@ -148,13 +149,44 @@ def refuse_known(folders: Sequence[Path], known: Sequence[Path]) -> None:
     Raises:
         ValueError: there is such a screen; the message names it.
     """
-    seen = {(cut.source, screen) for cut in map(_CutFolder, dict.fromkeys(known)) for screen in cut.parts}
+    seen = _Known()
+    for cut in map(_CutFolder, dict.fromkeys(known)):
+        seen.add(cut)
     for cut in map(_CutFolder, folders):
         for screen in cut.parts:
-            if (cut.source, screen) in seen:
-                told = "its scores say nothing of screens to come"
+            if seen.parts(cut, screen):
+                told = "its scores say nothing of screens to come, so leave it out"
                 raise ValueError(f"{cut.folder}: screen {screen} of {cut.source} is known already: {told}")
-        seen |= {(cut.source, screen) for screen in cut.parts}
+        seen.add(cut)
+
+
+class _Known:
+    """Screens of folders and the parts that they are in.
+
+    They are known by their pixels; where a folder was cut by a version that told none, by its source's name and theirs.
+    """
+
+    def __init__(self) -> None:
+        self._by_pixels: dict[str, set[str]] = {}
+        self._by_name: dict[tuple[str, str], set[str]] = {}
+        self._without_pixels: dict[tuple[str, str], set[str]] = {}
+
+    def parts(self, cut: _CutFolder, screen: str) -> set[str]:
+        """Where the screen is in the folders that were added; empty where it is in none."""
+        name = cut.source, screen
+        if screen in cut.pixels_of:
+            return self._by_pixels.get(cut.pixels_of[screen], set()) | self._without_pixels.get(name, set())
+        return self._by_name.get(name, set())
+
+    def add(self, cut: _CutFolder) -> None:
+        """All screens of a folder."""
+        for screen, part in cut.parts.items():
+            name = cut.source, screen
+            self._by_name.setdefault(name, set()).add(part)
+            if screen in cut.pixels_of:
+                self._by_pixels.setdefault(cut.pixels_of[screen], set()).add(part)
+            else:
+                self._without_pixels.setdefault(name, set()).add(part)
 
 
 def collate(rows: list[tuple[Tensor, Tensor, Tensor, int, int]]) -> Batch:
@@ -174,6 +206,7 @@ class _CutFolder:
         facts = json.loads((folder / "cut.json").read_text())
         self.patch_px: int = facts["patch_px"]
         self.source: str = facts["source"]
+        self.pixels_of: dict[str, str] = facts.get("screens", {})
         with (folder / "labels.csv").open(newline="") as file:
             header, *rows = csv.reader(file)
         self.label_names = tuple(header[1:])
@@ -191,9 +224,13 @@ class _CutFolder:
         shape = (len(self.names), self.patch_px, self.patch_px)
         cache = self.folder / "pixels.u8"
         if not _is_whole(cache, shape):
-            with alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
-                if not _is_whole(cache, shape):
-                    self._decode(cache, shape)
+            try:
+                with alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
+                    if not _is_whole(cache, shape):
+                        self._decode(cache, shape)
+            except PermissionError as error:
+                told = "take it once where that may be, which leaves pixels.u8 there, or take a copy"
+                raise ValueError(f"{self.folder} may not be written to, where its pixels are kept: {told}") from error
         return np.memmap(cache, np.uint8, "r", shape=shape)
 
     def _decode(self, cache: Path, shape: tuple[int, int, int]) -> None:

@@ -12,6 +12,17 @@ from pathlib import Path
 from engine import RELEASE_FILE
 
 
+def _copy(bundle: Path, draft: Path) -> None:
+    """Its files, to be written to even where they may not be in the bundle itself."""
+    for path in sorted(bundle.rglob("*")):
+        place = draft / path.relative_to(bundle)
+        if path.is_dir():
+            place.mkdir()
+        elif path.name != RELEASE_FILE:
+            shutil.copyfile(path, place)
+    draft.chmod(0o755)  # a temporary folder is the user's alone
+
+
 @contextmanager
 def drafted(bundle: Path, out: Path) -> Iterator[Path]:
     """A copy of a bundle's files to change, which becomes `out` at the end of the block; nothing is left of a failure.
@@ -21,9 +32,8 @@ def drafted(bundle: Path, out: Path) -> Iterator[Path]:
     out.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        shutil.copytree(bundle, draft, ignore=shutil.ignore_patterns(RELEASE_FILE), dirs_exist_ok=True)
+        _copy(bundle, draft)
         yield draft
-        draft.chmod(0o755)
         os.rename(draft, out)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

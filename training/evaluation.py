@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rich.progress import Progress
-from torchmetrics.functional.classification import multilabel_stat_scores
 
 from engine import NO_TURNED_LOOK, Backend, Features, Manifest, TurnedLook, in_doubt, infer, look_turned, turned
 from training.bands import recall_by_band
@@ -76,12 +74,10 @@ def report(
         labels: L names.
         thresholds: L; a label is predicted where its probability is at or over its threshold.
     """
-    predicted = torch.from_numpy((probability >= np.asarray(thresholds, np.float32)).astype(np.int64))
-    truth = torch.from_numpy(target.astype(np.int64))
-    scores = multilabel_stat_scores(predicted, truth, num_labels=len(labels), average=None, ignore_index=-1)
+    limits = np.asarray(thresholds, np.float32)
     per_label = {
-        name: _label_report(probability[known, column], target[known, column] == 1, *map(int, row[:4]))
-        for column, (name, row, known) in enumerate(zip(labels, scores.tolist(), (target >= 0).T, strict=True))
+        name: _label_report(probability[known, column], target[known, column] == 1, threshold=limits[column])
+        for column, (name, known) in enumerate(zip(labels, (target >= 0).T, strict=True))
     }
     seen = [r for r in per_label.values() if r.positives]
     precision, recall, accuracy = (
@@ -98,9 +94,12 @@ def report(
     )
 
 
-def _label_report(
-    probability: NDArray[np.float32], truth: NDArray[np.bool_], tp: int, fp: int, tn: int, fn: int
-) -> LabelReport:
+def _label_report(probability: NDArray[np.float32], truth: NDArray[np.bool_], *, threshold: np.float32) -> LabelReport:
+    """Of the patches in which the label is known."""
+    # counted here, as torchmetrics' figures of several labels take no single one
+    predicted = probability >= threshold
+    tp, fp = int((predicted & truth).sum()), int((predicted & ~truth).sum())
+    tn, fn = int((~predicted & ~truth).sum()), int((~predicted & truth).sum())
     precision = tp / (tp + fp) if tp + fp else 0.0
     recall = tp / (tp + fn) if tp + fn else 0.0
     known = tp + fp + tn + fn

@@ -20,6 +20,7 @@ from engine import to_grey
 
 TAKEN = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp"}
 END = {"PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+_PNG_DEPTH = 24  # the byte that tells the bits of a value
 MOST_PIXELS = 2**30  # what OpenCV reads, and `cut` with it
 # what becomes grey or colour of 8 bits without a choice; the rest `to_grey` takes or refuses
 PLAIN = {"1": "L", "P": "RGB", "LA": "RGBA", "PA": "RGBA"}
@@ -70,13 +71,17 @@ def read_whole(path: Path) -> NDArray[np.uint8]:
     """
     kind = read_header(path).kind
     data = path.read_bytes()
-    # some encoders fill the last block of a file with zeros
-    if not data[-4096:].rstrip(b"\x00").endswith(END.get(kind, b"")):
+    # some encoders fill the last block of a file with zeros, and phones add to a JPEG what they know of it: there the
+    # mark has to be somewhere, and libjpeg warns where the picture itself has none
+    whole = END["JPEG"] in data if kind == "JPEG" else data[-4096:].rstrip(b"\x00").endswith(END.get(kind, b""))
+    if not whole:
         raise ValueError(f"{path} is incomplete: it lacks its end mark")
     try:
         if kind == "JPEG":
             return _read_jpeg(data)
         if kind == "PNG":
+            if data[_PNG_DEPTH] == 16:  # Pillow would make 8 bits of those of a colour, and `cut` takes none
+                raise ValueError("16 bits a value; save it with 8")
             with Image.open(io.BytesIO(data)) as image:
                 image.verify()  # the checksums, which decoding skips
         with Image.open(io.BytesIO(data)) as image:

@@ -88,7 +88,8 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
     known = screen_files(source)
     stranger = next((name for name in answers if name not in known), None)
     if stranger is not None:
-        raise ValueError(f"{source} has no screen {stranger!r}")
+        told = "the service takes A-Z a-z 0-9 . _ - and 64 characters of a file's name, and calls it otherwise"
+        raise ValueError(f"{source} has no screen {stranger!r} ({told})")
     if part is not None:
         parts = read_parts(source, list(known), test_fold=test_fold)
         answers = {name: answer for name, answer in answers.items() if parts[name] == part}

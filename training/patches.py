@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +60,42 @@ def write_tables(out: Path, done: dict[str, Patches], labels: list[str], parts: 
         shifted.append(cells)
         first += len(cut_.names)
     np.savez_compressed(out / "maps.npz", cells=np.concatenate(shifted))
+
+
+def refuse_other_windows(folders: Sequence[Path], *, overlap_px: int) -> None:
+    """Refuse cut folders whose patches are not the windows that the service looks at, where limits are chosen on them.
+
+    Args:
+        folders: cut.
+        overlap_px: by how much the service's windows overlap.
+
+    Raises:
+        ValueError: screens were shrunk, or windows overlap otherwise.
+    """
+    for folder in folders:
+        facts = json.loads((folder / "cut.json").read_text())
+        if facts.get("shrink", 1) != 1:
+            raise ValueError(
+                f"{folder} was cut from screens {facts['shrink']} times smaller, and the service shrinks none"
+            )
+        overlap = facts["patch_px"] - facts["stride_px"]
+        if overlap != overlap_px:
+            raise ValueError(
+                f"the windows of {folder} overlap by {overlap} px, those of the service by {overlap_px}, and limits "
+                f"are chosen on windows as they are served: cut it by --stride {facts['patch_px'] - overlap_px}, or "
+                f"export with --overlap {overlap}"
+            )
+
+
+def refuse_dropped(folders: Sequence[Path]) -> None:
+    """Refuse cut folders from which patches were dropped, as a screen's highest score may lie in one of those.
+
+    Raises:
+        ValueError: one was cut by the paper's rule.
+    """
+    for folder in folders:
+        if json.loads((folder / "cut.json").read_text())["rule"] == "paper":
+            raise ValueError(f"{folder} was cut by --rule paper, which drops patches that the service looks at")
 
 
 def summarise(done: dict[str, Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:

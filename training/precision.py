@@ -1,9 +1,9 @@
 """The other precisions of a bundle, made at export, each only if it holds: fp16, bf16, int8 for CPUs and for TensorRT.
 
-Each is refused if it differs from float32 by more than its tolerance, on the telling patches or anywhere on the part
-that nothing was chosen on, if it loses F there, or gives something on extreme patches that is not finite; those for
-CPUs also if they are not faster. What is refused is not offered: a line gains nothing from a graph that is worse, or no
-faster.
+Each is refused if it differs from float32 by more than its tolerance, on the telling patches or anywhere on the test
+part (without one, on the validation part, on which thresholds were chosen), if it loses F there, or gives something on
+extreme patches that is not finite; those for CPUs also if they are not faster. What is refused is not offered: a line
+gains nothing from a graph that is worse, or no faster.
 """
 
 from __future__ import annotations

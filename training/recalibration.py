@@ -20,6 +20,7 @@ from training.datasets import PatchSet, refuse_known
 from training.drafts import drafted
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
+from training.patches import refuse_dropped, refuse_other_windows
 
 THRESHOLDS_DATA = "thresholds_data_id"  # of a manifest's facts: what they alone were chosen on
 
@@ -191,13 +192,18 @@ def _said(found: Rethresholded) -> Iterator[str]:
 def _fitting(
     bundle: Path, folders: Sequence[Path], out: Path, *, version: str, part: str | None
 ) -> tuple[Manifest, PatchSet]:
-    """The bundle's manifest, and patches that limits of it may be chosen on."""
+    """The bundle's manifest, and patches that limits of it may be chosen on.
+
+    A folder that it has learnt from is known by its tables: another cut of the same screens is not recognised.
+    """
     before = Manifest.read(bundle)
     if version == before.version:
         raise ValueError(f"--version {version} is that of {bundle}: other limits need another one")
     if out.exists():
         raise ValueError(f"{out} exists: name another folder for the new bundle")
     refuse_known(folders, [])
+    refuse_other_windows(folders, overlap_px=before.overlap_px)
+    refuse_dropped(folders)
     learnt = set(learnt_by_bundle(before))
     together = data_id(folders)
     for folder in folders if part in (None, "train") else ():

@@ -18,7 +18,7 @@ def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
         ValueError: the file is no CSV file, or lacks a column; the message names the line.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             found = []
             for row in rows:

@@ -7,7 +7,6 @@ number of processes changes nothing.
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from training.scene import draw_scene
 from training.sensor import Sensor
 
 MOST_DEFECTS = 12
+_ATTEMPTS = 100  # of drawing a screen that has room for a defect
 
 _SHARE = {"bubble": 0.15, "pinhole": 0.37, "scratch": 0.28, "tin_ash": 0.20}
 # given a defect, what else lies on the screen: ash brings pinholes, handling brings scratches
@@ -92,14 +92,20 @@ def draw_screen(
 
     A defect for which there is no place where it would be seen is left out; at least one of `labels` stays: where
     none can, the screen is drawn anew.
+
+    Raises:
+        ValueError: there was a place on none of many.
     """
-    for attempt in itertools.count():
+    for attempt in range(_ATTEMPTS):
         entropy = [seed, index, attempt] if attempt else [seed, index]
         rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(entropy)))
         frame, defects = _draw(rng, labels, height=height, width=width, faintest=faintest, dirt=dirt)
         if defects or not labels:
-            break
-    return frame, defects
+            return frame, defects
+    raise ValueError(
+        f"no place was found where a {' or '.join(labels)} is seen on {width} x {height} px: a lower --faintest than "
+        f"{faintest:g} asks for less contrast"
+    )
 
 
 def _draw(

@@ -124,7 +124,7 @@ def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], 
     highs = frontier(screens, beyond, np.full(labels, _HIGHEST), place=0.75, width=width)
     low, high = min(product(lows, highs), key=lambda pair: _promise(screens, costs, *pair))
     zones = np.stack([low.limits, high.limits], axis=1)
-    return np.round(zones, _DIGITS)
+    return rounded(zones, _DIGITS)
 
 
 def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float, ...]:
@@ -142,8 +142,15 @@ def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float
     return worth(found, costs)
 
 
+def rounded(shares: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
+    """To so many significant digits of the distance to 0 or 1, whichever is nearer: scores crowd at both ends."""
+    distance = np.minimum(shares, 1 - shares)
+    near = np.array([float(f"{one:.{digits}g}") for one in distance.ravel()]).reshape(shares.shape)
+    return np.where(shares > 0.5, 1 - near, near)
+
+
 def lowered(zones: Zones, step: float) -> Zones:
     """The lows moved down by the same step of the logit for every label; 0 leaves them."""
     odds = zones[:, 0] / (1 - zones[:, 0]) * math.exp(-step)
-    lows = np.round(odds / (1 + odds), _DIGITS)
+    lows = rounded(odds / (1 + odds), _DIGITS)
     return np.stack([np.minimum(lows, zones[:, 0]), zones[:, 1]], axis=1)

@@ -26,12 +26,12 @@ def f_at(score: np.ndarray[tuple[int], np.dtype[np.float32]], truth: list[bool],
     return 2 * tp / (int(predicted.sum()) + sum(truth)) if tp else 0.0
 
 
-@given(rows=st.lists(st.tuples(st.integers(2, 98), st.booleans()), min_size=1, max_size=40))
+@given(rows=st.lists(st.tuples(st.integers(1, 999), st.booleans()), min_size=1, max_size=40))
 def test_no_threshold_has_a_better_f(rows: list[tuple[int, bool]]) -> None:
-    score = np.array([value / 100 for value, _ in rows], np.float32)
+    score = np.array([value / 1000 for value, _ in rows], np.float32)
     truth = [flag for _, flag in rows]
     chosen = f_at(score, truth, best_threshold(score, np.array(truth)))
-    assert chosen >= max(f_at(score, truth, t / 200) for t in range(2, 199)) - 1e-6
+    assert chosen >= max(f_at(score, truth, t / 2000) for t in range(1, 2000)) - 1e-6
 
 
 def test_a_separable_label_is_cut_in_the_middle_of_the_gap() -> None:
@@ -54,6 +54,25 @@ def test_the_band_lies_on_the_highest_score_of_screens_and_skips_unknown_ones() 
     assert limits.review == pytest.approx((0.4, 0.6))  # the outer quarters of the gap from 0.3 to 0.7
     assert (found.tally.defective, found.tally.clean) == (2, 2)
     assert found.has.tolist() == [[True], [True], [False], [False]]
+
+
+def test_screens_that_chose_the_weights_are_said_to_flatter() -> None:
+    probability, target = np.array([[0.9], [0.7], [0.3], [0.1]], np.float32), np.array([[1], [1], [0], [0]], np.int8)
+    for chosen in (False, True):
+        found = calibrate(probability, target, np.arange(4), labels=["dot"], costs=Costs(), weights_chosen=chosen)
+        assert any("chose the epoch" in said and "--calibrate" in said for said in found.warnings()) == chosen
+
+
+def test_scores_that_crowd_at_an_end_are_still_told_apart() -> None:
+    """Clean screens at a hundred-millionth, a faint one at a millionth: no rounding may put them on one side."""
+    rng = np.random.default_rng(0)
+    logit = np.concatenate([rng.normal(-18, 0.6, 30), rng.normal(8, 2, 29), [-14.8]])
+    target = np.array([[0]] * 30 + [[1]] * 30, np.int8)
+    found = calibrate(
+        1 / (1 + np.exp(-logit[:, None])), target, np.arange(60), labels=["dot"], costs=Costs(escape_cap=0.2)
+    )
+    assert found.limits["dot"].review[0] > 0
+    assert found.tally.reviewed_clean < 5
 
 
 def test_two_screens_prove_nothing_and_it_is_said() -> None:

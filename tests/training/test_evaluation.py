@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from tests.training.data_form import write_screens
 from training.augment import Augment
 from training.config import Augmentation
 from training.cutting import cut
-from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate, refuse_leaks
+from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate, refuse_known, refuse_leaks
 from training.evaluation import by_image, groups, report
 
 
@@ -106,6 +108,37 @@ def test_a_screen_is_not_learnt_from_here_and_judged_by_there(tmp_path: Path) ->
     (tmp_path / "small" / "splits.csv").write_text(parts.replace("t004,test", "t004,train"))
     with pytest.raises(ValueError, match="t004"):
         refuse_leaks([tmp_path / "large", tmp_path / "small"])
+
+
+def test_a_screen_is_known_by_its_pixels(tmp_path: Path) -> None:
+    """Not by what its folder is called; that is all there is of folders that were cut by an earlier version."""
+    first, other = write_screens(tmp_path / "a" / "data"), write_screens(tmp_path / "b" / "data", seed=1)
+    shutil.copytree(first, tmp_path / "renamed")
+    for name, source in (("first", first), ("other", other), ("copy", tmp_path / "renamed")):
+        cut(source, tmp_path / name, patch_px=128)
+    refuse_known([tmp_path / "other"], [tmp_path / "first"])  # of the same names, and other screens
+    refuse_leaks([tmp_path / "first", tmp_path / "copy"])
+    with pytest.raises(ValueError, match=r"copy: screen t000 of renamed is known already.*leave it out"):
+        refuse_known([tmp_path / "copy"], [tmp_path / "first"])
+    parts = (tmp_path / "copy" / "splits.csv").read_text()
+    (tmp_path / "copy" / "splits.csv").write_text(parts.replace("t004,test", "t004,train"))
+    with pytest.raises(ValueError, match="t004"):
+        refuse_leaks([tmp_path / "first", tmp_path / "copy"])
+
+    facts = json.loads((tmp_path / "other" / "cut.json").read_text())
+    del facts["screens"]
+    (tmp_path / "other" / "cut.json").write_text(json.dumps(facts))
+    for folders in (["other", "first"], ["first", "other"]):
+        with pytest.raises(ValueError, match="screen t000 of data is known already"):
+            refuse_known([tmp_path / folders[0]], [tmp_path / folders[1]])
+
+
+def test_one_label_is_told_as_well_as_several() -> None:
+    probability = np.array([[0.9], [0.2], [0.8], [0.1], [0.7]], np.float32)
+    target = np.array([[1], [1], [0], [0], [-1]], np.int8)
+    found = report(probability, target, labels=["dot"], thresholds=[0.5])
+    assert (found.precision, found.recall, found.accuracy) == (0.5, 0.5, 0.5)
+    assert (found.per_label["dot"].positives, found.per_label["dot"].negatives) == (2, 2)
 
 
 def test_a_patch_is_transformed_alike_whoever_draws_it(folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -70,6 +71,25 @@ def test_a_png_with_an_altered_byte_is_refused(tmp_path: Path, colour: NDArray[n
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(ValueError, match=r"altered.png cannot be used"):
+        read_whole(file)
+
+
+def test_what_phones_add_to_a_jpeg_does_not_matter(tmp_path: Path, colour: NDArray[np.uint8]) -> None:
+    file, thumbnail = tmp_path / "phone.jpg", io.BytesIO()
+    Image.fromarray(colour[:20, :20]).save(thumbnail, "JPEG")
+    Image.fromarray(colour).save(file, comment=thumbnail.getvalue())  # which has an end mark of its own
+    data = file.read_bytes()
+    file.write_bytes(data + b"\x00\x00SEFT")
+    assert read_whole(file).shape == colour.shape[:2]
+    file.write_bytes(data[:-1000])
+    with pytest.raises(ValueError, match=r"phone.jpg cannot be used: Premature end of JPEG file"):
+        read_whole(file)
+
+
+def test_sixteen_bits_of_a_colour_are_refused(tmp_path: Path, colour: NDArray[np.uint8]) -> None:
+    file = tmp_path / "deep.png"
+    assert cv2.imwrite(str(file), colour.astype(np.uint16) * 257)
+    with pytest.raises(ValueError, match=r"deep.png cannot be used: 16 bits a value"):
         read_whole(file)
 
 

@@ -51,6 +51,11 @@ def test_the_faintest_defect_stands_out_as_asked(faintest: float) -> None:
     assert min(contrasts) < 2 * faintest
 
 
+def test_a_contrast_that_no_screen_has_room_for_is_refused() -> None:
+    with pytest.raises(ValueError, match="no place was found where a pinhole is seen on 128 x 128 px: a lower --faint"):
+        draw_screen(("pinhole",), seed=0, index=0, height=128, width=128, faintest=60)
+
+
 def test_what_is_fainter_than_the_floor_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="faintest >= 1"):
         render(tmp_path / "out", screens=1, seed=0, width=WIDTH, height=HEIGHT, faintest=0.5)

@@ -61,6 +61,13 @@ def test_too_sure_a_label_is_mended_and_another_left_alone() -> None:
     assert found["calm"].error_after == pytest.approx(found["calm"].error_before, abs=0.01)
 
 
+def test_one_screen_leaves_none_to_tell_by() -> None:
+    score, truth = np.array([[9.0], [-9.0], [-8.0], [7.0]]), np.array([[0], [1], [0], [1]], np.int8)
+    (found,) = fit_temperatures(score, truth, np.zeros(4, np.int64), labels=["dot"]).values()
+    assert found.temperature == 1
+    assert found.loss_after == found.loss_before
+
+
 def test_few_patches_keep_what_was_learnt() -> None:
     """The label is present on one screen alone: the temperatures of the others know nothing of it."""
     score = np.array([[4.0], [-4.0], [-4.1], [-3.9], [-4.2], [-4.0]])

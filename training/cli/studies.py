@@ -10,6 +10,8 @@ import typer
 
 from training.cli import app, console
 
+SEEDS = 3
+
 
 @app.command()
 def table(
@@ -19,7 +21,7 @@ def table(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the study; tables share its cells.")] = Path("study"),
     preset: Annotated[str, typer.Option(help="cpu: minutes a cell; full: the paper's protocol.")] = "cpu",
-    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = 3,
+    seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = SEEDS,
     fold: Annotated[
         list[int] | None, typer.Option(help="Folds of folds.csv; default: all for methods and maps, else the first.")
     ] = None,
@@ -55,8 +57,9 @@ def table(
         rows=row or (),
     )
     # what was asked for otherwise does not replace the table itself, nor each other
-    asked = hashlib.sha256(repr((row, fold, patch, set_)).encode()).hexdigest()[:6]
-    stem = f"table-{name}-{preset}-{data.name}{f'-{asked}' if row or fold or patch or set_ else ''}"
+    asked = [row, fold, patch, set_, seeds if seeds != SEEDS else None]
+    mark = hashlib.sha256(repr(asked).encode()).hexdigest()[:6]
+    stem = f"table-{name}-{preset}-{data.name}{f'-{mark}' if any(asked) else ''}"
     if not is_first():
         return
     (out / f"{stem}.md").write_text(report.markdown(found, name))

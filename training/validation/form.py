@@ -11,13 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.conversion.names import LABEL, SCREEN
-from training.cutting import draw_validation
+from training.cutting import NO_SCREEN, SUFFIXES, draw_validation
 from training.validation.findings import Finding, Picture, Report
 from training.validation.parts import Parts, find_absent, find_groups, find_leaks, listed, rank, read_parts
 from training.validation.sight import Sight, see_all
 from training.validation.tables import read_arrays, read_table
 
-SUFFIXES = (".png", ".jpg")
 EDGES = ("left", "top", "right", "bottom")
 
 Edges = tuple[int, int, int, int]
@@ -72,8 +71,8 @@ def _find_screens(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
     findings = []
     entries = sorted((folder / "screens").glob("*"))
     for path in entries:
-        if path.suffix not in SUFFIXES:
-            findings.append(Finding("ignored", f"screens/{path.name} is no .png or .jpg"))
+        if path.suffix.lower() not in SUFFIXES:
+            findings.append(Finding("ignored", f"screens/{path.name} is no {NO_SCREEN}"))
         elif path.stem in files:
             findings.append(Finding("twice", f"screens/{files[path.stem].name} and {path.name} are one screen"))
         else:
@@ -81,7 +80,7 @@ def _find_screens(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
             if not SCREEN.fullmatch(path.stem):
                 findings.append(Finding("name", f"screens/{path.name}: the service would call it otherwise"))
     if not files:
-        raise ValueError(f"{folder / 'screens'} holds no .png or .jpg")
+        raise ValueError(f"{folder / 'screens'} holds no {NO_SCREEN}")
     return files, findings
 
 

@@ -25,7 +25,7 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[list[tuple[int, dict
     rows: list[tuple[int, dict[str, str]]] = []
     findings: list[Finding] = []
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             missing = [column for column in columns if column not in (reader.fieldnames or [])]
             if missing:
