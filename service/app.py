@@ -100,6 +100,7 @@ def create_app(
     # a FastAPI whose /docs takes its scripts from this process: a line has no way out to the Internet
     app = FastAPIOffline(
         redoc_url=None,
+        redirect_slashes=False,  # a redirection has no problem document, and a frame would be sent twice for it
         title="Screen inspection",
         summary="A line-scan frame in, a proven verdict out.",
         version=version(DISTRIBUTION),

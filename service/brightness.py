@@ -21,6 +21,7 @@ class Brightness:
     Attributes:
         size: (height, width) of the lines that were seen.
         contrast: grey levels between the darkest and the brightest block: averaged, a dark sensor's noise is no image.
+            What is left of a side belongs to its last block, as a block of few pixels has their noise.
         saturated_ratio: share of the pixels at 255, 0 to 1.
 
     Both are of every seventh line of a large frame, and of every line of one whose shorter side is below 4,480.
@@ -42,10 +43,10 @@ class BrightnessMeter:
     """Measures a frame of a known size while its lines come."""
 
     def __init__(self, height: int, width: int) -> None:
-        self._width = width
+        self._height, self._width = height, width
         self._block_px = max(1, min(height, width) // BLOCKS)
         self._step = STEP if self._block_px >= STEP * LEAST_OF_BLOCK else 1
-        self._starts = np.arange(0, width, self._block_px)  # the last block of a line, or of a frame, may be smaller
+        self._starts = np.arange(0, width - self._block_px + 1, self._block_px)
         self._sums = np.zeros(len(self._starts), np.int64)  # of the row of blocks that is not complete yet
         self._lines = 0
         self._of_blocks, self._looked_at = 0, 0  # lines looked at, of that row of blocks and of all
@@ -55,8 +56,8 @@ class BrightnessMeter:
     def add(self, lines: NDArray[np.uint8]) -> None:
         """Take note of the next lines (n, W), in their order."""
         while len(lines):
-            begun = self._lines % self._block_px
-            part, lines = lines[: self._block_px - begun], lines[self._block_px - begun :]
+            left = self._end_of_blocks() - self._lines
+            part, lines = lines[:left], lines[left:]
             looked_at = part[-self._lines % self._step :: self._step]
             if len(looked_at):
                 columns = cv2.reduce(looked_at, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)[0]
@@ -65,7 +66,7 @@ class BrightnessMeter:
                 self._of_blocks += len(looked_at)
                 self._looked_at += len(looked_at)
             self._lines += len(part)
-            if begun + len(part) == self._block_px:
+            if len(part) == left:
                 self._darkest, self._brightest = self._with_blocks()
                 self._sums[:], self._of_blocks = 0, 0
 
@@ -78,6 +79,11 @@ class BrightnessMeter:
             contrast=max(0, brightest - darkest),
             saturated_ratio=self._saturated / max(1, self._looked_at * self._width),
         )
+
+    def _end_of_blocks(self) -> int:
+        """The line at which the row of blocks ends that the next line belongs to."""
+        end = (self._lines // self._block_px + 1) * self._block_px
+        return end if end + self._block_px <= self._height else max(self._height, self._lines + 1)
 
     def _with_blocks(self) -> tuple[int, int]:
         """The darkest and the brightest block, those of the row that was begun among them."""

@@ -46,6 +46,8 @@ CHANNELS = {"L": 1, "RGB": 3}
 # chunks of a PNG that change what its pixels mean, or bring more of them
 NOT_PLAIN = {b"tRNS", b"acTL", b"fcTL", b"fdAT"}
 CRITICAL = {b"IHDR", b"PLTE", b"IDAT", b"IEND"}
+# left, top, steps across and down of each pass of an interlaced PNG
+ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 PIECE_BYTES = 2**16
 BAND_BYTES = 2**20  # decoded at a time, so that what is between two steps stays in the cache
 # decoders let go of the interpreter, so that strips of one file may use every CPU that is idle
@@ -63,7 +65,7 @@ def plain_pixels(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] |
         The pixels that Pillow and `engine.to_grey` give; None where the file is not plain, or Pillow has to judge it.
 
     Raises:
-        IncompleteImage: a JPEG that ends before its last pixel, or a PNG that ends within a chunk.
+        IncompleteImage: a JPEG or a PNG that ends before its last pixel, or a PNG that ends within a chunk.
         UnreadableImage: a JPEG that has lost data on the way, or a PNG or a deflated TIFF that fails its checksums.
     """
     decoder = {"PNG": _png, "JPEG": _jpeg, "TIFF": _tiff, "BMP": _uncompressed, "PPM": _uncompressed}
@@ -104,21 +106,37 @@ def _jpeg(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] | None:
 
 
 def _png(image: ImageFile.ImageFile, data: Bytes) -> NDArray[np.uint8] | None:
-    zipped = _png_data(memoryview(data))
+    zipped, plain = _png_data(memoryview(data))
     mode = image.tile[0].args
-    if zipped is None or mode not in CHANNELS or mode != image.mode or image.info.get("interlace"):
-        return None
-    row_bytes = 1 + image.width * CHANNELS[image.mode]
-    rows = max(1, BAND_BYTES // row_bytes)
+    total_bytes = _filtered_bytes(bytes(data[16:29]))
     try:
-        return _unfiltered(_a_step_ahead(_inflated_bands(zipped, rows * row_bytes, image.height * row_bytes)), image)
+        if not plain or mode not in CHANNELS or mode != image.mode or image.info.get("interlace"):
+            # Pillow takes the end of the stream for that of the picture, and what is missing is black then
+            for _ in _inflated_bands(zipped, BAND_BYTES, total_bytes):
+                continue
+            return None
+        row_bytes = 1 + image.width * CHANNELS[image.mode]
+        rows = max(1, BAND_BYTES // row_bytes)
+        return _unfiltered(_a_step_ahead(_inflated_bands(zipped, rows * row_bytes, total_bytes)), image)
     except (IsalError, ValueError):  # type: ignore[misc] # their stubs have it as an instance
         return None
 
 
-def _png_data(data: memoryview) -> list[memoryview] | None:
-    """The compressed pixels, in parts; None where chunks are out of order, or such that the pixels are not plain."""
+def _filtered_bytes(header: bytes) -> int:
+    """Of all rows with the byte of their filter, by the header's chunk; of an interlaced picture those of each pass."""
+    width, height, depth, colour, _, _, interlace = struct.unpack(">IIBBBBB", header)
+    bits = depth * {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}.get(colour, 0)
+    sizes = [
+        (max(0, -(-(width - left) // across)), max(0, -(-(height - top) // down)))
+        for left, top, across, down in (ADAM7 if interlace else [(0, 0, 1, 1)])
+    ]
+    return sum(rows * (1 + -(-columns * bits // 8)) for columns, rows in sizes if columns)
+
+
+def _png_data(data: memoryview) -> tuple[list[memoryview], bool]:
+    """The compressed pixels, in parts that follow each other, and whether they are plain and all chunks in order."""
     parts: list[memoryview] = []
+    plain, ended = True, False
     before, position = b"", 8
     while position + 12 <= len(data) and before != b"IEND":
         length = int.from_bytes(data[position : position + 4])
@@ -128,21 +146,22 @@ def _png_data(data: memoryview) -> list[memoryview] | None:
         if deflate.crc32(data[position + 4 : end]) != int.from_bytes(data[end : end + 4]):
             raise UnreadableImage(f"chunk {name!r} of the PNG file fails its checksum")
         if name in NOT_PLAIN or (name[:1].isupper() and name not in CRITICAL):
-            return None
+            plain = False
         if name == b"IDAT":
-            if parts and before != name:
-                return None
-            parts.append(data[position + 8 : end])
+            ended |= bool(parts) and before != name  # Pillow reads no further either
+            if not ended:
+                parts.append(data[position + 8 : end])
         before, position = name, end + 4
-    return parts if before == b"IEND" else None
+    return parts, plain and not ended and before == b"IEND"
 
 
 def _inflated_bands(zipped: list[memoryview], band_bytes: int, total_bytes: int) -> Iterator[bytes]:
     """What a zlib stream in parts holds, a band at a time.
 
     Raises:
+        IncompleteImage: it holds fewer bytes.
         IsalError: it is none, or fails its checksum.
-        ValueError: it holds another number of bytes.
+        ValueError: it holds more bytes, or has no end.
     """
     stream = isal_zlib.decompressobj()
     band, made = bytearray(), 0
@@ -161,6 +180,8 @@ def _inflated_bands(zipped: list[memoryview], band_bytes: int, total_bytes: int)
             if len(band) == band_bytes:
                 yield bytes(band)
                 band.clear()
+    if made < total_bytes:
+        raise IncompleteImage(f"the PNG file holds {made} bytes of pixels, and its header says {total_bytes}")
     if not stream.eof or made != total_bytes:
         raise ValueError(f"{made} bytes of {total_bytes}")
     if band:

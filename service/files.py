@@ -86,7 +86,8 @@ def inspect_files(
 
 def screen_id_of(path: Path) -> str:
     """The file's name as a screen's: without its suffix, foreign characters replaced."""
-    return re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:64] or "_"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", path.stem)[:64]
+    return name if name.strip(".") else name.replace(".", "_") or "_"
 
 
 def picture_paths(overlay: Path, paths: Sequence[Path]) -> list[Path]:

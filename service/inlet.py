@@ -16,8 +16,12 @@ import numpy as np
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.problems import MEDIA_TYPE, problem
+
 EXTENSION = "service.inlet"  # of ASGI
 HTTP = f"{__name__}:Inlet"  # as uvicorn is told of a protocol that it has no type for
+LONGEST_HEAD_BYTES = 2**16  # of headers before a body or behind it: the parser holds whatever comes
+_LONGEST = f"{LONGEST_HEAD_BYTES} bytes"
 SCRATCH_BYTES = 2**18  # of one read, for heads and for bodies that come piece by piece: as many as uvloop reads
 
 
@@ -86,6 +90,14 @@ class _Http(HttpToolsProtocol):
         self._lent = self._scratch
         self._body: _Body | None = None
         self._unseen = 0  # bytes still to come that the parser is not shown, wanted or not
+        self._heard = False  # since the last read, the end of a head or some of a body
+        self._unheard_bytes = 0  # that the parser holds, or has made headers of
+        self._in_head = False
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        super().connection_made(transport)
+        self._await_head()
 
     def lend(self) -> memoryview:
         """Memory for what is read next: that which waits for the rest of a body, or else our own."""
@@ -104,8 +116,14 @@ class _Http(HttpToolsProtocol):
             if not self._unseen:
                 self.parser = _parser(self)
                 self.on_message_complete()
-        if unseen < count_bytes:
+        if unseen < count_bytes and not self.transport.is_closing():
+            self._heard = False
             self.data_received(cast(bytes, data[unseen:]))  # the parser takes whatever holds bytes
+            self._unheard_bytes = 0 if self._heard else self._unheard_bytes + count_bytes - unseen
+            if self._unheard_bytes > LONGEST_HEAD_BYTES and not self.transport.is_closing():
+                self.send_400_response(f"a head, or what stands between two pieces of a body, of over {_LONGEST}")
+            if self._in_head:
+                self._await_head()
 
     def ended(self) -> bool:
         """Nothing more will be read; whether somebody waits for an answer to what was."""
@@ -114,16 +132,48 @@ class _Http(HttpToolsProtocol):
             self.cycle.keep_alive = False  # the answer is the last one
         return answers
 
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head = True
+
+    def on_body(self, body: bytes) -> None:
+        self._heard = True
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
+        self._heard, self._in_head = True, False
+        self._stop_timer()
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:  # not so where the connection is upgraded
             self.scope["extensions"] = {EXTENSION: {"into": partial(self._let_in, self.cycle)}}
 
     def on_message_complete(self) -> None:
+        self._heard = True
         super().on_message_complete()
         self._end_body()
 
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no request, and close."""
+        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
+            self.transport.close()  # within an answer there is no other
+            return
+        body = problem("malformed_request", msg, instance="").model_dump_json().encode()
+        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        self.transport.close()
+
+    def _await_head(self) -> None:
+        """Close the connection where no whole head comes for as long as one may be idle between two requests."""
+        if self._head_timer is None:
+            self._head_timer = self.loop.call_later(self.timeout_keep_alive, self.transport.close)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
     def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
         super().connection_lost(exc)
         self._end_body()
         if self.scope is not None:

@@ -45,6 +45,7 @@ from service.store import Answered
 from service.verdict import Model, Timing, Verdict
 
 _VERDICT = TypeAdapter(Verdict)
+CHECK_S = 0.25  # between two looks, while no line comes, at whether the screen is still wanted
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.inspector")
 
@@ -187,7 +188,7 @@ class Inspector:
                 queued.arrived(lines)
                 early.look(lines)
 
-            look = self._look(frame, deadline_at, told)
+            look = self._look(frame, deadline_at, told, check=queued.check)
             if frame.arrival is None:
                 decode_s += lap()
             else:
@@ -235,6 +236,8 @@ class Inspector:
         answer = to_json(verdict)
 
         # 8 record, and only then answer
+        if self._clock() >= deadline_at:
+            raise DeadlineExceeded("the deadline passed before the verdict could be recorded")
         lap()
         self._record.record(Answered(screen_id=screen_id, digest=look.digest, verdict=verdict.verdict, answer=answer))
         record_s = lap()
@@ -259,8 +262,14 @@ class Inspector:
             probability=found.probability,
         )
 
-    def _look(self, frame: Frame, deadline_at: float, told: Callable[[int], None] = lambda lines: None) -> "_Look":
-        """Look at every line once, as it comes; `told` hears how many are there.
+    def _look(
+        self,
+        frame: Frame,
+        deadline_at: float,
+        told: Callable[[int], None] = lambda lines: None,
+        check: Callable[[], None] = lambda: None,
+    ) -> "_Look":
+        """Look at every line once, as it comes; `told` hears how many are there, `check` raises once it is in vain.
 
         Raises:
             DeadlineExceeded: the deadline passed before the last line.
@@ -269,20 +278,26 @@ class Inspector:
         height, width = frame.pixels.shape
         digest, meter, seen = FrameDigest(), BrightnessMeter(height, width), 0
         while seen < height:
-            lines = self._lines_after(seen, frame, deadline_at)
+            lines = self._lines_after(seen, frame, deadline_at, check)
             told(lines)  # first: a device may begin with them
             digest.add(frame.pixels[seen:lines])
             meter.add(frame.pixels[seen:lines])
             seen = lines
         return _Look(digest=digest.end(height, width), brightness=meter.brightness)
 
-    def _lines_after(self, seen: int, frame: Frame, deadline_at: float) -> int:
+    def _lines_after(self, seen: int, frame: Frame, deadline_at: float, check: Callable[[], None]) -> int:
         if frame.arrival is None:
             return len(frame.pixels)
-        try:
-            return frame.arrival.wait(seen, max(0.0, deadline_at - self._clock()))
-        except TimeoutError as error:
-            raise DeadlineExceeded(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
+        left_s = max(0.0, deadline_at - self._clock())
+        while True:
+            step_s = min(left_s, CHECK_S)
+            try:
+                return frame.arrival.wait(seen, step_s)
+            except TimeoutError as error:
+                check()  # a device that is gone for good waits for no slow sender
+                left_s -= step_s
+                if left_s <= 0:
+                    raise DeadlineExceeded(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
 
     @contextmanager
     def _turn_to_decode(self, source: Source, deadline_at: float) -> Iterator[None]:

@@ -42,6 +42,8 @@ class RequestScope:
                 MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
             await send(message)
 
+        # a request that came behind another begins in that one's context
+        structlog.contextvars.clear_contextvars()
         structlog.contextvars.bind_contextvars(request_id=request_id)
         started_at = time.monotonic()
         try:

@@ -1,7 +1,8 @@
 """The HTTP interface of swaps: which bundles there are, and which is in service.
 
 Everything that changes something is a PUT: a page in somebody's browser can send a POST to this machine unasked, but
-no PUT, so that no page rolls a line back.
+no PUT, so that no page of another origin rolls a line back. (One whose own name comes to mean this machine is of no
+other origin: where browsers reach both a line and the Internet, keep the service behind a proxy that knows its names.)
 """
 
 import functools

@@ -37,6 +37,7 @@ class Kind(NamedTuple):
 # every code that the service answers with: the errors of `service.errors`, and what they do not cover
 KINDS: dict[str, Kind] = {
     **{error.code: Kind(error.status, error.title) for error in concrete_errors()},
+    "malformed_request": Kind(400, "What came is no HTTP request"),
     "method_not_allowed": Kind(405, "The resource does not take this method"),
     "inference_failed": Kind(500, "The model could not be run"),
     "record_failed": Kind(500, "The record could not be written or read"),

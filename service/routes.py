@@ -16,7 +16,7 @@ from service import examples
 from service.admission import Place, needed_bytes
 from service.arrival import Arrival
 from service.bodies import receive, receive_lines
-from service.errors import ImageTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
+from service.errors import BodyTooLarge, ImageTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
 from service.images import MEDIA_TYPES, RAW, Source
 from service.inspector import Inspection, to_json
 from service.problems import MEDIA_TYPE, Problem, codes
@@ -24,11 +24,17 @@ from service.settings import Settings
 from service.state import Running
 from service.verdict import Verdict
 
-SCREEN_ID = r"^[A-Za-z0-9._-]{1,64}$"
+# not of dots alone, which are no place at which it could be asked for
+SCREEN_ID = r"^[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*$"
+LONGEST_SCREEN_ID = 64
 LONGEST_PAGE = 1000
-PARAMETERS = {"screen_id", "width", "height", "deadline_s"}
 
-ScreenId = Annotated[str, Query(pattern=SCREEN_ID, description="The screen's name on the line: a serial number.")]
+ScreenId = Annotated[
+    str,
+    Query(
+        pattern=SCREEN_ID, max_length=LONGEST_SCREEN_ID, description="The screen's name on the line: a serial number."
+    ),
+]
 
 
 async def get_running(request: Request) -> Running:
@@ -113,8 +119,7 @@ async def inspect_screen(
     settings = running.settings
     deadline_at = received_at + (settings.deadline_s if deadline_s is None else deadline_s)
     media_type = _media_type(request)
-    if unknown := sorted(set(request.query_params) - PARAMETERS):  # such as a misspelt deadline
-        raise InvalidRequest(f"unknown parameter {unknown[0][:40]!r}: there are {', '.join(sorted(PARAMETERS))}")
+    _refuse_other_parameters(request, "screen_id", "width", "height", "deadline_s")
     if (width is None) != (height is None):
         raise InvalidRequest("width and height go together")
     size = None if width is None or height is None else (height, width)
@@ -146,7 +151,9 @@ async def inspect_screen(
     responses={**VERDICT_RESPONSE, **problem_responses("not_found", "invalid_request", "record_failed")},
     summary="What was answered for a screen",
 )
-def read_screen(running: CurrentRunning, screen_id: Annotated[str, Path(pattern=SCREEN_ID)]) -> Response:
+def read_screen(
+    running: CurrentRunning, screen_id: Annotated[str, Path(pattern=SCREEN_ID, max_length=LONGEST_SCREEN_ID)]
+) -> Response:
     """The same bytes that were answered when it was inspected."""
     answered = running.store.find(screen_id)
     if answered is None:
@@ -161,6 +168,7 @@ def read_screen(running: CurrentRunning, screen_id: Annotated[str, Path(pattern=
     summary="What was answered, newest first",
 )
 def list_screens(
+    request: Request,
     running: CurrentRunning,
     limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE)] = 50,
     cursor: Annotated[
@@ -170,6 +178,7 @@ def list_screens(
     ] = None,
 ) -> Response:
     """Pages are stable while screens arrive: new ones come before the first page."""
+    _refuse_other_parameters(request, "limit", "cursor")
     page = running.store.page(limit=limit, cursor=cursor)
     items = ",".join(answered.answer for answered in page.items)
     return Response(f'{{"items":[{items}],"next":{json.dumps(page.next)}}}', media_type="application/json")
@@ -204,6 +213,19 @@ async def metrics(running: CurrentRunning) -> Response:
     return Response(running.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
+def _refuse_other_parameters(request: Request, *names: str) -> None:
+    """Refuse a misspelt parameter, such as a deadline, and one that is there twice: others may read the first of both.
+
+    Raises:
+        InvalidRequest: there is one.
+    """
+    given = [name for name, _ in request.query_params.multi_items()]
+    if unknown := sorted(set(given).difference(names)):
+        raise InvalidRequest(f"unknown parameter {unknown[0][:40]!r}: there are {', '.join(sorted(names))}")
+    if again := [name for name in names if given.count(name) > 1]:
+        raise InvalidRequest(f"{again[0]} is there {given.count(again[0])} times")
+
+
 async def _arrival(size: tuple[int, int] | None, place: Place, settings: Settings, deadline_at: float) -> Arrival:
     """Memory for a raw frame (height, width), once there is room; whether the line sends such frames, decoding says."""
     if size is None:
@@ -211,6 +233,8 @@ async def _arrival(size: tuple[int, int] | None, place: Place, settings: Setting
     height, width = size
     if height * width > settings.max_pixels:
         raise ImageTooLarge(f"{width} x {height} pixels are over the limit of {settings.max_pixels}")
+    if height * width > settings.max_body_bytes:
+        raise BodyTooLarge(f"{width} x {height} pixels are over the limit of {settings.max_body_bytes} bytes")
     await place.hold(height * width, timeout_s=deadline_at - time.monotonic())
     return Arrival(height, width)
 

@@ -62,6 +62,11 @@ class Queued:
         batches = tuple(self._job.batches)  # a device may add to them meanwhile
         return Features.joined(batches) if batches else None
 
+    def check(self) -> None:
+        """Raise what `features` would where the screen has its answer: before its last line that is an error."""
+        if self._job.over:
+            self.features()
+
     def features(self) -> Computed:
         """Wait for the features of all windows, once every line has arrived.
 

@@ -20,13 +20,17 @@ def slowly(frame: NDArray[np.uint8]) -> Brightness:
     side = max(1, min(frame.shape) // BLOCKS)
     step = 7 if side >= 140 else 1
     looked_at = np.arange(len(frame)) % step == 0
-    means = [
-        int(np.rint(frame[top : top + side][lines, left : left + side].mean()))
-        for top in range(0, len(frame), side)
-        if (lines := looked_at[top : top + side]).any()
-        for left in range(0, frame.shape[1], side)
-    ]
     height, width = frame.shape
+
+    def blocks(length: int) -> list[slice]:
+        starts = range(0, length - side + 1, side)
+        return [slice(start, start + side if start + 2 * side <= length else length) for start in starts]
+
+    means = [
+        int(np.rint(frame[rows][looked_at[rows]][:, columns].mean()))
+        for rows in blocks(height)
+        for columns in blocks(width)
+    ]
     saturated = float((frame[looked_at] == 255).mean())
     return Brightness(size=(height, width), contrast=max(means) - min(means), saturated_ratio=saturated)
 
@@ -43,6 +47,15 @@ def test_in_whatever_pieces_the_lines_come_the_frame_is_as_bright(frame: NDArray
 def test_a_frame_of_one_level_has_no_contrast(level: int) -> None:
     found = Brightness.of(np.full((100, 70), level, np.uint8))
     assert (found.contrast, found.saturated_ratio) == (0, float(level == 255))
+
+
+@pytest.mark.parametrize("sigma", [3.0, 5.0])
+@pytest.mark.parametrize("size", [(10_000, 5_000), (4_000, 3_000), (9_000, 4_500), (7_700, 4_500), (2_300, 1_100)])
+def test_the_noise_of_a_dark_frame_is_no_contrast_whatever_its_size(size: tuple[int, int], sigma: float) -> None:
+    """What is left of a side beyond its last whole block may be a few pixels, whose mean is noise."""
+    noise = np.random.default_rng(0).normal(12, sigma, (size[0] // 10, size[1])).clip(0, 255).astype(np.uint8)
+    frame = np.tile(noise, (10, 1))
+    assert Brightness.of(frame).contrast < 2
 
 
 def test_a_tall_block_of_bright_lines_does_not_overflow() -> None:

@@ -16,7 +16,7 @@ from PIL import Image, ImageFile
 
 from engine import to_grey
 from service import decoders
-from service.decoders import plain_pixels
+from service.decoders import ADAM7, plain_pixels
 from service.errors import IncompleteImage, ServiceError, UnreadableImage
 from service.images import MAGIC, Source, decode
 from tests.service.pictures import (
@@ -215,17 +215,50 @@ def of_chunks(*chunks: bytes) -> bytes:
     "data",
     [
         of_chunks(chunk(b"IDAT", zlib.compress(ROWS[:-1]))),  # a byte too few
+        of_chunks(chunk(b"IDAT", zlib.compress(ROWS[: len(ROWS) // 2]))),  # whole rows too few, in a whole stream
         of_chunks(chunk(b"IDAT", zlib.compress(b"\7" + ROWS[1:]))),  # no filter of the format
         of_chunks(chunk(b"IDAT", zlib.compress(ROWS)[:-2000])),
         of_chunks(chunk(b"IDAT", b"")),
         of_chunks(),
     ],
-    ids=["short", "filter", "cut", "empty", "none"],
+    ids=["short", "half", "filter", "cut", "empty", "none"],
 )
 def test_a_png_that_lacks_pixels_is_refused(data: bytes) -> None:
     assert data[-12:] == chunk(b"IEND", b"")
     with pytest.raises((IncompleteImage, UnreadableImage)):
         read(data, PNG)
+
+
+def interlaced(rows_of_pass: dict[int, int] | None = None) -> bytes:
+    """GREY as an interlaced PNG, of the passes of which only so many rows are there."""
+    filtered = b""
+    for number, (left, top, across, down) in enumerate(ADAM7):
+        rows = GREY[top::down, left::across]
+        kept = (rows_of_pass or {}).get(number, len(rows))
+        filtered += b"".join(b"\0" + row.tobytes() for row in rows[:kept])
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 72, 64, 8, 0, 0, 0, 1))
+    return MAGIC["PNG"][0] + header + chunk(b"IDAT", zlib.compress(filtered)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("missing", range(1, 8))
+def test_an_interlaced_png_that_lacks_passes_is_refused(missing: int) -> None:
+    assert (read(interlaced(), PNG) == GREY).all()
+    with pytest.raises(IncompleteImage, match=r"holds \d+ bytes of pixels, and its header says"):
+        read(interlaced(dict.fromkeys(range(7 - missing, 7), 0)), PNG)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "P", "1"])
+@pytest.mark.parametrize("lost", [1, 40])
+def test_no_row_of_a_png_is_filled_in_whatever_its_colours(mode: str, lost: int) -> None:
+    """By a writer whose camera stopped: a whole zlib stream of fewer rows, every checksum right."""
+    kept = io.BytesIO()
+    image = Image.fromarray(np.stack([GREY] * 3, axis=2)).convert(mode)
+    image.crop((0, 0, 72, 64 - lost)).save(kept, "PNG")
+    data = kept.getvalue()
+    header = data[8:33]
+    taller = header[8:12] + struct.pack(">I", 64) + header[16:21]
+    with pytest.raises(IncompleteImage, match=r"bytes of pixels, and its header says"):
+        read(MAGIC["PNG"][0] + chunk(b"IHDR", taller) + data[33:], PNG)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from engine import BundleError, InferenceError
 from service.files import FileResult, inspect_files, inspector, picture_paths, screen_id_of
 from service.inspector import Inspection, Inspector, from_json
 from service.problems import Problem
-from service.routes import SCREEN_ID
+from service.routes import LONGEST_SCREEN_ID, SCREEN_ID
 from service.settings import Settings
 from tests.service.apps import SCREENS, SIZE, Device, Frame, encoded, inspecting
 
@@ -143,6 +143,7 @@ def test_a_bundle_that_must_not_be_used_is_an_error_before_any_file(tmp_path: Pa
 @given(NAMES)
 def test_a_files_name_becomes_an_id_that_the_service_would_take(name: str) -> None:
     assert re.fullmatch(SCREEN_ID, screen_id_of(Path("folder") / name))
+    assert len(screen_id_of(Path("folder") / name)) <= LONGEST_SCREEN_ID
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import json
 import socket
 import time
 import weakref
@@ -20,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from service import inlet
 from service.bodies import receive
 from service.errors import ServiceError
-from service.inlet import EXTENSION
+from service.inlet import EXTENSION, LONGEST_HEAD_BYTES
 from tests.service.apps import WAIT_S, running
 from tests.service.devices import until
 
@@ -250,7 +251,56 @@ def test_sender_that_closes_its_side_behind_a_body_is_answered(app: App, line: s
     assert line.recv(1) == b""
 
 
+def refusal(line: socket.socket) -> dict[str, Any]:
+    """The problem document behind which the connection is closed."""
+    answer = b""
+    while data := line.recv(2**16):
+        answer += data
+    header, _, body = answer.partition(b"\r\n\r\n")
+    assert header.startswith(b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n")
+    document = json.loads(body)
+    assert (document["status"], document["code"]) == (400, "malformed_request")
+    return dict(document)
+
+
 def test_length_and_chunks_at_once_are_refused(app: App, line: socket.socket) -> None:
     line.sendall(head(LONG, "transfer-encoding: chunked") + b"3\r\nabc\r\n0\r\n\r\n")
-    assert line.recv(100).startswith(b"HTTP/1.1 400 ")
+    refusal(line)
     assert app.ended == []
+
+
+ENDLESS = {
+    "headers": (b"POST / HTTP/1.1\r\nhost: line\r\n", b"x: y\r\n"),
+    "a header": (b"POST / HTTP/1.1\r\nhost: line\r\nx: ", b"y"),
+    "an address": (b"POST /", b"y"),
+    "trailers": (head(0).replace(b"content-length: 0", b"transfer-encoding: chunked") + b"0\r\n", b"x: y\r\n"),
+}
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+def test_what_a_parser_would_hold_has_a_limit(app: App, line: socket.socket, what: str) -> None:
+    begin, more = ENDLESS[what]
+    line.sendall(begin)
+    time.sleep(MOMENT_S)
+    line.sendall(more * (LONGEST_HEAD_BYTES // len(more)))
+    line.sendall(more)
+    assert "65536 bytes" in refusal(line)["detail"]
+
+
+def test_headers_within_the_limit_are_taken_in_whatever_pieces(app: App, line: socket.socket) -> None:
+    body, long_head = noise(9), head(9, *[f"x-{number}: {'y' * 1000}" for number in range(50)])
+    for start in range(0, len(long_head), 7000):
+        line.sendall(long_head[start : start + 7000])
+        time.sleep(MOMENT_S)
+    line.sendall(body)
+    assert answers(line, 1) == [digest(body)]
+
+
+def test_a_connection_that_brings_no_whole_head_is_closed() -> None:
+    with running(App(), loop="asyncio", lifespan="off", timeout_keep_alive=1) as address:
+        for begin in (b"", b"POST / HTTP/1.1\r\nhost:"):
+            with socket.create_connection(address, WAIT_S) as connection:
+                connection.sendall(begin)
+                begun_at = time.monotonic()
+                assert connection.recv(1) == b""
+                assert time.monotonic() - begun_at > 0.9

@@ -2,6 +2,7 @@ import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from engine import InferenceError, cover
+from service.aggregation import aggregate
+from service.arrival import Arrival
 from service.errors import Conflict, DeadlineExceeded, ServiceError
 from service.examples import VERDICTS
 from service.images import RAW, Source, decode
@@ -189,6 +192,36 @@ def test_without_a_record_every_screen_is_new() -> None:
 def test_what_cannot_be_recorded_has_no_verdict() -> None:
     with inspecting(Device(), Memory(failing=True)) as inspector, pytest.raises(StoreError):
         inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER)
+
+
+def test_a_screen_that_has_failed_waits_for_no_more_of_its_lines() -> None:
+    """A device that is gone ends the process, and a sender that has stalled does not keep the line down meanwhile."""
+    size = 256, 192  # of which the first three rows of windows are more than a batch
+    device, arrival = Device(), Arrival(*size)
+    device.failure = InferenceError("no device")
+    arrival.pixels[:] = frame(size=size)
+    with inspecting(device) as inspector:
+        arrival.received(size[1] * (size[0] - 1))  # all lines but the last
+        begun_at = time.monotonic()
+        with pytest.raises(InferenceError, match="no device"):
+            inspector.inspect("one", Source(data=arrival, media_type=RAW, size=size), deadline_at=NEVER)
+        assert time.monotonic() - begun_at < WAIT_S
+
+
+def test_a_verdict_that_comes_too_late_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    late_s, record = [0.0], Memory()
+
+    def slowly(*arguments: Any) -> Any:  # noqa: ANN401 - whatever it takes and gives
+        late_s[0] = 100.0
+        return aggregate(*arguments)
+
+    monkeypatch.setattr("service.inspector.aggregate", slowly)
+    with (
+        inspecting(Device(), record, clock=lambda: time.monotonic() + late_s[0]) as inspector,
+        pytest.raises(DeadlineExceeded, match="before the verdict could be recorded"),
+    ):
+        inspector.inspect("one", png(SCREENS["pass"]), deadline_at=time.monotonic() + 50)
+    assert record.answers == {}
 
 
 def test_a_failed_screen_is_not_recorded() -> None:

@@ -1,4 +1,5 @@
 import re
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 
@@ -91,6 +92,26 @@ def test_a_refused_request_says_why_in_its_line_and_the_next_one_does_not(tmp_pa
     assert refused["detail"] == "no screen none was answered"
     assert next_one["status"] == 200
     assert not {"code", "detail"} & next_one.keys()
+
+
+def test_a_request_that_came_with_another_has_a_line_of_its_own(tmp_path: Path) -> None:
+    """Which begins in the context of the one before, where both lie in one packet."""
+    with logged() as lines, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
+        url = client.base_url
+        with socket.create_connection((url.host, url.port or 80), 10) as connection:
+            asked = [("/v1/screens/none", "first", ""), ("/v1/screens", "second", "connection: close\r\n")]
+            connection.sendall(
+                "".join(
+                    f"GET {path} HTTP/1.1\r\nhost: line\r\nx-request-id: {name}\r\n{more}\r\n"
+                    for path, name, more in asked
+                ).encode()
+            )
+            while connection.recv(2**16):
+                pass
+    (first,), (second,) = of(lines, "first"), of(lines, "second")
+    assert (first["status"], first["code"]) == (404, "not_found")
+    assert second["status"] == 200
+    assert not {"code", "detail"} & second.keys()
 
 
 def test_what_machines_ask_every_few_seconds_is_logged_for_who_looks_for_it(tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 def test_every_code_has_a_status_and_a_title() -> None:
     assert codes() == {error.code: error.status for error in concrete_errors()} | {
+        "malformed_request": 400,
         "method_not_allowed": 405,
         "inference_failed": 500,
         "record_failed": 500,

@@ -41,7 +41,10 @@ def test_answers_are_listed_newest_first_in_pages(tmp_path: Path) -> None:
         assert client.get("/v1/screens").json()["items"] == seen
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=all", "cursor=-1", "cursor=x", f"cursor={2**63}"])
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=all", "cursor=-1", "cursor=x", f"cursor={2**63}", "limt=2", "limit=2&limit=3"],
+)
 def test_a_page_that_cannot_be_is_refused(client: httpx.Client, query: str) -> None:
     assert is_problem(client.get(f"/v1/screens?{query}"), 422, "invalid_request")
 
@@ -60,6 +63,8 @@ def test_a_cursor_before_the_first_answer_is_an_empty_page(client: httpx.Client)
         ("GET", "/static-offline-docs/nothing.js", 404, "not_found"),
         ("DELETE", "/v1/screens/one", 405, "method_not_allowed"),
         ("POST", "/metrics", 405, "method_not_allowed"),
+        ("POST", "/v1/screens/?screen_id=one", 404, "not_found"),
+        ("GET", "/readyz/", 404, "not_found"),
     ],
 )
 def test_a_path_that_is_none_has_its_problem_too(

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
-SCREEN = re.compile(r"[A-Za-z0-9._-]{1,64}")  # a screen_id of the service, by which verdicts are found again
+# a screen_id of the service, by which verdicts are found again
+SCREEN = re.compile(r"(?=.{1,64}$)[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 LABEL = re.compile(r"[a-z][a-z0-9_]*")
 
 
