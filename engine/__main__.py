@@ -215,7 +215,8 @@ def compare(
         found = comparison.compare(left, right, data, limit=limit, console=Console(stderr=True))
     names = (_name(left), _name(right))
     if as_json:
-        print(json.dumps({"a": names[0], "b": names[1], **found.as_dict()}, indent=2))
+        told = {"a": names[0], "b": names[1], **found.as_dict()}
+        print(json.dumps(json.loads(json.dumps(told), parse_constant=lambda _: None), indent=2))  # JSON knows no NaN
     else:
         comparison.show(found, names, Console(**PLAIN))
 

@@ -83,11 +83,15 @@ def export(
         draft.chmod(0o755)
         if out.exists():
             out.rename(old)
-        draft.rename(out)
+        try:
+            draft.rename(out)
+        except OSError:
+            if old.exists():
+                old.rename(out)
+            raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        if out.exists():
-            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     return difference
 
 

@@ -40,6 +40,9 @@ BAD_ARCHIVE = (
 )
 
 
+MOST_BYTES = 2**28  # of its arrays: a patch of 1024 px takes one, and an export keeps two
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Golden:
     """Patches with known answers.
@@ -148,6 +151,10 @@ def _read_arrays(raw: bytes) -> dict[str, NDArray[Any]]:
         arrays = np.load(BytesIO(raw), allow_pickle=False)
         if not isinstance(arrays, NpzFile) or sorted(arrays) != sorted(ARRAYS):
             raise _refused(f"must be an archive of {', '.join(ARRAYS)}, nothing else")
+        assert arrays.zip is not None  # it is open
+        inflated = sum(entry.file_size for entry in arrays.zip.infolist())
+        if inflated > MOST_BYTES:
+            raise _refused(f"takes {inflated} bytes of memory, over the limit of {MOST_BYTES}")
         return {name: arrays[name] for name in arrays}
     except BAD_ARCHIVE as error:
         raise _refused("cannot be read as arrays") from error

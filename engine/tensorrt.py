@@ -88,6 +88,8 @@ class TensorRTBackend:
             if precision == "fp32":
                 self.notes.append("the bundle has no graph in fp16, so it runs in fp32: export it again")
         self.precision = precision.removesuffix("-trt")
+        if self.precision == "bf16":  # a float32 graph with a word for OpenVINO
+            raise RuntimeUnavailable("TensorRT runs fp32, fp16 and int8 here, not bf16")
         self._bundle = bundle
         wanted = batch_of(self.manifest, batch_size)
         # ONNX Runtime refuses what it would on a CPU, also where there is a plan, which does not tell where its weights

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,18 @@ from training.folder import load_run
 from training.network import FeaturesGraph
 
 BATCH = 5
+
+
+def patch_of(run: Path) -> int:
+    """Side of the patches in pixels that a finished run was judged by.
+
+    Raises:
+        ValueError: the run is not finished.
+        OSError: its data is gone, which alone tells.
+    """
+    _, config, _ = load_run(run)
+    facts = json.loads((config.data.folders[0] / "cut.json").read_text())
+    return int(facts["patch_px"])
 
 
 def contestants(run: Path, *, batch_size: int | None, patch_px: int) -> tuple[list[Contestant], dict[str, str]]:

@@ -41,6 +41,7 @@ from training.temperature import Sureness, fit_temperatures, sigmoid, temperatur
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
 PARITY_PATCHES = 16
+STAGE_BY_STAGE = ("kssnet", "tdrg")
 GOLDEN_PATCHES = 2  # pixels of noise do not compress, and a bundle should stay small
 
 
@@ -110,6 +111,8 @@ def export_run(
     refuse_dropped(calibration)
     if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
         raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")
+    if "fp16" in precisions and config.network.method in STAGE_BY_STAGE:
+        raise ValueError(f"{config.network.method} is not made in fp16: its trunk is taken apart, stage by stage")
     if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
         raise ValueError(f"{run} has not learnt patches in all positions: augmentation.flip and quarter_turns")
     refuse_known(calibration, config.all_folders)

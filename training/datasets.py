@@ -317,7 +317,7 @@ class BalancedSampler(Sampler[int]):
         """`count` of the pool: the hard share by difficulty, of the rest each as often as any other but for one."""
         hard = 0 if self._difficulty is None else round(self._hard * count)
         rounds = [rng.permutation(pool) for _ in range(-(-(count - hard) // len(pool)))]
-        even = np.concatenate(rounds)[: count - hard]
+        even = np.concatenate([pool[:0], *rounds])[: count - hard]
         if self._difficulty is None:
             return even
         weight = self._difficulty[pool]
@@ -355,7 +355,8 @@ class ScreenBatches(Sampler[list[int]]):
         whole = batches[:-1] or batches  # fewer patches than one batch: that is the batch
         if len(whole) < world:
             raise ValueError(f"there are {len(whole)} batches of {batch} patches in whole screens for {world} devices")
-        limit = len(whole) if count is None else max(1, min(len(whole), count // batch))
+        sizes = np.cumsum([len(one) for one in whole])
+        limit = len(whole) if count is None else max(1, int(np.searchsorted(sizes, count, side="right")))
         self._batches = whole[: max(limit // world, 1) * world][rank::world]
 
     def __len__(self) -> int:

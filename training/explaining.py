@@ -71,12 +71,15 @@ def explain(
         raise ValueError(f"the bundle has no label {stranger!r}; it has {', '.join(known)}")
     if len({image.stem for image in images}) < len(images):
         raise ValueError("two images have the same name, and so would their pictures")
+    pictures = {image: out / f"{image.stem}.jpg" for image in images}
+    if taken := {image.resolve() for image in images} & {picture.resolve() for picture in pictures.values()}:
+        raise ValueError(f"{min(taken)} would be replaced by its own picture: name another folder for those")
     truth = read_truth(data) if data is not None else {}
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for image in track(images, "explain"):
         picture = draw(attribution, read_frame(image), truth.get(image.stem, []), name=image.stem, labels=labels)
-        written.append(out / f"{image.stem}.jpg")
+        written.append(pictures[image])
         write(written[-1], picture)
     return written
 

@@ -113,11 +113,11 @@ class TwoStage:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class FirstStage:
-    """Stage 1 alone, which decides by `scale` times its score."""
+    """Stage 1 alone, which decides by `scale_L` times its score."""
 
     first: Pooled
     reasoning: tuple[str, ...]
-    scale: float
+    scale_L: Array
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class FirstStage:
         """See `Head`."""
         looked_LDS = self.first.looked_at(*others)
         part_LHW, constant_L = self.first.take_apart(feature_LF, looked_LDS, others[0].shape[1:])
-        return part_LHW, constant_L, self.scale * part_LHW, self.scale * constant_L
+        return part_LHW, constant_L, self.scale_L[:, None, None] * part_LHW, self.scale_L * constant_L
 
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
         """See `Head`."""
@@ -168,21 +168,22 @@ def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage
     """
     seen, reasoned = _Graph(features), _Graph(reasoning)
     score = reasoned.maker("probability", "Sigmoid").input[0]
-    trunk = seen.maker("activation", "Conv").input[0]  # 1 x 1, in every form
+    temperature_L11, activation = seen.tempered("activation")
+    trunk, weight, *_ = seen.maker(activation, "Conv").input  # 1 x 1, in every form
     if seen.kind("stage1") != "ReduceSum":
-        weight_LD = (
-            seen.constant(seen.maker("activation", "Conv").input[1])[:, :, 0, 0] if seen.takes_largest(trunk) else None
-        )
+        weight_LD = None
+        if seen.takes_largest(trunk):
+            weight_LD = seen.constant(weight)[:, :, 0, 0] / temperature_L11.reshape(-1, 1)
         source = "activation" if weight_LD is None else trunk
         return OneStage(
             features=("label_features", "stage1", source), reasoning=("probability", score), weight_LD=weight_LD
         )
     first = _read_first(seen, trunk)
-    if score == "stage1":
-        return FirstStage(first=first, reasoning=("probability", score), scale=1.0)
-    if reasoned.kind(score) == "Mul":
-        scale, _ = reasoned.factor(score, "Mul")
-        return FirstStage(first=first, reasoning=("probability", score), scale=float(scale))
+    temperature_L, scaled = reasoned.tempered(score)
+    if scaled == "stage1" or reasoned.kind(scaled) == "Mul":
+        scale, _ = (np.ones(()), "") if scaled == "stage1" else reasoned.factor(scaled, "Mul")
+        scale_L = np.broadcast_to(scale / temperature_L.ravel(), len(first.bias_LF))
+        return FirstStage(first=first, reasoning=("probability", score), scale_L=scale_L)
     enhanced, weight = reasoned.maker(score, "Gemm").input  # classifier 2 on concat(X, R'), without bias
     classifier = reasoned.constant(weight)
     labels, width = first.bias_LF.shape
@@ -256,6 +257,13 @@ class _Graph:
         (constant,) = (name for name in names if name in self._constants)
         (other,) = (name for name in names if name not in self._constants)
         return self.constant(constant), other
+
+    def tempered(self, value: str) -> tuple[Array, str]:
+        """The temperature by which a value was divided at last, 1 without one, and the value before."""
+        if self.kind(value) != "Div":
+            return np.ones(()), value
+        before, divisor = self._makers[value].input
+        return self.constant(divisor), before
 
     def takes_largest(self, value: str) -> bool:
         """Whether the largest of a value is taken."""

@@ -131,8 +131,13 @@ def localisation_tables(found: Mapping[str, Mapping[str, Localisation]]) -> Iter
             for stage, one in stages.items():
                 values = [*getattr(one, figure).values(), getattr(one, f"{figure}_mean")]
                 table.add_row(f"{Path(bundle).name}, {stage}", *map(_value, values))
-        flat = [getattr(hit, of_flat) for hit in some.flat.values()]
-        table.add_row("a flat map", *(f"{v:.3f}" for v in [*flat, sum(flat) / len(flat)]), style="dim")
+        by_grid: dict[tuple[float, ...], list[str]] = {}  # of larger cells a flat map hits more
+        for bundle, stages in found.items():
+            flat = tuple(getattr(hit, of_flat) for hit in next(iter(stages.values())).flat.values())
+            by_grid.setdefault(flat, []).append(Path(bundle).name)
+        for flat, names in by_grid.items():
+            whose = "a flat map" + (f", cells of {', '.join(names)}" if len(by_grid) > 1 else "")
+            table.add_row(whose, *(f"{v:.3f}" for v in [*flat, sum(flat) / len(flat)]), style="dim")
         table.add_row("patches", *(str(v.total) for v in [*some.energy.values(), some.energy_mean]), style="dim")
         yield table
 

@@ -218,6 +218,16 @@ def test_an_array_that_no_memory_holds_is_refused(copy: Path) -> None:
         read_golden(copy)
 
 
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_unpacked(copy: Path) -> None:
+    packed = io.BytesIO()
+    pixels = np.zeros((1, 1, 2**14 + 1, 2**14), np.uint8)  # 300 kB of file
+    np.savez_compressed(packed, pixels=pixels, probability=PROBABILITY, activation=ACTIVATION)
+    del pixels
+    put(copy, packed.getvalue())
+    with pytest.raises(BundleError, match=r"takes 2684\d+ bytes of memory, over the limit of 268435456"):
+        read_golden(copy)
+
+
 def test_a_single_array_is_no_archive(copy: Path) -> None:
     np.save(copy / "one.npy", PIXELS)
     put(copy, (copy / "one.npy").read_bytes())

@@ -23,7 +23,7 @@ from engine import (
     fake_manifest,
 )
 from engine.looks import SECOND_LOOK_MOST, TURNED_LOOK_MOST
-from engine.manifest import MAX_MANIFEST_BYTES, PRECISION_FILES, REQUIRED_FILES, UNSAID, file_sha256, parse
+from engine.manifest import LOOSEST, MAX_MANIFEST_BYTES, PRECISION_FILES, REQUIRED_FILES, UNSAID, file_sha256, parse
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest.json"
 
@@ -42,7 +42,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
     glance = draw(st.just(NO_GLANCE) | st.builds(Glance, doubt_min=st.floats(0, 1, exclude_min=True)))
     glance_files = () if glance == NO_GLANCE else (GLANCE_FILE,)
     labels = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
-    ordered = st.lists(RATIOS, min_size=3, max_size=3).map(sorted)
+    ordered = st.lists(RATIOS, min_size=3, max_size=3).map(sorted).filter(lambda three: three[1] > 0)
     limits = ordered.map(lambda three: LabelLimits(threshold=three[1], review=(three[0], three[2])))
     return Manifest(
         name=draw(WORDS),
@@ -63,7 +63,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         batch_size=draw(st.integers(1, 1024)),
         frame=FrameLimits(saturated_ratio_max=draw(RATIOS), contrast_min=draw(st.floats(0, 255))),
         files={name: draw(HASHES) for name in (*REQUIRED_FILES, *extra, *glance_files)},
-        parity_tolerance={p: draw(RATIOS) for p in ("fp32", *(PRECISION_FILES[name] for name in extra))},
+        parity_tolerance={p: draw(st.floats(0, LOOSEST)) for p in ("fp32", *(PRECISION_FILES[name] for name in extra))},
         data_id=draw(LINES),
         training=draw(st.dictionaries(WORDS, LINES | st.floats(allow_nan=False, allow_infinity=False), max_size=4)),
     )
@@ -181,6 +181,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("labels.bubble.threshold", 1.01, "labels.bubble.threshold"),
     ("labels.bubble.threshold", -0.01, "labels.bubble.threshold"),
     ("labels.bubble.review", [0.8, 0.7], "labels.bubble.review"),
+    ("labels.bubble", {"threshold": 0, "review": [0, 0]}, "labels.bubble.threshold"),
     ("labels.bubble.review", [-0.1, 0.7], "labels.bubble.review"),
     ("labels.bubble.review", [0.1, 1.1], "labels.bubble.review"),
     ("frame.saturated_ratio_max", 1.5, "frame.saturated_ratio_max"),
@@ -188,6 +189,7 @@ EDITS: list[tuple[str, object, str]] = [
     ("labels.pinhole.threshold", 0.19, "labels.pinhole.threshold"),  # under its review band
     ("labels.pinhole.threshold", 0.86, "labels.pinhole.threshold"),  # over it
     ("parity_tolerance.fp32", -1e-9, "parity_tolerance.fp32"),
+    ("parity_tolerance.fp32", 0.2501, "parity_tolerance.fp32"),
     # not finite: NaN, Infinity, and a whole number too large for a float
     *[
         (path, value, path)

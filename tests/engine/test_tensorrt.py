@@ -191,6 +191,13 @@ def test_each_gpu_has_a_backend_of_its_own(machine: Machine, half_bundle: Path) 
     assert machine.used_bytes == 0
 
 
+def test_what_is_no_precision_of_tensorrt_is_said_before_anything_is_built(machine: Machine, bundle: Path) -> None:
+    """Such as bfloat16, whose graph is a float32 one with a word for another runtime: `auto` goes on to that one."""
+    with pytest.raises(RuntimeUnavailable, match="TensorRT runs fp32, fp16 and int8 here, not bf16"):
+        backend_of(bundle, precision="bf16")
+    assert machine.built == []
+
+
 def test_an_engine_of_another_precision_is_refused_and_not_kept(machine: Machine, half_bundle: Path) -> None:
     machine.datatype = "FP32"  # as TensorRT 11 makes it for tools that ask by a flag
     with pytest.raises(PlanError, match="the engine is fp32, not fp16"):

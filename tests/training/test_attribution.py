@@ -14,7 +14,7 @@ from onnx import numpy_helper
 
 from engine import Manifest, infer, load
 from tests.bundles import tiny_bundle
-from tests.engine.precisions import LABELS, PATCHES, write_graphs
+from tests.engine.precisions import LABELS, PATCHES, WIDTHS, write_graphs
 from tests.training.heads import CELLS, OneStage, Scaled, StageOne, two_stage
 from training.architecture import NetworkConfig
 from training.attribution import Attribution, Explanation
@@ -177,6 +177,26 @@ def test_a_rival_that_pools_maxima_is_taken_apart(method: str, tmp_path: Path) -
     constant = found.stage2.constant
     np.testing.assert_allclose(constant, np.tile(constant[:1], (len(PATCHES), 1)), atol=1e-4)  # the bias alone
     assert ((found.stage2.map != 0).sum(axis=(2, 3)) <= COMPACT[-1]).all()
+
+
+TEMPERED = [
+    *(("feature_clustering", pooling) for pooling in POOLINGS),
+    *((method, pooling) for method in ("plain", "kssnet") for pooling in ("average", "max")),
+]
+
+
+@pytest.mark.parametrize(("method", "pooling"), TEMPERED)
+def test_a_network_of_one_stage_is_taken_apart_as_it_is_exported(method: str, pooling: str, tmp_path: Path) -> None:
+    """With a temperature for each label, by which an export divides its scores."""
+    config = NetworkConfig(method=method, trunk="compact", pooling=pooling, **WIDTHS)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    network = build_network(len(LABELS), config).eval()
+    network.temper(torch.linspace(0.5, 2.0, len(LABELS)))
+    bundle = write_graphs(tmp_path / "bundle", FeaturesGraph(network), ReasoningGraph(network))
+    found = Attribution(bundle).explain(PATCHES)
+    whole = found.stage2.map.sum(axis=(2, 3)) + found.stage2.constant
+    np.testing.assert_allclose(1 / (1 + np.exp(-whole)), found.probability, atol=1e-4)
+    assert np.abs(found.stage2.map).max() > 0
 
 
 def test_a_score_that_is_no_mean_of_its_map_is_refused(one_stage: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from tests.training.data_form import TOML, write_toy
 from training.__main__ import app
 from training.architecture import NetworkConfig
 from training.baselines import METHODS, build_network
-from training.baselines.kssnet import KSSNet, label_graph
+from training.baselines.kssnet import SLOPE, KSSNet, label_graph
 from training.baselines.tdrg import mixed
 from training.bundling import export_run
 from training.complexity import describe
@@ -145,6 +145,24 @@ def test_a_rival_that_has_no_stage_2_says_so(tmp_path: Path) -> None:
         read_config(tmp_path / "toy.toml", [*plain[:2], "loss.contrast=0", "phase2.epochs=0"])
     with pytest.raises(ValueError, match="two_stage"):
         read_config(tmp_path / "toy.toml", ["network.method=resnet"])
+
+
+def test_label_embeddings_are_the_ones_written_out() -> None:
+    """A (E W) + b, layer by layer: the graph mixes what the weights make, and not their bias."""
+    network = rival("kssnet")
+    assert isinstance(network, KSSNet)
+    network.begin_phase("phase1", torch.tensor([[5.0, 2, 1], [2, 6, 0], [1, 0, 3]]))
+    before = [[float(i == j) for j in range(3)] for i in range(3)]
+    for layer, found in zip(network.convolutions, network.embeddings(), strict=True):
+        assert isinstance(layer, torch.nn.Linear)
+        weight, bias = layer.weight.tolist(), layer.bias.tolist()
+        made = [[sum(w * x for w, x in zip(row, one, strict=True)) for row in weight] for one in before]
+        raw = [
+            [sum(float(network.graph[i, k]) * made[k][d] for k in range(3)) + bias[d] for d in range(len(bias))]
+            for i in range(3)
+        ]
+        torch.testing.assert_close(found, torch.tensor(raw), atol=1e-5, rtol=1e-4)
+        before = [[x if x > 0 else SLOPE * x for x in row] for row in raw]
 
 
 def test_the_label_graph_is_the_one_written_out() -> None:

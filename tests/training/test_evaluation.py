@@ -133,6 +133,22 @@ def test_a_screen_is_known_by_its_pixels(tmp_path: Path) -> None:
             refuse_known([tmp_path / folders[0]], [tmp_path / folders[1]])
 
 
+@pytest.mark.parametrize("batch", [4, 6, 8, 12])
+def test_batches_of_whole_screens_are_no_more_patches_than_asked_for(folder: Path, batch: int) -> None:
+    patches = PatchSet([folder], "train")
+    for count in (10, 24, 40):
+        sizes = [len(one) for one in ScreenBatches(patches, batch=batch, count=count, seed=0, epoch=0)]
+        assert sum(sizes) <= max(count, sizes[0])
+        assert sum(sizes) > count - 2 * batch - 4
+
+
+def test_a_share_that_rounds_to_nothing_is_nothing() -> None:
+    labels, same = np.eye(8, 2, dtype=np.int8), np.ones(8, np.float32)
+    few = BalancedSampler(labels, positives=0.05, count=8, seed=0, epoch=0)
+    hard = BalancedSampler(labels, positives=None, count=3, difficulty=same, hard=0.9, seed=0, epoch=0)
+    assert (len(list(few)), len(list(hard))) == (8, 3)
+
+
 def test_one_label_is_told_as_well_as_several() -> None:
     probability = np.array([[0.9], [0.2], [0.8], [0.1], [0.7]], np.float32)
     target = np.array([[1], [1], [0], [0], [-1]], np.int8)

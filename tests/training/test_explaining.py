@@ -42,6 +42,15 @@ def test_a_screen_and_a_patch_are_drawn_with_a_row_for_each_label(
         assert two_rows.height > 1.9 * one_row.height
 
 
+def test_a_picture_does_not_replace_what_it_is_of(one_stage: Path, screen: Path, tmp_path: Path) -> None:
+    photograph = tmp_path / "photograph.jpg"
+    cv2.imwrite(str(photograph), read_frame(screen))
+    before = photograph.read_bytes()
+    with pytest.raises(ValueError, match=r"photograph.jpg would be replaced by its own picture"):
+        explain(one_stage, [screen, photograph], tmp_path)
+    assert photograph.read_bytes() == before
+
+
 def test_both_stages_are_drawn_side_by_side(
     two_stages: Path, one_stage: Path, screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

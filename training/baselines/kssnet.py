@@ -52,7 +52,8 @@ class KSSNet(OneStage):
         found = []
         x_LD = torch.eye(self.labels, device=self.graph.device)
         for convolution in self.convolutions:
-            raw_LD = self.graph @ convolution(x_LD)
+            assert isinstance(convolution, nn.Linear)
+            raw_LD = self.graph @ functional.linear(x_LD, convolution.weight) + convolution.bias
             found.append(raw_LD)
             x_LD = functional.leaky_relu(raw_LD, SLOPE)
         return found

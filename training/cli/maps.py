@@ -30,7 +30,7 @@ def explain(
     from training import explaining
 
     for picture in explaining.explain(bundle, images, out, labels=label or (), data=data):
-        console.print(str(picture))
+        console.print(str(picture), markup=False, highlight=False, soft_wrap=True)  # as it is, for whoever reads on
 
 
 @app.command()

@@ -225,15 +225,19 @@ def bench(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
     bundle: Annotated[Path | None, typer.Option(help="Its bundle: the runtimes take turns with PyTorch.")] = None,
     batch: Annotated[int | None, typer.Option(help="Patches of a batch.", min=1)] = None,
-    patch: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=32)] = 1024,
+    patch: Annotated[int | None, typer.Option(help="Side of a patch; default: the bundle's, or the data's.")] = None,
     seconds: Annotated[float, typer.Option(help="Measured time for each row, on average.", min=0)] = 10.0,
     json_file: Json = None,
 ) -> None:
     """Time a run's network in PyTorch, eager and compiled, and beside it the runtimes of its bundle."""
+    from engine import Manifest
     from engine import bench as benchmark
-    from training.benchmark import contestants
+    from training.benchmark import contestants, patch_of
 
-    others, missing = contestants(run, batch_size=batch, patch_px=patch)
+    side = Manifest.read(bundle).patch_px if bundle is not None else patch or patch_of(run)
+    if patch not in (None, side):
+        raise typer.BadParameter(f"{bundle} takes patches of {side} px: name no other", param_hint="--patch")
+    others, missing = contestants(run, batch_size=batch, patch_px=side)
     found = benchmark.bench(bundle, batch_size=batch, seconds=seconds, others=others, missing=missing, console=console)
     benchmark.show(found, console)
     if json_file is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -57,7 +58,9 @@ def table(
         rows=row or (),
     )
     # what was asked for otherwise does not replace the table itself, nor each other
-    asked = [row, fold, patch, set_, seeds if seeds != SEEDS else None]
+    earlier = out / f"table-{name}-{preset}-{data.name}.md"  # of other data of that name?
+    other = earlier.is_file() and f"--data {shlex.quote(str(data))} " not in earlier.read_text()
+    asked = [row, fold, patch, set_, seeds if seeds != SEEDS else None, str(data) if other else None]
     mark = hashlib.sha256(repr(asked).encode()).hexdigest()[:6]
     stem = f"table-{name}-{preset}-{data.name}{f'-{mark}' if any(asked) else ''}"
     if not is_first():

@@ -84,28 +84,36 @@ def run_cell(
         The cell and the folder of its run.
 
     Raises:
+        BeingTrainedError: another process is at it.
         ValueError: a setting is wrong, the data does not fit, or the run is gone that this one begins with.
     """
     config = _config(row, division, seed, preset=preset, settings=settings, base=base)
     name = _name(config, base)
     run, file = out / "runs" / name, out / "cells" / f"{name}.json"
-    if file.is_file():
-        kept = Cell(**{**json.loads(file.read_text()), "row": row.title, "division": division.name})
-        if kept.steps_only or IMAGE in kept.figures or not RunFolder(run).finished:
-            return kept, run
-        # else of a version that did not count whole images: measured again
-    else:
+    if (kept := _kept(file, run)) is not None:
+        return dataclasses.replace(kept, row=row.title, division=division.name), run
+    if not file.is_file():
         if base is not None and not RunFolder(base).finished:
             first = file.with_stem(base.name)
             raise ValueError(f"{base} is gone, whose phase 1 {row.title!r} begins with: remove {first} to train it")
         fit(config.model_copy(update={"run": run}))
     with devices.first_first() as here:
         if here:
-            cell = measure(run, row, division, seed)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            whole.replace(file, lambda draft: draft.write_text(json.dumps(dataclasses.asdict(cell), indent=2) + "\n"))
-            (run / "last.ckpt").unlink(missing_ok=True)
+            with RunFolder(run).alone():  # another process may have come here for the same cell
+                if _kept(file, run) is None:
+                    told = json.dumps(dataclasses.asdict(measure(run, row, division, seed)), indent=2) + "\n"
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    whole.replace(file, lambda draft: draft.write_text(told))
+                (run / "last.ckpt").unlink(missing_ok=True)
     return Cell(**json.loads(file.read_text())), run
+
+
+def _kept(file: Path, run: Path) -> Cell | None:
+    """A finished cell; None also for one of a version that did not count whole images, if it can be measured again."""
+    if not file.is_file():
+        return None
+    kept = Cell(**json.loads(file.read_text()))
+    return kept if kept.steps_only or IMAGE in kept.figures or not RunFolder(run).finished else None
 
 
 def _config(
