@@ -131,8 +131,9 @@ def test_an_image_installs_what_is_pinned(path: Path) -> None:
 
 def test_every_dependency_of_the_images_is_pinned_to_a_version_that_it_may_have() -> None:
     found = pins()
-    base = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    for package in [*map(Requirement, base), *of_the_gpu()]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    of_the_cpu = project["optional-dependencies"]["openvino"]
+    for package in [*map(Requirement, [*project["dependencies"], *of_the_cpu]), *of_the_gpu()]:
         assert package.specifier.contains(found[canonicalize_name(package.name)]), package
     assert not found.keys() & TRAINING_ALONE
 
@@ -167,11 +168,16 @@ def base_install() -> set[str]:
 
 
 def test_the_base_install_has_no_torch() -> None:
-    assert arguments_of("RUN")[0].endswith("pip install --no-cache-dir --constraint constraints.txt .")
     names = base_install()
     assert {"onnxruntime", "fastapi", "starlette"} <= names  # with what its dependencies need
     assert not names & TRAINING_ALONE
     assert not {name for name in names if name.startswith("nvidia-")}
+
+
+def test_the_cpu_image_serves_by_openvino() -> None:
+    """Without it the base install serves by ONNX Runtime, in float32, and misses the figures of the README."""
+    (install,) = (line for line in arguments_of("RUN") if "pip install" in line)
+    assert install.endswith("--constraint constraints.txt '.[openvino]'")
 
 
 def test_the_gpu_install_asks_for_nothing_of_the_training() -> None:
