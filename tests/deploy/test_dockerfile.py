@@ -177,7 +177,7 @@ def test_the_base_install_has_no_torch() -> None:
 def test_the_cpu_image_serves_by_openvino() -> None:
     """Without it the base install serves by ONNX Runtime, in float32, and misses the figures of the README."""
     (install,) = (line for line in arguments_of("RUN") if "pip install" in line)
-    assert install.endswith("--constraint constraints.txt '.[openvino]'")
+    assert "'.[openvino]'" in install
 
 
 def test_the_gpu_install_asks_for_nothing_of_the_training() -> None:
