@@ -42,7 +42,7 @@ BFLOAT_LAYERS = "bfloat16"  # in the metadata of that graph: the names of the la
 RELEASE_FILE = "release.json"
 FEATURES_FILES = {"fp32": "features.onnx", **{precision: name for name, precision in PRECISION_FILES.items()}}
 MAX_MANIFEST_BYTES = 2**20
-LOOSEST = 0.25  # parity: a self-test that takes any answer for the golden one would prove nothing
+LOOSEST = 0.5  # parity: with more, a graph that always says no would give the golden patches' answers
 
 Outcome = Literal["pass", "fail", "review"]
 

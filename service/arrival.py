@@ -1,12 +1,14 @@
 """A raw frame while its lines come: the event loop writes them, the screen's own thread works on what is there."""
 
 import threading
+from collections.abc import Callable
 from copy import copy
 
 from service.frames import FrameMemory
 
 _MEMORY = FrameMemory()  # one for the process: a bundle of its own each would double it in a swap
 
+CHECK_S = 0.25
 STEPS = 20  # words about a frame while it comes: each wakes a thread, and a row of windows is a tenth of it
 
 
@@ -49,20 +51,35 @@ class Arrival:
             self._failure = copy(error)
             self._changed.notify_all()
 
-    def wait(self, lines: int, timeout_s: float) -> int:
+    def wait(self, lines: int, timeout_s: float, check: Callable[[], None] = lambda: None) -> int:
         """Wait for more than `lines` lines; how many are there.
+
+        Args:
+            lines: that are known to be there.
+            timeout_s: how long to wait.
+            check: called every quarter of a second while none comes; raises where it is in vain, as of a device that is
+                gone for good, which waits for no slow sender.
 
         Raises:
             TimeoutError: none came in time.
-            Exception: a copy of that of `fail`.
+            Exception: a copy of that of `fail`, or that of `check`.
         """
+        left_s = timeout_s
+        while left_s > CHECK_S and not self._comes(lines, CHECK_S):
+            check()
+            left_s -= CHECK_S
+        told = self._comes(lines, min(left_s, CHECK_S))
         with self._changed:
-            told = self._changed.wait_for(lambda: self._failure is not None or self._lines > lines, timeout_s)
             if self._failure is not None:
                 raise copy(self._failure)  # its traceback holds this call, and so this object, which must not hold it
             if not told:
                 raise TimeoutError
             return self._lines
+
+    def _comes(self, lines: int, timeout_s: float) -> bool:
+        """Whether within that time there are more lines, or will be none."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._failure is not None or self._lines > lines, timeout_s)
 
     def _tell(self, lines: int) -> None:
         with self._changed:

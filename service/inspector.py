@@ -45,7 +45,6 @@ from service.store import Answered
 from service.verdict import Model, Timing, Verdict
 
 _VERDICT = TypeAdapter(Verdict)
-CHECK_S = 0.25  # between two looks, while no line comes, at whether the screen is still wanted
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.inspector")
 
@@ -167,7 +166,7 @@ class Inspector:
         waited_s, decode_s = waited_s + room_s, lap() - room_s
 
         if (before := self._record.find(screen_id)) is not None:
-            return _again(before, frame, self._look(frame, deadline_at))
+            return _again(before, frame, self._look(frame, deadline_at, lambda lines: None, lambda: None))
 
         # 3 cover
         windows = self._cover(*frame.pixels.shape)
@@ -188,7 +187,7 @@ class Inspector:
                 queued.arrived(lines)
                 early.look(lines)
 
-            look = self._look(frame, deadline_at, told, check=queued.check)
+            look = self._look(frame, deadline_at, told, queued.check)
             if frame.arrival is None:
                 decode_s += lap()
             else:
@@ -263,11 +262,7 @@ class Inspector:
         )
 
     def _look(
-        self,
-        frame: Frame,
-        deadline_at: float,
-        told: Callable[[int], None] = lambda lines: None,
-        check: Callable[[], None] = lambda: None,
+        self, frame: Frame, deadline_at: float, told: Callable[[int], None], check: Callable[[], None]
     ) -> "_Look":
         """Look at every line once, as it comes; `told` hears how many are there, `check` raises once it is in vain.
 
@@ -288,16 +283,10 @@ class Inspector:
     def _lines_after(self, seen: int, frame: Frame, deadline_at: float, check: Callable[[], None]) -> int:
         if frame.arrival is None:
             return len(frame.pixels)
-        left_s = max(0.0, deadline_at - self._clock())
-        while True:
-            step_s = min(left_s, CHECK_S)
-            try:
-                return frame.arrival.wait(seen, step_s)
-            except TimeoutError as error:
-                check()  # a device that is gone for good waits for no slow sender
-                left_s -= step_s
-                if left_s <= 0:
-                    raise DeadlineExceeded(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
+        try:
+            return frame.arrival.wait(seen, max(0.0, deadline_at - self._clock()), check)
+        except TimeoutError as error:
+            raise DeadlineExceeded(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
 
     @contextmanager
     def _turn_to_decode(self, source: Source, deadline_at: float) -> Iterator[None]:

@@ -72,7 +72,14 @@ def _example(verdict: Verdict) -> dict[str, Any]:
 
 
 POST_PROBLEMS = (
-    *("incomplete_body", "body_too_large", "image_too_large", "unsupported_media", "invalid_request"),
+    *(
+        "malformed_request",
+        "incomplete_body",
+        "body_too_large",
+        "image_too_large",
+        "unsupported_media",
+        "invalid_request",
+    ),
     *("unreadable_image", "incomplete_image", "image_too_small", "frame_size_mismatch", "conflict"),
     *("in_progress", "queue_full", "not_ready", "deadline_exceeded", "inference_failed", "record_failed"),
 )

@@ -258,21 +258,6 @@ def test_a_parameter_that_is_there_twice_is_refused(client: httpx.Client) -> Non
     assert client.get("/v1/screens/twice-2").status_code == 404
 
 
-@pytest.mark.parametrize("length", [True, False])
-def test_a_raw_body_is_held_to_the_limit_whether_it_tells_its_length_or_not(tmp_path: Path, length: bool) -> None:
-    pixels = SCREENS["pass"]
-    height, width = pixels.shape
-    settings = Settings(state_dir=tmp_path, max_body_bytes=pixels.size - 1)
-    with serve_device(Device(), settings) as client:
-        content = pixels.tobytes() if length else iter([pixels.tobytes()])
-        response = client.post(
-            f"/v1/screens?screen_id=one&width={width}&height={height}",
-            content=content,
-            headers={"content-type": "application/octet-stream"},
-        )
-        assert is_problem(response, 413, "body_too_large")
-
-
 def test_a_line_with_an_agreed_size_takes_no_other(bundle: Path, tmp_path: Path) -> None:
     settings = Settings(bundle=bundle, state_dir=tmp_path, frame_size=SIZE)
     with serve(create_app(settings)) as client:

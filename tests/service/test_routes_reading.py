@@ -120,3 +120,18 @@ def test_without_its_record_the_service_answers_nothing(tmp_path: Path) -> None:
         change_record(tmp_path, "DROP TABLE screens")
         for response in (client.get("/v1/screens/one"), client.get("/v1/screens"), post(client, "one", frame())):
             assert is_problem(response, 500, "record_failed")
+
+
+@pytest.mark.parametrize("length", [True, False])
+def test_a_raw_body_is_held_to_the_limit_whether_it_tells_its_length_or_not(tmp_path: Path, length: bool) -> None:
+    pixels = SCREENS["pass"]
+    height, width = pixels.shape
+    settings = Settings(state_dir=tmp_path, max_body_bytes=pixels.size - 1)
+    with serve_device(Device(), settings) as client:
+        content = pixels.tobytes() if length else iter([pixels.tobytes()])
+        response = client.post(
+            f"/v1/screens?screen_id=one&width={width}&height={height}",
+            content=content,
+            headers={"content-type": "application/octet-stream"},
+        )
+        assert is_problem(response, 413, "body_too_large")
