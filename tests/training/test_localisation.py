@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from training.__main__ import app
 from training.attribution import Attribution
 from training.cutting import cut
 from training.datasets import PatchSet
-from training.localisation import TOLERANCE_PX, energy, inside, localisation_tables, localise, near
+from training.localisation import TOLERANCE_PX, Hit, energy, inside, localisation_tables, localise, near
 from training.measures import bootstrap
 from training.visible import Visible
 
@@ -137,7 +138,12 @@ def test_a_bundle_is_measured_over_the_patches_that_have_a_label(one_stage: Path
         assert one.energy[label].value == pytest.approx(np.mean(energies))
         assert one.pointing[label][:2] == (hits, len(energies))
     assert 0 < one.flat["bubble"].energy < one.flat["bubble"].pointed < 1
-    assert len(list(localisation_tables({"b": found}))) == 2
+    coarse = replace(one, flat={label: Hit(2 * hit.energy, hit.pointed) for label, hit in one.flat.items()})
+    for others, rows in (({}, 1), ({"same": found}, 1), ({"coarse": {"one stage": coarse}}, 2)):
+        tables = list(localisation_tables({"b": found, **others}))
+        named = list(tables[0].columns[0].cells)
+        assert sum(str(name).startswith("a flat map") for name in named) == rows  # of larger cells it hits more
+        assert len(tables) == 2
     assert json.loads(json.dumps(one.as_dict()))["energy_mean"][0] == one.energy_mean.value
 
 

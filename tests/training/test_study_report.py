@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import pytest
+from typer.testing import CliRunner
 
 from tests.training.made_cells import cell_of, study_of
-from training.studies import report
+from training.__main__ import app
+from training.studies import report, study
 from training.studies.tables import Row
 
 
@@ -35,6 +40,33 @@ def test_where_methods_are_compared_the_two_stage_network_is_held_against_each()
     text = report.markdown(found, "2")
     assert "Ahead in points of F, cell by cell, of two-stage; at 0.5" in text
     assert "\n\n- KSSNet: -10.0 (ahead in 0 of 1)" in text
+
+
+def test_no_table_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does a look at one seed replace the table of three, or other data of the same name."""
+    rows = (Row(title="one"), Row(title="two"))
+
+    def found(name: str, *, data: Path, seeds: range, **options: object) -> study.Study:
+        cells = [cell_of(row.title, seed, 0.5) for row in rows for seed in seeds]
+        return dataclasses.replace(study_of(rows, cells), data=data, seeds=tuple(seeds))
+
+    monkeypatch.setattr(study, "run", found)
+    for place in ("a", "b"):
+        (tmp_path / place / "cut").mkdir(parents=True)
+    asked = [
+        ["--data", "a/cut"],
+        ["--data", "a/cut", "--seeds", "1"],
+        ["--data", "a/cut", "--row", "one"],
+        ["--data", "a/cut", "--row", "two"],
+        ["--data", "a/cut", "--set", "phase1.epochs=3"],
+        ["--data", "b/cut"],
+    ]
+    monkeypatch.chdir(tmp_path)
+    for number, options in enumerate(asked, 1):
+        for _ in range(2):  # the same again is the same table
+            answer = CliRunner().invoke(app, ["table", "4", "--out", ".", *options])
+            assert answer.exit_code == 0, answer.output
+        assert len(list(tmp_path.glob("table-4-cpu-cut*.md"))) == number
 
 
 def test_folds_that_share_their_training_data_say_less_than_as_many_that_do_not() -> None:
