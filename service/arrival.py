@@ -8,7 +8,7 @@ from service.frames import FrameMemory
 
 _MEMORY = FrameMemory()  # one for the process: a bundle of its own each would double it in a swap
 
-CHECK_S = 0.25
+CHECK_S = 0.25  # between two looks at whether it is still worth waiting
 STEPS = 20  # words about a frame while it comes: each wakes a thread, and a row of windows is a tenth of it
 
 
@@ -64,22 +64,20 @@ class Arrival:
             TimeoutError: none came in time.
             Exception: a copy of that of `fail`, or that of `check`.
         """
+
+        def told() -> bool:
+            return self._failure is not None or self._lines > lines
+
         left_s = timeout_s
-        while left_s > CHECK_S and not self._comes(lines, CHECK_S):
-            check()
-            left_s -= CHECK_S
-        told = self._comes(lines, min(left_s, CHECK_S))
         with self._changed:
+            while not self._changed.wait_for(told, min(left_s, CHECK_S)):
+                left_s -= CHECK_S
+                if left_s <= 0:
+                    raise TimeoutError
+                check()
             if self._failure is not None:
                 raise copy(self._failure)  # its traceback holds this call, and so this object, which must not hold it
-            if not told:
-                raise TimeoutError
             return self._lines
-
-    def _comes(self, lines: int, timeout_s: float) -> bool:
-        """Whether within that time there are more lines, or will be none."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._failure is not None or self._lines > lines, timeout_s)
 
     def _tell(self, lines: int) -> None:
         with self._changed:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -254,9 +254,13 @@ def content_id(folder: Path) -> str:
         OSError: the maps cannot be read, or there are no images.
     """
     digest = hashlib.sha256((folder / "maps.npz").read_bytes())
-    sizes = sorted((file.name, file.stat().st_size) for file in (folder / "images").iterdir())
-    digest.update(json.dumps(sizes).encode())
+    digest.update(sizes_of((folder / "images").iterdir()))
     return digest.hexdigest()[:16]
+
+
+def sizes_of(files: Iterable[Path]) -> bytes:
+    """Names and sizes of files, for a digest: what is in them is too much to read for it."""
+    return json.dumps(sorted((file.name, file.stat().st_size) for file in files)).encode()
 
 
 def refuse_changed(run: Path, config: Config) -> None:

@@ -88,10 +88,9 @@ def temperatures_of(manifest: Manifest) -> list[float]:
 
 def _sureness(score: Scores, truth: NDArray[np.bool_], fold: NDArray[np.int64]) -> Sureness:
     temperature, cooled = round(fit_temperature(score, truth), 4), score.copy()
-    if len(np.unique(fold)) < 2:  # of one screen, no patch is left out
-        temperature = 1.0
-    for part in range(FOLDS) if temperature != 1.0 else ():
-        cooled[fold == part] /= fit_temperature(score[fold != part], truth[fold != part])
+    if len(np.unique(fold)) > 1:  # of one screen, no patch is left out to tell by
+        for part in range(FOLDS):
+            cooled[fold == part] /= fit_temperature(score[fold != part], truth[fold != part])
     if log_loss(cooled, truth) >= log_loss(score, truth):  # few patches, or nothing to mend
         temperature, cooled = 1.0, score
     before, after = sigmoid(score), sigmoid(cooled)

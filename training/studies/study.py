@@ -16,7 +16,7 @@ from engine import alone
 from training import devices
 from training.config import Config, read_config
 from training.cutting import cut, read_folds
-from training.folder import BeingTrainedError
+from training.folder import BeingTrainedError, sizes_of
 from training.studies.cells import Cell, Division, run_cell
 from training.studies.maps import with_maps
 from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
@@ -270,6 +270,5 @@ def _content(data: Path) -> str:
     digest = hashlib.sha256()
     for table_file in sorted(data.glob("*.csv")):
         digest.update(table_file.name.encode() + table_file.read_bytes())
-    files = [*(data / "screens").glob("*"), *(data / "masks").glob("*")]
-    digest.update(repr(sorted((file.name, file.stat().st_size) for file in files)).encode())
+    digest.update(sizes_of([*(data / "screens").glob("*"), *(data / "masks").glob("*")]))
     return digest.hexdigest()[:6]
