@@ -16,6 +16,7 @@ import numpy as np
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from service.lingering import Lingering
 from service.problems import MEDIA_TYPE, problem
 
 EXTENSION = "service.inlet"  # of ASGI
@@ -94,9 +95,11 @@ class _Http(HttpToolsProtocol):
         self._unheard_bytes = 0  # that the parser holds, or has made headers of
         self._in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
+        self._refused = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
-        super().connection_made(transport)
+        self._ending = Lingering(transport, self._more_may_come)
+        super().connection_made(self._ending)
         self._await_head()
 
     def lend(self) -> memoryview:
@@ -108,6 +111,8 @@ class _Http(HttpToolsProtocol):
     def written(self, count_bytes: int) -> None:
         """So many bytes were read into what was lent."""
         data, self._lent = self._lent[:count_bytes], self._scratch  # a frame is held by nobody who only waits
+        if self.transport.is_closing():
+            return
         if unseen := min(self._unseen, count_bytes):
             self._unset_keepalive_if_required()
             self._unseen -= unseen
@@ -116,7 +121,7 @@ class _Http(HttpToolsProtocol):
             if not self._unseen:
                 self.parser = _parser(self)
                 self.on_message_complete()
-        if unseen < count_bytes and not self.transport.is_closing():
+        if unseen < count_bytes:
             self._heard = False
             self.data_received(cast(bytes, data[unseen:]))  # the parser takes whatever holds bytes
             self._unheard_bytes = 0 if self._heard else self._unheard_bytes + count_bytes - unseen
@@ -127,7 +132,9 @@ class _Http(HttpToolsProtocol):
 
     def ended(self) -> bool:
         """Nothing more will be read; whether somebody waits for an answer to what was."""
-        answers = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        if self.cycle is None or self.transport.is_closing():
+            return False
+        answers = not self.cycle.more_body and not self.cycle.response_complete
         if answers:
             self.cycle.keep_alive = False  # the answer is the last one
         return answers
@@ -153,14 +160,20 @@ class _Http(HttpToolsProtocol):
         self._end_body()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no request, and close."""
-        if self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete:
-            self.transport.close()  # within an answer there is no other
-            return
-        body = problem("malformed_request", msg, instance="").model_dump_json().encode()
-        head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
-        self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
+        """Answer what is no request, unless within another answer, and close."""
+        self._refused = True
+        if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
+            body = problem("malformed_request", msg, instance="").model_dump_json().encode()
+            head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"
+            self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
+        if self.cycle is not None:  # it hears of it now, and not when its sender has ended
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _more_may_come(self) -> bool:
+        """Whether the sender may be within something that nobody waits for, of which it is to hear."""
+        return self._refused or (self.cycle is not None and self.cycle.more_body)
 
     def _await_head(self) -> None:
         """Close the connection where no whole head comes for as long as one may be idle between two requests."""
@@ -174,6 +187,7 @@ class _Http(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._ending.closed()
         super().connection_lost(exc)
         self._end_body()
         if self.scope is not None:

@@ -60,6 +60,7 @@ def serve(make_app: Callable[[Callable[[], None]], FastAPI], settings: Settings)
                 host=settings.host,
                 port=settings.port,
                 http=inlet.HTTP,
+                ws="none",
                 log_config=None,  # uvicorn's lines take the form of ours
                 access_log=False,
                 timeout_keep_alive=KEEP_ALIVE_S,

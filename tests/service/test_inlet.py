@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from service import inlet
+from service import inlet, lingering
 from service.bodies import receive
 from service.errors import ServiceError
 from service.inlet import EXTENSION, LONGEST_HEAD_BYTES
@@ -282,9 +282,52 @@ def test_what_a_parser_would_hold_has_a_limit(app: App, line: socket.socket, wha
     begin, more = ENDLESS[what]
     line.sendall(begin)
     time.sleep(MOMENT_S)
-    line.sendall(more * (LONGEST_HEAD_BYTES // len(more)))
-    line.sendall(more)
+    line.sendall(more * (8 * LONGEST_HEAD_BYTES // len(more)))
     assert "65536 bytes" in refusal(line)["detail"]
+
+
+def test_a_refusal_arrives_though_its_sender_goes_on(app: App, line: socket.socket) -> None:
+    line.sendall(b"no request\r\n\r\n")
+    for _ in range(20):
+        line.sendall(noise(LONG))
+        time.sleep(MOMENT_S)
+    refusal(line)
+
+
+def test_an_answer_before_the_body_has_come_arrives_though_the_connection_is_closed_behind_it(
+    app: App, line: socket.socket
+) -> None:
+    line.sendall(head(10 * LIMIT_BYTES, "connection: close"))
+    until(lambda: len(app.ended) == 1)
+    for _ in range(10):
+        line.sendall(noise(LIMIT_BYTES))
+    assert answers(line, 1) == app.ended
+    assert app.ended[0].startswith("BodyTooLarge: ")
+    assert line.recv(1) == b""
+
+
+def send_on(line: socket.socket) -> None:
+    ends_at = time.monotonic() + WAIT_S
+    while time.monotonic() < ends_at:
+        line.sendall(b"more")
+        time.sleep(MOMENT_S)
+
+
+def test_a_sender_that_never_ends_is_cut_off(app: App, line: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lingering, "LINGER_S", 0.3)
+    begun_at = time.monotonic()
+    line.sendall(b"no request\r\n\r\n")
+    with pytest.raises(ConnectionError):
+        send_on(line)
+    assert time.monotonic() - begun_at > 0.3
+
+
+def test_an_app_hears_of_a_body_that_turns_out_to_be_none(app: App, line: socket.socket) -> None:
+    line.sendall(head(0).replace(b"content-length: 0", b"transfer-encoding: chunked") + b"3\r\nabc\r\n")
+    line.sendall(b"no length\r\n")
+    refusal(line)
+    until(lambda: len(app.ended) == 1)
+    assert app.ended[0].startswith("IncompleteBody: ")
 
 
 def test_headers_within_the_limit_are_taken_in_whatever_pieces(app: App, line: socket.socket) -> None:
