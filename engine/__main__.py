@@ -49,15 +49,8 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Verify a bundle's hashes, graphs and golden patches, and say what it is."""
-    try:
+    with _told(as_json, bundle):
         report = examine(bundle, runtime, precision, batch)
-    except EngineError as error:
-        if as_json:
-            key = error.key if isinstance(error, BundleError) else None
-            print(json.dumps({"bundle": str(bundle), "ok": False, "error": str(error), "key": key}, indent=2))
-        else:
-            Console(stderr=True, **PLAIN).print(f"{bundle}: {error}", style="red", soft_wrap=True)
-        raise typer.Exit(1) from error
     if as_json:
         print(json.dumps(report, indent=2))
     else:
@@ -77,7 +70,7 @@ def build(
     One in int8 is refused where it is no faster than one in fp16, or in fp32 where fp16 cannot be run.
     """
     console = Console(stderr=as_json, **PLAIN)
-    with _told(), closing(_planned(bundle, precision, device, batch, console)) as backend:
+    with _told(as_json, bundle), closing(_planned(bundle, precision, device, batch, console)) as backend:
         if backend.plan.unkept:  # which is what it was built for
             raise PlanError(f"the plan cannot be kept: {backend.plan.unkept}")
         golden = read_golden(bundle, made_as(backend))
@@ -179,7 +172,7 @@ def bench(
     """Time every runtime and precision side by side, against what the machine can do."""
     from engine import bench as benchmark
 
-    with _told():
+    with _told(as_json, bundle):
         report = benchmark.bench(
             bundle,
             runtimes=runtime or (),
@@ -209,7 +202,7 @@ def compare(
     """Run two bundles, runtimes or precisions on the same patches: differences, flips, speed."""
     from engine import compare as comparison
 
-    with _told(), ExitStack() as stack:
+    with _told(as_json), ExitStack() as stack:
         left = stack.enter_context(closing(load(a, runtime_a, precision=precision_a)))
         right = stack.enter_context(closing(load(b, runtime_b, precision=precision_b)))
         found = comparison.compare(left, right, data, limit=limit, console=Console(stderr=True))
@@ -227,12 +220,17 @@ def _name(backend: Backend) -> str:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """What the user can mend is one line, not a traceback."""
+def _told(as_json: bool, bundle: Path | None = None) -> Iterator[None]:
+    """What the user can mend is one line, or one JSON object, and no traceback."""
     try:
         yield
     except (EngineError, ValueError, OSError) as error:
-        Console(stderr=True, **PLAIN).print(f"error: {error}", style="red", soft_wrap=True)
+        if as_json:
+            named = {} if bundle is None else {"bundle": str(bundle)}
+            key = error.key if isinstance(error, BundleError) else None
+            print(json.dumps({**named, "ok": False, "error": str(error), "key": key}, indent=2))
+        else:
+            Console(stderr=True, **PLAIN).print(f"{bundle or 'error'}: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from error
 
 

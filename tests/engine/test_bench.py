@@ -177,6 +177,19 @@ def test_the_command_prints_a_table_or_json(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_the_command_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:
-    answer = CliRunner().invoke(app, ["bench", str(tmp_path / "none"), "--seconds", "0"])
+    missing = tmp_path / "none"
+    answer = CliRunner().invoke(app, ["bench", str(missing), "--seconds", "0"])
     assert answer.exit_code == 1
-    assert "error: manifest.json: cannot be read" in answer.output
+    assert f"{missing}: manifest.json: cannot be read" in answer.output
+
+
+def test_every_command_says_in_json_what_is_wrong(tmp_path: Path) -> None:
+    missing = str(tmp_path / "none")
+    for command in (["check"], ["build"], ["bench"], ["compare", missing, "--data", missing]):
+        answer = CliRunner().invoke(app, [command[0], missing, *command[1:], "--json"])
+        assert answer.exit_code == 1
+        report = json.loads(answer.stdout)
+        assert report["ok"] is False
+        assert report["error"]
+        if command != ["build"]:  # which wants a GPU's libraries first
+            assert report["key"] == "manifest.json"

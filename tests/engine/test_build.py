@@ -73,7 +73,7 @@ def test_int8_is_offered_only_where_it_beats_the_fastest_wider_precision_that_ru
         assert kept(narrow_bundle) == {wider, "int8"}
     else:
         assert answer.exit_code == 1
-        assert f"int8 is refused: it does 100 patches/s here, {wider} 100; it must be 1.05 times" in answer.stderr
+        assert f"int8 is refused: it does 100 patches/s here, {wider} 100; it must be 1.05 times" in answer.stdout
         assert kept(narrow_bundle) == {wider}
 
 
