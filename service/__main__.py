@@ -1,20 +1,24 @@
-"""`python -m service`: serve; `inspect` files; `release` a bundle; `bench` the service; `demo` shows it all."""
+"""`python -m service`: serve; `inspect` files; `release` a bundle; `bench` the service; `demo` shows it all.
+
+`activate` puts a bundle in service, `backup` and `prune` keep the record.
+"""
 
 import json
 import signal
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
+from rich.progress import Progress, track
 
 from engine import DEFAULT_BUNDLE, RELEASE_FILE, EngineError
 from service import acceptance as accept
 from service import bench as benchmark
-from service import control, logs, memory
+from service import control, logs, memory, upkeep
 from service import demo as demonstration
 from service import release as gate
 from service.app import create_app
@@ -32,7 +36,7 @@ from service.restart import in_service
 from service.sealed import ReleaseError
 from service.server import leave, serve
 from service.settings import SettingsError, parse_frame_size, read_settings
-from service.store import StoreError
+from service.store import RECORD_FILE, StoreError
 from service.tables import describe_labels, describe_verdict, table
 
 # what ends a command with one line: the user can do something about it
@@ -222,6 +226,27 @@ def activate(
         errors.print(str(error), style="red", soft_wrap=True)
         raise typer.Exit(1) from error
     print(json.dumps(answer, indent=2) if as_json else control.describe(answer))
+
+
+@app.command()
+def backup(file: Annotated[Path, typer.Argument(help="File to copy the record of verdicts to.")]) -> None:
+    """Copy the record of verdicts, also while the service runs."""
+    state_dir = read_settings().state_dir
+    upkeep.back_up(state_dir, file)
+    print(f"{state_dir / RECORD_FILE} is copied to {file}: {file.stat().st_size / 1e6:.1f} MB")
+
+
+@app.command()
+def prune(
+    before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Day of local time; it is kept itself.")],
+) -> None:
+    """Delete older screens from the record, also while the service runs; their ids are free from then on."""
+    with Progress(*Progress.get_default_columns(), console=errors, disable=not errors.is_terminal) as bar:
+        task = bar.add_task("prune", total=None)
+        deleted = upkeep.prune(
+            read_settings().state_dir, before.astimezone(), tell=lambda count: bar.advance(task, count)
+        )
+    print(f"{deleted} screens of before {before:%Y-%m-%d} are deleted")
 
 
 def run() -> None:

@@ -1,12 +1,15 @@
 """The composition root: settings in, FastAPI app out. Every part is made here and handed to whoever needs it."""
 
 import math
+import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from importlib.metadata import version
 from typing import TypedDict
 
 import anyio
+import anyio.to_thread
+import structlog
 from anyio import CapacityLimiter
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -26,7 +29,9 @@ from service.state import Running
 from service.store import Store
 
 DISTRIBUTION = "screen-inspection"
-WATCH_S = 1.0  # between two looks at the devices
+WATCH_S = 1.0  # between two looks at the devices, and at a record that could not be written
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("service.app")
 
 
 class State(TypedDict):
@@ -94,6 +99,7 @@ def create_app(
             with closing(models):
                 async with anyio.create_task_group() as tasks:
                     tasks.start_soon(_watch, models, on_gone)
+                    tasks.start_soon(_watch_record, store)
                     yield {"running": _run(settings, models, store, metrics, decoding.room)}
                     tasks.cancel_scope.cancel()
 
@@ -119,6 +125,10 @@ def _run(settings: Settings, models: Models, store: Store, metrics: Metrics, dec
     metrics.watch("memory_held_bytes", "Held by screens in flight.", lambda: sum(room.held_bytes for room in rooms))
     metrics.watch("memory_waiting", "Screens that wait for memory.", lambda: sum(room.waiting for room in rooms))
     metrics.watch("queue_patches", "Patches waiting or running.", lambda: models.waiting_patches)
+    metrics.watch("record_ok", "1 while the last write of the record succeeded.", lambda: not store.failure)
+    metrics.watch(
+        "record_free_bytes", "Free on the disk of the record.", lambda: shutil.disk_usage(settings.state_dir).free
+    )
     metrics.watch("self_test_ok", "1 while the last self-test succeeded.", lambda: models.report().ok)
     metrics.watch("self_test_age_seconds", "Time since the last success.", lambda: _age_s(models.report().age_s))
     return Running(
@@ -132,9 +142,16 @@ def _run(settings: Settings, models: Models, store: Store, metrics: Metrics, dec
 
 
 async def _watch(models: Models, on_gone: Callable[[], None]) -> None:
-    while not models.report().gone:  # noqa: ASYNC110 - a device's thread knows nothing of this loop
+    while not (report := models.report()).gone:  # noqa: ASYNC110 - a device's thread knows nothing of this loop
         await anyio.sleep(WATCH_S)
+    log.error("a device is gone: the service ends, for a new one to have it", detail=report.detail)
     on_gone()
+
+
+async def _watch_record(store: Store) -> None:
+    while True:
+        await anyio.sleep(WATCH_S)
+        await anyio.to_thread.run_sync(store.try_again)
 
 
 def _age_s(age_s: float | None) -> float:

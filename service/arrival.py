@@ -1,6 +1,7 @@
 """A raw frame while its lines come: the event loop writes them, the screen's own thread works on what is there."""
 
 import threading
+import time
 from collections.abc import Callable
 from copy import copy
 
@@ -22,6 +23,7 @@ class Arrival:
     Attributes:
         pixels: (H, W); the lines that `wait` has told of do not change any more.
         buffer: the same memory, flat, for whoever receives.
+        ended_at: monotonic seconds when the last line had come; 0 before.
     """
 
     def __init__(self, height: int, width: int) -> None:
@@ -31,6 +33,7 @@ class Arrival:
         self._step_lines = max(1, height // STEPS)
         self._lines = 0
         self._failure: Exception | None = None
+        self.ended_at = 0.0
         self._changed = threading.Condition()
 
     def received(self, count_bytes: int) -> None:
@@ -42,6 +45,7 @@ class Arrival:
 
     def finish(self) -> None:
         """The body has ended, and it was whole."""
+        self.ended_at = time.monotonic()
         self._tell(len(self.pixels))
 
     def fail(self, error: Exception) -> None:

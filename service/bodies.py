@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from service.arrival import Arrival
 from service.errors import (
     BodyTooLarge,
-    DeadlineExceeded,
+    BodyTooSlow,
     FrameSizeMismatch,
     IncompleteBody,
     ServiceError,
@@ -36,7 +36,7 @@ async def receive(request: Request, *, limit_bytes: int, timeout_s: float) -> me
     Raises:
         BodyTooLarge: the header or the body is over the limit.
         IncompleteBody: the sender went away, or sent another number of bytes than it said.
-        DeadlineExceeded: the sender was too slow.
+        BodyTooSlow: the sender's time was over.
         UnsupportedMedia: the body is compressed as a whole.
     """
     promised = _promised(request, limit_bytes)
@@ -104,7 +104,7 @@ async def _fill(
                 if inlet is not None:
                     received = await inlet(buffer, received, tell)
     except TimeoutError as error:
-        raise DeadlineExceeded(f"the body did not arrive within {timeout_s:g} s") from error
+        raise BodyTooSlow(f"the body did not arrive within {timeout_s:g} s") from error
     except ClientDisconnect as error:
         raise IncompleteBody(f"the connection closed after {received} bytes") from error
     return received

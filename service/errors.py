@@ -2,7 +2,7 @@
 
 The path of a screen, and what may go wrong on it:
 
-    body     BodyTooLarge, IncompleteBody, InvalidRequest, UnsupportedMedia
+    body     BodyTooLarge, BodyTooSlow, IncompleteBody, InvalidRequest, UnsupportedMedia
     -> frame UnreadableImage, IncompleteImage, ImageTooLarge, ImageTooSmall, FrameSizeMismatch
     -> queue QueueFull, TooManyScreens, NotReady, DeadlineExceeded
     -> id    ScreenInProgress, Conflict, NotFound
@@ -50,6 +50,12 @@ class IncompleteBody(ServiceError):
     """The connection closed, or the body is shorter than its header said."""
 
     status, code, title = 400, "incomplete_body", "The body did not arrive whole"
+
+
+class BodyTooSlow(ServiceError):
+    """The sender's deadline passed before its body was there, which is no fault of the service's."""
+
+    status, code, title = 408, "body_too_slow", "The body did not arrive in time"
 
 
 class BodyTooLarge(ServiceError):
@@ -131,8 +137,13 @@ class DeadlineExceeded(ServiceError):
 
 
 class ScreenInProgress(ServiceError):
-    """The same screen is being inspected."""
+    """The same screen is being inspected.
 
+    Attributes:
+        retry_after_s: when to ask again; a frame that is sent again at once would only be refused again.
+    """
+
+    retry_after_s: ClassVar[float] = 1.0
     status, code, title = 409, "in_progress", "The screen is being inspected"
 
 

@@ -13,6 +13,7 @@ from typing import Any, Protocol, cast
 
 import httptools
 import numpy as np
+import structlog
 from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
@@ -24,6 +25,8 @@ HTTP = f"{__name__}:Inlet"  # as uvicorn is told of a protocol that it has no ty
 LONGEST_HEAD_BYTES = 2**16  # of headers before a body or behind it: the parser holds whatever comes
 _LONGEST = f"{LONGEST_HEAD_BYTES} bytes"
 SCRATCH_BYTES = 2**18  # of one read, for heads and for bodies that come piece by piece: as many as uvloop reads
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("service.inlet")
 
 
 class Into(Protocol):
@@ -162,6 +165,9 @@ class _Http(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, unless within another answer, and close."""
         self._refused = True
+        log.warning("malformed request", client=None if self.client is None else self.client[0], detail=msg)
+        if (running := self.app_state.get("running")) is not None:
+            running.metrics.errors.labels("malformed_request").inc()
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             body = problem("malformed_request", msg, instance="").model_dump_json().encode()
             head = f"HTTP/1.1 400 Bad Request\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(body)}\r\n"

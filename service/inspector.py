@@ -28,15 +28,15 @@ from typing import Protocol
 
 import numpy as np
 import structlog
-import xxhash
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from engine import NO_GUARD, Backend, Window, cover
 from service.aggregation import Observed, aggregate
 from service.brightness import Brightness, BrightnessMeter
+from service.digest import FrameDigest
 from service.early import EarlyLooks
-from service.errors import Conflict, DeadlineExceeded
+from service.errors import BodyTooSlow, Conflict, DeadlineExceeded
 from service.images import RAW, Frame, Source, decode
 from service.reasoning import Reasoner
 from service.room import Decoding
@@ -74,7 +74,7 @@ class Inspection:
     """What became of one screen.
 
     Attributes:
-        answer: the JSON text to send.
+        answered: what is recorded of it.
         frame: what was inspected.
         verdict: what the text says; None where the answer had been given before.
         record_s: time to record it.
@@ -85,7 +85,7 @@ class Inspection:
         probability: (K, C) their scores.
     """
 
-    answer: str
+    answered: Answered
     frame: Frame
     verdict: Verdict | None
     record_s: float
@@ -94,6 +94,11 @@ class Inspection:
     turned: tuple[int, ...]
     cleared: NDArray[np.bool_]
     probability: NDArray[np.float32]
+
+    @property
+    def answer(self) -> str:
+        """The JSON text to send."""
+        return self.answered.answer
 
 
 class Inspector:
@@ -232,13 +237,13 @@ class Inspector:
                 aggregate_s=aggregate_s,
             ),
         )
-        answer = to_json(verdict)
 
         # 8 record, and only then answer
+        answered = Answered(screen_id=screen_id, digest=look.digest, verdict=verdict.verdict, answer=to_json(verdict))
         if self._clock() >= deadline_at:
             raise DeadlineExceeded("the deadline passed before the verdict could be recorded")
         lap()
-        self._record.record(Answered(screen_id=screen_id, digest=look.digest, verdict=verdict.verdict, answer=answer))
+        self._record.record(answered)
         record_s = lap()
 
         log.info(
@@ -250,7 +255,7 @@ class Inspector:
             version=manifest.version,
         )
         return Inspection(
-            answer=answer,
+            answered=answered,
             frame=frame,
             verdict=verdict,
             record_s=record_s,
@@ -267,7 +272,7 @@ class Inspector:
         """Look at every line once, as it comes; `told` hears how many are there, `check` raises once it is in vain.
 
         Raises:
-            DeadlineExceeded: the deadline passed before the last line.
+            BodyTooSlow: the deadline passed before the last line.
             ServiceError: the rest will not come.
         """
         height, width = frame.pixels.shape
@@ -286,7 +291,7 @@ class Inspector:
         try:
             return frame.arrival.wait(seen, max(0.0, deadline_at - self._clock()), check)
         except TimeoutError as error:
-            raise DeadlineExceeded(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
+            raise BodyTooSlow(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
 
     @contextmanager
     def _turn_to_decode(self, source: Source, deadline_at: float) -> Iterator[None]:
@@ -324,25 +329,6 @@ class Inspector:
         return cover(height, width, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
 
 
-class FrameDigest:
-    """What tells one frame (H, W) from another, whatever file it came in: XXH3-128 of its pixels and its size.
-
-    A SHA-256 of a whole frame would take as long as receiving it; nobody who sends screens gains by a collision.
-    """
-
-    def __init__(self) -> None:
-        self._digest = xxhash.xxh3_128()
-
-    def add(self, lines: NDArray[np.uint8]) -> None:
-        """The next lines (n, W)."""
-        self._digest.update(lines.data)
-
-    def end(self, height: int, width: int) -> str:
-        """The digest of all lines; the same bytes in lines of another length are another frame."""
-        self._digest.update(repr((height, width)).encode())
-        return self._digest.hexdigest()
-
-
 def to_json(verdict: Verdict) -> str:
     """The JSON text of a verdict, on one line."""
     return _VERDICT.dump_json(verdict).decode()
@@ -374,7 +360,7 @@ def _again(before: Answered, frame: Frame, look: _Look) -> Inspection:
     if before.digest != look.digest:
         raise Conflict(f"screen {before.screen_id} was answered before, for other pixels")
     return Inspection(
-        answer=before.answer,
+        answered=before,
         frame=frame,
         verdict=None,
         record_s=0.0,

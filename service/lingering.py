@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-LINGER_S = 5.0  # a frame takes half a second through 1 Gbit/s; longer than for the answer nobody is waited for
+LINGER_S = 30.0  # longer than a frame takes whose lines come as they are scanned
 
 
 class Lingering(asyncio.Transport):

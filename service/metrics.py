@@ -7,16 +7,21 @@ the log. One process owns the registry; nothing here is global, so two apps can 
 
 from collections.abc import Callable, Sequence
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from service.aggregation import REASONS
 
 VERDICTS = ("pass", "fail", "review")
 SWAPS = ("activated", "rolled_back", "unchanged", "refused")
 STAGES = ("receive", "decode", "queue", "features", "reasoning", "aggregate", "record")
 
 # Takt of a line is 1/3 s to 10 s: an edge at each end of that range, and room on both sides.
-SCREEN_BUCKETS_S = (0.1, 0.2, 0.333, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0)
+SCREEN_BUCKETS_S = (0.1, 0.2, 0.333, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 300.0)
+DELAY_BUCKETS_S = (0.05, *SCREEN_BUCKETS_S)
 STAGE_BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.333, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
-SCORE_BUCKETS = (*(step / 20 for step in range(1, 20)), 0.99, 1.0)
+# Scores lie at the ends, and so do the limits of bundles: a review may begin at 0.02 and a fail at 0.99.
+_LOW_SCORES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05)
+SCORE_BUCKETS = (*_LOW_SCORES, *(step / 10 for step in range(1, 10)), 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 
 
 class Metrics:
@@ -34,6 +39,7 @@ class Metrics:
         self.errors = self._counter(
             "errors", "Requests answered with a problem document, but for probes.", "code", codes
         )
+        self.reasons = self._counter("reasons", "Screens that were no pass for this reason.", "reason", REASONS)
         self.defects = self._counter("defects", "Defects reported, merged over patches.", "label", labels)
         self.patches = Counter("inspect_patches", "Patches inferred for a verdict.", registry=self.registry)
         self.cleared = Counter("inspect_windows_cleared", "Windows that a glance cleared.", registry=self.registry)
@@ -41,6 +47,12 @@ class Metrics:
             "inspect_screen_duration_seconds",
             "From the request's headers to its recorded answer.",
             buckets=SCREEN_BUCKETS_S,
+            registry=self.registry,
+        )
+        self.answer_delay = Histogram(
+            "inspect_answer_delay_seconds",
+            "From the last byte of the frame to its recorded answer.",
+            buckets=DELAY_BUCKETS_S,
             registry=self.registry,
         )
         self.stage_duration = self._histogram(
@@ -56,6 +68,7 @@ class Metrics:
             "inspect_model_info", "The bundle served.", ("name", "version", "runtime"), registry=self.registry
         )
         self.swaps = self._counter("swaps", "Requests to put another bundle in service.", "outcome", SWAPS)
+        ProcessCollector(registry=self.registry)
         self._served: tuple[str, str, str] | None = None
 
     def show_model(self, name: str, version: str, runtime: str, *, labels: Sequence[str]) -> None:

@@ -20,6 +20,11 @@ REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.requests")
 
 
+def _client(scope: Scope) -> str | None:
+    address = scope.get("client")  # none at a Unix socket
+    return None if address is None else address[0]
+
+
 class RequestScope:
     """ASGI middleware; the outermost code of ours."""
 
@@ -44,7 +49,7 @@ class RequestScope:
 
         # a request that came behind another begins in that one's context
         structlog.contextvars.clear_contextvars()
-        structlog.contextvars.bind_contextvars(request_id=request_id)
+        structlog.contextvars.bind_contextvars(request_id=request_id, client=_client(scope))
         started_at = time.monotonic()
         try:
             await self._app(scope, receive, send_with_id)

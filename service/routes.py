@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import anyio.to_thread
+import structlog
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import JSONResponse, Response
@@ -19,9 +20,11 @@ from service.bodies import receive, receive_lines
 from service.errors import BodyTooLarge, ImageTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
 from service.images import MEDIA_TYPES, RAW, Source
 from service.inspector import Inspection, to_json
+from service.metrics import Metrics
 from service.problems import MEDIA_TYPE, Problem, codes
 from service.settings import Settings
 from service.state import Running
+from service.store import Answered
 from service.verdict import Verdict
 
 # not of dots alone, which are no place at which it could be asked for
@@ -75,6 +78,7 @@ POST_PROBLEMS = (
     *(
         "malformed_request",
         "incomplete_body",
+        "body_too_slow",
         "body_too_large",
         "image_too_large",
         "unsupported_media",
@@ -131,10 +135,13 @@ async def inspect_screen(
         raise InvalidRequest("width and height go together")
     size = None if width is None or height is None else (height, width)
     inspect = functools.partial(_inspect, running, screen_id, deadline_at=deadline_at)
+    structlog.contextvars.bind_contextvars(screen_id=screen_id)  # in every line of this request
     with running.admission.admit(screen_id) as place:
         if media_type == RAW:
             arrival = await _arrival(size, place, settings, deadline_at)
+            inspect = functools.partial(inspect, receive_s=time.monotonic() - received_at)
             inspection = await _inspect_lines(request, arrival, inspect, running, deadline_at)
+            whole_at = arrival.ended_at
         else:
             needed = needed_bytes(request.headers.get("content-length"), settings=settings)
             await place.hold(needed, timeout_s=deadline_at - time.monotonic())
@@ -145,11 +152,12 @@ async def inspect_screen(
                 media_type=media_type,
                 size=size,
             )
-            inspect = functools.partial(inspect, receive_s=time.monotonic() - received_at)
+            whole_at = time.monotonic()
+            inspect = functools.partial(inspect, receive_s=whole_at - received_at)
             # a client that goes away does not stop it: the answer is recorded, and asked for again
             inspection = await anyio.to_thread.run_sync(inspect, source, limiter=running.threads)
-    _measure(running, inspection, time.monotonic() - received_at)
-    return Response(inspection.answer, media_type="application/json")
+    _measure(running.metrics, inspection, received_at=received_at, whole_at=whole_at)
+    return _respond(inspection.answered, replayed=inspection.verdict is None)
 
 
 @router.get(
@@ -161,11 +169,11 @@ async def inspect_screen(
 def read_screen(
     running: CurrentRunning, screen_id: Annotated[str, Path(pattern=SCREEN_ID, max_length=LONGEST_SCREEN_ID)]
 ) -> Response:
-    """The same bytes that were answered when it was inspected."""
+    """The same bytes that were answered when it was inspected; the headers tell for which frame, and when."""
     answered = running.store.find(screen_id)
     if answered is None:
         raise NotFound(f"no screen {screen_id} was answered")
-    return Response(answered.answer, media_type="application/json")
+    return _respond(answered, replayed=True)
 
 
 @router.get(
@@ -199,11 +207,13 @@ async def healthz() -> JSONResponse:
 
 @router.get("/readyz", responses=problem_responses("not_ready"), summary="Whether a screen could pass now")
 async def readyz(running: CurrentRunning) -> JSONResponse:
-    """200 while the golden patches gave their known answers within the last two minutes, on every device."""
+    """200 while every device gave its known answers within the last two minutes, and the record can be written."""
     serving = running.models.current
     report = serving.scheduler.report()
     if not (report.ok and report.fresh):
         raise NotReady(f"self-test: {report.detail or 'the last success is too old'}")
+    if running.store.failure:
+        raise NotReady("the record cannot be written; see the service's log")
     manifest = serving.manifest
     return JSONResponse(
         {
@@ -274,16 +284,27 @@ def _media_type(request: Request) -> str:
     return media_type
 
 
-def _measure(running: Running, inspection: Inspection, duration_s: float) -> None:
+def _respond(answered: Answered, *, replayed: bool) -> Response:
+    headers = {
+        "X-Frame-Digest": answered.digest,
+        "X-Recorded-At": f"{answered.recorded_at.isoformat(timespec='milliseconds')}Z",
+        "X-Replayed": "true" if replayed else "false",
+    }
+    return Response(answered.answer, headers=headers, media_type="application/json")
+
+
+def _measure(metrics: Metrics, inspection: Inspection, *, received_at: float, whole_at: float) -> None:
     """Count a verdict that is new; one that was answered again is no second screen."""
-    verdict = inspection.verdict
+    verdict, now = inspection.verdict, time.monotonic()
     if verdict is None:
         return
-    metrics = running.metrics
     metrics.screens.labels(verdict.verdict).inc()
+    for reason in verdict.reasons:
+        metrics.reasons.labels(reason).inc()
     metrics.patches.inc(verdict.proof.patches)
     metrics.cleared.inc(verdict.proof.windows_cleared)
-    metrics.screen_duration.observe(duration_s)
+    metrics.screen_duration.observe(now - received_at)
+    metrics.answer_delay.observe(now - whole_at)
     for label, found in verdict.labels.items():
         metrics.defects.labels(label).inc(found.count)
         metrics.label_score.labels(label).observe(found.score)

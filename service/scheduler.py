@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from queue import Empty
 from typing import Self, TypeVar
@@ -29,7 +29,8 @@ from service.errors import DeadlineExceeded, ServiceError
 from service.selftest import FRESH_S, SelfTest, SelfTestReport, worst
 from service.waiting import Computed, Job, Queue
 
-ENDS_WITHIN_S = 30.0  # a device's batch or self-test; one that takes longer hangs
+ENDS_WITHIN_S = 30.0  # a device's batch or self-test, where the service stops; one that takes longer is left
+HANGS_AFTER_S = FRESH_S  # a device that is at a batch for so long has proven nothing since, and no screen can pass
 
 _Done = TypeVar("_Done")
 
@@ -172,8 +173,8 @@ class Scheduler:
         return self._queue.free_places
 
     def report(self) -> SelfTestReport:
-        """The self-test of the device that is worst off: one stale device makes the service stale."""
-        return worst([device.self_test.report() for device in self._devices])
+        """The self-test of the device that is worst off: one that is stale, or hangs, makes the service so."""
+        return worst([device.report() for device in self._devices])
 
     def tested(self, within_s: float = FRESH_S) -> SelfTestReport:
         """The report, once every device has run its first self-test: it is warm then, and proven or not.
@@ -215,8 +216,17 @@ class _Device:
         self._backend = backend
         self._clock = clock
         self._free_at = 0.0  # when the device was done with the batch, or the self-test, before
+        self._works_since: float | None = None  # on what it has now; None while it waits for screens
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
+
+    def report(self) -> SelfTestReport:
+        """Its self-test; one that hangs is as good as lost, and only a new process has it again."""
+        known, since = self.self_test.report(), self._works_since
+        works_s = 0.0 if since is None else self._clock() - since
+        if works_s < HANGS_AFTER_S:
+            return known
+        return replace(known, ok=False, gone=True, detail=f"the device has not answered for {works_s:.0f} s: it hangs")
 
     def join(self, within_s: float) -> None:
         """Wait for the batch or the self-test under way, then for the end of the thread, which closes the backend."""
@@ -260,8 +270,7 @@ class _Device:
 
     def _take(self, timeout_s: float) -> _Batch | None:
         """The next batch that is still wanted, cut from its frame; what cannot be cut fails its own screen alone."""
-        size = self._backend.batch_size
-        while (taken := self._queue.take(self, size, timeout_s)) is not None:
+        while (taken := self._taken(timeout_s)) is not None:
             job, first = taken
             if self._clock() < job.deadline_at:
                 outcome = _attempt(partial(self._cut, job, first))
@@ -274,6 +283,12 @@ class _Device:
             del taken, job, outcome
         return None
 
+    def _taken(self, timeout_s: float) -> tuple[Job, int] | None:
+        self._works_since = None
+        taken = self._queue.take(self, self._backend.batch_size, timeout_s)
+        self._works_since = self._clock()
+        return taken
+
     def _cut(self, job: Job, first: int) -> _Batch:
         windows = job.windows[first : first + self._backend.batch_size]
         pixels = cut(job.frame, windows, self._backend.manifest.patch_px)
@@ -283,7 +298,7 @@ class _Device:
         """An answer to its screen, which is done with its last one."""
         job, now = batch.job, self._clock()
         job.features_s += now - max(batch.begun_at, self._free_at)
-        self._free_at = now
+        self._free_at = self._works_since = now
         outcome = _attempt(lambda: self._added(job, answer, len(batch.patches.pixels)))
         self._queue.answered(job, outcome)
 
@@ -330,8 +345,9 @@ class _Device:
 
     def _test_if_due(self) -> None:
         if self.self_test.due_in_s() <= 0:
+            self._works_since = self._clock()
             self.self_test.run(self._backend)
-            self._free_at = self._clock()  # its time is no screen's
+            self._free_at = self._works_since = self._clock()  # its time is no screen's
             if self.self_test.report().gone:
                 # else this device, which fails at once and is always free, would take nearly every screen
                 self._queue.refuse("a device is lost for good: the service ends, and a new one has it again")

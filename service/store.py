@@ -7,7 +7,9 @@ later versions would write. SQLite runs in WAL mode with `synchronous=FULL`: a v
 received survives a power cut. All calls block; the routes make them in a thread.
 """
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +17,7 @@ from typing import NamedTuple
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import ColumnElement, Engine, String, create_engine, event, select
+from sqlalchemy import ColumnElement, Engine, String, create_engine, delete, event, select, text
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -24,6 +26,10 @@ from sqlalchemy.pool import ConnectionPoolEntry
 MIGRATIONS = Path(__file__).parent / "migrations"
 RECORD_FILE = "screens.sqlite"
 BUSY_TIMEOUT_S = 5.0
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(tzinfo=None)  # SQLite keeps no zone: all rows are UTC
 
 
 class StoreError(Exception):
@@ -84,12 +90,13 @@ class Activation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answered:
-    """A recorded answer; `digest` is of the pixels that it was given for, `answer` the JSON text."""
+    """A recorded answer; `digest` is of the pixels that it was given for, `answer` the JSON text, the time is UTC."""
 
     screen_id: str
     digest: str
     verdict: str
     answer: str
+    recorded_at: datetime = field(default_factory=_now, compare=False)
 
 
 class Page(NamedTuple):
@@ -100,7 +107,11 @@ class Page(NamedTuple):
 
 
 class Store:
-    """The record in `state_dir`, made and migrated to the newest revision when it is opened."""
+    """The record in `state_dir`, made and migrated to the newest revision when it is opened.
+
+    Attributes:
+        failure: why the last write failed; empty where it did not.
+    """
 
     def __init__(self, state_dir: Path, *, migrate: bool = True) -> None:
         """Open the record; without `migrate` as it is: whoever only looks does not change it under a running service.
@@ -116,6 +127,7 @@ class Store:
         except (OSError, SQLAlchemyError, alembic.util.CommandError) as error:
             raise StoreError(f"cannot open the record in {state_dir}: {error}") from error
         self._closed = False
+        self.failure = ""
 
     def find(self, screen_id: str) -> Answered | None:
         """The answer recorded for `screen_id`, or None.
@@ -141,15 +153,10 @@ class Store:
             digest=answered.digest,
             verdict=answered.verdict,
             answer=answered.answer,
-            recorded_at=_now(),
+            recorded_at=answered.recorded_at,
         )
-        try:
-            with self._session() as session, session.begin():
-                session.add(row)
-        except IntegrityError as error:
-            raise StoreError(f"screen {answered.screen_id} has an answer already") from error
-        except SQLAlchemyError as error:
-            raise StoreError(f"cannot write the record: {error}") from error
+        with self._writing(refused=f"screen {answered.screen_id} has an answer already") as session:
+            session.add(row)
 
     def page(self, *, limit: int, cursor: int | None = None) -> Page:
         """Up to `limit` answers, newest first, older than `cursor`.
@@ -177,11 +184,24 @@ class Store:
             StoreError: nothing was written.
         """
         row = ActivationRow(**asdict(activation), activated_at=_now())
-        try:
-            with self._session() as session, session.begin():
-                session.add(row)
-        except SQLAlchemyError as error:
-            raise StoreError(f"cannot write the record: {error}") from error
+        with self._writing() as session:
+            session.add(row)
+
+    def delete_before(self, moment: datetime, *, at_most: int) -> int:
+        """Delete screens that were answered before this moment, in UTC without a zone; how many they were.
+
+        Raises:
+            StoreError: nothing was deleted.
+        """
+        old = select(ScreenRow.id).where(ScreenRow.recorded_at < moment).limit(at_most)
+        with self._writing() as session:
+            return len(session.scalars(delete(ScreenRow).where(ScreenRow.id.in_(old)).returning(ScreenRow.id)).all())
+
+    def try_again(self) -> None:
+        """Where the last write failed, write what changes nothing, and keep in `failure` whether that can be done."""
+        if self.failure:
+            with suppress(StoreError), self._writing() as session:  # it is kept in `failure`
+                session.execute(text("PRAGMA user_version = 0"))
 
     def last_activation(self) -> Activation | None:
         """The bundle that was put in service last, or None.
@@ -229,6 +249,24 @@ class Store:
         self._closed = True
         self._engine.dispose()
 
+    @contextmanager
+    def _writing(self, *, refused: str = "it is refused") -> Iterator[Session]:
+        """A transaction; `refused` is said where the tables do not take it, which is no failure of the record.
+
+        Raises:
+            StoreError: nothing was written.
+        """
+        try:
+            with self._session() as session, session.begin():
+                yield session
+        except IntegrityError as error:
+            raise StoreError(refused) from error
+        except SQLAlchemyError as error:
+            self.failure = str(error)
+            raise StoreError(f"cannot write the record: {error}") from error
+        else:
+            self.failure = ""
+
     def _session(self) -> Session:
         if self._closed:
             raise StoreError("the record is closed")
@@ -258,9 +296,11 @@ def _migrate(engine: Engine) -> None:
         alembic.command.upgrade(config, "head")
 
 
-def _now() -> datetime:
-    return datetime.now(UTC).replace(tzinfo=None)  # SQLite keeps no zone: all rows are UTC
-
-
 def _answered(row: ScreenRow) -> Answered:
-    return Answered(screen_id=row.screen_id, digest=row.digest, verdict=row.verdict, answer=row.answer)
+    return Answered(
+        screen_id=row.screen_id,
+        digest=row.digest,
+        verdict=row.verdict,
+        answer=row.answer,
+        recorded_at=row.recorded_at,
+    )

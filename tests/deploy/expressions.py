@@ -12,7 +12,7 @@ DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "dashboards" / "inspection.json"
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 
-METRIC = re.compile(r"\b(inspect_\w+|up)\b")
+METRIC = re.compile(r"\b(inspect_\w+|process_\w+|up|ALERTS)\b")
 LABEL_LISTS = re.compile(r"\b(?:by|without|ignoring|on)\s*\(([^)]*)\)")
 SELECTORS = re.compile(r"\{([^}]*)\}")
 LABEL_OF_MATCHER = re.compile(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"")

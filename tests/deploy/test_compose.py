@@ -72,6 +72,17 @@ def test_what_is_mounted_exists_and_is_read_only() -> None:
                 assert source in volumes, (name, source)
 
 
+def test_no_log_grows_for_ever() -> None:
+    for name, service in services().items():
+        assert service["logging"]["options"].keys() == {"max-size", "max-file"}, name
+
+
+def test_a_setting_reaches_the_service_on_a_cpu_and_on_gpus() -> None:
+    for name in ("inspect", "inspect-gpu"):
+        assert services()[name]["env_file"] == [{"path": "inspect.env", "required": False}]
+    assert "inspect.env" in (ROOT / ".gitignore").read_text()
+
+
 def test_every_service_says_whether_it_is_healthy() -> None:
     for name, service in services().items():
         assert "build" in service or service["healthcheck"]["test"][0] == "CMD", name

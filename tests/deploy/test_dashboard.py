@@ -27,7 +27,8 @@ PATCHES_OF_A_SCREEN = 50
 @pytest.fixture(scope="module")
 def exported(service: str) -> dict[str, set[str]]:
     """Labels by series, as a running service exports them."""
-    series: dict[str, set[str]] = {"up": set()}
+    # Prometheus's own, and what an alert of ours may carry
+    series: dict[str, set[str]] = {"up": set(), "ALERTS": {"alertname", "alertstate", "code", "reason"}}
     for family in text_string_to_metric_families(httpx.get(f"{service}/metrics").text):
         for sample in family.samples:
             series.setdefault(sample.name, set()).update(sample.labels)
@@ -48,9 +49,10 @@ def test_every_expression_asks_for_what_the_service_exports(exported: dict[str, 
 def test_every_series_of_the_service_is_shown(exported: dict[str, set[str]]) -> None:
     shown = set().union(*(metrics_in(target["expr"]) for target in targets()))
     # when a series began is of no use to a person
-    told = {name for name in exported if not name.endswith("_created")}
+    told = {name for name in exported if name.startswith("inspect_") and not name.endswith("_created")} | {"up"}
     families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in told}
-    assert {re.sub(r"_bucket$", "", name) for name in shown} == families
+    ours = {name for name in shown if name == "up" or name.startswith("inspect_")}
+    assert {re.sub(r"_bucket$", "", name) for name in ours} == families
 
 
 def test_every_query_names_the_provisioned_datasource() -> None:
@@ -111,6 +113,11 @@ def test_the_provider_reads_the_folder_of_the_dashboard() -> None:
     (provider,) = provisioned["providers"]
     mounts = yaml.safe_load((DEPLOY.parent / "docker-compose.yml").read_text())["services"]["grafana"]["volumes"]
     assert f"./deploy/grafana/dashboards:{provider['options']['path']}:ro" in mounts
+
+
+def test_the_readme_says_of_every_alert_what_to_do() -> None:
+    told = re.findall(r"^\| `(Inspect\w+)` \|", (DEPLOY.parent / "README.md").read_text(), re.MULTILINE)
+    assert sorted(told) == sorted(rule["alert"] for rule in alerts())
 
 
 def test_the_error_alert_watches_every_fault_of_the_service_and_none_of_its_clients() -> None:

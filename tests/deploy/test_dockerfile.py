@@ -191,7 +191,10 @@ def healthy(port: str, path: Path) -> bool:
     assert program.startswith("python")
     return (
         subprocess.run(
-            [sys.executable, *arguments], env={**os.environ, "INSPECT_PORT": port}, capture_output=True
+            [sys.executable, *arguments],
+            # Docker hands a container the proxy of its client
+            env={**os.environ, "INSPECT_PORT": port, "http_proxy": "http://127.0.0.1:9"},
+            capture_output=True,
         ).returncode
         == 0
     )

@@ -135,7 +135,7 @@ def panel_values(api: httpx.Client, title: str) -> list[dict[str, float]]:
 def test_every_expression_of_the_dashboard_is_answered_with_numbers(prometheus: httpx.Client) -> None:
     for target in targets():
         samples = ask(prometheus, filled(target["expr"]))
-        assert samples, target["expr"]
+        assert bool(samples) != ("ALERTS" in target["expr"]), target["expr"]  # of which none fires
         for sample in samples:
             assert math.isfinite(float(sample["value"][1])), (target["expr"], sample)
 

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from engine import InferenceError, cover
 from service.aggregation import aggregate
 from service.arrival import Arrival
+from service.digest import FrameDigest
 from service.errors import Conflict, DeadlineExceeded, ServiceError
 from service.examples import VERDICTS
 from service.images import RAW, Source, decode
 from service.images import Frame as DecodedFrame
-from service.inspector import Forgetful, FrameDigest, Inspector, from_json, to_json
+from service.inspector import Forgetful, Inspector, from_json, to_json
 from service.problems import problem
 from service.room import Decoding, Room
 from service.scheduler import Scheduler

@@ -10,9 +10,10 @@ from structlog.testing import capture_logs
 
 from engine import DeviceLost, FakeBackend, Features
 from service.errors import NotReady
+from service.scheduler import HANGS_AFTER_S
 from service.settings import Settings
 from tests.service import apps
-from tests.service.devices import BATCH, GOLDEN_NUMBER, GUARD_S, Device, Gate, held_at, line, until
+from tests.service.devices import BATCH, GOLDEN_NUMBER, GUARD_S, NEVER_S, Device, Gate, held_at, line, until
 from tests.service.losing import SERVICE, ends_by_itself
 
 
@@ -125,6 +126,37 @@ def test_one_lost_device_of_two_makes_the_service_not_ready() -> None:
                 break
         assert not here.scheduler.report().ok
         until(lambda: here.scheduler.report().gone)
+
+
+def test_a_device_that_hangs_is_as_good_as_gone() -> None:
+    device, gate = held_at(1)
+    clock = Clock()
+    with line(device, clock=clock) as here:
+        here.compute(2)
+        clock.now_s += HANGS_AFTER_S  # waiting for screens is no hanging
+        assert here.scheduler.report().ok
+        screen = here.send(1, within_s=NEVER_S)
+        gate.wait_for()
+        clock.now_s += HANGS_AFTER_S - 1
+        assert not here.scheduler.report().gone
+        clock.now_s += 1
+        report = here.scheduler.report()
+        assert (report.ok, report.gone) == (False, True)
+        assert report.detail == "the device has not answered for 120 s: it hangs"
+        gate.opened.set()
+        screen.result(GUARD_S)
+        until(lambda: here.scheduler.report().ok)
+
+
+def test_a_device_that_hangs_at_its_self_test_is_as_good_as_gone() -> None:
+    device, gate = held_at(GOLDEN_NUMBER)
+    clock = Clock()
+    with line(device, clock=clock) as here:
+        gate.wait_for()
+        clock.now_s += HANGS_AFTER_S
+        assert here.scheduler.report().gone
+        gate.opened.set()
+        until(lambda: here.scheduler.report().ok)
 
 
 def test_once_a_device_is_gone_screens_are_refused_and_the_one_on_another_device_ends() -> None:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from starlette.responses import StreamingResponse
 from structlog.typing import EventDict
 
+from engine import InferenceError
 from service.app import create_app
 from service.settings import Settings
 from tests.service.apps import GOLDEN, SCREENS, Device, encoded, logged, post, serve, serve_device
@@ -66,6 +67,8 @@ def test_a_request_has_one_line_in_the_log_and_its_screen_another_with_the_same_
         "event": "request",
         "log_level": "info",
         "request_id": "inspecting",
+        "client": "127.0.0.1",
+        "screen_id": "one",
         "method": "POST",
         "path": "/v1/screens",
         "status": 200,
@@ -75,6 +78,7 @@ def test_a_request_has_one_line_in_the_log_and_its_screen_another_with_the_same_
         "event": "inspected",
         "log_level": "info",
         "request_id": "inspecting",
+        "client": "127.0.0.1",
         "screen_id": "one",
         "verdict": "pass",
         "reasons": (),
@@ -92,6 +96,16 @@ def test_a_refused_request_says_why_in_its_line_and_the_next_one_does_not(tmp_pa
     assert refused["detail"] == "no screen none was answered"
     assert next_one["status"] == 200
     assert not {"code", "detail"} & next_one.keys()
+
+
+def test_a_screen_without_a_verdict_is_found_in_the_log_by_its_id(tmp_path: Path) -> None:
+    device = Device()
+    device.failure = InferenceError("out of memory")
+    with logged() as lines, serve_device(device, Settings(state_dir=tmp_path)) as client:
+        assert post(client, "lost", SCREENS["pass"]).status_code == 500
+        assert client.get("/v1/screens/none").status_code == 404
+    requests = [line for line in lines if line["event"] == "request" and line["method"] in ("GET", "POST")]
+    assert [line.get("screen_id") for line in requests if line["status"] >= 400] == ["lost", None]
 
 
 def test_a_request_that_came_with_another_has_a_line_of_its_own(tmp_path: Path) -> None:

@@ -107,6 +107,7 @@ def test_the_same_pixels_get_the_same_bytes_again_in_whatever_file(client: httpx
     answers = [first, post(client, "again", SCREENS["fail"]), post_raw(client, "again", SCREENS["fail"]), bitmap]
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
+    assert [answer.headers["x-replayed"] for answer in answers] == ["false", "true", "true", "true"]
 
 
 def test_the_same_bytes_are_answered_after_a_restart(bundle: Path, tmp_path: Path) -> None:

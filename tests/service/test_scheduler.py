@@ -199,17 +199,17 @@ def test_an_idle_device_tests_itself_at_its_interval() -> None:
 def test_the_report_is_that_of_the_device_that_is_worst_off() -> None:
     now_s = [0.0]
     (one, gate_of_one), (other, gate_of_other) = held_at(1), held_at(1)
-    with capture_logs(), line(one, other, interval_s=60, clock=lambda: now_s[0]) as here:
+    with capture_logs(), line(one, other, interval_s=40, clock=lambda: now_s[0]) as here:
         until(lambda: here.scheduler.report().ok)
         # one of them stays with a screen, and its last success grows old
         held = here.send(1, within_s=NEVER_S)
         until(lambda: gate_of_one.reached.is_set() or gate_of_other.reached.is_set())
         free = other if gate_of_one.reached.is_set() else one
-        now_s[0] = 60.0
+        now_s[0] = 40.0
         assert here.compute(2).self_test.age_s == 0
-        assert here.scheduler.report().age_s == 60
+        assert here.scheduler.report().age_s == 40
         # a failure is worse than age
-        now_s[0], free.golden_score = 130.0, 0.9
+        now_s[0], free.golden_score = 110.0, 0.9
         here.compute(3)
         report = here.scheduler.report()
         assert (report.ok, report.age_s) == (False, 70)

@@ -2,6 +2,7 @@ import shutil
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
-from service.store import MIGRATIONS, Activation, Answered, Base, Store, StoreError
+from service.store import MIGRATIONS, RECORD_FILE, Activation, Answered, Base, Store, StoreError
 
 
 def answered(number: int) -> Answered:
@@ -54,6 +55,38 @@ def test_second_answer_for_a_screen_is_refused_and_changes_nothing(store: Store)
     with pytest.raises(StoreError, match="screen-1 has an answer already"):
         store.record(other)
     assert store.find("screen-1") == answered(1)
+
+
+def test_a_record_that_cannot_be_written_says_so_until_it_can(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.BUSY_TIMEOUT_S", 0.05)
+    store = Store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / RECORD_FILE)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert store.failure == ""
+        with pytest.raises(StoreError, match="locked"):
+            store.activate(activation("one"))
+        with pytest.raises(StoreError, match="locked"):
+            store.record(answered(1))
+        store.try_again()
+        assert "locked" in store.failure
+        other.rollback()
+    store.try_again()
+    assert store.failure == ""
+    store.record(answered(1))
+    with pytest.raises(StoreError, match="has an answer already"):
+        store.record(answered(1))
+    assert store.failure == ""  # that is no fault of the record
+    store.close()
+
+
+def test_whether_a_record_can_be_written_is_found_out_by_writing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.failure = "the disk was full"
+    before = (tmp_path / f"{RECORD_FILE}-wal").stat().st_size
+    store.try_again()
+    assert (tmp_path / f"{RECORD_FILE}-wal").stat().st_size > before
+    assert store.failure == ""
+    store.close()
 
 
 def test_pages_are_newest_first_and_end(store: Store) -> None:

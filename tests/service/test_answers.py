@@ -1,0 +1,108 @@
+"""What is told beside an answer, and what is counted of it."""
+
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+import xxhash
+from structlog.testing import capture_logs
+
+from service.aggregation import REVIEW_REASON
+from service.app import create_app
+from service.settings import Settings
+from service.store import RECORD_FILE
+from tests.service.apps import SCREENS, SIZE, WAIT_S, Device, count, is_problem, post, post_raw, serve, serve_device
+from tests.service.devices import until
+
+HELD_S = 0.5
+
+
+@pytest.fixture(scope="module")
+def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A client of one app for many tests; each has screen ids of its own."""
+    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path_factory.mktemp("state")))) as client:
+        yield client
+
+
+def test_an_answer_tells_for_which_frame_it_is_and_when_it_was_given(client: httpx.Client) -> None:
+    before = datetime.now(UTC)
+    first = post(client, "told", SCREENS["pass"])
+    pixels = SCREENS["pass"]
+    assert first.headers["x-frame-digest"] == xxhash.xxh3_128_hexdigest(pixels.tobytes() + b"(%d, %d)" % pixels.shape)
+    recorded_at = datetime.fromisoformat(first.headers["x-recorded-at"])
+    assert before - timedelta(seconds=1) < recorded_at <= datetime.now(UTC)
+    assert is_problem(post(client, "told", SCREENS["fail"]), 409, "conflict")
+    again = client.get("/v1/screens/told")
+    assert again.headers["x-replayed"] == "true"
+    for name in ("x-frame-digest", "x-recorded-at"):
+        assert again.headers[name] == first.headers[name]
+
+
+def test_a_screen_that_is_no_pass_is_counted_by_its_reasons(client: httpx.Client) -> None:
+    def counted() -> list[float]:
+        return [count(client, "inspect_reasons_total", reason=reason) for reason in ("frame_constant", REVIEW_REASON)]
+
+    before = counted()
+    for _ in range(2):  # the second answer is the first one again
+        assert post(client, "dark", np.zeros(SIZE, np.uint8)).json()["verdict"] == "review"
+    post(client, "doubtful", SCREENS["review"])
+    assert np.subtract(counted(), before).tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("send", [post, post_raw])
+def test_the_wait_for_memory_is_told_and_what_follows_the_last_byte_is_measured_apart(
+    tmp_path: Path, send: Callable[..., httpx.Response]
+) -> None:
+    device = Device()
+    device.screen_gate.hold()
+    settings = Settings(state_dir=tmp_path, max_memory_bytes=2)  # so that every screen goes alone
+    with serve_device(device, settings) as client, ThreadPoolExecutor() as pool:
+        first = pool.submit(send, client, "one", SCREENS["pass"])
+        device.screen_gate.wait_for()
+        second = pool.submit(send, client, "two", SCREENS["pass"])
+        until(lambda: count(client, "inspect_memory_waiting") == 1)
+        time.sleep(HELD_S)
+        device.screen_gate.open()
+        assert first.result().json()["timing"]["receive_s"] < HELD_S
+        assert second.result().json()["timing"]["receive_s"] >= HELD_S
+        assert count(client, "inspect_screen_duration_seconds_sum") > 2 * HELD_S  # the second waited all the time
+        assert HELD_S < count(client, "inspect_answer_delay_seconds_sum") < 2 * HELD_S
+
+
+def test_a_record_that_cannot_be_written_is_not_ready_until_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.store.BUSY_TIMEOUT_S", 0.05)
+    with serve_device(Device(), Settings(state_dir=tmp_path)) as client:
+        until(lambda: client.get("/readyz").status_code == 200)
+        assert count(client, "inspect_record_ok") == 1
+        assert count(client, "inspect_record_free_bytes") > 0
+        with closing(sqlite3.connect(tmp_path / RECORD_FILE)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert is_problem(post(client, "one", SCREENS["pass"]), 500, "record_failed")
+            answer = client.get("/readyz")
+            assert is_problem(answer, 503, "not_ready")
+            assert "record cannot be written" in answer.json()["detail"]
+            assert count(client, "inspect_record_ok") == 0
+            other.rollback()
+        until(lambda: client.get("/readyz").status_code == 200)  # without a screen
+        assert post(client, "one", SCREENS["pass"]).json()["verdict"] == "pass"
+
+
+def test_what_is_no_request_is_counted_and_logged(tmp_path: Path) -> None:
+    with capture_logs() as logs, serve_device(Device(), Settings(state_dir=tmp_path)) as client:
+        url = client.base_url
+        with socket.create_connection((url.host, url.port or 0), WAIT_S) as line:
+            line.sendall(b"no request\r\n\r\n")
+            assert line.recv(2**16).startswith(b"HTTP/1.1 400 ")
+        assert count(client, "inspect_errors_total", code="malformed_request") == 1
+    (told,) = [entry for entry in logs if entry["event"] == "malformed request"]
+    assert told["client"] == "127.0.0.1"

@@ -1,0 +1,105 @@
+"""Copies of the record and fewer screens in it, while another process writes."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, datetime, timedelta, timezone
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from service.__main__ import app
+from service.store import RECORD_FILE, Answered, Store, StoreError
+from service.upkeep import back_up, prune
+
+NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
+
+
+def answered(number: int, at: datetime = NOON) -> Answered:
+    return Answered(
+        screen_id=f"s-{number}", digest="d", verdict="pass", answer="{}", recorded_at=at.replace(tzinfo=None)
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """The service's own, which stays open."""
+    with closing(Store(tmp_path / "state")) as store:
+        yield store
+
+
+def test_a_copy_is_the_record_of_one_moment(store: Store, tmp_path: Path) -> None:
+    store.record(answered(1))
+    back_up(tmp_path / "state", tmp_path / "copy.sqlite")
+    store.record(answered(2))
+    (tmp_path / "restored").mkdir()
+    (tmp_path / "copy.sqlite").rename(tmp_path / "restored" / RECORD_FILE)
+    with closing(Store(tmp_path / "restored")) as restored:
+        assert restored.find("s-1") == answered(1)
+        assert restored.find("s-2") is None
+        restored.record(answered(3))
+
+
+def test_a_copy_overwrites_nothing_and_needs_a_record(store: Store, tmp_path: Path) -> None:
+    target = tmp_path / "copy.sqlite"
+    target.write_text("precious")
+    with pytest.raises(StoreError, match="exists"):
+        back_up(tmp_path / "state", target)
+    assert target.read_text() == "precious"
+    with pytest.raises(StoreError, match="no record"):
+        back_up(tmp_path, tmp_path / "other.sqlite")
+    with pytest.raises(StoreError, match="cannot copy"):
+        back_up(tmp_path / "state", tmp_path / "none" / "copy.sqlite")
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_copy_that_breaks_off_leaves_nothing_that_looks_whole(tmp_path: Path) -> None:
+    (tmp_path / RECORD_FILE).write_bytes(b"no database" * 1000)
+    with pytest.raises(StoreError, match="cannot copy"):
+        back_up(tmp_path, tmp_path / "copy.sqlite")
+    assert [path.name for path in tmp_path.iterdir()] == [RECORD_FILE]
+
+
+def test_older_screens_are_deleted_and_their_ids_are_free(store: Store, tmp_path: Path) -> None:
+    for number in range(5):
+        store.record(answered(number, NOON + timedelta(hours=number - 3)))
+    told: list[int] = []
+    here = timezone(timedelta(hours=2))
+    assert prune(tmp_path / "state", NOON.astimezone(here), tell=told.append) == 3
+    assert told == [3]
+    assert [item.screen_id for item in store.page(limit=9).items] == ["s-4", "s-3"]
+    store.record(answered(0))  # by the service, beside it
+    assert store.find("s-0") == answered(0)
+    assert prune(tmp_path / "state", NOON) == 0
+
+
+def test_many_are_deleted_part_by_part(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.upkeep.BATCH", 2)
+    for number in range(5):
+        store.record(answered(number))
+    told: list[int] = []
+    assert prune(tmp_path / "state", NOON + timedelta(seconds=1), tell=told.append) == 5
+    assert told == [2, 2, 1]
+
+
+def test_a_record_in_use_is_no_fault(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.BUSY_TIMEOUT_S", 0.05)
+    store.record(answered(1))
+    with closing(sqlite3.connect(tmp_path / "state" / RECORD_FILE)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StoreError, match="locked"):
+            prune(tmp_path / "state", NOON + timedelta(days=1))
+    assert store.find("s-1") == answered(1)
+
+
+def test_the_commands_say_what_they_did(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INSPECT_STATE_DIR", str(tmp_path / "state"))
+    store.record(answered(1))
+    store.record(answered(2, NOON + timedelta(days=2)))
+    answer = CliRunner().invoke(app, ["backup", str(tmp_path / "copy.sqlite")])
+    assert (answer.exit_code, "copy.sqlite: 0.0 MB" in answer.stdout) == (0, True)
+    answer = CliRunner().invoke(app, ["prune", "--before", "2026-05-06"])
+    assert (answer.exit_code, answer.stdout) == (0, "1 screens of before 2026-05-06 are deleted\n")
+    assert store.find("s-1") is None
+    assert store.find("s-2") is not None
