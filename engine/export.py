@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from engine.backend import load
-from engine.manifest import FEATURES_FILES, MANIFEST_FILE, Manifest
+from engine.manifest import FEATURES_FILES, MANIFEST_FILE, RELEASE_FILE, Manifest
 from engine.parity import Difference, check_parity
 
 OPSET = 18
@@ -53,12 +53,14 @@ def export(
         The largest and the mean difference of probability between graphs and modules.
 
     Raises:
-        ValueError: `out` exists and is no bundle.
+        ValueError: `out` exists and is no bundle, or one that was released.
         ParityError: a difference of probabilities or maps over the manifest's fp32 tolerance, or a value that is not
             finite; nothing is written.
     """
     if out.exists() and not (out / MANIFEST_FILE).is_file():
         raise ValueError(f"{out} exists and is no bundle: it would be lost")
+    if (out / RELEASE_FILE).exists():
+        raise ValueError(f"{out} holds a bundle that was released: name another folder, or remove it")
     out.parent.mkdir(parents=True, exist_ok=True)
     features, reasoning = features.eval(), reasoning.eval()
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))

@@ -119,9 +119,9 @@ def defective(golden: Path, screens: set[str]) -> set[str]:
     """
     boxes = golden / "boxes.csv"
     try:
-        with boxes.open(newline="") as file:
+        with boxes.open(newline="", encoding="utf-8-sig") as file:
             bad = {row["screen"] for row in csv.DictReader(file)}
-    except (OSError, KeyError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise ReleaseError(f"{boxes} cannot be read: without it nothing is known of escapes") from error
     if strangers := bad - screens:
         raise ReleaseError(f"{boxes} names the screen {min(strangers)!r}, which is not in the sealed set")

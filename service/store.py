@@ -250,7 +250,7 @@ class Store:
         self._engine.dispose()
 
     @contextmanager
-    def _writing(self, *, refused: str = "it is refused") -> Iterator[Session]:
+    def _writing(self, *, refused: str = "") -> Iterator[Session]:
         """A transaction; `refused` is said where the tables do not take it, which is no failure of the record.
 
         Raises:
@@ -260,7 +260,7 @@ class Store:
             with self._session() as session, session.begin():
                 yield session
         except IntegrityError as error:
-            raise StoreError(refused) from error
+            raise StoreError(refused or f"cannot write the record: {error}") from error
         except SQLAlchemyError as error:
             self.failure = str(error)
             raise StoreError(f"cannot write the record: {error}") from error

@@ -19,7 +19,9 @@ import numpy as np
 
 from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, POSITIONS, RELEASE_FILE, Manifest, SecondLook, TurnedLook, cover
 from training.bands import BORDER_BANDS
-from training.cutting import read_defects, read_frame, screen_files
+from training.boxes import read_defects
+from training.cutting import screen_files
+from training.images import read_whole
 from training.judging import Judgement, judge, overlap, read_answers
 from training.measures import Share, wilson
 from training.truth import Defect
@@ -92,7 +94,7 @@ def compare(bundle: Path, source: Path, served: Mapping[str, Manifest]) -> dict[
     """
     files = screen_files(source)
     patch_px = next(iter(served.values())).patch_px
-    distances = _distances(files, read_defects(source), patch_px)
+    distances = _distances(files, read_defects(source, files), patch_px)
     found = {}
     for name, manifest in served.items():
         with tempfile.TemporaryDirectory() as folder:
@@ -127,7 +129,7 @@ class _Screen:
 def _distances(files: Mapping[str, Path], truth: Mapping[str, list[Defect]], patch_px: int) -> dict[str, _Screen]:
     screens = {}
     for name, path in files.items():
-        windows = cover(*read_frame(path).shape, patch_px=patch_px)
+        windows = cover(*read_whole(path).shape, patch_px=patch_px)
         tops, lefts = ({getattr(window, axis) for window in windows} for axis in ("top", "left"))
         screens[name] = _Screen(
             len(windows),

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from engine import LabelLimits
 from training.costs import Costs
 from training.frontier import Screens
-from training.intervals import Intervals, bootstrap
-from training.measures import enough
+from training.intervals import Interval, Intervals, bootstrap
+from training.measures import Share, enough, wilson
 from training.proof import choose
 from training.zones import Tally, rounded, tally
 
+FEW = 5  # screens with a label: of fewer nothing follows
 _DIGITS = 4  # of a threshold
 _NEAREST = 1e-6  # to 0 and 1, which are no thresholds
 
@@ -66,6 +67,9 @@ class Calibration:
                 f"{found.escapes} of {found.defective} defective screens escape, {found.escape:.1%}: over the cap of "
                 f"{cap:.2%}, which so few screens cannot keep but by sending all to review"
             )
+        for label, count in zip(self.limits, self.has.sum(axis=0).tolist(), strict=True):
+            if count < FEW:
+                said.append(f"{count or 'no'} screens have the label {label}: its threshold and limits are guessed")
         if not self.proven:
             escapes, n = (0, 0) if self.held_out is None else (self.held_out.escapes, self.held_out.defective)
             said.append(
@@ -82,7 +86,8 @@ class Calibration:
         if found.review(self.costs) > self.costs.review_capacity:
             said.append(
                 f"{found.review(self.costs):.1%} of the screens go to review, over the capacity of "
-                f"{self.costs.review_capacity:.1%}: the cap on escapes needs it"
+                f"{self.costs.review_capacity:.1%}: neither the cap on escapes nor the thresholds, which no band may "
+                "leave outside, let these scores do with less"
             )
         return said
 
@@ -161,11 +166,25 @@ def calibrate(
         costs=costs,
         tally=tally(whole, found.zones),
         held_out=found.held_out,
-        intervals=bootstrap(whole, costs, thresholds_of, step=found.step),
+        intervals=_no_narrower(bootstrap(whole, costs, thresholds_of, step=found.step), found.held_out),
         screens=whole,
         has=has,
         weights_chosen=weights_chosen,
     )
+
+
+def _no_narrower(intervals: Intervals | None, held_out: Tally | None) -> Intervals | None:
+    """No narrower than Wilson's intervals: replicates of which none has an escape would say that none ever will."""
+    if intervals is None or held_out is None:
+        return intervals
+    escape, overkill = wilson(held_out.escapes, held_out.defective), wilson(held_out.overkills, held_out.clean)
+    return intervals._replace(
+        escape=_widened(intervals.escape, escape), overkill=_widened(intervals.overkill, overkill)
+    )
+
+
+def _widened(interval: Interval, share: Share) -> Interval:
+    return Interval(interval.mean, min(interval.low, share.low), max(interval.high, share.high))
 
 
 def whole_screens(

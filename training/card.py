@@ -13,6 +13,7 @@ from training.calibration import Calibration
 from training.config import Config
 from training.evaluation import Report
 from training.intervals import Interval
+from training.judging import model_of
 from training.network import Network, parameter_table
 from training.temperature import Sureness
 
@@ -149,12 +150,17 @@ def add_figures(bundle: Path, *, on: str, evaluation: Path, judgement: Path) -> 
 
     Raises:
         BundleError: the bundle is not whole.
-        ValueError: `on` is empty or of several lines, or a file is not what it should be.
+        ValueError: `on` is empty or of several lines, or a file is not what it should be, or of another bundle.
     """
     if not on.strip() or len(on.splitlines()) != 1:
         raise ValueError("say in one line what screens were measured")
     manifest = Manifest.read(bundle)
+    own = model_of(manifest.name, manifest.version, manifest.limits_version)
     try:
+        for file in (evaluation, judgement):
+            models = json.loads(file.read_text())["models"]
+            if models != [own]:
+                raise ValueError(f"{file} is of {' and of '.join(models) or 'no model'}, not of {own}")
         section = list(_figures(json.loads(evaluation.read_text()), json.loads(judgement.read_text())))
     except (KeyError, TypeError, IndexError) as error:
         raise ValueError(

@@ -148,10 +148,10 @@ def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
         ValueError: not TOML, or a key is unknown, missing or out of range; the message names it.
     """
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
         for override in overrides or []:
             _apply(values, override)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     try:
         config = Config.model_validate(values)

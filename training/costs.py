@@ -13,9 +13,13 @@ class Costs(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    escape_cost: float = Field(100.0, gt=0)  # of a defective screen that passed
-    overkill_cost: float = Field(10.0, gt=0)  # of a clean one that failed
-    review_cost: float = Field(1.0, gt=0)  # of any that a person looks at, who is taken to find the truth
+    escape_cost: float = Field(
+        100.0, gt=0, allow_inf_nan=False
+    )  # of a defective screen that passed; what must never happen is capped
+    overkill_cost: float = Field(10.0, gt=0, allow_inf_nan=False)  # of a clean one that failed
+    review_cost: float = Field(
+        1.0, gt=0, allow_inf_nan=False
+    )  # of any that a person looks at, who is taken to find the truth
     review_capacity: float = Field(0.15, ge=0, le=1)  # largest share of the line's screens that people can look at
     escape_cap: float = Field(0.02, gt=0, lt=1)  # largest share of the defective screens that may pass, at any cost
     prevalence: float = Field(0.1, gt=0, lt=1)  # share of the line's screens that are defective
@@ -35,8 +39,8 @@ def read_costs(path: Path) -> Costs:
         ValueError: not TOML, or a key is unknown or out of range; the message names it.
     """
     try:
-        return Costs.model_validate(tomllib.loads(path.read_text()))
-    except tomllib.TOMLDecodeError as error:
+        return Costs.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())

@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from training.cutting import read_defects, read_frame, screen_files
+from training.boxes import read_defects
+from training.cutting import screen_files
+from training.images import read_whole
 from training.rows import write_rows
 from training.truth import Defect
 
@@ -37,14 +39,14 @@ def cross(source: Path, out: Path, *, patch_px: int, most: int, seed: int) -> in
     """
     rng = np.random.default_rng(seed)
     files = screen_files(source)
-    defects = [(screen, defect) for screen, found in sorted(read_defects(source).items()) for defect in found]
+    defects = [(screen, defect) for screen, found in sorted(read_defects(source, files).items()) for defect in found]
     chosen = [defects[k] for k in sorted(rng.permutation(len(defects))[:most])]
     (out / "screens").mkdir(parents=True)
     rows: list[tuple[object, ...]] = []
     open_screen, image = "", np.empty((0, 0), np.uint8)
     for screen, defect in track(chosen, "frames with a defect on a border"):
         if screen != open_screen:
-            open_screen, image = screen, read_frame(files[screen])
+            open_screen, image = screen, read_whole(files[screen])
         corner = _corner(defect, image.shape, patch_px, rng)
         if corner is None:
             continue

@@ -7,12 +7,11 @@ screen, never by patch.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -22,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Window, cover, to_grey
+from engine import Window, cover
+from training.boxes import read_defects
 from training.contrast import measured
+from training.images import read_whole
 from training.patches import CutSummary, Patches, summarise, write_tables
 from training.rows import read_rows
 from training.truth import CELL_PX, Defect, Rule
-from training.validation.tables import read_arrays
 from training.visible import Visible, border_px
 
 PART_OF_TRAINING_FOR_VALIDATION = 0.15
@@ -75,11 +75,11 @@ def cut(
     if first is not None and first < 1:
         raise ValueError(f"--first must be at least 1, not {first}")
     if out.exists() and any(out.iterdir()):
-        raise ValueError(f"{out} is not empty")
+        unfinished = "" if (out / "cut.json").exists() else ": without cut.json it is no whole cut, and may be deleted"
+        raise ValueError(f"{out} is not empty{unfinished}")
     screens = screen_files(source)
     parts = read_parts(source, list(screens), test_fold=test_fold)
-    defects = read_defects(source)
-    _refuse_strangers(source / "boxes.csv", defects, screens)
+    defects = read_defects(source, screens)
     labels = _choose_labels(defects, labels)
     screens = dict(itertools.islice(screens.items(), first))
     (out / "images").mkdir(parents=True)
@@ -112,6 +112,8 @@ def cut(
 
 def _choose_labels(defects: dict[str, list[Defect]], wanted: Sequence[str]) -> list[str]:
     found = {defect.label for on_screen in defects.values() for defect in on_screen}
+    if again := [label for label in wanted if wanted.count(label) > 1]:
+        raise ValueError(f"the label {again[0]!r} is there twice")
     if wanted and not found <= set(wanted):
         raise ValueError(f"boxes.csv names {sorted(found - set(wanted))[0]!r}, which is not among the labels")
     if not wanted and not found:
@@ -132,69 +134,6 @@ def screen_files(source: Path) -> dict[str, Path]:
     if not files:
         raise ValueError(f"{source / 'screens'} holds no {NO_SCREEN}")
     return files
-
-
-def read_frame(path: Path) -> NDArray[np.uint8]:
-    """The pixels (H, W) of an image file, grey by the service's rule.
-
-    Raises:
-        ValueError: it cannot be read, or is none that the rule knows.
-    """
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"{path} cannot be read")
-    return to_grey(image)
-
-
-def read_defects(source: Path) -> dict[str, list[Defect]]:
-    """Defects of each screen that has any, with their masks where there are masks.
-
-    Raises:
-        ValueError: boxes.csv is missing, or a row of it or of conditions.csv is malformed; the message names the file.
-    """
-    table = source / "boxes.csv"
-    if not table.is_file():
-        raise ValueError(f"{table} is missing")
-    contrasts = _read_contrasts(source / "conditions.csv")
-    found: dict[str, list[Defect]] = {}
-    masks: dict[str, dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]] = {}
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        for index, row in enumerate(csv.DictReader(file)):
-            try:
-                screen, label = row["screen"], row["label"]
-                left, top, right, bottom = (int(row[k]) for k in ("left", "top", "right", "bottom"))
-            except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"{table}, row {index}: {error!r}") from error
-            if not (0 <= left < right and 0 <= top < bottom):
-                raise ValueError(f"{table}, row {index}: an empty or negative box")
-            if screen not in masks:
-                masks[screen] = _read_masks(source / "masks" / f"{screen}.npz")
-            rows, columns = masks[screen].get(index, (None, None))
-            box = {"left": left, "top": top, "right": right, "bottom": bottom}
-            found.setdefault(screen, []).append(
-                Defect(label=label, **box, rows=rows, columns=columns, contrast=contrasts.get(index))
-            )
-    return found
-
-
-def _read_contrasts(table: Path) -> dict[int, float]:
-    """Contrast by row of boxes.csv; none where there is no such table."""
-    try:
-        return {int(row["id"]): float(row["contrast"]) for row in read_rows(table)} if table.is_file() else {}
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{table}: {error!r}") from error
-
-
-def _read_masks(path: Path) -> dict[int, tuple[NDArray[np.int32], NDArray[np.int32]]]:
-    if not path.is_file():
-        return {}
-    try:
-        rows, columns, ids = read_arrays(path, ("row", "column", "id"))
-        if not rows.shape == columns.shape == ids.shape == (rows.size,) or (np.minimum(rows, columns) < 0).any():
-            raise ValueError("row, column and id are not as many, or tell of pixels outside")
-    except ValueError as error:
-        raise ValueError(f"{path} holds no masks: {error}") from error
-    return {int(i): (rows[ids == i], columns[ids == i]) for i in np.unique(ids)}
 
 
 def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -> dict[str, str]:
@@ -258,25 +197,14 @@ def draw_validation(parts: Mapping[str, str]) -> dict[str, str]:
     return {screen: "validation" if screen in drawn else part for screen, part in parts.items()}
 
 
-def _refuse_strangers(table: Path, named: Iterable[str], screens: Collection[str]) -> None:
-    """Refuse a table that names a screen which is not there: its defects would silently be nowhere."""
-    stranger = next((name for name in named if name not in screens), None)
-    if stranger is not None:
-        raise ValueError(f"{table} names the screen {stranger!r}, which is not there (names have no suffix)")
-
-
 def _frame_of(path: Path, defects: list[Defect]) -> NDArray[np.uint8]:
-    frame = read_frame(path)
+    frame = read_whole(path)
     for defect in defects:  # of a frame of another size, or rows and columns confused: it would be labelled elsewhere
-        ends = [(defect.right, defect.bottom)]
-        if defect.rows is not None and defect.columns is not None:
-            ends.append((int(defect.columns.max()) + 1, int(defect.rows.max()) + 1))
-        for (right, bottom), told in zip(ends, ("boxes.csv has", "its masks have"), strict=False):
-            if right > frame.shape[1] or bottom > frame.shape[0]:
-                raise ValueError(
-                    f"{told} a {defect.label} on {path.stem} that ends at {right}, {bottom}, beyond the frame of "
-                    f"{frame.shape[1]} x {frame.shape[0]}"
-                )
+        if defect.right > frame.shape[1] or defect.bottom > frame.shape[0]:
+            raise ValueError(
+                f"boxes.csv has a {defect.label} on {path.stem} that ends at {defect.right}, {defect.bottom}, beyond "
+                f"the frame of {frame.shape[1]} x {frame.shape[0]}"
+            )
     return frame
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Window, cover, cut
+from engine import Window, cover, cut, to_grey
 from training.attribution import Attribution, Explanation, Stage
-from training.cutting import read_frame
+from training.images import read_whole
 from training.pictures import (
     BACKGROUND,
     PAPER,
@@ -38,6 +38,7 @@ from training.visible import VISIBLE_FILE
 
 PANEL_PX = (480, 960)  # at most so wide and so high
 LEAST_CELL_PX = 9  # what speaks for a label is drawn at least so large, to be seen on a small picture of a screen
+OTHERS = (".tif", ".tiff", ".pgm")  # what the service takes, too, and data folders do not
 CLOSE_PX = 192  # of the frame, in a close-up
 GAP_PX = 8
 
@@ -78,10 +79,19 @@ def explain(
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for image in track(images, "explain"):
-        picture = draw(attribution, read_frame(image), truth.get(image.stem, []), name=image.stem, labels=labels)
+        picture = draw(attribution, _frame_of(image), truth.get(image.stem, []), name=image.stem, labels=labels)
         written.append(pictures[image])
         write(written[-1], picture)
     return written
+
+
+def _frame_of(path: Path) -> NDArray[np.uint8]:
+    if path.suffix.lower() not in OTHERS:
+        return read_whole(path)
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
+    if image is None:
+        raise ValueError(f"{path} cannot be read")
+    return to_grey(image)
 
 
 def read_truth(data: Path) -> Truth:
@@ -98,7 +108,9 @@ def read_truth(data: Path) -> Truth:
     try:
         for row in read_rows(table):
             left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
-            found.setdefault(Path(row[column]).stem, []).append((row["label"], (left, top, right, bottom)))
+            # a patch's name has its suffix; a screen's has none, and may have dots
+            name = row[column] if column == "screen" else Path(row[column]).stem
+            found.setdefault(name, []).append((row["label"], (left, top, right, bottom)))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{table}: {error!r}") from error
     return found

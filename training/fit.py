@@ -88,6 +88,7 @@ class Run:
         refuse_leaks(config.all_folders)
         with fabric.rank_zero_first():  # the first device decodes the pixels and begins the folder
             self.validation = PatchSet(config.data.folders, "validation")
+            build_network(len(self.validation.label_names), config.network)  # what cannot be built begins no run
             self.folder.begin(config, self.validation.label_names)
             self.training = {name: self._training_set(getattr(config, name)) for name in PHASES}
         # how badly each patch was told when it was last seen, now and when the epoch was drawn; none has been seen yet

@@ -10,13 +10,16 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import track
 
 from training.bands import CONTRAST_BANDS, by_band
+from training.boxes import read_defects
 from training.contrast import measured
-from training.cutting import read_defects, read_frame, read_parts, screen_files
+from training.cutting import read_parts, screen_files
+from training.images import read_whole
 from training.measures import Share, f_measure, wilson
 from training.truth import Defect
 
@@ -46,12 +49,14 @@ class LabelJudgement:
 class Judgement:
     """Shares of screens, and each label.
 
+    `models`: which gave the verdicts, see `model_of`; several where one was put in service between screens.
     `escape`: defective screens that passed. `overkill`: clean screens that failed. `review`: screens of either kind
     in review. `unanswered`: screens whose entry is a problem document. `missing`: screens of the folder, or of its
     part, without an entry. `accuracy`, `precision` and `recall` are means over the labels that a screen has, and
     `f_measure` is 2PR/(P+R) of them, as in the paper's tables. `wrong` names the screens of the first two.
     """
 
+    models: list[str]
     screens: int
     escape: Share
     overkill: Share
@@ -86,19 +91,23 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
     """
     answers = read_answers(verdicts)
     known = screen_files(source)
+    truth = read_defects(source, known)
     stranger = next((name for name in answers if name not in known), None)
     if stranger is not None:
         told = "the service takes A-Z a-z 0-9 . _ - and 64 characters of a file's name, and calls it otherwise"
         raise ValueError(f"{source} has no screen {stranger!r} ({told})")
     if part is not None:
         parts = read_parts(source, list(known), test_fold=test_fold)
+        if part not in parts.values():
+            raise ValueError(f"{source} has no screens in the part {part!r}: {', '.join(sorted(set(parts.values())))}")
         answers = {name: answer for name, answer in answers.items() if parts[name] == part}
         known = {name: file for name, file in known.items() if parts[name] == part}
-    truth = read_defects(source)
+    if not answers:
+        raise ValueError(f"{verdicts} answers none of these screens")
     answered = {name: a for name, a in answers.items() if "verdict" in a}
     untold = [name for name in answered if any(defect.contrast is None for defect in truth.get(name, []))]
     for name in track(untold, "measure contrast", transient=True, disable=not untold):
-        truth[name] = measured(read_frame(known[name]), truth[name])
+        truth[name] = measured(read_whole(known[name]), truth[name])
     bad = {name: a["verdict"] for name, a in answered.items() if name in truth}
     good = {name: a["verdict"] for name, a in answered.items() if name not in truth}
     inspected = [defect.label for name in answered for defect in truth.get(name, [])]
@@ -108,6 +117,7 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
     precision = _mean(report.precision for report in seen)
     recall = _mean(report.recall for report in seen)
     return Judgement(
+        models=sorted({model_of(**a["model"]) for a in answered.values() if "model" in a}),
         screens=len(answers),
         escape=_share(bad.values(), "pass"),
         overkill=_share(good.values(), "fail"),
@@ -127,6 +137,11 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
     )
 
 
+def model_of(name: str, version: str, limits: int) -> str:
+    """How a model is called in the figures of `evaluate` and `judge`."""
+    return f"{name} {version}, limits {limits}"
+
+
 def _share(verdicts: Iterable[str], wanted: str) -> Share:
     values = list(verdicts)
     return wilson(sum(value == wanted for value in values), len(values))
@@ -137,6 +152,38 @@ def _mean(values: Iterable[float]) -> float:
     return sum(listed) / len(listed) if listed else 0.0
 
 
+class _Label(BaseModel):
+    """What a verdict says of a label, as far as it is judged."""
+
+    present: bool
+
+
+class _Defect(BaseModel):
+    """A defect of a verdict, as far as it is judged."""
+
+    label: str
+    box: dict[Literal["left", "top", "right", "bottom"], int]
+
+
+class _Model(BaseModel):
+    """Which model gave a verdict."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: str
+    limits: int
+
+
+class _Answer(BaseModel):
+    """A verdict, as far as it is judged."""
+
+    model: _Model | None = None
+    verdict: Literal["pass", "fail", "review"]
+    labels: dict[str, _Label]
+    defects: list[_Defect]
+
+
 def read_answers(path: Path) -> dict[str, dict[str, Any]]:
     """The entries of a list of verdicts, by the name of the screen.
 
@@ -144,9 +191,11 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
         ValueError: not such a list, a verdict without labels or defects, or a screen that is there twice.
     """
     try:
-        entries = json.loads(path.read_text())
+        entries = json.loads(path.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(entries, dict) and "items" in entries:
+        entries = entries["items"]  # a page of the service's record
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise ValueError(f"{path} is not a JSON list of verdicts")
     answers: dict[str, dict[str, Any]] = {}
@@ -154,9 +203,12 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
         name = entry.get("screen_id")
         if not isinstance(name, str):
             raise ValueError(f"{path}, entry {number}: no screen_id")
-        told = isinstance(entry.get("labels"), dict) and isinstance(entry.get("defects"), list)
-        if "verdict" in entry and not told:
-            raise ValueError(f"{path}, entry {number}: a verdict has labels and defects")
+        if "verdict" in entry:
+            try:
+                _Answer.model_validate(entry)
+            except ValidationError as error:
+                said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+                raise ValueError(f"{path}, entry {number} is no verdict: {said}") from error
         if name in answers:
             raise ValueError(f"{path}, entry {number}: screen {name!r} is there twice")
         answers[name] = entry

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.cutting import read_frame
+from training.images import read_whole
 from training.pictures import crop, tiles
 
 _CROP_PX = 256
@@ -65,4 +65,4 @@ def _whole(folder: Path, names: list[str]) -> NDArray[np.uint8]:
 
 
 def _read(folder: Path, name: str) -> NDArray[np.uint8]:
-    return read_frame(folder / "screens" / f"{name}.png")
+    return read_whole(folder / "screens" / f"{name}.png")

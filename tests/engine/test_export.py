@@ -111,6 +111,14 @@ def test_a_folder_that_is_no_bundle_is_not_written_over(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "screens"]
 
 
+def test_a_bundle_that_was_released_is_not_written_over(tmp_path: Path) -> None:
+    write(tmp_path / "bundle", *graphs("light", "attention"))
+    write(tmp_path / "bundle", *graphs("light", "attention"))
+    (tmp_path / "bundle" / "release.json").write_text("{}")
+    with pytest.raises(ValueError, match="was released"):
+        write(tmp_path / "bundle", *graphs("light", "attention"))
+
+
 def test_a_bundle_stays_when_its_successor_is_refused(tmp_path: Path) -> None:
     features, reasoning = graphs("light", "attention")
     write(tmp_path / "bundle", features, reasoning)

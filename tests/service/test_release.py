@@ -260,6 +260,8 @@ def test_a_bundle_whose_plan_is_missing_is_named_and_gets_no_record(
         (lambda g: (g / "boxes.csv").write_text("screen,label\n"), "no defective screen"),
         (lambda g: (g / "boxes.csv").write_text("screen,label\nclean,a\nbubble,a\ndoubtful,a\n"), "no clean screen"),
         (lambda g: (g / "boxes.csv").write_text("screen,label\nbubble,a\nlost,a\n"), "names the screen 'lost'"),
+        # with the mark that spreadsheets put before a text
+        (lambda g: (g / "boxes.csv").write_text("\ufeffscreen,label\nlost,a\n"), "names the screen 'lost'"),
         (lambda g: (g / "screens" / "clean.png").unlink(), "lacks the screen"),
         (lambda g: shutil.copy(g / "screens" / "bubble.png", g / "screens" / "clean.png"), "not the file"),
         (lambda g: (g / SEALED_FILE).write_text((g / SEALED_FILE).read_text().replace("1.0.0", "2")), "sealed for"),

@@ -17,8 +17,9 @@ from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
 from training.__main__ import app
 from training.bands import BORDER_BANDS
 from training.borders import compare, distance, iou, manners
+from training.boxes import read_defects
 from training.crossing import BESIDE_PX, cross
-from training.cutting import read_defects
+from training.cutting import screen_files
 from training.rows import read_rows
 from training.truth import Defect
 
@@ -160,7 +161,7 @@ def test_a_border_runs_through_each_crossing_frame(tmp_path_factory: pytest.Temp
     source = write(folder / "data", *spots)
     count = cross(source, folder / "out", patch_px=PATCH_PX, most=len(spots), seed=seed)
     assert 1 <= count <= len(spots)
-    defects = read_defects(folder / "out")
+    defects = read_defects(folder / "out", screen_files(folder / "out"))
     assert len(defects) == len(read_rows(folder / "out" / "boxes.csv")) == count
     for name, (defect,) in defects.items():
         frame = cv2.imread(str(folder / "out" / "screens" / f"{name}.png"), cv2.IMREAD_GRAYSCALE)

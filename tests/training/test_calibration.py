@@ -15,6 +15,7 @@ from engine import fake_manifest
 from engine.manifest import parse
 from training.calibration import best_threshold, calibrate, whole_screens
 from training.costs import Costs, read_costs
+from training.measures import wilson
 from training.zones import tally
 
 ROOT = Path(__file__).parents[2]
@@ -139,7 +140,37 @@ def test_figures_are_json_and_facts_are_a_manifests() -> None:
     assert parse(json.dumps(asdict(replace(fake_manifest(), training=found.facts()))).encode()).training
 
 
-@pytest.mark.parametrize("line", ["escape_cost = 0", "escape_cap = 1.5", "review = 1", "prevalence = 'half'", "x"])
+def test_no_overkill_of_a_few_clean_screens_is_no_proof_that_there_is_none() -> None:
+    found = calibrate(*many(3, screens=40), labels=["a", "b"], costs=Costs(review_capacity=1))
+    assert found.held_out is not None
+    assert found.intervals is not None
+    assert found.held_out.overkills == 0
+    assert found.intervals.overkill.high >= wilson(0, found.held_out.clean).high > 0.1
+
+
+def test_a_label_that_hardly_a_screen_has_is_said_to_be_guessed() -> None:
+    probability, target, screens = many(0, screens=600)
+    few = np.flatnonzero(target[:, 1] == 1)[4:]
+    target[few, 1] = 0
+    found = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs(escape_cap=0.5))
+    assert "4 screens have the label b: its threshold and limits are guessed" in found.warnings()
+    target[:, 1] = 0
+    found = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs(escape_cap=0.5))
+    assert "no screens have the label b: its threshold and limits are guessed" in found.warnings()
+
+
+def test_a_file_of_costs_may_begin_with_a_mark(tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_bytes(b"\xef\xbb\xbfescape_cost = 7\n")
+    assert read_costs(tmp_path / "limits.toml").escape_cost == 7
+    (tmp_path / "limits.toml").write_text("escape_cost = 7\n", encoding="utf-16")
+    with pytest.raises(ValueError, match=r"limits\.toml: "):
+        read_costs(tmp_path / "limits.toml")
+
+
+BAD_COSTS = ("escape_cost = 0", "escape_cost = inf", "review_cost = nan", "escape_cap = 1.5")
+
+
+@pytest.mark.parametrize("line", [*BAD_COSTS, "review = 1", "prevalence = 'half'", "x"])
 def test_costs_are_checked_at_the_door(tmp_path: Path, line: str) -> None:
     (tmp_path / "limits.toml").write_text(line + "\n")
     with pytest.raises(ValueError, match=r"limits\.toml: "):

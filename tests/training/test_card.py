@@ -31,14 +31,20 @@ def measured(tmp_path: Path) -> tuple[Path, Path]:
     (source / "boxes.csv").write_text("screen,label,left,top,right,bottom,area_px\na,scratch,1,1,9,9,64\n")
     (source / "conditions.csv").write_text("screen,id,label,contrast,size\na,0,scratch,7.5,8\n")
     answers = [
-        {"screen_id": name, "verdict": "pass", "labels": {"scratch": {"present": False}}, "defects": []}
+        {
+            "screen_id": name,
+            "verdict": "pass",
+            "model": {"name": "tiny", "version": "1.0.0", "limits": 1},
+            "labels": {"scratch": {"present": False}},
+            "defects": [],
+        }
         for name in "ab"
     ]
     (tmp_path / "verdicts.json").write_text(json.dumps(answers))
     (tmp_path / "judge.json").write_text(json.dumps(judge(tmp_path / "verdicts.json", source).as_dict()))
     probability, target = np.array([[0.9, 0.1], [0.2, 0.1]], np.float32), np.array([[1, 0], [1, 0]], np.int8)
     found = report(probability, target, labels=["scratch", "bubble"], thresholds=[0.5, 0.5])
-    (tmp_path / "eval.json").write_text(json.dumps(found.as_dict()))
+    (tmp_path / "eval.json").write_text(json.dumps({"models": ["tiny 1.0.0, limits 1"], **found.as_dict()}))
     return tmp_path / "eval.json", tmp_path / "judge.json"
 
 
@@ -70,6 +76,17 @@ def test_figures_of_the_same_screens_are_replaced_and_of_others_kept(bundle: Pat
 def test_a_heading_is_one_line(bundle: Path, measured: tuple[Path, Path], on: str) -> None:
     with pytest.raises(ValueError, match="one line"):
         add_figures(bundle, on=on, evaluation=measured[0], judgement=measured[1])
+
+
+def test_figures_of_another_model_are_refused(bundle: Path, measured: tuple[Path, Path]) -> None:
+    before = (bundle / "MODEL_CARD.md").read_text()
+    for file, models in ((measured[0], ["tiny 1.0.0, limits 2"]), (measured[1], ["a", "b"]), (measured[1], [])):
+        told = file.read_text()
+        file.write_text(json.dumps({**json.loads(told), "models": models}))
+        with pytest.raises(ValueError, match=r"json is of .*, not of tiny 1.0.0, limits 1"):
+            add_figures(bundle, on="two", evaluation=measured[0], judgement=measured[1])
+        file.write_text(told)
+    assert (bundle / "MODEL_CARD.md").read_text() == before
 
 
 def test_other_files_are_refused(bundle: Path, measured: tuple[Path, Path]) -> None:

@@ -14,8 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from training.__main__ import app
+from training.boxes import read_defects
 from training.conversion.coco import convert_coco
-from training.cutting import cut, read_defects, read_parts, screen_files
+from training.cutting import cut, read_parts, screen_files
 from training.rows import read_rows
 
 HEIGHT, WIDTH = 96, 128
@@ -68,7 +69,7 @@ def test_boxes_polygons_and_run_lengths_become_the_data_form(tmp_path: Path) -> 
         "c": "c.jpg",
         "left-a_1": "left-a_1.png",
     }
-    defects = read_defects(out)
+    defects = read_defects(out, screen_files(out))
     assert [(d.label, d.left, d.top, d.right, d.bottom, d.rows) for d in defects["left-a_1"]] == [
         ("tin_ash", 10, 20, 16, 24, None),
         ("scratch", 0, 90, 128, 96, None),
@@ -84,6 +85,25 @@ def test_boxes_polygons_and_run_lengths_become_the_data_form(tmp_path: Path) -> 
     assert np.array_equal(pixels, cv2.imread(str(out / "screens" / "b.png"), cv2.IMREAD_UNCHANGED))  # type: ignore[arg-type]
     summary = cut(out, tmp_path / "cut", patch_px=64)
     assert sum(summary.patches.values()) == 3 * 4
+
+
+def test_a_file_may_begin_with_a_mark_and_its_name_may_have_an_equals_sign(tmp_path: Path) -> None:
+    file = write_set(tmp_path / "a=b")
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    answer = CliRunner().invoke(app, ["convert", "coco", str(file), "--out", str(tmp_path / "form")])
+    assert answer.exit_code == 0, answer.output
+
+
+def test_what_cut_would_refuse_is_refused_while_the_labels_are_at_hand(tmp_path: Path) -> None:
+    file = write_set(tmp_path / "set")
+    for name, data in (("b.bmp", b"cut off"), ("c.JPG", b"")):
+        path = tmp_path / "set" / name
+        whole = path.read_bytes()
+        path.write_bytes(data or whole[: len(whole) // 2])
+        with pytest.raises(ValueError, match=rf"{name} (cannot be read|is incomplete)"):
+            convert_coco({file: None}, tmp_path / "form")
+        path.write_bytes(whole)
+    assert convert_coco({file: None}, tmp_path / "form").screens
 
 
 def test_parts_may_come_as_files_or_as_a_table(tmp_path: Path) -> None:
@@ -109,7 +129,10 @@ def test_parts_may_come_as_files_or_as_a_table(tmp_path: Path) -> None:
     assert answer.exit_code == 0, answer.output
     parts = read_parts(tmp_path / "form", list(screen_files(tmp_path / "form")), test_fold=None)
     assert {name for name, part in parts.items() if part == "test"} == {"x-left-a_1", "x-b", "x-c"}
-    assert {d.label for d in read_defects(tmp_path / "form")["x-b"]} == {"ash", "scratch"}
+    assert {d.label for d in read_defects(tmp_path / "form", screen_files(tmp_path / "form"))["x-b"]} == {
+        "ash",
+        "scratch",
+    }
     assert (tmp_path / "form" / "screens" / "c.jpg").is_symlink()
 
     (tmp_path / "parts.csv").write_text("screen,part,phone\nleft/a 1.png,test,P1\nb.bmp,train,P2\nc,train,P2\n")
@@ -128,7 +151,8 @@ def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, An
         (set_key("annotations", 1, id=1), "the id 1 is there twice among annotations"),
         (set_key("categories", 1, id=2), "the id 2 is there twice among categories"),
         (set_key("annotations", 0, image_id=5), "annotation 1 is of image 5, which is not there"),
-        (set_key("annotations", 0, image_id="1"), "annotation 1 is of image 1, which is not there"),
+        (set_key("annotations", 0, image_id="1"), "annotation 1 is of image '1', which is not there"),
+        (set_key("annotations", 0, bbox=[-0.9, 2, 0.5, 4], segmentation=None), "lies beside the image"),
         (set_key("annotations", 0, category_id=9), "annotation 1 is of category 9"),
         (set_key("annotations", 0, bbox=[1, 2, 0, 4]), r"annotation 1 on left/a 1.png: a box of 0 x 4 px"),
         (set_key("annotations", 0, bbox=[1, 2, -3, 4]), "a box of -3 x 4 px"),

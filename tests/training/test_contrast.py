@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from training.boxes import read_defects
 from training.contrast import LEAST_NOISE, measured
-from training.cutting import read_defects, read_frame, screen_files
+from training.cutting import screen_files
+from training.images import read_whole
 from training.screens import render
 from training.truth import Defect
 
@@ -88,10 +90,10 @@ def test_of_rendered_screens_it_is_about_what_was_drawn(tmp_path: Path) -> None:
     render(tmp_path / "data", screens=12, seed=5, width=1024, height=1024, clean=0.0, faintest=1.0)
     files = screen_files(tmp_path / "data")
     drawn, found = [], []
-    for name, defects in read_defects(tmp_path / "data").items():
+    for name, defects in read_defects(tmp_path / "data", screen_files(tmp_path / "data")).items():
         drawn += [defect.contrast for defect in defects]
         untold = [replace(defect, contrast=None) for defect in defects]
-        found += [defect.contrast for defect in measured(read_frame(files[name]), untold)]
+        found += [defect.contrast for defect in measured(read_whole(files[name]), untold)]
     ratio = np.array(found, float) / np.array(drawn, float)
     assert len(ratio) > 20
     assert 0.8 < np.median(ratio) < 1.3

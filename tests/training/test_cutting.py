@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 
 from engine import Window, cover
 from tests.training.data_form import write_screens
-from training.cutting import cut, read_defects, read_parts
+from training.boxes import read_defects
+from training.cutting import cut, read_parts, screen_files
 from training.truth import CELL_PX, Defect
 
 PATCH = 128
@@ -201,7 +204,8 @@ def test_overlap_gives_more_windows(tmp_path: Path) -> None:
 
 
 def test_masks_belong_to_their_rows(tmp_path: Path) -> None:
-    found = read_defects(write_screens(tmp_path / "source"))
+    source = write_screens(tmp_path / "source")
+    found = read_defects(source, screen_files(source))
     with_mask = [d for defects in found.values() for d in defects if d.rows is not None]
     assert with_mask
     for defect in with_mask:
@@ -214,6 +218,16 @@ def test_masks_belong_to_their_rows(tmp_path: Path) -> None:
 def mask_of(source: Path) -> Path:
     """Of a screen that has a defect."""
     return source / "masks" / f"{read_table(source / 'boxes.csv')[0]['screen']}.npz"
+
+
+def boxes(source: Path, row: str) -> None:
+    shutil.rmtree(source / "masks")
+    (source / "boxes.csv").write_text(f"screen,label,left,top,right,bottom\n{row}\n")
+
+
+def rows(source: Path, change: Callable[[list[str]], list[str]]) -> None:
+    header, *told = (source / "boxes.csv").read_text().splitlines()
+    (source / "boxes.csv").write_text("\n".join([header, *change(told), ""]))
 
 
 @pytest.mark.parametrize(
@@ -229,15 +243,18 @@ def mask_of(source: Path) -> Path:
         ),
         (lambda s: mask_of(s).write_bytes(b"no"), "npz holds no masks"),
         (lambda s: np.savez(mask_of(s), column=[1], id=[0]), "npz holds no masks.*row"),
-        (lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt1,dot,5,5,5,9\n"), "empty"),
-        (lambda s: (s / "boxes.csv").write_text("screen,label,left\nt1,dot,5\n"), "row 0"),
+        (lambda s: boxes(s, "t001,dot,5,5,5,9"), "row 0 below the header: an empty or negative box"),
+        (lambda s: boxes(s, "t001,dot,5,5.5,9,9"), "row 0 below the header: top is '5.5', which is no whole number"),
+        (lambda s: boxes(s, "t001,dot,5"), "boxes.csv, line 2: no top"),
+        (lambda s: boxes(s, "t000.png,dot,5,5,9,9"), "'t000.png', which is not there"),
+        (lambda s: boxes(s, "t000,dot,5,5,9,193"), "beyond the frame of 256 x 192"),
+        # rows whose masks and contrasts are of others by now
+        (lambda s: rows(s, lambda told: told[1:]), "remove the folder masks"),
+        (lambda s: rows(s, lambda told: told[::-1]), "remove the folder masks"),
+        (lambda s: rows(s, lambda told: told[:-1]), "remove the folder masks"),
         (
-            lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt000.png,dot,5,5,9,9\n"),
-            "t000.png",
-        ),
-        (
-            lambda s: (s / "boxes.csv").write_text("screen,label,left,top,right,bottom\nt000,dot,5,5,9,193\n"),
-            "beyond the frame of 256 x 192",
+            lambda s: (s / "conditions.csv").write_text("screen,id,label,contrast\nt001,0,other,9\n"),
+            "conditions.csv: id 0 is of another screen or label",
         ),
         (lambda s: [p.unlink() for p in (s / "screens").iterdir()], "no .png or .jpg"),
         (lambda s: (s / "screens" / "t000.png").write_bytes(b"no"), "cannot be read"),
@@ -310,3 +327,31 @@ def test_screens_are_shrunk_before_they_are_cut(tmp_path: Path) -> None:
     assert np.abs(patch - mean).max() <= 0.5
     with pytest.raises(ValueError, match="--shrink"):
         cut(source, tmp_path / "none", patch_px=32, shrink=0)
+
+
+def test_a_label_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=6)
+    with pytest.raises(ValueError, match="the label 'dot' is there twice"):
+        cut(source, tmp_path / "cut", patch_px=PATCH, labels=("dot", "line", "dot"))
+
+
+def test_a_cut_that_was_killed_is_told_from_a_whole_one(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=6)
+    (tmp_path / "cut" / "images").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"is not empty: without cut.json it is no whole cut"):
+        cut(source, tmp_path / "cut", patch_px=PATCH)
+    shutil.rmtree(tmp_path / "cut")
+    cut(source, tmp_path / "cut", patch_px=PATCH)
+    with pytest.raises(ValueError, match=r"is not empty$"):
+        cut(source, tmp_path / "cut", patch_px=PATCH)
+
+
+def test_a_photograph_that_lacks_its_end_is_not_cut(tmp_path: Path) -> None:
+    source = write_screens(tmp_path / "source", screens=6)
+    image = cv2.imread(str(source / "screens" / "t001.png"), cv2.IMREAD_UNCHANGED)
+    (source / "screens" / "t001.png").unlink()
+    assert image is not None
+    data = cv2.imencode(".jpg", image)[1].tobytes()
+    (source / "screens" / "t001.jpg").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match=r"t001.jpg is incomplete: it lacks its end mark"):
+        cut(source, tmp_path / "cut", patch_px=PATCH)

@@ -93,6 +93,7 @@ def test_a_folder_without_a_defect_can_be_measured(tmp_path: Path) -> None:
     source = write_screens(tmp_path / "source")
     header = (source / "boxes.csv").read_text().splitlines()[0]
     (source / "boxes.csv").write_text(header + "\n")
+    shutil.rmtree(source / "masks")
     cut(source, tmp_path / "cut", patch_px=128, labels=("dot", "line"))
     _, labels, maps, *_ = PatchSet([tmp_path / "cut"], "test")[0]
     assert not labels.any()

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from engine import Window, cover
 from tests.engine.precisions import LABELS, PATCH_PX
 from training.__main__ import app
-from training.cutting import read_frame
 from training.explaining import GAP_PX, View, explain, read_truth
+from training.images import read_whole
 from training.pictures import crop, heated, tiles, words
 
 
@@ -30,7 +30,7 @@ def test_a_screen_and_a_patch_are_drawn_with_a_row_for_each_label(
     one_stage: Path, screen: Path, tmp_path: Path
 ) -> None:
     patch = tmp_path / "patch.png"
-    assert cv2.imwrite(str(patch), read_frame(screen)[:PATCH_PX, :PATCH_PX])
+    assert cv2.imwrite(str(patch), read_whole(screen)[:PATCH_PX, :PATCH_PX])
     (tmp_path / "boxes.csv").write_text(
         "screen,label,left,top,right,bottom,area_px\nscreen,bubble,3,3,9,9,36\nscreen,scratch,70,3,90,9,36\n"
     )
@@ -44,7 +44,7 @@ def test_a_screen_and_a_patch_are_drawn_with_a_row_for_each_label(
 
 def test_a_picture_does_not_replace_what_it_is_of(one_stage: Path, screen: Path, tmp_path: Path) -> None:
     photograph = tmp_path / "photograph.jpg"
-    cv2.imwrite(str(photograph), read_frame(screen))
+    cv2.imwrite(str(photograph), read_whole(screen))
     before = photograph.read_bytes()
     with pytest.raises(ValueError, match=r"photograph.jpg would be replaced by its own picture"):
         explain(one_stage, [screen, photograph], tmp_path)
@@ -99,6 +99,11 @@ def test_boxes_come_from_screens_or_from_cut_patches(tmp_path: Path) -> None:
     header = "img_names,label,presence,left,top,right,bottom,border_px,contrast"
     (tmp_path / "defects.csv").write_text(f"{header}\na.png,dot,1,1,2,3,4,,\na.png,dot,-1,5,6,7,8,,\n")
     assert read_truth(tmp_path) == {"a": [("dot", (1, 2, 3, 4)), ("dot", (5, 6, 7, 8))]}
+
+
+def test_a_screens_name_may_have_dots(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("screen,label,left,top,right,bottom\nSN-17.2,dot,1,2,3,4\n")
+    assert read_truth(tmp_path) == {"SN-17.2": [("dot", (1, 2, 3, 4))]}
 
 
 def test_a_malformed_table_of_boxes_is_named(tmp_path: Path) -> None:

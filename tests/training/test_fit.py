@@ -288,6 +288,7 @@ def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path
     source = write_screens(toml.parent / "line", screens=30, seed=9)
     boxes = (source / "boxes.csv").read_text().splitlines()
     (source / "boxes.csv").write_text("\n".join([boxes[0], *boxes[1:3], ""]))  # the others are taken for clean
+    shutil.rmtree(source / "masks")
     cut(source, few, patch_px=128, labels=("dot", "line"))
     usual = export_run(run.run, tmp_path / "usual", version="1")
     costs = Costs(review_capacity=1, escape_cap=0.5)

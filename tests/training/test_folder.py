@@ -94,6 +94,14 @@ def test_a_run_whose_data_is_gone_still_gives_its_network(tmp_path: Path) -> Non
         export_run(config.run, tmp_path / "bundle", version="1")
 
 
+def test_a_network_that_cannot_be_built_begins_no_run(tmp_path: Path) -> None:
+    toml = write_toy(tmp_path, screens=10)
+    few = ["run=one", "phase1.epochs=1", "phase2.epochs=1"]
+    with pytest.raises(ValueError, match="unknown trunk 'resnet51'"):
+        fit(read_config(toml, [*few, "network.trunk=resnet51"]))
+    fit(read_config(toml, few))
+
+
 def test_a_folder_is_trained_in_by_one_process_and_to_its_end_once(tmp_path: Path) -> None:
     toml = write_toy(tmp_path, screens=10)
     few = ["phase1.epochs=1", "phase2.epochs=1"]

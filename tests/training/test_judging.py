@@ -83,6 +83,30 @@ def test_a_problem_is_not_a_verdict(source: Path) -> None:
     assert found.overkill[:2] == (0, 1)
 
 
+def test_a_part_without_screens_is_refused(source: Path) -> None:
+    (source / "splits.csv").write_text("screen,part\n" + "".join(f"{name},test\n" for name in "abcdef"))
+    with pytest.raises(ValueError, match="no screens in the part 'tset': test"):
+        judge(write(source, [answer("a", "pass")]), source, part="tset")
+
+
+def test_a_page_of_the_services_record_is_a_list_of_verdicts(source: Path) -> None:
+    page = {"items": [answer("a", "pass")], "next": None}
+    assert judge(write(source, page), source).screens == 1
+
+
+def test_it_says_which_models_gave_the_verdicts(source: Path) -> None:
+    models = [{"name": "screens", "version": str(number), "limits": 1} for number in (1, 2)]
+    answers = [{**answer(name, "pass"), "model": model} for name, model in zip("ab", models, strict=True)]
+    assert judge(write(source, answers), source).models == ["screens 1, limits 1", "screens 2, limits 1"]
+
+
+def test_boxes_of_a_screen_that_is_not_there_are_refused(source: Path) -> None:
+    table = source / "boxes.csv"
+    table.write_text(table.read_text().replace("\na,", "\na.png,"))
+    with pytest.raises(ValueError, match=r"'a\.png', which is not there"):
+        judge(write(source, [answer("a", "pass")]), source)
+
+
 def test_one_part_alone(source: Path) -> None:
     answers = [answer(name, "pass") for name in "abcdef"]
     found = judge(write(source, answers), source, part="test")
@@ -149,7 +173,10 @@ def test_escapes_by_the_contrast_of_the_strongest(source: Path) -> None:
     [
         ({"not": "a list"}, "not a JSON list"),
         ([{"verdict": "pass"}], "entry 0: no screen_id"),
-        ([{"screen_id": "a", "verdict": "pass", "defects": []}], "entry 0: a verdict has labels and defects"),
+        ([{"screen_id": "a", "verdict": "pass", "defects": []}], "entry 0 is no verdict: labels: Field required"),
+        ([answer("a", "Pass")], "entry 0 is no verdict: verdict: Input should be 'pass', 'fail' or 'review'"),
+        ([{**answer("a", "pass"), "labels": {"dot": 0.3}}], "entry 0 is no verdict: labels.dot"),
+        ([], "answers none of these screens"),
         ([answer("z", "pass")], "no screen 'z'"),
         ([answer("a", "pass"), answer("a", "fail")], "there twice"),
     ],

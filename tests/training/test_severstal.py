@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from training.__main__ import app
+from training.boxes import read_defects
 from training.conversion.severstal import FILES, convert_severstal
-from training.cutting import cut, read_defects, read_parts, screen_files
+from training.cutting import cut, read_parts, screen_files
 from training.rows import read_rows, write_rows
 
 HEIGHT, WIDTH = 256, 1600
@@ -79,7 +80,7 @@ def test_both_layouts_become_the_data_form(tmp_path: Path, older: bool) -> None:
     assert read_parts(out, list(screen_files(out)), test_fold=None) == {
         file[0]: part for file, (part, _) in OFFICIAL.items()
     }
-    defects = read_defects(out)
+    defects = read_defects(out, screen_files(out))
     assert {name: {d.label for d in found} for name, found in defects.items()} == {
         "a": {"class_1", "class_3"},
         "c": {"class_4"},
@@ -200,7 +201,7 @@ def test_real_rows_of_the_official_division(tmp_path: Path) -> None:
         app, ["convert", "severstal", str(source), "--division", str(source / "division"), "--out", str(out)]
     )
     assert answer.exit_code == 0, answer.output
-    defects = read_defects(out)
+    defects = read_defects(out, screen_files(out))
     assert {name: {d.label for d in defects.get(name, [])} for name in screen_files(out)} == {
         file.removesuffix(".jpg"): {f"class_{k}" for k, value in zip("1234", values, strict=True) if value == "1"}
         for file, (_, values) in official.items()

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from engine import Window
 from tests.training.data_form import write_screens
+from training.boxes import read_defects
 from training.contrast import measured
-from training.cutting import cut, read_defects, read_frame, screen_files
+from training.cutting import cut, screen_files
 from training.datasets import PatchSet
+from training.images import read_whole
 from training.truth import Defect
 from training.visible import border_px, read_visible
 
@@ -45,8 +47,8 @@ def test_a_contrast_that_the_data_does_not_tell_is_measured(tmp_path: Path) -> N
     files = screen_files(source)
     expected = {
         (defect.label, defect.contrast)
-        for name, defects in read_defects(source).items()
-        for defect in measured(read_frame(files[name]), defects)
+        for name, defects in read_defects(source, screen_files(source)).items()
+        for defect in measured(read_whole(files[name]), defects)
     }
     told = {(one.label, one.contrast) for seen in read_visible(tmp_path / "cut").values() for one in seen}
     assert told == expected
@@ -57,7 +59,7 @@ def test_the_table_tells_every_defect_of_every_patch(source: Path, tmp_path: Pat
     cut(source, tmp_path / "cut", patch_px=PATCH)
     seen = read_visible(tmp_path / "cut")
     windows = [row.split(",") for row in (tmp_path / "cut" / "windows.csv").read_text().splitlines()[1:]]
-    defects = read_defects(source)
+    defects = read_defects(source, screen_files(source))
     told = 0
     for name, screen, row, column, left, top in windows:
         window = Window(int(row), int(column), int(top), int(left))
@@ -136,7 +138,8 @@ def test_what_is_not_told_is_none(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("row", ["t000,0,dot,much,9", "t000,x,dot,2.5,9", "t000,0"])
 def test_a_malformed_condition_is_named(source: Path, tmp_path: Path, row: str) -> None:
+    first = (source / "boxes.csv").read_text().splitlines()[1].split(",")[0]
     (tmp_path / "boxes.csv").write_bytes((source / "boxes.csv").read_bytes())
-    (tmp_path / "conditions.csv").write_text(f"screen,id,label,contrast,size\n{row}\n")
-    with pytest.raises(ValueError, match=r"conditions.csv: "):
-        read_defects(tmp_path)
+    (tmp_path / "conditions.csv").write_text(f"screen,id,label,contrast,size\n{row.replace('t000', first)}\n")
+    with pytest.raises(ValueError, match=r"conditions.csv[:,] "):
+        read_defects(tmp_path, screen_files(source))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +11,8 @@ import typer
 from rich.console import Console
 
 app = typer.Typer(help="Images and labels in, bundle out.", no_args_is_help=True, pretty_exceptions_enable=False)
-console = Console()
+# in a file or a pipe nothing is cut off to fit a width that nobody has
+console = Console() if sys.stdout.isatty() or "COLUMNS" in os.environ else Console(width=200)
 
 CostsFile = Annotated[
     Path | None, typer.Option(help="What wrong verdicts cost the line, as in configs/limits.toml.", exists=True)

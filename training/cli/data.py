@@ -64,10 +64,13 @@ def coco(
 ) -> None:
     """COCO boxes, polygons and run lengths, as labelling tools export them."""
     from training.conversion.coco import convert_coco
+    from training.conversion.form import PARTS
 
     sources: dict[Path, str | None] = {}
     for text in source:
         part, equals, file = text.partition("=")
+        if equals and part not in PARTS and Path(text).exists():
+            part, equals = "", ""  # of the file's own name
         path = Path(file if equals else text)
         if path in sources:
             raise typer.BadParameter(f"{path} is there twice", param_hint="SOURCE")

@@ -113,6 +113,7 @@ def evaluate(
     from engine import load
     from training.calibration_picture import draw
     from training.evaluation import evaluate as measure
+    from training.judging import model_of
     from training.plots import require
     from training.tables import print_recall
 
@@ -139,13 +140,14 @@ def evaluate(
             picture, calibration=None, curves={name: {"as it is": r.reliability} for name, r in found.per_label.items()}
         )
     if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+        told = model_of(backend.manifest.name, backend.manifest.version, backend.manifest.limits_version)
+        json_file.write_text(json.dumps({"models": [told], **found.as_dict()}, indent=2) + "\n")
 
 
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="Folder of a finished run.", exists=True, file_okay=False)],
-    out: Annotated[Path, typer.Option(help="The bundle to write.")],
+    out: Annotated[Path, typer.Option(help="The bundle to write; one that is there and was not released is replaced.")],
     version: Annotated[str, typer.Option(help="Version of the bundle.")] = "1",
     batch: Annotated[int, typer.Option(help="Patches the runtime takes at once.", min=1)] = 5,
     overlap: Annotated[int, typer.Option(help="Overlap of the service's windows in pixels.", min=0)] = 0,
@@ -161,7 +163,10 @@ def export(
     ] = None,
     calibrate: Annotated[
         list[Path] | None,
-        typer.Option(help="A cut folder in the line's shares, not learnt from; may be given again.", exists=True),
+        typer.Option(
+            help="A cut folder in the line's shares, not learnt from, beside the validation part; may be given again.",
+            exists=True,
+        ),
     ] = None,
     costs: CostsFile = None,
     precision: Annotated[

@@ -17,6 +17,7 @@ mask without a pixel, of another size or with counts that do not fill it, polygo
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
@@ -128,7 +129,7 @@ def read_coco(path: Path) -> Coco:
         ValueError: it is no such file.
     """
     try:
-        coco = Coco.model_validate_json(path.read_bytes())
+        coco = Coco.model_validate_json(path.read_bytes().removeprefix(BOM_UTF8))
     except ValidationError as error:
         # of a segmentation, which has two forms, the one that was meant is told from furthest inside
         place, said = max(((one["loc"], one["msg"]) for one in error.errors()), key=lambda told: len(told[0]))
@@ -142,9 +143,9 @@ def read_coco(path: Path) -> Coco:
     image_ids, category_ids = {image.id for image in coco.images}, {category.id for category in coco.categories}
     for one in coco.annotations:
         if one.image_id not in image_ids:
-            raise ValueError(f"{path}: annotation {one.id} is of image {one.image_id}, which is not there")
+            raise ValueError(f"{path}: annotation {one.id!r} is of image {one.image_id!r}, which is not there")
         if one.category_id not in category_ids:
-            raise ValueError(f"{path}: annotation {one.id} is of category {one.category_id}, which is not there")
+            raise ValueError(f"{path}: annotation {one.id!r} is of category {one.category_id!r}, which is not there")
     return coco
 
 
@@ -186,6 +187,8 @@ def _outward(bbox: tuple[float, float, float, float], height: int, width: int) -
         raise ValueError(f"a box of {wide:g} x {high:g} px")
     if min(x, y) < -ROUNDING_PX or x + wide > width + ROUNDING_PX or y + high > height + ROUNDING_PX:
         raise ValueError(f"the box {x:g}, {y:g}, {wide:g}, {high:g} leaves the image of {width} x {height} px")
+    if x + wide <= 0 or y + high <= 0 or x >= width or y >= height:
+        raise ValueError(f"the box {x:g}, {y:g}, {wide:g}, {high:g} lies beside the image of {width} x {height} px")
     edges = np.array([x, y, x + wide, y + high]).round(3)  # sums of decimals end a little beyond
     left, top = np.floor(edges[:2]).astype(int).clip(0, [width - 1, height - 1])
     right, bottom = np.ceil(edges[2:]).astype(int).clip([left + 1, top + 1], [width, height])

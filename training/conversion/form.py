@@ -178,8 +178,9 @@ def _place_image(screen: Labelled, folder: Path, *, link: bool) -> None:
             f"{screen.file} has {width} x {height} px, but its labels are of {theirs_wide} x {theirs_high}"
         )
     target = folder / f"{screen.name}{TAKEN[header.kind]}"
+    pixels = read_whole(screen.file)  # what `cut` would refuse is refused while its labels are at hand
     if header.kind == "BMP":  # larger, and not read by `cut`; nothing is lost
-        if not cv2.imwrite(str(target.with_suffix(".png")), read_whole(screen.file), [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        if not cv2.imwrite(str(target.with_suffix(".png")), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
             raise OSError(f"{target} could not be written")
     elif link:
         target.symlink_to(screen.file.resolve())
