@@ -154,7 +154,7 @@ class Run:
                 devices.share_statistics(self.fabric, self.network)
                 found = self._validate(reason=reason)
                 at.seconds += time.monotonic() - began
-                best = found.f_measure > at.best
+                best = found.f_measure >= at.best  # of equals the later one, which has learnt longer
                 at.best = max(at.best, found.f_measure)
                 if best or phase.keep == "last":
                     self._save_weights(name)

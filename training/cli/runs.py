@@ -77,6 +77,8 @@ def describe(
     from training.studies.counts import show
 
     if config is not None:
+        if method != "all":
+            raise typer.BadParameter("a method or --config, which names its own")
         settings = read_config(config)
         own = count_network(settings.network, size_px=size, labels=labels)
         console.print(f"{settings.name}: {labels} labels, one grey patch of {size} px")
