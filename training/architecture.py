@@ -33,6 +33,7 @@ class NetworkConfig:
     relate_to: Literal["patches", "itself", "bank"] = "patches"  # the others are ours, see `GraphReasoning`
     bank: int = 64  # entries that relate_to = "bank" learns
     relation_similarity: Literal["dot", "cosine"] = "dot"  # of Eq. 5; "cosine" is ours, see `GraphReasoning`
+    reasoned_features: Literal["raw", "unit"] = "raw"  # X in Eqs. 4 and 7; "unit" is ours, see `GraphReasoning`
     symmetric: bool = False  # average E with its transpose, as an undirected graph would have it
     normalise_nodes: bool = False  # unit nodes at the start of stage 2
 
@@ -72,5 +73,7 @@ class NetworkConfig:
             raise ValueError(f"network.relate_to must be 'patches', 'itself' or 'bank', not {self.relate_to!r}")
         if self.relation_similarity not in ("dot", "cosine"):
             raise ValueError(f"network.relation_similarity must be 'dot' or 'cosine', not {self.relation_similarity!r}")
+        if self.reasoned_features not in ("raw", "unit"):
+            raise ValueError(f"network.reasoned_features must be 'raw' or 'unit', not {self.reasoned_features!r}")
         if self.relation_scores not in ("bare", "scaled"):
             raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")

@@ -67,6 +67,10 @@ class GraphReasoning(nn.Module):
 
     A softmax over the dot products Z_i Z_k is nearly one-hot once their norms are large, on the patch with the longest
     Z and the same for every i: the graph's part is then an offset. `relation_similarity = "cosine"` takes norms away.
+
+    Eq. 7 puts X beside the relations' features, which are hundreds of times shorter than an X that comes from maxima of
+    a trunk's map: whatever classifier 2 learns, it learns of X first. `reasoned_features = "unit"` gives each label's
+    feature unit length before Eqs. 4 and 7, as classifier 1 does.
     """
 
     def __init__(self, labels: int, config: NetworkConfig) -> None:
@@ -77,6 +81,7 @@ class GraphReasoning(nn.Module):
         self.nodes = nn.Parameter(torch.randn(labels, width) * width**-0.5)
         self.edges = nn.Parameter(torch.eye(labels))
         self.relate_to = config.relate_to
+        self.unit_features = config.reasoned_features == "unit"
         self.cosine_relations = config.relation_similarity == "cosine"
         if config.relate_to != "itself":
             self.projection = nn.Linear(labels * width, config.projection_width)
@@ -122,7 +127,10 @@ class GraphReasoning(nn.Module):
             everything: features, cosines and logits of all M patches to relate to, where these N are only one
                 device's share of the batch.
         """
-        to_label_NL = self._to_labels(feature_NLF, everything or (feature_NLF, cosine_NL, logit_NL), group_N)
+        feature_MLF, cosine_ML, score_ML = everything or (feature_NLF, cosine_NL, logit_NL)
+        if self.unit_features:
+            feature_NLF, feature_MLF = (functional.normalize(x, dim=-1) for x in (feature_NLF, feature_MLF))
+        to_label_NL = self._to_labels(feature_NLF, (feature_MLF, cosine_ML, score_ML), group_N)
 
         edges_LL = self.edges.clamp_min(0)  # learnt edges may turn negative; zeros stay reachable
         if self.symmetric:
