@@ -354,3 +354,21 @@ def test_under_mixed_precision_the_reasoning_stays_in_float32() -> None:
     assert output.score_NL is not None
     assert output.score_NL.dtype == torch.float32
     torch.testing.assert_close(network.reason(output.feature_NLF, output.cosine_NL), output.score_NL)
+
+
+@pytest.mark.parametrize("relation_similarity", ["dot", "cosine"])
+def test_features_of_unit_length_are_all_that_stage_2_sees(relation_similarity: str) -> None:
+    raw = small_network(relation_similarity=relation_similarity)
+    unit = small_network(relation_similarity=relation_similarity, reasoned_features="unit")
+    unit.load_state_dict(raw.state_dict())
+    feature, cosine = torch.randn(4, 3, 8), torch.rand(4, 3)
+    score = unit.reasoning(feature, cosine, cosine)
+    shortened = torch.stack([torch.stack([x / x.square().sum().sqrt() for x in patch]) for patch in feature])
+    torch.testing.assert_close(score, raw.reasoning(shortened, cosine, cosine))
+    length = torch.tensor([1.0, 7.0, 40.0])[None, :, None]
+    torch.testing.assert_close(unit.reasoning(length * feature, cosine, cosine), score)
+    assert (raw.reasoning(length * feature, cosine, cosine) - score).abs().max() > 1e-3
+    alone = unit.reasoning(feature[:2], cosine[:2], cosine[:2], everything=(feature, cosine, cosine))
+    torch.testing.assert_close(alone, score[:2])
+    zero = torch.zeros(1, 3, 8)
+    assert torch.isfinite(unit.reasoning(zero, cosine[:1], cosine[:1])).all()

@@ -285,7 +285,7 @@ def test_what_decides_a_cells_figures_is_in_its_name(source: Path, tmp_path: Pat
 def test_a_cell_is_measured_on_the_test_part_at_thresholds_of_the_validation_part(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a network that scores by hand: on validation 0.3 where a label is and 0.2 where not, on test 0.1 more."""
+    """Of a network that scores by hand: it tells all on validation, and everywhere everything on test."""
     cut(source, tmp_path / "cut", patch_px=96)
     parts: dict[int, str | None] = {}
     patches = PatchSet
@@ -296,8 +296,8 @@ def test_a_cell_is_measured_on_the_test_part_at_thresholds_of_the_validation_par
         return made
 
     def scores(network: object, seen: object, data: PatchSet, fabric: object, *, group: str) -> NDArray[np.float32]:
-        present = {"validation": 0.3, "test": 0.4}[str(parts[id(data)])]
-        probability = np.where(data.labels == 1, present, present - 0.1)
+        present, absent = {"validation": (0.8, 0.4), "test": (0.9, 0.65)}[str(parts[id(data)])]
+        probability = np.where(data.labels == 1, present, absent)
         return np.asarray(np.log(probability / (1 - probability)), np.float32)
 
     division = cells.Division(name="d", folder=tmp_path / "cut")
@@ -308,9 +308,9 @@ def test_a_cell_is_measured_on_the_test_part_at_thresholds_of_the_validation_par
     )
     assert list(parts.values()) == ["validation", "test"]
     for figures in cell.figures.values():
-        assert figures["f_measure"] == figures["validation_f_measure"] == 0  # nothing reaches 0.5
-        # at what tells all in the validation part, every patch of the test part has every label
-        assert 0 < figures["fitted_f_measure"] < 1
+        assert figures["validation_f_measure"] == 1
+        # at 0.5, and at 0.6, which is fitted on validation; fitted on the test part it would be 0.775, and tell all
+        assert 0 < figures["f_measure"] == figures["fitted_f_measure"] < 1
     with (run / "metrics.csv").open(newline="") as file:
         assert cell.seconds == pytest.approx(sum(float(row["seconds"]) for row in csv.DictReader(file)), abs=0.1)
 

@@ -29,6 +29,9 @@ class KSSNet(OneStage):
     are no word vectors and no knowledge graph of defects on screens: the labels begin as unit vectors, and the graph
     is that of their co-occurrence in the training part, superimposed on each label itself. With ResNet-50 and 4 labels
     it has 26,280,772 parameters for colour, the paper says 2.627e7.
+
+    Left out of the authors' code (github.com/mathkey/mssnet): dropout of a half before both classifiers, and weights
+    of the graph convolutions as a product of two factors.
     """
 
     graph: Tensor

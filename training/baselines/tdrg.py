@@ -26,9 +26,11 @@ class TDRG(OneStage):
     Structural: the maps at strides 16, 32 and 64, mixed with each other, through one transformer encoder. Semantic: a
     node for each label, read from the map where the label's own map is warm and from the transformer's, joined by a
     correlation matrix that the image itself gives. `network.feature_width` is the width of both, 512 in the paper.
-    The transformer takes no positions (their code makes them and passes none on), and its decoder has no layers. With
-    ResNet-50 and 4 labels it has 48,730,700 parameters for colour, the paper says 4.873e7; its products there are the
-    trunk's alone.
+    The transformer takes no positions (their code makes them and passes none on), and its decoder has no layers. It
+    relates the positions of one image, as the paper has it; in their code (github.com/iCVTEAM/TDRG) attention takes
+    the first axis for the sequence, which is the batch. They clip gradients and let a pretrained trunk learn at a tenth
+    of the rate; here nothing is clipped, and all learns at one rate. With ResNet-50 and 4 labels it has 48,730,700
+    parameters for colour, the paper says 4.873e7; its products there are the trunk's alone.
     """
 
     def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:

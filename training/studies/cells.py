@@ -32,6 +32,7 @@ from training.rows import read_rows
 from training.studies.tables import Row
 
 VERSION = 2  # of what trains and measures a cell: one more makes all cells of before others
+OF_METHOD = {"kssnet": 2}  # the same of one method alone: KSSNet's bias stands outside its graph since 2026-11-28
 GROUPS = ("screen", "batch:32", "single")
 IMAGE = "image"  # of whole images, by the highest score of their windows
 FIGURES = ("accuracy", "precision", "recall", "f_measure")
@@ -136,6 +137,8 @@ def _name(config: Config, base: Path | None) -> str:
             decides[name] = {key: decides[name][key] for key in ("epochs", "folders") if key in decides[name]}
     decides["data"]["folders"] = [data_id(config.data.folders), *map(content_id, config.data.folders)]
     decides["version"] = VERSION
+    if config.network.method in OF_METHOD:
+        decides["version_of_method"] = OF_METHOD[config.network.method]
     decides["start"] = None if base is None else base.name
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
