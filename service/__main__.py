@@ -1,6 +1,6 @@
 """`python -m service`: serve; `inspect` files; `release` a bundle; `bench` the service; `demo` shows it all.
 
-`activate` puts a bundle in service, `backup` and `prune` keep the record.
+`activate` puts a bundle in service; `backup`, `restore` and `prune` keep the record.
 """
 
 import json
@@ -237,16 +237,23 @@ def backup(file: Annotated[Path, typer.Argument(help="File to copy the record of
 
 
 @app.command()
+def restore(file: Annotated[Path, typer.Argument(help="A copy that `backup` made.")]) -> None:
+    """Put a copy in the place of the record, while no service runs."""
+    state_dir = read_settings().state_dir
+    upkeep.restore(state_dir, file)
+    print(f"{file} is the record in {state_dir}")
+
+
+@app.command()
 def prune(
     before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Day of local time; it is kept itself.")],
 ) -> None:
     """Delete older screens from the record, also while the service runs; their ids are free from then on."""
     with Progress(*Progress.get_default_columns(), console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task("prune", total=None)
-        deleted = upkeep.prune(
-            read_settings().state_dir, before.astimezone(), tell=lambda count: bar.advance(task, count)
-        )
-    print(f"{deleted} screens of before {before:%Y-%m-%d} are deleted")
+        day = before.replace(year=max(before.year, 1970)).astimezone()  # nothing is older
+        deleted = upkeep.prune(read_settings().state_dir, day, tell=lambda count: bar.advance(task, count))
+    print(f"{deleted} screens of before {before.date()} are deleted")
 
 
 def run() -> None:

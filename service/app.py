@@ -5,6 +5,7 @@ import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager, closing
 from importlib.metadata import version
+from pathlib import Path
 from typing import TypedDict
 
 import anyio
@@ -114,7 +115,7 @@ def create_app(
     )
     app.include_router(routes.router)
     app.include_router(model_routes.router)
-    problems.install(app)
+    problems.install(app, [*routes.router.routes, *model_routes.router.routes])
     app.add_middleware(RequestScope)
     return app
 
@@ -126,9 +127,7 @@ def _run(settings: Settings, models: Models, store: Store, metrics: Metrics, dec
     metrics.watch("memory_waiting", "Screens that wait for memory.", lambda: sum(room.waiting for room in rooms))
     metrics.watch("queue_patches", "Patches waiting or running.", lambda: models.waiting_patches)
     metrics.watch("record_ok", "1 while the last write of the record succeeded.", lambda: not store.failure)
-    metrics.watch(
-        "record_free_bytes", "Free on the disk of the record.", lambda: shutil.disk_usage(settings.state_dir).free
-    )
+    metrics.watch("record_free_bytes", "Free on the disk of the record.", lambda: _free_bytes(settings.state_dir))
     metrics.watch("self_test_ok", "1 while the last self-test succeeded.", lambda: models.report().ok)
     metrics.watch("self_test_age_seconds", "Time since the last success.", lambda: _age_s(models.report().age_s))
     return Running(
@@ -152,6 +151,13 @@ async def _watch_record(store: Store) -> None:
     while True:
         await anyio.sleep(WATCH_S)
         await anyio.to_thread.run_sync(store.try_again)
+
+
+def _free_bytes(folder: Path) -> float:
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:  # the folder is gone, which `record_ok` tells
+        return math.nan
 
 
 def _age_s(age_s: float | None) -> float:

@@ -115,6 +115,9 @@ def _promised(request: Request, limit_bytes: int) -> int | None:
     encoding = request.headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMedia(f"content-encoding {encoding!r} is not supported: send the bytes as they are")
+    transfer = request.headers.get("transfer-encoding", "chunked")
+    if transfer.strip().lower() != "chunked":
+        raise UnsupportedMedia(f"transfer-encoding {transfer!r} is not supported: send the bytes as they are")
     promised = _content_length(request)
     if promised is not None and promised > limit_bytes:
         raise BodyTooLarge(f"the body of {promised} bytes is over the limit of {limit_bytes}")

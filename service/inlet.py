@@ -99,6 +99,10 @@ class _Http(HttpToolsProtocol):
         self._in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self._framing: bytes | None = (
+            None  # the header by which the request under way has a body; None where it has none
+        )
+        self._deaf = False  # to what the parser tells of a head that we made
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         self._ending = Lingering(transport, self._more_may_come)
@@ -130,8 +134,29 @@ class _Http(HttpToolsProtocol):
             self._unheard_bytes = 0 if self._heard else self._unheard_bytes + count_bytes - unseen
             if self._unheard_bytes > LONGEST_HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response(f"a head, or what stands between two pieces of a body, of over {_LONGEST}")
-            if self._in_head:
-                self._await_head()
+        if self._in_head or (self.cycle is not None and self.cycle.response_complete):
+            self._await_head()
+
+    def data_received(self, data: bytes) -> None:
+        """As uvicorn's, but that a request which offers another protocol is one of this protocol, with its body."""
+        self._unset_keepalive_if_required()
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as offered:  # the parser takes what follows the head for that protocol's
+            self.parser = _parser(self)
+            if self._framing is not None:
+                self._deaf = True
+                self.parser.feed_data(b"POST / HTTP/1.1\r\n" + self._framing + b"\r\n\r\n")
+                self._deaf = False
+            if rest := data[offered.args[0] :]:
+                self.data_received(rest)
+        except httptools.HttpParserError:
+            self.send_400_response("it cannot be parsed")
+
+    def shutdown(self) -> None:
+        """As uvicorn's; who is sending still is given a moment, and no more."""
+        self._ending.stopping = True
+        super().shutdown()
 
     def ended(self) -> bool:
         """Nothing more will be read; whether somebody waits for an answer to what was."""
@@ -143,23 +168,42 @@ class _Http(HttpToolsProtocol):
         return answers
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self._in_head = True
+        if not self._deaf:
+            super().on_message_begin()
+            self._in_head = True
+
+    def on_url(self, url: bytes) -> None:
+        if not self._deaf:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._deaf:
+            super().on_header(name, value)
 
     def on_body(self, body: bytes) -> None:
         self._heard = True
         super().on_body(body)
 
     def on_headers_complete(self) -> None:
+        if self._deaf:
+            return
         self._heard, self._in_head = True, False
         self._stop_timer()
+        framing = [
+            b"%s: %s" % header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")
+        ]
+        self._framing = next((line for line in framing if line != b"content-length: 0"), None)
         super().on_headers_complete()
         if self.cycle is not None and self.cycle.scope is self.scope:  # not so where the connection is upgraded
             self.scope["extensions"] = {EXTENSION: {"into": partial(self._let_in, self.cycle)}}
 
     def on_message_complete(self) -> None:
         self._heard = True
+        if self.parser.should_upgrade() and self._framing is not None:
+            return  # its body is to come
         super().on_message_complete()
+        if self.cycle is not None:
+            self.cycle.more_body = False  # also where it was answered before
         self._end_body()
 
     def send_400_response(self, msg: str) -> None:

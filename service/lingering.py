@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 LINGER_S = 30.0  # longer than a frame takes whose lines come as they are scanned
+STOPPING_LINGER_S = 1.0  # the same of a service that is to stop
 
 
 class Lingering(asyncio.Transport):
@@ -18,6 +19,9 @@ class Lingering(asyncio.Transport):
     Args:
         transport: the connection's own. What is read while `is_closing` is for nobody.
         unread: whether the other end may still be sending.
+
+    Attributes:
+        stopping: the service is to stop, and the other end has a moment and no more.
     """
 
     def __init__(self, transport: asyncio.Transport, unread: Callable[[], bool]) -> None:
@@ -25,13 +29,15 @@ class Lingering(asyncio.Transport):
         self._transport = transport
         self._unread = unread
         self._timer: asyncio.TimerHandle | None = None
+        self.stopping = False
 
     def close(self) -> None:
         """Close it, at once where nothing more is to come or where this was asked for before."""
         if self.is_closing() or not self._unread():
             self._transport.close()
             return
-        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+        linger_s = STOPPING_LINGER_S if self.stopping else LINGER_S
+        self._timer = asyncio.get_running_loop().call_later(linger_s, self._transport.close)
         self._transport.resume_reading()
         self._transport.write_eof()
 

@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute, Match, Route
 
 from engine import InferenceError
-from service.errors import ServiceError, concrete_errors
+from service.errors import BodyTooSlow, ServiceError, concrete_errors
 from service.metrics import Metrics
 from service.store import StoreError
 
@@ -101,6 +102,9 @@ def respond(request: Request, document: Problem, headers: dict[str, str] | None 
     if request.url.path not in PROBES:
         metrics.errors.labels(document.code).inc()
     structlog.contextvars.bind_contextvars(code=document.code, detail=document.detail)
+    if document.code == BodyTooSlow.code or "expect" in request.headers:
+        # the rest of the body may never come, and the next request would be taken for it
+        headers = {**(headers or {}), "Connection": "close"}
     return Response(document.model_dump_json(), document.status, headers=headers, media_type=MEDIA_TYPE)
 
 
@@ -109,11 +113,14 @@ def retry_after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(math.ceil(seconds))}
 
 
-def install(app: FastAPI) -> None:
+def install(app: FastAPI, resources: Sequence[BaseRoute] = ()) -> None:
     """Answer every expected exception of `app`'s routes with a problem document.
+
+    `resources` are those of them that may take several methods.
 
     What nobody expected is left to `service.middleware`, outside of which nothing of ours runs.
     """
+    app.state.resources = resources
     for kind in (ServiceError, InferenceError, StoreError):
         app.add_exception_handler(kind, _on_expected)
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
@@ -145,4 +152,14 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     if code not in KINDS:
         code = "invalid_request" if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR else "internal_error"
     document = problem(code, str(error.detail), instance=request.url.path)
-    return respond(request, document, dict(error.headers or {}))
+    headers = dict(error.headers or {})
+    if methods := _methods(request):
+        headers["Allow"] = ", ".join(methods)  # given is that of one route, where a path may have several
+    return respond(request, document, headers)
+
+
+def _methods(request: Request) -> list[str]:
+    """What the resource of a request takes, where it takes another method than that of the request."""
+    there = [route for route in request.app.state.resources if isinstance(route, Route)]
+    matching = [route for route in there if route.matches(request.scope)[0] == Match.PARTIAL]
+    return sorted({method for route in matching for method in route.methods or ()})

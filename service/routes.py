@@ -199,12 +199,14 @@ def list_screens(
     return Response(f'{{"items":[{items}],"next":{json.dumps(page.next)}}}', media_type="application/json")
 
 
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz", summary="Whether the process serves")
 async def healthz() -> JSONResponse:
     """Always 200 while the process can answer; whether it can inspect, `/readyz` says."""
     return JSONResponse({"status": "ok"})
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz", responses=problem_responses("not_ready"), summary="Whether a screen could pass now")
 async def readyz(running: CurrentRunning) -> JSONResponse:
     """200 while every device gave its known answers within the last two minutes, and the record can be written."""
@@ -278,6 +280,8 @@ def _inspect(
 
 
 def _media_type(request: Request) -> str:
+    if len(request.headers.getlist("content-type")) > 1:
+        raise UnsupportedMedia("content-type is there several times")
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type not in MEDIA_TYPES:
         raise UnsupportedMedia(f"content-type {media_type!r}: send one of {', '.join(MEDIA_TYPES)}")

@@ -31,6 +31,7 @@ from service.waiting import Computed, Job, Queue
 
 ENDS_WITHIN_S = 30.0  # a device's batch or self-test, where the service stops; one that takes longer is left
 HANGS_AFTER_S = FRESH_S  # a device that is at a batch for so long has proven nothing since, and no screen can pass
+LATE_S = 10.0  # between two looks at a device, which the app takes every second
 
 _Done = TypeVar("_Done")
 
@@ -217,13 +218,17 @@ class _Device:
         self._clock = clock
         self._free_at = 0.0  # when the device was done with the batch, or the self-test, before
         self._works_since: float | None = None  # on what it has now; None while it waits for screens
+        self._watched_since = self._looked_at = clock()
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
     def report(self) -> SelfTestReport:
         """Its self-test; one that hangs is as good as lost, and only a new process has it again."""
-        known, since = self.self_test.report(), self._works_since
-        works_s = 0.0 if since is None else self._clock() - since
+        known, since, now = self.self_test.report(), self._works_since, self._clock()
+        if now - self._looked_at > LATE_S:  # the whole process stood still, and the device with it
+            self._watched_since = now
+        self._looked_at = now
+        works_s = 0.0 if since is None else now - max(since, self._watched_since)
         if works_s < HANGS_AFTER_S:
             return known
         return replace(known, ok=False, gone=True, detail=f"the device has not answered for {works_s:.0f} s: it hangs")

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import cv2
 import structlog
@@ -93,7 +94,17 @@ def leave(status: int) -> None:
 def _claimed(settings: Settings) -> Iterator[None]:
     """Port and folder are ours alone: found out at once, and not after a bundle was loaded for it."""
     _refuse_taken(settings.host, settings.port)
-    folder = settings.state_dir
+    with alone_in(settings.state_dir):
+        yield
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Nobody else keeps a record in the folder, which is made, until the block ends.
+
+    Raises:
+        SettingsError: another service does, or it cannot be used.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / LOCK_FILE).open("a")

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import ColumnElement, Engine, String, create_engine, delete, event, select, text
+from sqlalchemy import ColumnElement, Engine, String, create_engine, delete, event, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -26,6 +26,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 MIGRATIONS = Path(__file__).parent / "migrations"
 RECORD_FILE = "screens.sqlite"
 BUSY_TIMEOUT_S = 5.0
+LONGEST_ANSWER = 2**14  # characters that a full disk must have room for, for a record to be ready: most take 2,000
 
 
 def _now() -> datetime:
@@ -110,7 +111,7 @@ class Store:
     """The record in `state_dir`, made and migrated to the newest revision when it is opened.
 
     Attributes:
-        failure: why the last write failed; empty where it did not.
+        failure: why the record could not be written, or read, the last time; empty where it could.
     """
 
     def __init__(self, state_dir: Path, *, migrate: bool = True) -> None:
@@ -119,13 +120,16 @@ class Store:
         Raises:
             StoreError: the folder or the database cannot be made, read or migrated.
         """
+        self._file = state_dir / RECORD_FILE
         try:
             state_dir.mkdir(parents=True, exist_ok=True)
-            self._engine = _engine(state_dir / RECORD_FILE)
+            self._engine = _engine(self._file)
             if migrate:
                 _migrate(self._engine)
+            self._engine.connect().close()
+            self._identity = _identity(self._file)
         except (OSError, SQLAlchemyError, alembic.util.CommandError) as error:
-            raise StoreError(f"cannot open the record in {state_dir}: {error}") from error
+            raise StoreError(f"cannot open the record in {state_dir}: {_said(error)}") from error
         self._closed = False
         self.failure = ""
 
@@ -135,12 +139,9 @@ class Store:
         Raises:
             StoreError: the record cannot be read.
         """
-        try:
-            with self._session() as session:
-                row = session.scalar(select(ScreenRow).where(ScreenRow.screen_id == screen_id))
-                return None if row is None else _answered(row)
-        except SQLAlchemyError as error:
-            raise StoreError(f"cannot read the record: {error}") from error
+        with self._reading() as session:
+            row = session.scalar(select(ScreenRow).where(ScreenRow.screen_id == screen_id))
+            return None if row is None else _answered(row)
 
     def record(self, answered: Answered) -> None:
         """Write one answer durably; on return it survives a power cut.
@@ -169,11 +170,8 @@ class Store:
         query = select(ScreenRow).order_by(ScreenRow.id.desc()).limit(limit + 1)
         if cursor is not None:
             query = query.where(ScreenRow.id < cursor)
-        try:
-            with self._session() as session:
-                rows = session.scalars(query).all()
-        except SQLAlchemyError as error:
-            raise StoreError(f"cannot read the record: {error}") from error
+        with self._reading() as session:
+            rows = session.scalars(query).all()
         shown = rows[:limit]
         return Page(tuple(map(_answered, shown)), shown[-1].id if len(rows) > limit else None)
 
@@ -193,15 +191,25 @@ class Store:
         Raises:
             StoreError: nothing was deleted.
         """
-        old = select(ScreenRow.id).where(ScreenRow.recorded_at < moment).limit(at_most)
-        with self._writing() as session:
-            return len(session.scalars(delete(ScreenRow).where(ScreenRow.id.in_(old)).returning(ScreenRow.id)).all())
+        with self._reading() as session:  # which may take long, and keeps nobody from writing
+            old = session.scalars(select(ScreenRow.id).where(ScreenRow.recorded_at < moment).limit(at_most)).all()
+        if old:
+            with self._writing() as session:
+                session.execute(delete(ScreenRow).where(ScreenRow.id.in_(old)))
+        return len(old)
 
     def try_again(self) -> None:
-        """Where the last write failed, write what changes nothing, and keep in `failure` whether that can be done."""
-        if self.failure:
-            with suppress(StoreError), self._writing() as session:  # it is kept in `failure`
-                session.execute(text("PRAGMA user_version = 0"))
+        """Keep in `failure` whether a record that failed can be read and written again, by a row that does not stay."""
+        if not self.failure:
+            self.failure = self._astray()
+            return
+        tried = ScreenRow(screen_id="", digest="", verdict="", recorded_at=_now(), answer=" " * LONGEST_ANSWER)
+        with suppress(StoreError):  # it is kept in `failure`
+            self.page(limit=1)
+            with self._writing() as session:
+                session.add(tried)
+                session.flush()
+                session.delete(tried)
 
     def last_activation(self) -> Activation | None:
         """The bundle that was put in service last, or None.
@@ -227,19 +235,13 @@ class Store:
             StoreError: the record cannot be read.
         """
         query = select(ActivationRow.digest).where(ActivationRow.name == name, ActivationRow.version == version)
-        try:
-            with self._session() as session:
-                return frozenset(session.scalars(query))
-        except SQLAlchemyError as error:
-            raise StoreError(f"cannot read the record: {error}") from error
+        with self._reading() as session:
+            return frozenset(session.scalars(query))
 
     def _last_activation(self, *where: ColumnElement[bool]) -> Activation | None:
         query = select(ActivationRow).where(*where).order_by(ActivationRow.id.desc()).limit(1)
-        try:
-            with self._session() as session:
-                row = session.scalar(query)
-        except SQLAlchemyError as error:
-            raise StoreError(f"cannot read the record: {error}") from error
+        with self._reading() as session:
+            row = session.scalar(query)
         if row is None:
             return None
         return Activation(**{field.name: getattr(row, field.name) for field in fields(Activation)})
@@ -257,20 +259,56 @@ class Store:
             StoreError: nothing was written.
         """
         try:
+            if astray := self._astray():
+                self.failure = astray
+                raise StoreError(f"cannot write the record: {astray}")
             with self._session() as session, session.begin():
                 yield session
         except IntegrityError as error:
-            raise StoreError(refused or f"cannot write the record: {error}") from error
+            raise StoreError(refused or f"cannot write the record: {_said(error)}") from error
         except SQLAlchemyError as error:
-            self.failure = str(error)
-            raise StoreError(f"cannot write the record: {error}") from error
+            self.failure = _said(error)
+            raise StoreError(f"cannot write the record: {self.failure}") from error
         else:
             self.failure = ""
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        """A session for reading.
+
+        Raises:
+            StoreError: the record cannot be read.
+        """
+        try:
+            with self._session() as session:
+                yield session
+        except SQLAlchemyError as error:
+            self.failure = _said(error)
+            raise StoreError(f"cannot read the record: {self.failure}") from error
+
+    def _astray(self) -> str:
+        """Why what is written would be lost; empty where the file lies where it lay."""
+        there = _identity(self._file)
+        return "" if there == self._identity else f"{self._file} is gone, or another file by now"
 
     def _session(self) -> Session:
         if self._closed:
             raise StoreError("the record is closed")
         return Session(self._engine)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another of the same name; None where there is none."""
+    try:
+        there = path.stat()
+    except OSError:
+        return None
+    return there.st_dev, there.st_ino
+
+
+def _said(error: Exception) -> str:
+    """What the database said, without the statement that it said it of."""
+    return str(getattr(error, "orig", None) or error)
 
 
 def _engine(path: Path) -> Engine:

@@ -1,13 +1,16 @@
-"""What is done to the record beside a running service: a copy of it, and fewer screens in it."""
+"""What is done to the record: a copy of it, and fewer screens in it, beside a running service; a copy in its place."""
 
+import shutil
 import sqlite3
 from collections.abc import Callable
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
+from service.server import alone_in
 from service.store import RECORD_FILE, Store, StoreError
 
+JOURNALS = ("-wal", "-shm", "-journal")  # that SQLite has beside a record
 BATCH = 1000  # screens that are deleted in one transaction: a verdict waits no longer than for one of those
 
 
@@ -23,13 +26,49 @@ def back_up(state_dir: Path, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     try:
         part.unlink(missing_ok=True)  # of a copy that was killed
-        with closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as record:
-            with closing(sqlite3.connect(part)) as copy:
-                record.backup(copy)
-            part.rename(target)
+        with (
+            closing(sqlite3.connect(f"{source.resolve().as_uri()}?mode=ro", uri=True)) as record,
+            closing(sqlite3.connect(part)) as copy,
+        ):
+            record.backup(copy)
+        _check(part)
+        part.rename(target)
     except (sqlite3.Error, OSError) as error:
         part.unlink(missing_ok=True)
         raise StoreError(f"cannot copy the record to {target}: {error}") from error
+
+
+def restore(state_dir: Path, copy: Path) -> None:
+    """Put a copy in the record's place; no service may be running.
+
+    Raises:
+        StoreError: it is no whole record, or cannot be put there.
+        SettingsError: a service keeps its record there.
+    """
+    with alone_in(state_dir):
+        record, part = state_dir / RECORD_FILE, state_dir / f"{RECORD_FILE}.part"
+        try:
+            shutil.copyfile(copy, part)
+            _check(part)
+            for journal in JOURNALS:  # of the record before: SQLite would play them into the copy
+                record.with_name(record.name + journal).unlink(missing_ok=True)
+            part.rename(record)
+        except (sqlite3.Error, OSError) as error:
+            part.unlink(missing_ok=True)
+            raise StoreError(f"cannot put {copy} in the place of the record: {error}") from error
+
+
+def _check(path: Path) -> None:
+    """Read a whole record.
+
+    Raises:
+        sqlite3.Error: it is damaged, or none.
+    """
+    with closing(sqlite3.connect(path)) as record:
+        (said,) = record.execute("PRAGMA quick_check(1)").fetchone()
+        record.execute("SELECT count(*) FROM screens")
+    if said != "ok":
+        raise sqlite3.DatabaseError(said)
 
 
 def prune(state_dir: Path, before: datetime, *, tell: Callable[[int], None] = lambda count: None) -> int:

@@ -1,5 +1,6 @@
 """What is told beside an answer, and what is counted of it."""
 
+import shutil
 import socket
 import sqlite3
 import time
@@ -106,3 +107,41 @@ def test_what_is_no_request_is_counted_and_logged(tmp_path: Path) -> None:
         assert count(client, "inspect_errors_total", code="malformed_request") == 1
     (told,) = [entry for entry in logs if entry["event"] == "malformed request"]
     assert told["client"] == "127.0.0.1"
+
+
+def test_a_late_body_and_one_that_is_not_sent_for_end_their_connection(client: httpx.Client) -> None:
+    """Else the next request would be taken for the rest of it."""
+    url = client.base_url
+    query = f"screen_id=late&width={SIZE[1]}&height={SIZE[0]}&deadline_s=0.2"
+    for target, more, code in (
+        (f"/v1/screens?{query}", "content-type: application/octet-stream", b"body_too_slow"),
+        (f"/v1/screens?{query}", "content-type: text/plain\r\nexpect: 100-continue", b"unsupported_media"),
+    ):
+        head = f"POST {target} HTTP/1.1\r\nhost: line\r\ncontent-length: {SIZE[0] * SIZE[1]}\r\n{more}\r\n\r\n"
+        with socket.create_connection((url.host, url.port or 0), WAIT_S) as line:
+            line.sendall(head.encode())
+            answer = line.makefile("rb").read()
+        assert b"\r\nconnection: close\r\n" in answer.lower()
+        assert code in answer
+
+
+def test_a_resource_says_of_all_its_methods(client: httpx.Client) -> None:
+    answer = client.request("OPTIONS", "/v1/screens")
+    assert is_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["allow"] == "GET, POST"
+    for probe in ("/healthz", "/readyz"):
+        until(lambda probe=probe: client.head(probe).status_code == 200)  # type: ignore[misc]
+
+
+def test_two_content_types_are_none(client: httpx.Client) -> None:
+    headers = [("content-type", "image/png"), ("content-type", "image/bmp")]
+    assert is_problem(client.post("/v1/screens?screen_id=two", content=b"x", headers=headers), 415, "unsupported_media")
+
+
+def test_a_record_that_is_gone_leaves_the_metrics_to_say_so(tmp_path: Path) -> None:
+    with serve_device(Device(), Settings(state_dir=tmp_path / "state")) as client:
+        assert post(client, "one", SCREENS["pass"]).status_code == 200
+        shutil.rmtree(tmp_path / "state")
+        until(lambda: client.get("/readyz").status_code == 503)
+        assert count(client, "inspect_record_ok") == 0
+        assert is_problem(post(client, "two", SCREENS["pass"]), 500, "record_failed")

@@ -86,6 +86,7 @@ def test_body_arrives_whole(chunks: list[bytes], promised: str | None) -> None:
         ({"content-length": "²"}, IncompleteBody, "is not a number"),
         # a small body may become a large one
         ({"content-encoding": "gzip", "content-length": "3"}, UnsupportedMedia, "'gzip' is not supported"),
+        ({"transfer-encoding": "gzip, chunked"}, UnsupportedMedia, "'gzip, chunked' is not supported"),
         ({"content-encoding": "br"}, UnsupportedMedia, "send the bytes as they are"),
         ({"content-encoding": "identity, gzip"}, UnsupportedMedia, "not supported"),
     ],

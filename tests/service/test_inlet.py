@@ -330,6 +330,52 @@ def test_an_app_hears_of_a_body_that_turns_out_to_be_none(app: App, line: socket
     assert app.ended[0].startswith("IncompleteBody: ")
 
 
+@pytest.mark.parametrize("size", [0, 10, 1000, LONG])
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_request_that_offers_another_protocol_is_one_of_this(
+    app: App, line: socket.socket, size: int, chunked: bool, apart: bool
+) -> None:
+    """As curl --http2 and Java's own client offer h2c with each."""
+    offer = ("connection: Upgrade, HTTP2-Settings", "upgrade: h2c", "http2-settings: AAMAAABkAAQAAP__")
+    bodies = [noise(size, seed) for seed in range(2)]
+    for body in bodies:
+        begin, sent = head(size, *offer), body
+        if chunked:
+            begin = begin.replace(f"content-length: {size}".encode(), b"transfer-encoding: chunked")
+            sent = (b"%x\r\n%s\r\n" % (size, body) if size else b"") + b"0\r\n\r\n"
+        if apart:
+            line.sendall(begin)
+            time.sleep(MOMENT_S)
+            line.sendall(sent)
+        else:
+            line.sendall(begin + sent)
+        assert answers(line, 1) == [digest(body)]
+
+
+def test_a_connection_that_was_answered_early_is_closed_in_the_end() -> None:
+    with running(App(), loop="asyncio", lifespan="off", timeout_keep_alive=1) as address:
+        for more in (noise(1000), noise(2 * LIMIT_BYTES)):
+            with socket.create_connection(address, WAIT_S) as connection:
+                connection.sendall(head(2 * LIMIT_BYTES))
+                assert answers(connection, 1)[0].startswith("BodyTooLarge: ")
+                connection.sendall(more)
+                assert connection.recv(1) == b""
+
+
+def test_a_stop_does_not_wait_for_who_goes_on_sending() -> None:
+    begun_at = 0.0
+    with (
+        running(App(), loop="asyncio", lifespan="off") as address,
+        socket.create_connection(address, WAIT_S) as connection,
+    ):
+        connection.sendall(head(2 * LIMIT_BYTES))
+        assert answers(connection, 1)[0].startswith("BodyTooLarge: ")
+        connection.sendall(noise(1000))
+        begun_at = time.monotonic()
+    assert time.monotonic() - begun_at < 5
+
+
 def test_headers_within_the_limit_are_taken_in_whatever_pieces(app: App, line: socket.socket) -> None:
     body, long_head = noise(9), head(9, *[f"x-{number}: {'y' * 1000}" for number in range(50)])
     for start in range(0, len(long_head), 7000):

@@ -13,7 +13,7 @@ from service.errors import NotReady
 from service.scheduler import HANGS_AFTER_S
 from service.settings import Settings
 from tests.service import apps
-from tests.service.devices import BATCH, GOLDEN_NUMBER, GUARD_S, NEVER_S, Device, Gate, held_at, line, until
+from tests.service.devices import BATCH, GOLDEN_NUMBER, GUARD_S, NEVER_S, Device, Gate, Line, held_at, line, until
 from tests.service.losing import SERVICE, ends_by_itself
 
 
@@ -128,18 +128,41 @@ def test_one_lost_device_of_two_makes_the_service_not_ready() -> None:
         until(lambda: here.scheduler.report().gone)
 
 
+def passes(seconds: float, clock: Clock, here: Line) -> None:
+    """Time, in which somebody looks every second."""
+    for _ in range(round(seconds)):
+        clock.now_s += 1
+        here.scheduler.report()
+
+
+def test_a_process_that_stood_still_has_no_device_that_hangs() -> None:
+    device, gate = held_at(1)
+    clock = Clock()
+    with line(device, clock=clock) as here:
+        until(lambda: here.scheduler.report().ok)
+        screen = here.send(1, within_s=NEVER_S)
+        gate.wait_for()
+        passes(5, clock, here)
+        clock.now_s += 10 * HANGS_AFTER_S  # in which nobody looked, the device's thread as little
+        assert not here.scheduler.report().gone
+        passes(HANGS_AFTER_S, clock, here)
+        assert here.scheduler.report().gone
+        gate.opened.set()
+        screen.result(GUARD_S)
+
+
 def test_a_device_that_hangs_is_as_good_as_gone() -> None:
     device, gate = held_at(1)
     clock = Clock()
     with line(device, clock=clock) as here:
         here.compute(2)
-        clock.now_s += HANGS_AFTER_S  # waiting for screens is no hanging
+        passes(HANGS_AFTER_S, clock, here)  # waiting for screens is no hanging
         assert here.scheduler.report().ok
         screen = here.send(1, within_s=NEVER_S)
         gate.wait_for()
-        clock.now_s += HANGS_AFTER_S - 1
+        passes(HANGS_AFTER_S - 1, clock, here)
         assert not here.scheduler.report().gone
-        clock.now_s += 1
+        passes(1, clock, here)
         report = here.scheduler.report()
         assert (report.ok, report.gone) == (False, True)
         assert report.detail == "the device has not answered for 120 s: it hangs"
@@ -153,7 +176,7 @@ def test_a_device_that_hangs_at_its_self_test_is_as_good_as_gone() -> None:
     clock = Clock()
     with line(device, clock=clock) as here:
         gate.wait_for()
-        clock.now_s += HANGS_AFTER_S
+        passes(HANGS_AFTER_S, clock, here)
         assert here.scheduler.report().gone
         gate.opened.set()
         until(lambda: here.scheduler.report().ok)

@@ -79,6 +79,42 @@ def test_a_record_that_cannot_be_written_says_so_until_it_can(tmp_path: Path, mo
     store.close()
 
 
+def test_a_record_that_cannot_be_read_is_not_ready_either(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / RECORD_FILE)) as other:
+        other.execute("ALTER TABLE screens RENAME TO lost")
+        for read in (lambda: store.find("one"), lambda: store.page(limit=1)):
+            store.failure = ""
+            with pytest.raises(StoreError, match=r"cannot read the record: no such table: screens$"):
+                read()
+            assert store.failure == "no such table: screens"
+        store.try_again()
+        assert store.failure == "no such table: screens"
+        other.execute("ALTER TABLE lost RENAME TO screens")
+    store.try_again()
+    assert store.failure == ""
+    assert store.page(limit=9).items == ()  # what was tried did not stay
+    store.close()
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_nothing_is_written_to_a_file_that_nobody_will_find(tmp_path: Path, replaced: bool) -> None:
+    store = Store(tmp_path)
+    store.record(answered(1))
+    (tmp_path / RECORD_FILE).rename(tmp_path / "away")
+    if replaced:
+        shutil.copyfile(tmp_path / "away", tmp_path / RECORD_FILE)
+    store.try_again()
+    assert "is gone, or another file by now" in store.failure
+    with pytest.raises(StoreError, match="is gone, or another file by now"):
+        store.record(answered(2))
+    (tmp_path / "away").replace(tmp_path / RECORD_FILE)
+    store.try_again()
+    assert store.failure == ""
+    store.record(answered(2))
+    store.close()
+
+
 def test_whether_a_record_can_be_written_is_found_out_by_writing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.failure = "the disk was full"

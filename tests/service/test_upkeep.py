@@ -1,5 +1,6 @@
 """Copies of the record and fewer screens in it, while another process writes."""
 
+import shutil
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,8 +11,10 @@ import pytest
 from typer.testing import CliRunner
 
 from service.__main__ import app
+from service.server import alone_in
+from service.settings import SettingsError
 from service.store import RECORD_FILE, Answered, Store, StoreError
-from service.upkeep import back_up, prune
+from service.upkeep import back_up, prune, restore
 
 NOON = datetime(2026, 5, 4, 12, tzinfo=UTC)
 
@@ -61,6 +64,48 @@ def test_a_copy_that_breaks_off_leaves_nothing_that_looks_whole(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == [RECORD_FILE]
 
 
+def test_a_copy_takes_the_place_of_a_record_that_was_killed(tmp_path: Path) -> None:
+    """Whose journal lies beside it still, and is of another file."""
+    with closing(Store(tmp_path / "state")) as store:
+        for number in range(50):
+            store.record(answered(number))
+        back_up(tmp_path / "state", tmp_path / "copy.sqlite")
+        for number in range(50, 200):
+            store.record(answered(number))
+        killed = shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    assert (killed / f"{RECORD_FILE}-wal").stat().st_size > 0
+    restore(killed, tmp_path / "copy.sqlite")
+    assert sorted(path.name for path in killed.iterdir()) == [RECORD_FILE, "service.lock"]
+    with closing(Store(killed)) as store:
+        assert store.find("s-49") == answered(49)
+        assert store.find("s-50") is None
+        store.record(answered(50))
+
+
+def test_what_is_no_whole_record_is_not_put_in_its_place(store: Store, tmp_path: Path) -> None:
+    store.record(answered(1))
+    (tmp_path / "other.sqlite").write_bytes(b"no record" * 1000)
+    for copy in ("other.sqlite", "none.sqlite"):
+        with pytest.raises(StoreError, match="cannot put"):
+            restore(tmp_path / "state", tmp_path / copy)
+    assert store.find("s-1") == answered(1)
+    assert not list((tmp_path / "state").glob("*.part"))
+    with alone_in(tmp_path / "state"), pytest.raises(SettingsError, match="another service"):
+        restore(tmp_path / "state", tmp_path / "other.sqlite")
+
+
+def test_a_damaged_record_is_not_copied(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        for number in range(200):
+            store.record(answered(number))
+    data = bytearray((tmp_path / RECORD_FILE).read_bytes())
+    data[3 * 4096 : 6 * 4096] = b"\xff" * (3 * 4096)
+    (tmp_path / RECORD_FILE).write_bytes(data)
+    with pytest.raises(StoreError, match="cannot copy"):
+        back_up(tmp_path, tmp_path / "copy.sqlite")
+    assert not list(tmp_path.glob("copy*"))
+
+
 def test_older_screens_are_deleted_and_their_ids_are_free(store: Store, tmp_path: Path) -> None:
     for number in range(5):
         store.record(answered(number, NOON + timedelta(hours=number - 3)))
@@ -103,3 +148,10 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path, monkeypatc
     assert (answer.exit_code, answer.stdout) == (0, "1 screens of before 2026-05-06 are deleted\n")
     assert store.find("s-1") is None
     assert store.find("s-2") is not None
+    answer = CliRunner().invoke(app, ["prune", "--before", "0001-01-01"])
+    assert (answer.exit_code, answer.stdout) == (0, "0 screens of before 0001-01-01 are deleted\n")
+    store.close()
+    answer = CliRunner().invoke(app, ["restore", str(tmp_path / "copy.sqlite")])
+    assert answer.exit_code == 0, answer.output
+    with closing(Store(tmp_path / "state")) as restored:
+        assert restored.find("s-1") is not None
