@@ -119,9 +119,7 @@ class Config(_Section):
         if whole and max(self.phase1.accumulate, self.phase2.accumulate) > 1:
             raise ValueError(f"network.method = {self.network.method!r} takes a batch whole: accumulate = 1")
         if self.network.method == "tdrg" and self.phase1.batch < 2 * self.devices * self.nodes:
-            raise ValueError(
-                "network.method = 'tdrg' normalises over a step's patches: two at least on each device"
-            )
+            raise ValueError("network.method = 'tdrg' normalises over a step's patches: two at least on each device")
         if self.loss.contrast and not self.network.has_label_features:
             raise ValueError(f"network.method = {self.network.method!r} has no label features: set loss.contrast = 0")
 
