@@ -228,6 +228,10 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
                     title="by screen, cosine relations",
                     settings=("relations=screen", "network.relation_similarity=cosine"),
                 ),
+                Row(
+                    title="by screen, features of unit length",
+                    settings=("relations=screen", "network.reasoned_features=unit"),
+                ),
                 Row(title="trained on nothing but the patch itself", settings=("network.relate_to=itself",)),
                 Row(
                     title="no reasoning at all: stage 1 with contrast",
@@ -247,6 +251,7 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
                 Row(title="scaled cosines in Eq. 6", settings=("network.relation_scores=scaled",)),
                 Row(title="edges in both directions", settings=("network.symmetric=true",)),
                 Row(title="nodes of unit length", settings=("network.normalise_nodes=true",)),
+                Row(title="features of unit length in stage 2", settings=("network.reasoned_features=unit",)),
             ),
         ),
         "variants": StudyTable(title="Beyond the paper", rows=_variants(base)),
