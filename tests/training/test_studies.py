@@ -164,7 +164,7 @@ def test_the_command_writes_what_it_found(source: Path, tmp_path: Path) -> None:
     stem = next(tmp_path.glob(f"table-relations-cpu-{source.name}-*.md")).with_suffix("")
     assert "| trained by screen (as served) |" in stem.with_suffix(".md").read_text()
     with stem.with_suffix(".csv").open(newline="") as file:
-        assert len(list(csv.DictReader(file))) == 5 * len((*GROUPS, IMAGE))
+        assert len(list(csv.DictReader(file))) == 6 * len((*GROUPS, IMAGE))
     assert stem.with_suffix(".png").stat().st_size > 5_000
 
 
