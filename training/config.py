@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from training.architecture import NetworkConfig
+from training.faults import faults_of
 
 
 class _Section(BaseModel):
@@ -158,8 +159,7 @@ def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
     try:
         config = Config.model_validate(values)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}: {problems}") from error
+        raise ValueError(f"{path}: {faults_of(error)}") from error
     folder = path.resolve().parent
     return config.moved(lambda place: folder / place)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from training.faults import faults_of
+
 
 class Costs(BaseModel):
     """Costs of one screen each, in any one unit, and what the line bears; all of whole screens."""
@@ -43,5 +45,4 @@ def read_costs(path: Path) -> Costs:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ValueError(f"{path}: {problems}") from error
+        raise ValueError(f"{path}: {faults_of(error)}") from error

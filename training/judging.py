@@ -19,6 +19,7 @@ from training.bands import CONTRAST_BANDS, by_band
 from training.boxes import read_defects
 from training.contrast import measured
 from training.cutting import read_parts, screen_files
+from training.faults import faults_of
 from training.images import read_whole
 from training.measures import Share, f_measure, wilson
 from training.truth import Defect
@@ -207,8 +208,7 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
             try:
                 _Answer.model_validate(entry)
             except ValidationError as error:
-                said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-                raise ValueError(f"{path}, entry {number} is no verdict: {said}") from error
+                raise ValueError(f"{path}, entry {number} is no verdict: {faults_of(error)}") from error
         if name in answers:
             raise ValueError(f"{path}, entry {number}: screen {name!r} is there twice")
         answers[name] = entry
