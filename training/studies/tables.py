@@ -297,6 +297,14 @@ def _variants(base: Config) -> tuple[Row, ...]:
             title="map loss, contrast 0.1, no reasoning",
             settings=("network.method=feature_clustering", *taught, *one_stage(base, "loss.contrast=0.1")),
         ),
+        # what the loss on the maps is worth without anything of the paper's: a linear layer on each label's pooled map
+        Row(
+            title="map loss, plain: a linear classifier alone",
+            settings=(
+                *("network.method=feature_clustering", "network.classifier=dot"),
+                *(*taught, *one_stage(base)),
+            ),
+        ),
         Row(title="map loss, asymmetric", settings=(*taught, "loss.negative_focus=2.0")),
         Row(
             title="map loss, by screen, cosine relations",
