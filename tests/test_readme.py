@@ -1,7 +1,9 @@
-"""What the README says of settings, codes, metrics and reasons is what the code has."""
+"""What the READMEs say of settings, codes, metrics and reasons is what the code has."""
 
 import re
 from pathlib import Path
+
+import pytest
 
 from service.aggregation import REASONS
 from service.images import MEDIA_TYPES
@@ -10,12 +12,15 @@ from service.problems import KINDS
 from service.settings import Settings
 
 ROOT = Path(__file__).parents[1]
+HALVES = "engine", "service", "training"
 README = (ROOT / "README.md").read_text()
+OF_SERVICE = (ROOT / "service" / "README.md").read_text()
+ALL = [ROOT / "README.md", *sorted(file for half in HALVES for file in (ROOT / half).rglob("README.md"))]
 
 
-def table(marker: str) -> list[list[str]]:
+def table(marker: str, readme: str = README) -> list[list[str]]:
     """Cells of the rows of the table after `<!-- marker -->`, its two header lines left out."""
-    (text,) = re.findall(rf"<!-- {marker} -->\n((?:\|.*\n)+)", README)
+    (text,) = re.findall(rf"<!-- {marker} -->\n((?:\|.*\n)+)", readme)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
     return rows[2:]
 
@@ -44,7 +49,7 @@ def test_every_code_is_in_the_readme() -> None:
 
 
 def test_every_series_is_in_the_readme() -> None:
-    names = {row[0].strip("`") for row in table("metrics")}
+    names = {row[0].strip("`") for row in table("metrics", OF_SERVICE)}
     registry = Metrics(labels=("scratch",), codes=("internal_error",)).registry
     made = {family.name + ("_total" if family.type == "counter" else "") for family in registry.collect()}
     made = {name for name in made if name.startswith("inspect_")}
@@ -61,12 +66,25 @@ def test_every_reason_is_in_the_readme() -> None:
         assert f"| `{reason}` |" in README
 
 
-def test_every_file_that_the_readme_names_exists() -> None:
-    links = re.findall(r"!?\[[^\]]*\]\((?!http|#)([^)]+)\)", README)
-    paths = re.findall(r"`((?:tests|training|service|engine|deploy)/[\w./]+)`", README)
+@pytest.mark.parametrize("file", ALL, ids=lambda file: str(file.relative_to(ROOT)))
+def test_every_file_and_heading_that_a_readme_names_exists(file: Path) -> None:
+    text = file.read_text()
+    links = re.findall(r"!?\[[^\]]*\]\((?!http)([^)]+)\)", text)
     assert links
-    for path in (*links, *paths):
+    for link in links:
+        path, _, heading = link.partition("#")
+        named = file.parent / path if path else file
+        assert named.exists(), link
+        if heading:
+            assert heading in headings(named), link
+    for path in re.findall(r"`((?:tests|training|service|engine|deploy)/[\w./]+)`", text):
         assert (ROOT / path).exists(), path
+
+
+def headings(file: Path) -> list[str]:
+    """As links name them."""
+    titles = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles]
 
 
 def test_the_media_types_are_those_of_the_documentation() -> None:

@@ -119,7 +119,7 @@ def bundles_of(name: str) -> str:
 def test_a_bundle_gets_in_service_by_the_way_that_the_readme_tells(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "service" / "README.md").read_text()
     source = bundles_of(name).removeprefix("./")
     (copied,) = re.findall(rf"^cp -r bundle {source}/(\S+)$", readme, re.MULTILINE)
     assert f"docker compose exec inspect python -m service activate {copied}\n" in readme
