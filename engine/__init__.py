@@ -1,19 +1,21 @@
 """What a bundle is, how a screen is cut, and the runtimes that execute it.
 
-Importing this package loads numpy alone; a runtime is imported by `load`, in its own file. `engine.export`
-needs torch and is imported by name.
+Importing this package loads numpy alone; a runtime is imported by `load`, in its own file. What `training` makes a
+bundle with, such as `engine.export`, needs onnx or torch and is imported by name.
 """
 
 from pathlib import Path
 
-from engine.backend import NO_GUARD, Backend, Batch, Features, Options, infer, load, load_all, recover, stream
+from engine.backend import NO_GUARD, Backend, Batch, Features, infer, load, load_all, recover, stream
 from engine.batches import Batches
+from engine.copies import changed_copy, seen_whole
 from engine.cpus import available_cpus
 from engine.errors import (
     BundleError,
     DeviceLost,
     EngineError,
     InferenceError,
+    NotExported,
     ParityError,
     PlanError,
     RuntimeUnavailable,
@@ -31,12 +33,11 @@ from engine.manifest import (
     bundle_sha256,
     graph_precision,
 )
-from engine.parity import Difference, check_finite, check_parity, extreme_patches
+from engine.parity import Difference, check_finite, check_parity
 from engine.pixels import to_grey
 from engine.running import RunsAs, runs_as, would_run_as
 from engine.second_look import look_again
-from engine.seen_whole import seen_whole
-from engine.slots import Spread, measure_slots, slot_patches
+from engine.slots import measure_slots, slot_patches
 from engine.tuning import Tuning, tuning_of
 from engine.turned_look import POSITIONS, averaged, in_doubt, look_turned, turned
 from engine.warmth import warm_cells
@@ -69,13 +70,12 @@ __all__ = [
     "InferenceError",
     "LabelLimits",
     "Manifest",
-    "Options",
+    "NotExported",
     "ParityError",
     "PlanError",
     "RunsAs",
     "RuntimeUnavailable",
     "SecondLook",
-    "Spread",
     "Tuning",
     "TurnedLook",
     "Window",
@@ -83,11 +83,11 @@ __all__ = [
     "available_cpus",
     "averaged",
     "bundle_sha256",
+    "changed_copy",
     "check_finite",
     "check_parity",
     "cover",
     "cut",
-    "extreme_patches",
     "fake_manifest",
     "graph_precision",
     "in_doubt",

@@ -1,31 +1,26 @@
 """`python -m engine`: `check` what a bundle is, `build` its plan for a GPU, `bench` how fast it is, `compare` two."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from engine import DEFAULT_BUNDLE
 from engine.backend import Backend, load
-from engine.errors import BundleError, EngineError, PlanError
-from engine.golden import Golden, made_as, read_golden, self_test
-from engine.manifest import MANIFEST_FILE
+from engine.check import examine, show
+from engine.errors import BundleError, EngineError, InferenceError, PlanError
+from engine.golden import made_as, read_golden, self_test
 from engine.plans import PlanCache, default_folder
-from engine.slots import measure_slots, slot_patches
 from engine.speed import FASTER_BY, speed_by_turns
 
 if TYPE_CHECKING:  # it needs a GPU's libraries
     from engine.tensorrt import TensorRTBackend
 
-SPEED_TEST_S = 2.0
 BATCHES_IN_ROW = 10
 PLAIN: dict[str, Any] = {"markup": False, "emoji": False}  # a manifest's texts are texts
 
@@ -52,7 +47,7 @@ def check(
     with _told(as_json, bundle):
         report = examine(bundle, runtime, precision, batch)
     if as_json:
-        print(json.dumps(report, indent=2))
+        print(json.dumps(report, indent=2, allow_nan=False))
     else:
         show(report, Console(**PLAIN))
 
@@ -63,6 +58,7 @@ def build(
     precision: Annotated[str | None, typer.Option(help="fp16, fp32 or int8; else fp16 where it was exported.")] = None,
     batch: Batch = None,
     device: Annotated[int | None, typer.Option(min=0, help="Number of the GPU; else the first usable one.")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Even if a plan for it is there.")] = False,
     as_json: Json = False,
 ) -> None:
     """Build the TensorRT plan of a bundle for a GPU here, and verify it: real precision, golden patches, slots.
@@ -70,11 +66,15 @@ def build(
     One in int8 is refused where it is no faster than one in fp16, or in fp32 where fp16 cannot be run.
     """
     console = Console(stderr=as_json, **PLAIN)
-    with _told(as_json, bundle), closing(_planned(bundle, precision, device, batch, console)) as backend:
+    with _told(as_json, bundle), closing(_planned(bundle, precision, device, batch, console, anew=anew)) as backend:
         if backend.plan.unkept:  # which is what it was built for
             raise PlanError(f"the plan cannot be kept: {backend.plan.unkept}")
-        golden = read_golden(bundle, made_as(backend))
-        difference = self_test(backend, golden)
+        golden = read_golden(bundle, made_as(backend), backend.manifest)
+        try:
+            difference = self_test(backend, golden)
+        except InferenceError:  # the next build takes other kernels, and does not find this one
+            PlanCache(default_folder()).forget(backend.plan, timing=True)
+            raise
         speed = _proven_faster(backend, bundle, console) if backend.precision == "int8" else {}
     record, guard = backend.plan.record, dict(backend.guard)  # measured by the first load
     found = {
@@ -92,7 +92,7 @@ def build(
         "notes": backend.notes,
     }
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found, indent=2, allow_nan=False))
         return
     counts = ", ".join(f"{count} in {name}" for name, count in sorted(record.layers.items()))
     console.print(f"{found['plan']} {'built' if found['built'] else 'found, whole and for this GPU'}")
@@ -107,7 +107,7 @@ def build(
 
 
 def _planned(
-    bundle: Path, precision: str | None, device: int | None, batch: int | None, console: Console
+    bundle: Path, precision: str | None, device: int | None, batch: int | None, console: Console, *, anew: bool = False
 ) -> "TensorRTBackend":
     """A backend, and how far its build is."""
     from engine.tensorrt import TensorRTBackend
@@ -115,7 +115,7 @@ def _planned(
     bar = Progress(TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn(), console=console)
     with bar:
         tell = tell_on(bar)
-        return TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell)
+        return TensorRTBackend(bundle, precision=precision, device=device, batch_size=batch, progress=tell, anew=anew)
 
 
 def _proven_faster(backend: "TensorRTBackend", bundle: Path, console: Console) -> dict[str, float]:
@@ -126,6 +126,11 @@ def _proven_faster(backend: "TensorRTBackend", bundle: Path, console: Console) -
         EngineError: there is none to compare it with.
     """
     with closing(_wider(backend, bundle, console)) as wider:
+        if wider.batch_size != backend.batch_size:
+            raise PlanError(
+                f"beside int8 in batches of {backend.batch_size} the GPU's memory holds {wider.precision} in batches "
+                f"of {wider.batch_size} alone: free memory, or build both with --batch {wider.batch_size}"
+            )
         speed = speed_by_turns(wider, backend, in_row=BATCHES_IN_ROW)
     cache = PlanCache(default_folder())
     if not speed.faster:
@@ -140,10 +145,10 @@ def _proven_faster(backend: "TensorRTBackend", bundle: Path, console: Console) -
 
 
 def _wider(backend: "TensorRTBackend", bundle: Path, console: Console) -> "TensorRTBackend":
-    """The same in fp16; in fp32 where that cannot be had, which is noted."""
+    """The same in fp16; in fp32 where the bundle or TensorRT has none, which is noted."""
     try:
         return _planned(bundle, "fp16", backend.device, backend.batch_size, console)
-    except EngineError as error:
+    except (BundleError, PlanError) as error:
         backend.notes.append(f"int8 was compared with fp32, as fp16 cannot be run: {error}")
         return _planned(bundle, "fp32", backend.device, backend.batch_size, console)
 
@@ -182,7 +187,7 @@ def bench(
             console=Console(stderr=True),
         )
     if as_json:
-        print(json.dumps(report.as_dict(), indent=2))
+        print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:
         benchmark.show(report, Console(**PLAIN))
 
@@ -232,116 +237,6 @@ def _told(as_json: bool, bundle: Path | None = None) -> Iterator[None]:
         else:
             Console(stderr=True, **PLAIN).print(f"{bundle or 'error'}: {error}", style="red", soft_wrap=True)
         raise typer.Exit(1) from error
-
-
-def examine(
-    bundle: Path, runtime: str = "auto", precision: str | None = None, batch: int | None = None
-) -> dict[str, Any]:
-    """Load a bundle, run its self-test, compare the slots of its batch and time it.
-
-    Returns:
-        The manifest's facts, and beside them what was measured; ready for JSON.
-
-    Raises:
-        EngineError: the bundle must not be served, or cannot be run here.
-    """
-    backend = load(bundle, runtime, precision=precision, batch_size=batch)
-    try:
-        golden = read_golden(bundle, made_as(backend))
-        difference = self_test(backend, golden)
-        slots = measure_slots(backend, slot_patches(golden.pixels))
-        speed = patches_per_s(backend, golden)
-    finally:
-        backend.close()
-    facts = asdict(backend.manifest)
-    files = {
-        name: {"sha256": sha256, "size_bytes": (bundle / name).stat().st_size}
-        for name, sha256 in facts.pop("files").items()
-    }
-    tested = {"patches": len(golden.pixels), "difference": difference, "tolerance": golden.tolerance}
-    tuned = getattr(backend, "tuned", None)  # a GPU has no threads to choose
-    measured = {
-        "runtime": backend.runtime,
-        "precision": backend.precision,
-        "batch_size": backend.batch_size,
-        "threads": None if tuned is None else str(tuned.share),
-        "golden": tested,
-        "slots": asdict(slots),
-        "patches_per_s": round(speed, 1),
-    }
-    return {"bundle": str(bundle), "ok": True, **facts, "files": files, **measured}
-
-
-def patches_per_s(backend: Backend, golden: Golden) -> float:
-    """A quick figure of the features graph's speed; no benchmark, other work on the machine slows it."""
-    pixels = golden.batch(backend.batch_size)
-    backend.features(pixels)  # the first batch pays for the memory
-    start, batches = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - start) < SPEED_TEST_S:
-        backend.features(pixels)
-        batches += 1
-    return batches * backend.batch_size / elapsed
-
-
-def _glance(asked: dict[str, float]) -> str:
-    if asked["doubt_min"] == 0:
-        return "none"
-    return f"at every window on a CPU; the whole network sees those of a doubt from {asked['doubt_min']:.4g}"
-
-
-def _second_look(asked: dict[str, float]) -> str:
-    if asked["ratio_max"] == 0:
-        return "none"
-    return f"where a score from {asked['score_min']:g} lies at a border; at most {asked['ratio_max']:.0%} more windows"
-
-
-def _turned_look(asked: dict[str, float]) -> str:
-    if asked["ratio_max"] == 0:
-        return "none"
-    doubt = f"where a score is {asked['score_min']:g} to {asked['score_max']:g}"
-    return f"{doubt}, at up to {asked['ratio_max']:.0%} of the windows in seven more positions"
-
-
-def show(report: dict[str, Any], console: Console) -> None:
-    """Print what `examine` found for people."""
-    facts = Table(title=f"{report['name']} {report['version']}", show_header=False, title_justify="left")
-    golden = report["golden"]
-    rows = {
-        "bundle": report["bundle"],
-        "patch": f"{report['patch_px']} px, windows overlap by {report['overlap_px']} px",
-        "glance": _glance(report["glance"]),
-        "second look": _second_look(report["second_look"]),
-        "turned look": _turned_look(report["turned_look"]),
-        "batch": f"{report['batch_size']} patches",
-        "frame": (
-            f"at most {report['frame']['saturated_ratio_max']:.1%} saturated, "
-            f"contrast of at least {report['frame']['contrast_min']:g} grey levels"
-        ),
-        "trained on": report["data_id"],
-        **{f"training: {name}": str(value) for name, value in report["training"].items()},
-        "runtime": f"{report['runtime']} in {report['precision']}, about {report['patches_per_s']:.0f} patches/s"
-        + (f", {report['threads']} threads" if report["threads"] else ""),
-        "self-test": (
-            f"{golden['patches']} golden patches differ by {golden['difference']:.1e} "
-            f"(tolerance {golden['tolerance']:g})"
-        ),
-        "slots of the batch": (
-            f"probabilities differ by {max(report['slots']['probability'].values()):.1e}, features "
-            + ("are equal bit for bit" if report["slots"]["same_bits"] else "differ")
-        ),
-    }
-    for name, value in rows.items():
-        facts.add_row(name, value)
-    labels = Table("label", "present from", "review from", "fail from")
-    for name, limits in report["labels"].items():
-        low, high = limits["review"]
-        labels.add_row(name, f"{limits['threshold']:.3f}", f"{low:.3f}", f"{high:.3f}")
-    files = Table("file", "size", "SHA-256")
-    for name, file in report["files"].items():
-        files.add_row(name, f"{file['size_bytes'] / 1e6:.2f} MB", f"{file['sha256'][:12]} verified")
-    for table in (facts, labels, files):
-        console.print(table)
-    console.print(f"{MANIFEST_FILE}, hashes, graphs and golden patches agree.", style="green")
 
 
 if __name__ == "__main__":

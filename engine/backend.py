@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol, TypedDict, Unpack, runti
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import DeviceLost, RuntimeUnavailable
+from engine.errors import DeviceLost, NotExported, RuntimeUnavailable
 from engine.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -230,8 +230,8 @@ def load(bundle: Path, runtime: str = "auto", **options: Unpack[Options]) -> Bac
     for name in BEST_FIRST:
         try:
             return _load(bundle, name, options)
-        except RuntimeUnavailable as error:
-            reasons.append(str(error))
+        except (RuntimeUnavailable, NotExported) as error:  # int8 is made for CPUs or for GPUs
+            reasons.append(f"{name}: {error}")
     raise RuntimeUnavailable("; ".join(reasons))
 
 

@@ -22,10 +22,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from engine.backend import BEST_FIRST, PRECISIONS, Backend, Batch, Features, Streaming, load, stream
+from engine.copies import seen_whole
 from engine.cpus import cpu_name, vector_instructions
 from engine.errors import EngineError, RuntimeUnavailable
+from engine.graphs import count_work
 from engine.manifest import Manifest
-from engine.seen_whole import seen_whole
+from engine.tuning import tuning_of
 from engine.yardstick import Yardstick, cpu_yardstick
 
 FLOOR_PATCHES_PER_S = 156.0  # of the paper: three screens a second on four GPUs
@@ -125,7 +127,7 @@ class Report:
     """All of one run; `missing` says by runtime and precision why something did not take part.
 
     `ceilings` are the CPU's in float32, `device_ceilings` by runtime and precision those of a device of its own.
-    `patch_gflop` and `patch_mb` are the work of one patch; None where ONNX Runtime did not count it.
+    `patch_gflop` and `patch_mb` are the work of one patch; None where no bundle is timed.
     """
 
     cpu: str
@@ -256,7 +258,7 @@ def _contestant(backend: Backend, stack: ExitStack, missing: dict[str, str]) -> 
             yardstick = stack.enter_context(backend.yardstick())
         except EngineError as error:
             missing[f"roofline of {backend.runtime} {backend.precision}"] = str(error)
-    tuned = getattr(backend, "tuned", None)  # a GPU has no threads to choose
+    tuned = tuning_of(backend)
     return Contestant(
         name=backend.runtime,
         precision=backend.precision,
@@ -269,12 +271,8 @@ def _contestant(backend: Backend, stack: ExitStack, missing: dict[str, str]) -> 
     )
 
 
-def _work(bundle: Path, manifest: Manifest) -> tuple[float, float] | None:
-    """GFLOP and MB of one patch; None without ONNX Runtime."""
-    try:
-        from engine.graphs import count_work
-    except ImportError:
-        return None
+def _work(bundle: Path, manifest: Manifest) -> tuple[float, float]:
+    """GFLOP and MB of one patch."""
     work = count_work(bundle, manifest)
     return 2 * work.multiply_adds / 1e9, work.moved_bytes / 1e6
 

@@ -172,10 +172,14 @@ def _screens(data: Path) -> dict[str, list[Path]]:
     """The files of each screen's patches, screens by name, patches in the order of the table."""
     screens: dict[str, list[Path]] = {}
     with (data / "windows.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if not {"img_names", "screen"} <= row.keys():
-                raise ValueError(f"{file.name} needs the columns img_names and screen")
-            screens.setdefault(row["screen"], []).append(data / "images" / row["img_names"])
+        reader = csv.DictReader(file)
+        try:
+            for row in reader:
+                if not (row.get("img_names") and row.get("screen")):
+                    raise ValueError(f"{file.name}, line {reader.line_num}: needs img_names and screen")
+                screens.setdefault(row["screen"], []).append(data / "images" / row["img_names"])
+        except csv.Error as error:
+            raise ValueError(f"{file.name}, line {reader.line_num}: {error}") from error
     return dict(sorted(screens.items()))
 
 

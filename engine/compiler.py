@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from engine.errors import EngineError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.layers import PRECISIONS, Layer, from_inspector, from_log, heavy_counts, real_precision, wider
+from engine.plans import Compiled
 
 if TYPE_CHECKING:
     import tensorrt as trt  # typings/tensorrt
@@ -36,7 +37,6 @@ __all__ = [
     "MESSAGES",
     "RTX",
     "VERSION",
-    "Compiled",
     "Monitor",
     "Progress",
     "RefusedPlan",
@@ -63,21 +63,6 @@ Made = TypeVar("Made")
 Progress = Callable[[str, int, int], None]  # what is being done, steps done, steps in all
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Compiled:
-    """What a build gives.
-
-    Attributes:
-        plan: the serialized engine.
-        layers: of the engine, as TensorRT tells them.
-        timing_cache: what the builder has measured, for the next build; empty for RTX, which measures nothing.
-    """
-
-    plan: bytes
-    layers: list[Layer]
-    timing_cache: bytes
-
-
 def compile_graph(
     onnx: bytes,
     *,
@@ -102,6 +87,7 @@ def compile_graph(
 
     Raises:
         PlanError: TensorRT refuses the graph or cannot build it, or the engine has another precision.
+        RuntimeUnavailable: TensorRT makes no builder here.
         OutOfMemory: the GPU's memory is full.
         RuntimeUnavailable: this TensorRT is too old.
     """
@@ -263,12 +249,12 @@ def _made(make: "Callable[[trt.ILogger], Made]", heard: Heard) -> Made:
 
     Raises:
         OutOfMemory: the GPU's memory is full.
-        PlanError: TensorRT makes none.
+        RuntimeUnavailable: TensorRT makes none, as on a driver that is too old for it.
     """
     try:
         return make(MESSAGES)
     except TypeError as error:  # how its bindings say that they got none
-        raise heard.failure(PlanError, f"TensorRT makes no {make.__name__}") from error
+        raise heard.failure(RuntimeUnavailable, f"TensorRT makes no {make.__name__}") from error
 
 
 class Monitor(trt.IProgressMonitor):

@@ -79,7 +79,7 @@ class CpuBackend(ABC):
         self._reasoning = Reasoning(bundle, self.manifest)
         self.guard: Mapping[str, float] = NO_GUARD  # patch by patch there are no slots
         if graph.rows > 1:
-            golden = read_golden(bundle, self.precision).pixels
+            golden = read_golden(bundle, self.precision, self.manifest).pixels
             self.guard = measure_slots(self, slot_patches(golden)).probability
 
     @classmethod

@@ -2,6 +2,7 @@
 
     EngineError
     +-- BundleError          a bundle that is incomplete, altered or contradicts itself
+        +-- NotExported      a bundle that was not made in the precision that is asked for
     +-- RuntimeUnavailable   the runtime asked for is not installed or has no device
     +-- ParityError          an exported graph differs from the network it was made from
     +-- PlanError            TensorRT cannot or may not build a plan, or built one of another precision than asked for
@@ -29,6 +30,10 @@ class BundleError(EngineError):
         super().__init__(f"{key}: {detail}")
         self.detail = detail
         self.key = key
+
+
+class NotExported(BundleError):
+    """A bundle that has no features graph of the precision that is asked for."""
 
 
 class RuntimeUnavailable(EngineError):

@@ -61,6 +61,8 @@ def export(
         raise ValueError(f"{out} exists and is no bundle: it would be lost")
     if (out / RELEASE_FILE).exists():
         raise ValueError(f"{out} holds a bundle that was released: name another folder, or remove it")
+    if out.is_symlink():
+        raise ValueError(f"{out} is a link, which would become a folder: name the folder that it leads to")
     out.parent.mkdir(parents=True, exist_ok=True)
     features, reasoning = features.eval(), reasoning.eval()
     draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -87,13 +89,13 @@ def export(
             out.rename(old)
         try:
             draft.rename(out)
-        except OSError:
-            if old.exists():
+        except BaseException:  # Ctrl-C between the two as well
+            if old.exists() and not out.exists():
                 old.rename(out)
             raise
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
     return difference
 
 

@@ -65,17 +65,19 @@ class Golden:
         return np.repeat(self.pixels[most : most + 1], size, axis=0)
 
 
-def read_golden(bundle: Path, precision: str = "fp32") -> Golden:
+def read_golden(bundle: Path, precision: str = "fp32", manifest: Manifest | None = None) -> Golden:
     """The golden patches of a bundle, with the tolerance of the features graph that will run.
 
     Args:
         bundle: folder of the bundle.
         precision: of that graph: fp32, fp16, bf16, int8 (for CPUs) or int8-trt (for TensorRT).
+        manifest: of the bundle that was loaded, whose patches they must be: another may lie in the folder by now. None
+            reads the folder's.
 
     Raises:
         BundleError: the bundle is not whole, has no such precision, or its golden patches do not fit its manifest.
     """
-    manifest = Manifest.read(bundle)
+    manifest = manifest or Manifest.read(bundle)
     manifest.features_file(precision)  # a tolerance may be stated for what was not made
     arrays = _read_arrays(manifest.verified(bundle, GOLDEN_FILE))
     pixels, probability, activation = (arrays[name] for name in ARRAYS)
@@ -155,7 +157,10 @@ def _read_arrays(raw: bytes) -> dict[str, NDArray[Any]]:
         inflated = sum(entry.file_size for entry in arrays.zip.infolist())
         if inflated > MOST_BYTES:
             raise _refused(f"takes {inflated} bytes of memory, over the limit of {MOST_BYTES}")
-        return {name: arrays[name] for name in arrays}
+        members: dict[str, object] = {name: arrays[name] for name in arrays}  # bytes, where one is no array
+        if not all(isinstance(member, np.ndarray) for member in members.values()):
+            raise _refused("has a member that is no array")
+        return {name: np.asarray(member) for name, member in members.items()}
     except BAD_ARCHIVE as error:
         raise _refused("cannot be read as arrays") from error
 

@@ -168,14 +168,16 @@ class FeaturesGraph(Graph):
             count: patches that were split.
 
         Raises:
-            InferenceError: a run has lost rows or labels.
+            InferenceError: a run has lost rows or labels, or has others than the rest: a glance that does not fit.
         """
         for outputs in runs:
             for name, output, dimensions in zip(self.outputs, outputs, (3, 2, 4), strict=False):
                 _check_whole(output, (self.rows, self.labels), dimensions=dimensions, name=name)
-        joined = {
-            name: np.concatenate(rows)[:count] for name, rows in zip(self.outputs, zip(*runs, strict=True), strict=True)
-        }
+        joined = {}
+        for name, rows in zip(self.outputs, zip(*runs, strict=True), strict=True):
+            if len(shapes := {row.shape for row in rows}) > 1:
+                raise InferenceError(f"{name} of one patch is {' and of another '.join(map(str, sorted(shapes)))}")
+            joined[name] = np.concatenate(rows)[:count]
         joined.setdefault("activation", np.zeros((count, self.labels, 1, 1), np.float32))
         return Features(**joined, doubt=np.repeat(np.array(doubt, np.float32), self.rows)[:count])
 

@@ -12,11 +12,9 @@ rounded, so that neither loss nor overflow is seen. `rounded_copy` writes the ro
 from __future__ import annotations
 
 import copy
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx
@@ -24,6 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
 
+from engine.copies import changed_copy
 from engine.export import write_features
 from engine.manifest import FEATURES_FILES, Manifest
 
@@ -70,9 +69,8 @@ def rounded_copy(bundle: Path) -> Iterator[Path]:
     Raises:
         BundleError: the bundle is not whole, or has no fp16 graph.
     """
-    with TemporaryDirectory() as folder:
-        rounding = Path(shutil.copytree(bundle, Path(folder) / "bundle"))
-        manifest = Manifest.read(rounding)  # of the copy: the folder may be replaced meanwhile
+    with changed_copy(bundle) as rounding:
+        manifest = Manifest.read(rounding)
         graph = rounding / manifest.features_file("fp16")
         onnx.save(rounded(onnx.load(graph)), graph)
         manifest.sign(rounding)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.errors import BundleError
+from engine.errors import BundleError, NotExported
 from engine.fields import Table, parse_object
 from engine.looks import NO_GLANCE, NO_TURNED_LOOK, Glance, SecondLook, TurnedLook, refuse_half_a_glance
 
@@ -139,10 +139,10 @@ class Manifest:
         """Name of the features graph of a precision: fp32, fp16, bf16, int8 (for CPUs) or int8-trt (for TensorRT).
 
         Raises:
-            BundleError: it was not made when the bundle was exported.
+            NotExported: it was not made when the bundle was exported.
         """
         if precision not in self.precisions:
-            raise BundleError(f"was not exported as {precision}; there are {', '.join(self.precisions)}", key="files")
+            raise NotExported(f"was not exported as {precision}; there are {', '.join(self.precisions)}", key="files")
         return FEATURES_FILES[precision]
 
     def outcomes(self, scores: Sequence[float], guard: Mapping[str, float]) -> tuple[Outcome, ...]:

@@ -14,15 +14,15 @@ hash. It may be removed at any time; the next start then builds again. A build r
 
 import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
 
 from engine.errors import BundleError
 from engine.fields import parse_object
@@ -30,10 +30,12 @@ from engine.layers import Layer, heavy_counts, real_precision
 from engine.locks import alone
 from engine.manifest import FEATURES_FILES, REASONING_FILE, SHA256, Manifest
 
+log = logging.getLogger(__name__)
+
 MAX_RECORD_BYTES = 2**20
 UNUSED_KEPT_S = 90 * 86400.0  # since it was last loaded
 DRAFT_KEPT_S = 86400.0  # which a living process renames within seconds
-CACHED = ("*.plan", "*.json", "timing-*.cache")
+CACHED = ("*.plan", "*.json", "*-n*.lock", "timing-*.cache")
 LOCK_FILE = "plans.lock"  # held by whoever writes
 PRECISION = re.compile("|".join({name.removesuffix("-trt") for name in FEATURES_FILES}))
 
@@ -115,20 +117,19 @@ class Plan:
     unkept: str = ""
 
 
-class Build(Protocol):
-    """What `compiler.Compiled` gives."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compiled:
+    """What TensorRT has built.
 
-    @property
-    def plan(self) -> bytes:
-        """The serialized engine."""
+    Attributes:
+        plan: the serialized engine.
+        layers: of the engine, every one.
+        timing_cache: what the builder has measured, for the next build on this GPU; empty where it keeps nothing.
+    """
 
-    @property
-    def layers(self) -> list[Layer]:
-        """Its layers."""
-
-    @property
-    def timing_cache(self) -> bytes:
-        """What the builder has measured."""
+    plan: bytes
+    layers: list[Layer]
+    timing_cache: bytes
 
 
 def model_sha256(manifest: Manifest) -> str:
@@ -170,45 +171,36 @@ class PlanCache:
             return None
         return Plan(data=data, record=record, path=path, built=False)
 
-    def obtain(self, key: PlanKey, compile_with: Callable[[bytes], Build], *, anew: bool = False) -> Plan:
+    def obtain(self, key: PlanKey, compile_with: Callable[[bytes], Compiled], *, anew: bool = False) -> Plan:
         """The plan of this key, built where there is none that may be loaded, and marked as used now.
 
-        A plan that cannot be written, as on a full disk, took minutes all the same: it serves, and `unkept` says why.
+        Of several processes that want it one builds it and the others wait: a plan that is built twice may take other
+        kernels, and the one that is kept would not be the one that serves. A plan that cannot be written, as on a full
+        disk, took minutes all the same: it serves, and `unkept` says why.
 
         Args:
             key: what it must be good for.
             compile_with: builds it; takes the timing cache of earlier builds on this GPU, and raises where it fails.
             anew: build it whatever there is.
         """
-        found = None if anew else self.find(key)
+        found = None if anew else self.used(key)
         if found is not None:
-            self._mark(found.path, found.path.with_suffix(".json"))
             return found
-        timing = self.folder / f"timing-{hashlib.sha256(f'{key.gpu} {key.tensorrt}'.encode()).hexdigest()[:16]}.cache"
-        try:
-            timing_cache = timing.read_bytes()
-        except OSError:
-            timing_cache = b""
-        build = compile_with(timing_cache)
-        counts = heavy_counts(build.layers)
-        record = PlanRecord(
-            key=key,
-            plan_sha256=hashlib.sha256(build.plan).hexdigest(),
-            real_precision=real_precision(counts),
-            layers=counts,
-        )
-        plan = Plan(data=build.plan, record=record, path=self._path(key), built=True)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with alone(self.folder / LOCK_FILE):
-                _write(plan.path, build.plan)
-                self._write_record(record)
-                if build.timing_cache:
-                    _write(timing, build.timing_cache)
-                self._tidy()
-        except OSError as error:
-            return replace(plan, unkept=str(error))
-        return plan
+        with self._building(key):
+            return (None if anew else self.used(key)) or self._build(key, compile_with)
+
+    def used(self, key: PlanKey) -> Plan | None:
+        """As `find`, and the plan counts as used now."""
+        found = self.find(key)
+        if found is not None:
+            self.mark(found)
+        return found
+
+    def mark(self, plan: Plan) -> None:
+        """Let a plan count as used now; where it is another user's, only that user's loads count."""
+        for file in (plan.path, plan.path.with_suffix(".json")):
+            with suppress(OSError):
+                os.utime(file)
 
     def set_guard(self, plan: Plan, manifest: Manifest, guard: Mapping[str, float]) -> PlanRecord:
         """Write down the guard band by label that was measured on a plan with a bundle's reasoning.
@@ -226,10 +218,63 @@ class PlanCache:
         """
         return self._update(plan, lambda record: replace(record, speed=dict(speed)))
 
-    def forget(self, plan: Plan) -> None:
-        """Remove a plan that must not be served."""
-        plan.path.with_suffix(".json").unlink(missing_ok=True)
-        plan.path.unlink(missing_ok=True)
+    def forget(self, plan: Plan, *, timing: bool = False) -> None:
+        """Remove a plan that must not be served, if it lies there and may be removed.
+
+        Args:
+            plan: which.
+            timing: what the builder has measured as well, by which it would choose the same kernels again.
+        """
+        with suppress(OSError), alone(self.folder / LOCK_FILE):
+            found = self.find(plan.record.key)
+            if found is not None and found.record.plan_sha256 == plan.record.plan_sha256:
+                plan.path.with_suffix(".json").unlink(missing_ok=True)
+                plan.path.unlink(missing_ok=True)
+            if timing:
+                self._timing(plan.record.key).unlink(missing_ok=True)
+
+    @contextmanager
+    def _building(self, key: PlanKey) -> Iterator[None]:
+        """No other process builds this plan meanwhile; where nothing can be written each builds its own."""
+        lock = self.folder / f"{key.stem}.lock"
+        with ExitStack() as stack:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(alone(lock, wait=False))
+            except BlockingIOError:
+                log.info("another process builds this plan, waiting for it: %s", self._path(key))
+                stack.enter_context(alone(lock))
+            except OSError as error:
+                log.info("plans cannot be kept in %s: %s", self.folder, error)
+            yield
+
+    def _build(self, key: PlanKey, compile_with: Callable[[bytes], Compiled]) -> Plan:
+        timing = self._timing(key)
+        try:
+            timing_cache = timing.read_bytes()
+        except OSError:
+            timing_cache = b""
+        compiled = compile_with(timing_cache)
+        counts = heavy_counts(compiled.layers)
+        record = PlanRecord(
+            key=key,
+            plan_sha256=hashlib.sha256(compiled.plan).hexdigest(),
+            real_precision=real_precision(counts),
+            layers=counts,
+        )
+        plan = Plan(data=compiled.plan, record=record, path=self._path(key), built=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with alone(self.folder / LOCK_FILE):
+                _write(plan.path, compiled.plan)
+                self._write_record(record)
+                with suppress(OSError):  # the plan is kept, and the next build only takes longer
+                    if compiled.timing_cache:
+                        _write(timing, compiled.timing_cache)
+                    self._tidy()
+        except OSError as error:
+            return replace(plan, unkept=str(error))
+        return plan
 
     def _update(self, plan: Plan, change: Callable[[PlanRecord], PlanRecord]) -> PlanRecord:
         if plan.unkept:
@@ -242,12 +287,6 @@ class PlanCache:
             self._write_record(record)
             return record
 
-    def _mark(self, *files: Path) -> None:
-        """Let files count as used now; where they are another user's, only that user's loads count."""
-        for file in files:
-            with suppress(OSError):
-                os.utime(file)
-
     def _tidy(self) -> None:
         """Remove what nobody has used for long, and drafts that nobody will finish."""
         now = time.time()
@@ -259,6 +298,10 @@ class PlanCache:
 
     def _path(self, key: PlanKey) -> Path:
         return self.folder / f"{key.stem}.plan"
+
+    def _timing(self, key: PlanKey) -> Path:
+        digest = hashlib.sha256(f"{key.gpu} {key.tensorrt}".encode()).hexdigest()
+        return self.folder / f"timing-{digest[:16]}.cache"
 
     def _write_record(self, record: PlanRecord) -> None:
         text = json.dumps(asdict(record), indent=2) + "\n"

@@ -23,18 +23,20 @@ from numpy.typing import NDArray
 
 from engine.backend import NO_GUARD, Batch, Features, batch_of, check_pixels
 from engine.batches import Batches
-from engine.compiler import CONFIGURATION, VERSION, Compiled, Progress, RefusedPlan, compile_graph
+from engine.compiler import CONFIGURATION, VERSION, Progress, RefusedPlan, compile_graph
 from engine.errors import DeviceLost, InferenceError, OutOfMemory, PlanError, RuntimeUnavailable
 from engine.golden import made_as, read_golden
 from engine.gpu import Buffers, Gpu, devices, name_of
 from engine.graphs import ONNXRUNTIME, FeaturesGraph, Reasoning
 from engine.manifest import Manifest
-from engine.plans import Plan, PlanCache, PlanKey, default_folder
+from engine.plans import Compiled, Plan, PlanCache, PlanKey, default_folder
 from engine.running import default_precision
 from engine.slots import measure_slots, slot_patches
 from engine.yardstick import Yardstick
 
 log = logging.getLogger(__name__)
+
+MARKED_EVERY_S = 86400.0  # the plan of a line that never stops is in use
 
 
 class TensorRTBackend:
@@ -48,16 +50,19 @@ class TensorRTBackend:
         cache: of plans; by default the user's.
         progress: told how far a build is, where one is needed.
         prebuilt: see `engine.load`.
+        anew: build the plan whatever there is.
 
     Attributes:
         device: number of the GPU.
+        batch_size: see `Backend.batch_size`; once loaded it never changes.
+        plan: that was loaded.
         notes: what a person should know, such as a smaller batch than asked for.
 
     Raises:
         BundleError: the bundle must not be served, its graphs do not fit its manifest, or it has no such precision.
         PlanError: TensorRT cannot build the plan, or built one of another precision; or it had to be there and is not,
             or is not known to be faster.
-        RuntimeUnavailable: there is no such GPU.
+        RuntimeUnavailable: there is no such GPU, or TensorRT cannot use it.
         InferenceError: the GPU's memory does not even hold a batch of one, or not the one that must fit; or the engine
             fails.
         ValueError: there is no such precision, or fewer than one patch in a batch is asked for.
@@ -76,6 +81,7 @@ class TensorRTBackend:
         cache: PlanCache | None = None,
         progress: Progress | None = None,
         prebuilt: bool = False,
+        anew: bool = False,
     ) -> None:
         usable = devices()
         self.device = usable[0] if device is None else device
@@ -98,33 +104,27 @@ class TensorRTBackend:
         self._cache = cache or PlanCache(default_folder())
         self._progress = progress
         self._prebuilt = prebuilt
+        self._anew = anew
         self._reasoning = Reasoning(bundle, self.manifest)
         self._closed = False
         self._lost = ""
         self._gpu: Gpu | None = None
-        self._plan: Plan
+        self.batch_size = wanted
+        self.plan: Plan
+        golden = read_golden(bundle, made_as(self), self.manifest).pixels  # now: a build takes minutes
         self._load_largest(graph, wanted)
-        if self._plan.record.guard_of(self.manifest) is None:
+        self._marked_at = time.monotonic()
+        if self.plan.record.guard_of(self.manifest) is None:
             try:
-                self._measure_guard()
+                self._measure_guard(golden)
             except BaseException:
                 self.close()
                 raise
 
     @property
-    def batch_size(self) -> int:
-        """See `Backend.batch_size`; once loaded it never changes."""
-        return self._batch_size
-
-    @property
-    def plan(self) -> Plan:
-        """The plan that was loaded."""
-        return self._plan
-
-    @property
     def guard(self) -> Mapping[str, float]:
         """See `Backend.guard`; measured on this plan for this bundle by whoever loads them first."""
-        return self._plan.record.guard_of(self.manifest) or NO_GUARD
+        return self.plan.record.guard_of(self.manifest) or NO_GUARD
 
     def features(self, pixels: NDArray[np.uint8], *, glance: bool = True) -> Features:
         """See `Backend.features`; here no glance is had.
@@ -136,7 +136,7 @@ class TensorRTBackend:
 
     def timed_features(self, pixels: NDArray[np.uint8]) -> tuple[Features, float]:
         """`features`, and the seconds that it took by the device's own events; for the benchmark."""
-        check_pixels(pixels, self.manifest, self._batch_size)
+        check_pixels(pixels, self.manifest, self.batch_size)
         with self._using() as gpu:
             return gpu.timed(pixels)
 
@@ -194,8 +194,8 @@ class TensorRTBackend:
             return
         self._release()
         try:
-            self._gpu = Gpu(self.device, lambda: self._plan, self.manifest, self._batch_size)
-        except (InferenceError, PlanError) as error:
+            self._gpu = Gpu(self.device, lambda: self.plan, self.manifest, self.batch_size)
+        except (InferenceError, PlanError, RuntimeUnavailable) as error:
             raise DeviceLost(f"GPU {self.device} is lost, and a new context fails as well: {error}") from error
         self._lost = ""
 
@@ -203,7 +203,7 @@ class TensorRTBackend:
         """See `Backend.close`."""
         self._closed = True
         self._release()
-        self._plan = replace(self._plan, data=b"")  # megabytes that only `recover` needs; what is known of it stays
+        self.plan = replace(self.plan, data=b"")  # megabytes that only `recover` needs; what is known of it stays
         self._reasoning.close()
 
     def _load_largest(self, graph: FeaturesGraph, wanted: int) -> None:
@@ -222,8 +222,8 @@ class TensorRTBackend:
                 raise InferenceError(f"GPU {self.device} fails at the first batch: {error}") from error
             if size < wanted:
                 self.notes.append(f"a batch of {wanted} does not fit into GPU {self.device}'s memory: it is {size}")
-            if self._plan.unkept:
-                self.notes.append(f"the plan could not be kept, the next start builds it again: {self._plan.unkept}")
+            if self.plan.unkept:
+                self.notes.append(f"the plan could not be kept, the next start builds it again: {self.plan.unkept}")
             return
         if self._prebuilt:
             raise InferenceError(
@@ -232,14 +232,15 @@ class TensorRTBackend:
             )
         raise InferenceError(f"the memory of GPU {self.device} does not even hold a batch of one patch: {full}")
 
-    def _measure_guard(self) -> None:
+    def _measure_guard(self, golden: NDArray[np.uint8]) -> None:
         """Measure how far a score moves with its slot in the batch, and write it into the plan's record."""
-        guard = measure_slots(self, slot_patches(read_golden(self._bundle, made_as(self)).pixels)).probability
+        guard = measure_slots(self, slot_patches(golden)).probability
         if not all(math.isfinite(spread) for spread in guard.values()):
+            self._cache.forget(self.plan, timing=True)
             raise PlanError("the plan gives probabilities that are no numbers on golden or extreme patches")
-        self._plan = replace(self._plan, record=self._plan.record.with_guard(self.manifest, guard))
+        self.plan = replace(self.plan, record=self.plan.record.with_guard(self.manifest, guard))
         try:
-            self._cache.set_guard(self._plan, self.manifest, guard)
+            self._cache.set_guard(self.plan, self.manifest, guard)
         except OSError as error:
             self.notes.append(f"the guard band could not be kept, the next start measures it again: {error}")
 
@@ -257,8 +258,6 @@ class TensorRTBackend:
         command = f"`python -m engine build BUNDLE {options}`"
 
         def build(timing_cache: bytes) -> Compiled:
-            if self._prebuilt:
-                raise PlanError(f"there is no plan, build it first: {command}")
             what = f"a plan of {self._bundle / graph.file} in {self.precision} for batches of {batch_size} on {key.gpu}"
             log.info("building %s, which takes minutes", what)
             begun_at = time.monotonic()
@@ -273,17 +272,21 @@ class TensorRTBackend:
             log.info("built %s in %.1f s", what, time.monotonic() - begun_at)
             return compiled
 
-        def obtain(*, anew: bool = False) -> Plan:
-            plan = self._cache.obtain(key, build, anew=anew)
-            if self._prebuilt and self.precision == "int8" and not plan.record.speed:
+        def obtain(*, anew: bool) -> Plan:
+            if not self._prebuilt:
+                return self._cache.obtain(key, build, anew=anew)
+            plan = None if anew else self._cache.used(key)
+            if plan is None:
+                raise PlanError(f"there is no plan, build it first: {command}")
+            if self.precision == "int8" and not plan.record.speed:
                 raise PlanError(f"whether int8 is faster here is not known, measure it first: {command}")
             return plan
 
         try:
-            self._gpu = Gpu(self.device, obtain, self.manifest, batch_size)
+            self._gpu = Gpu(self.device, partial(obtain, anew=self._anew), self.manifest, batch_size)
         except RefusedPlan:  # whole, and by its record for this GPU: as good as none
             self._gpu = Gpu(self.device, partial(obtain, anew=True), self.manifest, batch_size)
-        self._plan, self._batch_size = self._gpu.plan, batch_size
+        self.plan, self.batch_size = self._gpu.plan, batch_size
 
     def _release(self) -> None:
         gpu, self._gpu = self._gpu, None
@@ -291,10 +294,13 @@ class TensorRTBackend:
             gpu.release()
 
     def _begin(self, batch: Batch) -> Callable[[], Features]:
+        if time.monotonic() - self._marked_at > MARKED_EVERY_S:
+            self._marked_at = time.monotonic()
+            self._cache.mark(self.plan)
         return partial(self._collect, self._submit(batch.pixels))
 
     def _submit(self, pixels: NDArray[np.uint8]) -> Buffers:
-        check_pixels(pixels, self.manifest, self._batch_size)
+        check_pixels(pixels, self.manifest, self.batch_size)
         with self._using() as gpu:
             return gpu.submit(pixels)
 

@@ -1,5 +1,6 @@
 """One contract, every backend that is installed: the same test body over each of them."""
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,7 +29,8 @@ from engine import (
     stream,
 )
 from engine.backend import BEST_FIRST
-from tests.bundles import BACKGROUND, GAIN, LABELS, REACH, grey_of
+from tests.bundles import BACKGROUND, GAIN, LABELS, REACH, add_called, grey_of
+from tests.engine.doubles.cuda import Machine
 
 PATCH_PX, BATCH = 64, 5
 RUNTIMES = ("fake", "onnxruntime", "openvino", "tensorrt")
@@ -250,6 +252,22 @@ def test_auto_takes_the_best_that_is_usable(bundle: Path) -> None:
                 usable.append(backend.runtime)
         assert best.runtime == usable[0]
         assert usable[-1] == "onnxruntime"
+
+
+def test_auto_goes_on_where_a_gpu_cannot_be_used_or_the_bundle_has_its_precision_for_cpus_alone(
+    machine: Machine, bundle: Path, tmp_path: Path
+) -> None:
+    with closing(load(bundle, threads=1)) as best:
+        assert best.runtime == "tensorrt"
+    copy = Path(shutil.copytree(bundle, tmp_path / "bundle"))
+    add_called(copy, "int8")
+    with closing(load(copy, precision="int8", threads=1)) as best:
+        assert best.runtime != "tensorrt"
+    with pytest.raises(RuntimeUnavailable, match=r"tensorrt: files: was not exported as fp16; .*onnxruntime: files"):
+        load(bundle, precision="fp16")
+    machine.driver_too_old = True
+    with closing(load(bundle, threads=1, batch_size=2)) as best:
+        assert best.runtime != "tensorrt"
 
 
 @pytest.mark.parametrize("runtime", ["tensorflow", ""])

@@ -1,6 +1,7 @@
 """`python -m engine build` against doubles of TensorRT and CUDA; in int8 nothing is served that it has not passed."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,42 @@ def test_the_command_names_what_it_cannot_do(
     answer = CliRunner().invoke(command.app, ["build", str(bundle), *arguments])
     assert answer.exit_code == 1
     assert message in answer.stderr
+
+
+def test_int8_is_not_timed_against_smaller_batches(
+    machine: Machine, narrow_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.datatypes = {"fp16": "FP16", "int8": "Int8"}
+    load(narrow_bundle, "tensorrt", precision="int8", batch_size=4).close()
+    with closing(load(narrow_bundle, "tensorrt", precision="int8", batch_size=4)):
+        one = machine.used_bytes
+    machine.memory_bytes = 2 * one - 1
+    command_line = ["build", str(narrow_bundle), "--precision", "int8", "--batch", "4", "--json"]
+    monkeypatch.setattr(command, "speed_by_turns", lambda wider, narrow, in_row: Speed(100.0, 200.0))
+    answer = CliRunner().invoke(command.app, command_line)
+    assert answer.exit_code == 1, answer.output
+    assert "the GPU's memory holds fp16 in batches of 2 alone" in json.loads(answer.stdout)["error"]
+
+
+def test_a_plan_that_misses_the_golden_patches_is_not_found_again(machine: Machine, half_bundle: Path) -> None:
+    machine.datatype = "FP16"
+    with closing(load(half_bundle, "tensorrt")):  # measures the guard band, so that the next run is the self-test's
+        pass
+    assert kept(half_bundle) == {"fp16"}
+    machine.drift["launch"] = machine.drift["graph"] = [1e3] * 99
+    answer = CliRunner().invoke(command.app, ["build", str(half_bundle), "--json"])
+    assert answer.exit_code == 1, answer.output
+    assert "the golden patches differ" in json.loads(answer.stdout)["error"]
+    assert kept(half_bundle) == set()
+    machine.drift.clear()
+    again = CliRunner().invoke(command.app, ["build", str(half_bundle), "--json"])
+    assert json.loads(again.stdout)["built"] is True
+
+
+def test_a_plan_is_built_anew_where_that_is_asked_for(machine: Machine, half_bundle: Path) -> None:
+    machine.datatype = "FP16"
+    built = [
+        json.loads(CliRunner().invoke(command.app, ["build", str(half_bundle), "--json", *more]).stdout)["built"]
+        for more in ([], [], ["--anew"])
+    ]
+    assert built == [True, False, True]

@@ -1,4 +1,5 @@
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -20,7 +21,7 @@ from tests.bundles import LABELS, tiny_bundle
 
 @pytest.fixture(autouse=True)
 def _short_speed_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command, "SPEED_TEST_S", 0.01)
+    monkeypatch.setattr("engine.check.SPEED_TEST_S", 0.01)
     monkeypatch.setenv("COLUMNS", "200")
 
 
@@ -50,7 +51,7 @@ def test_slots_are_measured_on_the_patches_of_build_and_gate(bundle: Path, monke
         measured.append(len(pixels))
         return measure_slots(backend, pixels)
 
-    monkeypatch.setattr(command, "measure_slots", noted)
+    monkeypatch.setattr("engine.check.measure_slots", noted)
     assert CliRunner().invoke(command.app, ["check", str(bundle), "--runtime", "onnxruntime"]).exit_code == 0
     assert measured == [len(slot_patches(read_golden(bundle).pixels))]
 
@@ -122,3 +123,13 @@ def test_the_command_line_as_it_is_typed(tmp_path: Path) -> None:
     assert answer.stdout == ""
     assert "manifest.json: cannot be read" in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_scores_of_extreme_patches_that_are_no_numbers_fail(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:
+        return Spread(probability=dict.fromkeys(LABELS, math.nan), same_bits=True)
+
+    monkeypatch.setattr("engine.check.measure_slots", nothing)
+    answer = CliRunner().invoke(command.app, ["check", str(bundle), "--runtime", "onnxruntime", "--json"])
+    assert answer.exit_code == 1
+    assert "no numbers on golden or extreme patches" in json.loads(answer.stdout)["error"]

@@ -136,6 +136,15 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         compare(backend(brightness), other, data)
 
 
+def test_a_table_that_is_cut_off_is_refused_by_its_line(tmp_path: Path) -> None:
+    data = cut_folder(tmp_path / "cut", {"a": [np.zeros((8, 8), np.uint8)]})
+    whole = (data / "windows.csv").read_text()
+    for row, message in (("a_9.png\n", "line 3: needs img_names"), ('"' + "x" * 2**18 + '"\n', "field larger")):
+        (data / "windows.csv").write_text(whole + row)
+        with pytest.raises(ValueError, match=message):
+            compare(backend(brightness), backend(brightness), data)
+
+
 def test_the_command_compares_runtimes(tmp_path: Path, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     patch = np.full((64, 64), 128, np.uint8)
     patch[8:16, 8:16] = grey_of(0)

@@ -32,7 +32,8 @@ rtx = pytest.importorskip(
 )
 
 from engine import compiler  # noqa: E402 - it imports TensorRT
-from engine.compiler import Compiled, check_precision, compile_graph, compile_product  # noqa: E402
+from engine.compiler import check_precision, compile_graph, compile_product  # noqa: E402
+from engine.plans import Compiled  # noqa: E402
 
 CAPABILITIES = ("SM75", "SM80", "SM86", "SM89", "SM120")
 ROOT = Path(__file__).parents[2]

@@ -128,6 +128,35 @@ def test_a_bundle_stays_when_its_successor_is_refused(tmp_path: Path) -> None:
     assert (tmp_path / "bundle" / "manifest.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_a_bundle_stays_when_its_successor_cannot_take_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+) -> None:
+    out = tmp_path / "bundle"
+    write(out, *graphs("light", "attention"))
+    before = (out / "manifest.json").read_bytes()
+    rename, moved = Path.rename, []
+
+    def stopped(self: Path, target: Path) -> Path:
+        moved.append(target)
+        if len(moved) == 2:  # the old one has left its place
+            raise stop
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", stopped)
+    with pytest.raises(stop):
+        write(out, *graphs("light", "attention"))
+    assert (out / "manifest.json").read_bytes() == before
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_link_is_not_made_a_folder(tmp_path: Path) -> None:
+    write(tmp_path / "bundle", *graphs("light", "attention"))
+    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+    with pytest.raises(ValueError, match="is a link"):
+        write(tmp_path / "link", *graphs("light", "attention"))
+
+
 def test_what_finishes_a_bundle_sees_it_whole_and_may_refuse_it(tmp_path: Path) -> None:
     features, reasoning = graphs("light", "attention")
     seen: list[tuple[str, ...]] = []

@@ -1,6 +1,7 @@
 """A glance: what it clears has a clean window's features, what it doubts has its own, and nothing else changes."""
 
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -193,6 +194,43 @@ def test_a_bundle_seen_whole_has_no_glance_and_the_same_answers(glancing: Path, 
     with seen_whole(bundle) as same:
         assert same == bundle
     assert not whole.exists()
+
+
+@pytest.mark.parametrize("where", [".", "folder"])
+def test_a_bundle_is_seen_whole_by_whatever_name_and_from_a_folder_that_may_only_be_read(
+    glancing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    copy = Path(shutil.copytree(glancing, tmp_path / "folder"))
+    (copy / ".DS_Store").write_bytes(b"a file that a bundle may have beside its own")
+    for path in (*copy.iterdir(), copy):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    monkeypatch.chdir(copy if where == "." else tmp_path)
+    with seen_whole(Path(where)) as whole, closing(load(whole, "onnxruntime")) as backend:
+        assert backend.manifest.glance == NO_GLANCE
+    copy.chmod(0o755)
+    (copy / "features.onnx").chmod(0o644)
+    (copy / "features.onnx").write_bytes(b"other")
+    with pytest.raises(BundleError, match="was altered"), seen_whole(copy):
+        pass
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_a_constant_of_another_shape_than_the_networks_is_an_error_of_inference(tmp_path: Path, runtime: str) -> None:
+    copy = tiny_bundle(tmp_path / "bundle", glance=Glance(doubt_min=0.1))
+
+    def widen(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.output[0] == "activation":
+                wide = np.zeros((1, len(LABELS), 3, 3), np.float32)
+                node.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(wide))
+        for output in model.graph.output:
+            if output.name == "activation":
+                for dim, size in zip(output.type.tensor_type.shape.dim[2:], (3, 3), strict=True):
+                    dim.dim_value = size
+
+    edit(copy, GLANCE_FILE, widen)
+    with closing(load(copy, runtime, threads=1)) as backend, pytest.raises(InferenceError, match="of one patch is"):
+        self_test(backend, read_golden(copy))
 
 
 def test_a_constant_that_stands_for_nothing_fails_the_self_test(tmp_path: Path) -> None:

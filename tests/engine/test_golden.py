@@ -242,3 +242,17 @@ def test_the_embedded_bundle_holds_the_tolerances_that_it_states() -> None:
         largest = manifest.training[f"{precision}_largest_difference"]
         assert isinstance(largest, float)
         assert 0 < largest <= manifest.parity_tolerance[precision]
+
+
+def test_a_member_that_is_no_array_is_refused(copy: Path) -> None:
+    packed = io.BytesIO((copy / "golden.npz").read_bytes())
+    with zipfile.ZipFile(packed, "a") as archive:
+        archive.writestr("pixels", b"raw")  # not pixels.npy, so that NumPy hands out its bytes
+    with zipfile.ZipFile(packed) as archive, zipfile.ZipFile(bare := io.BytesIO(), "w") as other:
+        for name in archive.namelist():
+            if name != "pixels.npy":
+                other.writestr(name, archive.read(name))
+    put(copy, bare.getvalue())
+    with pytest.raises(BundleError, match="no array") as caught:
+        read_golden(copy)
+    assert caught.value.key == "golden.npz"

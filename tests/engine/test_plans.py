@@ -1,11 +1,12 @@
 import json
 import os
 import re
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,15 @@ from hypothesis import strategies as st
 from engine import LabelLimits, Manifest, fake_manifest
 from engine.errors import PlanError
 from engine.layers import Layer
-from engine.plans import DRAFT_KEPT_S, LOCK_FILE, UNUSED_KEPT_S, PlanCache, PlanKey, PlanRecord, default_folder
+from engine.plans import (
+    DRAFT_KEPT_S,
+    UNUSED_KEPT_S,
+    Compiled,
+    PlanCache,
+    PlanKey,
+    PlanRecord,
+    default_folder,
+)
 
 KEY = PlanKey(
     gpu="NVIDIA A sm86",
@@ -29,17 +38,15 @@ BUNDLE = fake_manifest(("bubble", "scratch"))
 LAYERS = [Layer("a", "CaskConvolution", "fp16"), Layer("b", "gemm", "fp32"), Layer("c", "gemm", "fp16")]
 
 
-class Built(NamedTuple):
-    plan: bytes
-    layers: list[Layer]
-    timing_cache: bytes
+def built(plan: bytes, layers: list[Layer], timing_cache: bytes) -> Compiled:
+    return Compiled(plan=plan, layers=layers, timing_cache=timing_cache)
 
 
-def build(timing_cache: bytes) -> Built:
-    return Built(DATA, LAYERS, timing_cache + b"+")
+def build(timing_cache: bytes) -> Compiled:
+    return built(DATA, LAYERS, timing_cache + b"+")
 
 
-def refuse(timing_cache: bytes) -> Built:
+def refuse(timing_cache: bytes) -> Compiled:
     raise PlanError("no")
 
 
@@ -166,22 +173,66 @@ def test_a_speed_is_written_to_the_record_and_is_one_plans(tmp_path: Path) -> No
 def test_a_guard_band_is_not_written_to_another_plan_that_lies_there(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path)
     mine = cache.obtain(KEY, build)
-    other = cache.obtain(KEY, lambda timing_cache: Built(DATA + b"other", LAYERS, b""), anew=True)
+    other = cache.obtain(KEY, lambda timing_cache: built(DATA + b"other", LAYERS, b""), anew=True)
     assert cache.set_guard(mine, BUNDLE, {"bubble": 0.001}).guard_of(BUNDLE) == {"bubble": 0.001}
     assert cache.find(KEY) == replace(other, built=False)
+
+
+def test_of_two_that_want_a_plan_one_builds_it(tmp_path: Path) -> None:
+    """Else the one that is kept is not the one that the first of them serves."""
+    under_way, builds = threading.Event(), []
+
+    def slowly(timing_cache: bytes) -> Compiled:
+        builds.append(under_way.is_set())
+        under_way.set()
+        time.sleep(0.2)
+        return built(DATA + bytes([len(builds)]), LAYERS, b"")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(PlanCache(tmp_path).obtain, KEY, slowly)
+        assert under_way.wait(10)
+        second = pool.submit(PlanCache(tmp_path).obtain, KEY, slowly)
+        plans = [first.result(10), second.result(10)]
+    assert builds == [False]
+    assert [plan.built for plan in plans] == [True, False]
+    assert plans[0].data == plans[1].data == plans[0].path.read_bytes()
+
+
+def test_a_plan_is_forgotten_and_no_other_that_lies_in_its_place(tmp_path: Path) -> None:
+    cache = PlanCache(tmp_path)
+    mine = cache.obtain(KEY, build)
+    other = cache.obtain(KEY, lambda timing_cache: built(DATA + b"other", LAYERS, b""), anew=True)
+    cache.forget(mine)
+    assert cache.obtain(KEY, refuse).data == other.data
+    timing = list(tmp_path.glob("timing-*"))
+    assert timing
+    cache.forget(other, timing=True)
+    assert cache.find(KEY) is None
+    assert not list(tmp_path.glob("timing-*"))
+
+
+def test_a_disk_that_is_full_after_the_plan_costs_no_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def only_plans(path: Path, data: bytes) -> None:
+        if path.suffix == ".cache":
+            raise OSError(28, "No space left on device")
+        path.write_bytes(data)
+
+    monkeypatch.setattr("engine.plans._write", only_plans)
+    plan = PlanCache(tmp_path).obtain(KEY, build)
+    assert (plan.unkept, PlanCache(tmp_path).find(KEY)) == ("", replace(plan, built=False))
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path: Path) -> None:
     cache = PlanCache(tmp_path / "plans")
     with pytest.raises(PlanError):
         cache.obtain(KEY, refuse)
-    assert not cache.folder.exists()
+    assert [file.suffix for file in cache.folder.iterdir()] == [".lock"]
 
 
 def test_a_write_that_fails_leaves_the_old_plan_and_no_draft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = PlanCache(tmp_path)
     cache.obtain(KEY, build)
-    before = sorted(tmp_path.iterdir())
+    before = sorted(set(tmp_path.iterdir()) - set(tmp_path.glob("*.lock")))
 
     def full(self: Path, target: Path) -> Path:
         raise OSError(28, "No space left on device")
@@ -191,14 +242,14 @@ def test_a_write_that_fails_leaves_the_old_plan_and_no_draft(tmp_path: Path, mon
     assert (plan.data, plan.built) == (DATA, True)
     assert "No space left" in plan.unkept
     assert cache.set_guard(plan, BUNDLE, {"bubble": 0.001}).guard_of(BUNDLE) == {"bubble": 0.001}
-    assert sorted(tmp_path.iterdir()) == before
+    assert sorted(set(tmp_path.iterdir()) - set(tmp_path.glob("*.lock"))) == before
     assert cache.find(KEY) is not None
 
 
 def test_the_timing_cache_is_the_gpus_and_grows_with_each_build(tmp_path: Path) -> None:
     cache, given_caches = PlanCache(tmp_path), []
 
-    def remember(timing_cache: bytes) -> Built:
+    def remember(timing_cache: bytes) -> Compiled:
         given_caches.append(timing_cache)
         return build(timing_cache)
 
@@ -280,7 +331,7 @@ def test_a_build_removes_what_nobody_has_used_for_long(tmp_path: Path) -> None:
     assert unused.exists()  # to load one removes none
     built = cache.obtain(KEY, build).path
     kept = {path.with_suffix(suffix).name for path in (used, built) for suffix in (".plan", ".json")}
-    assert {file.name for file in tmp_path.iterdir()} == kept | {timing.name, LOCK_FILE}
+    assert {file.name for file in tmp_path.iterdir() if file.suffix != ".lock"} == kept | {timing.name}
 
 
 def test_a_build_removes_the_drafts_of_processes_that_were_killed(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from tests.engine.doubles import WITH_A_RUNTIME_INSIDE
 from tests.engine.doubles.cuda import Machine
 from tests.engine.test_backend import BATCH, assert_same, patches
 from tests.engine.test_onnxruntime import sign
-from tests.engine.test_plans import Built
+from tests.engine.test_plans import built
 
 
 def backend_of(bundle: Path, **arguments: Any) -> Any:  # noqa: ANN401
@@ -311,13 +311,13 @@ def test_weights_outside_the_graph_are_refused(
     if planned:
         plan = backend_of(bundle, cache=cache).plan
         key = replace(plan.record.key, graph_sha256=Manifest.read(copy).files["features.onnx"])
-        cache.obtain(key, lambda _: Built(plan.data, [Layer("a", "CaskConvolution", "fp32")], b""))
+        cache.obtain(key, lambda _: built(plan.data, [Layer("a", "CaskConvolution", "fp32")], b""))
     monkeypatch.chdir(copy)  # where TensorRT would look by itself
-    built = list(machine.built)
+    before = list(machine.built)
     with pytest.raises(BundleError, match="refuses the graph") as caught:
         backend_of(copy, cache=cache)
     assert caught.value.key == "features.onnx"
-    assert machine.built == built
+    assert machine.built == before
 
 
 def test_a_graph_that_does_not_fit_its_manifest_is_refused_as_on_a_cpu(

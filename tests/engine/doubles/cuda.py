@@ -44,6 +44,7 @@ class Machine:
         drift: by `launch` and `graph`, what is added to all outputs the next times.
         loggers: that TensorRT was given.
         unrecoverable: no new context can be made.
+        driver_too_old: TensorRT makes no builder.
         datatype: that the inspector tells of the engine's layers.
         datatypes: the same by a word in the name of the graph.
         seconds: what a launch costs, by `launch` and `graph`, on `clock`.
@@ -62,6 +63,7 @@ class Machine:
         self.drift: dict[str, list[float]] = {}
         self.loggers: list[Any] = []
         self.unrecoverable = False
+        self.driver_too_old = False
         self.datatype = "Float"
         self.datatypes: dict[str, str] = {}
         self.seconds = {"launch": 0.0, "graph": 1.0}

@@ -75,6 +75,11 @@ def tensorrt(machine: Machine) -> ModuleType:
         return [*narrowed, layer("convolution", factors, "seen")]
 
     class Builder(Logged):
+        def __init__(self, logger: Any) -> None:
+            super().__init__(logger)
+            if machine.driver_too_old:
+                raise TypeError("pybind11::init(): factory function returned nullptr")
+
         def create_network(self, flags: int) -> Network:
             assert flags == 1 << 1, "strongly typed"
             return Network()
