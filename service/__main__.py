@@ -28,7 +28,6 @@ from service.control import ControlError
 from service.demo import DemoError
 from service.errors import ServiceError
 from service.files import FileResult, inspect_files, inspector, picture_paths
-from service.inspector import from_json
 from service.picture import write as write_picture
 from service.problems import Problem
 from service.rendering import RenderingError
@@ -38,6 +37,7 @@ from service.server import leave, serve
 from service.settings import SettingsError, parse_frame_size, read_settings
 from service.store import RECORD_FILE, StoreError
 from service.tables import describe_labels, describe_verdict, table
+from service.verdict import from_json
 
 # what ends a command with one line: the user can do something about it
 MENDABLE = (

@@ -18,22 +18,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import httpx
-import numpy as np
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.markup import escape
 
 from engine import EngineError, Manifest, graph_precision, seen_whole
-from service.agreement import Agreement, agree, too_many
+from service.agreement import Comparison, agree, too_many
 from service.client import ClientError, serving
-from service.inspector import from_json
-from service.lines import Lines
 from service.memory import resident_bytes
-from service.rendering import render
+from service.rendering import RenderingError, read_frame, render
 from service.tables import RESULTS
-from service.verdict import Verdict
+from service.traffic import Traffic
+from service.verdict import Verdict, from_json
 
 SCREENS, SEED, SIZE = 6, 1, (10240, 5120)  # that are rendered where none are given; size as (height, width)
 BUNDLES = ("a", "b")  # the one to be accepted, and its copy of another version
@@ -103,7 +99,7 @@ def run(plan: Plan, console: Console, out: Path) -> list[Step]:
         with console.status(step.__doc__ or step.__name__):
             try:
                 made = step(plan)
-            except (AcceptanceError, ClientError, EngineError) as error:
+            except (AcceptanceError, ClientError, EngineError, RenderingError) as error:
                 made = Step(name=step.__name__.strip("_"), passed=False, found=str(error))
             except (httpx.HTTPError, OSError) as error:
                 made = Step(name=step.__name__.strip("_"), passed=False, found=f"{type(error).__name__}: {error}")
@@ -195,44 +191,48 @@ def _equality(plan: Plan) -> Step:
     manifest = Manifest.read(plan.bundle)
     tolerance = manifest.parity_tolerance[graph_precision(plan.runtime, plan.precision)]
 
-    def beside(one: Verdict, other: Verdict) -> Agreement:
+    def beside(one: Verdict, other: Verdict) -> Comparison:
         # as far as a verdict tells
         looks = [(said.proof.windows_extra, said.proof.windows_turned) for said in (one, other)]
         same_windows = looks[0] == looks[1]
         return agree(one, other, manifest, tolerance=tolerance, same_windows=same_windows)
 
     found = {name: beside(verdict, reference[name]) for name, verdict in mine.items()}
-    different, rounded = ([name for name, is_ in found.items() if is_ == wanted] for wanted in ("different", "rounded"))
+    different, rounded = (
+        [name for name, one in found.items() if one.agreement == wanted] for wanted in ("different", "rounded")
+    )
+    why = {name: one.why for name, one in found.items() if one.why}
     same = len(found) - len(different) - len(rounded)
     return Step(
         name="verdicts equal those of the CPU",
         passed=not different and not too_many(len(rounded), len(found)),
         found=f"{same} of {len(found)} ({len(rounded)} more with a score at a limit)",
-        figures={"different": different, "rounded": rounded},
+        figures={"different": different, "rounded": rounded, "why": why},
     )
 
 
 def _soak(plan: Plan) -> Step:
     """Full load."""
-    with _line(plan) as line:
-        line.load_for(plan.soak_s)
-        rate = line.patches / line.elapsed_s
+    with _traffic(plan) as traffic:
+        traffic.load_for(plan.soak_s)
+        rate = traffic.patches / traffic.elapsed_s
         return Step(
             name="soak",
-            passed=not line.failures and rate >= plan.patches_per_s,
-            found=f"{line.describe()} in {plan.soak_s:.0f} s: {rate:.0f} patches/s (at least {plan.patches_per_s:g})",
-            figures={**line.figures(), "patches_per_s": round(rate, 1)},
+            passed=not traffic.failures and rate >= plan.patches_per_s,
+            found=f"{traffic.describe()} in {plan.soak_s:.0f} s: "
+            f"{rate:.0f} patches/s (at least {plan.patches_per_s:g})",
+            figures={**traffic.figures(), "patches_per_s": round(rate, 1)},
         )
 
 
 def _swap(plan: Plan) -> Step:
     """Swaps under load."""
     memory: list[dict[str, int]] = []  # at rest: a frame under way is 50 MiB
-    with _line(plan) as line:
+    with _traffic(plan) as traffic:
         for number in range(plan.swaps):
-            with line.under_load():
-                _activate(line, BUNDLES[(number + 1) % 2])
-            memory.append(_memory(plan, line.served.pid))
+            with traffic.under_load():
+                _activate(traffic, BUNDLES[(number + 1) % 2])
+            memory.append(_memory(plan, traffic.served.pid))
     # the least of some: what an allocator keeps for a while is no leak
     some = min(READINGS, plan.swaps - SETTLED_AFTER)
     settled, last = (
@@ -247,26 +247,26 @@ def _swap(plan: Plan) -> Step:
     )
     return Step(
         name="swaps under load",
-        passed=not line.failures and len(line.versions) == len(BUNDLES) and max(grown.values()) <= MEMORY_GROWTH,
-        found=f"{plan.swaps} swaps, {line.describe()}, by version {dict(line.versions)}{told}",
-        figures={**line.figures(), "versions": dict(line.versions), "memory_bytes": memory},
+        passed=not traffic.failures and len(traffic.versions) == len(BUNDLES) and max(grown.values()) <= MEMORY_GROWTH,
+        found=f"{plan.swaps} swaps, {traffic.describe()}, by version {dict(traffic.versions)}{told}",
+        figures={**traffic.figures(), "versions": dict(traffic.versions), "memory_bytes": memory},
     )
 
 
-def _activate(line: Lines, bundle: str) -> None:
-    answer = line.served.client.put("/v1/models/active", json={"bundle": bundle, "without_release": True})
+def _activate(traffic: Traffic, bundle: str) -> None:
+    answer = traffic.served.client.put("/v1/models/active", json={"bundle": bundle, "without_release": True})
     if not answer.is_success:
         raise AcceptanceError(f"swap to {bundle}: {answer.status_code} {answer.text}")
 
 
 @contextmanager
-def _line(plan: Plan) -> Iterator[Lines]:
-    """A service of the bundle in which a copy of it, `b`, may take its place, and lines that post to it.
+def _traffic(plan: Plan) -> Iterator[Traffic]:
+    """A service of the bundle in which a copy of it, `b`, may take its place, and what is posted to it.
 
     The copy has the same graphs, so that its labels and scores have to be the same, and another version, by which its
     verdicts are told from those of the bundle.
     """
-    frames = [_read(path) for path in _files(plan)]
+    frames = [read_frame(path) for path in _files(plan)]
     with tempfile.TemporaryDirectory() as folder:
         bundles = Path(folder) / "bundles"
         for name in BUNDLES:
@@ -280,7 +280,7 @@ def _line(plan: Plan) -> Iterator[Lines]:
             **_settings(plan),
         }
         with serving(settings) as served:
-            yield Lines(served, frames)
+            yield Traffic(served, frames)
 
 
 def _verdicts(plan: Plan, settings: dict[str, str]) -> dict[str, Verdict]:
@@ -335,13 +335,6 @@ def _files(plan: Plan) -> list[Path]:
     if not files:
         raise AcceptanceError(f"{plan.frames / 'screens'} holds no PNG: render some by `python -m training render`")
     return files
-
-
-def _read(path: Path) -> NDArray[np.uint8]:
-    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise AcceptanceError(f"{path} cannot be read")
-    return np.asarray(image, np.uint8)
 
 
 def _memory(plan: Plan, pid: int) -> dict[str, int]:

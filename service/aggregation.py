@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine import NO_GUARD, FrameLimits, Manifest, Window, warm_cells
-from service.brightness import Brightness
+from service.meter import Brightness
 from service.selftest import SelfTestReport
 from service.verdict import Box, Defect, FrameSizeFrom, LabelResult, Outcome, Proof
 

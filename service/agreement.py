@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from engine import LabelLimits, Manifest
 from service.aggregation import PROOF_REASONS
@@ -23,6 +23,13 @@ STRAYS_MOST = 1  # defects of a screen that one verdict has alone: a cell may be
 STRAYS_RATIO_MOST = 0.25  # of the defects of both; up to here it is still rounding, and counted as such
 HAIR = 1e-6  # scores are float32
 ROUNDED_MOST = 0.05  # of the screens: what rounds more than these is another network
+
+
+class Comparison(NamedTuple):
+    """Whether two verdicts agree, and what tells them apart: nothing where they are the same."""
+
+    agreement: Agreement
+    why: str = ""
 
 
 class Said(Protocol):
@@ -45,8 +52,8 @@ class Said(Protocol):
         """Where."""
 
 
-def agree(one: Said, other: Said, manifest: Manifest, *, tolerance: float, same_windows: bool) -> Agreement:
-    """Whether two verdicts on the same screen agree.
+def agree(one: Said, other: Said, manifest: Manifest, *, tolerance: float, same_windows: bool) -> Comparison:
+    """Whether two verdicts on the same screen agree, and why not.
 
     Args:
         one: a verdict.
@@ -62,20 +69,30 @@ def agree(one: Said, other: Said, manifest: Manifest, *, tolerance: float, same_
         looked at for one alone.
         "different": anything else.
     """
-    if _proofs(one) != _proofs(other) or not (_counts_its_defects(one) and _counts_its_defects(other)):
-        return "different"
+    if _proofs(one) != _proofs(other):
+        return Comparison("different", f"proofs are missing: {_both(_proofs(one), _proofs(other))}")
+    if not (_counts_its_defects(one) and _counts_its_defects(other)):
+        return Comparison("different", "a count is not that of its boxes")
+    looked_elsewhere: Agreement = "different" if same_windows else "rounded"
+    if score := _score_apart(one, other, tolerance):
+        return Comparison(looked_elsewhere, score)
     strays = _strays(one, other, manifest.patch_px // EDGE, manifest.patch_px, tolerance)
     most = max(STRAYS_MOST, STRAYS_RATIO_MOST * (len(one.defects) + len(other.defects)))
-    if not _scores_agree(one, other, tolerance) or strays > most:
-        return "different" if same_windows else "rounded"
+    if strays > most:
+        return Comparison(looked_elsewhere, "boxes that one alone has, or has elsewhere")
     if strays > STRAYS_MOST:
-        return "rounded"
+        return Comparison("rounded", f"{strays:.0f} boxes that one alone has")
     if (one.verdict, one.reasons, _present(one)) == (other.verdict, other.reasons, _present(other)):
-        return "same"
+        return Comparison("same")
     # a limit that lies between two scores is near to both
     limits = (manifest.labels[label] for label in one.labels)
     at_a_limit = any(map(partial(_near_a_limit, tolerance=tolerance), one.labels.values(), limits))
-    return "rounded" if at_a_limit else "different"
+    told = [
+        f"{said.verdict} ({', '.join([*said.reasons, *_present(said)]) or 'nothing there'})" for said in (one, other)
+    ]
+    if at_a_limit:
+        return Comparison("rounded", f"a score at a limit: {' and '.join(told)}")
+    return Comparison("different", f"verdict, reasons or labels: {' and '.join(told)}")
 
 
 def too_many(rounded: int, screens: int) -> bool:
@@ -87,13 +104,21 @@ def _proofs(said: Said) -> list[str]:
     return [reason for reason in said.reasons if reason in PROOF_REASONS]
 
 
-def _present(said: Said) -> list[bool]:
-    return [found.present for found in said.labels.values()]
+def _both(one: Sequence[str], other: Sequence[str]) -> str:
+    return " and ".join(", ".join(words) or "none" for words in (one, other))
 
 
-def _scores_agree(one: Said, other: Said, tolerance: float) -> bool:
-    pairs = ((found.score, other.labels[label].score) for label, found in one.labels.items())
-    return all(abs(mine - others) <= tolerance + HAIR for mine, others in pairs)
+def _present(said: Said) -> list[str]:
+    return [label for label, found in said.labels.items() if found.present]
+
+
+def _score_apart(one: Said, other: Said, tolerance: float) -> str:
+    """The first label whose scores differ by more than the tolerance; empty where none does."""
+    for label, found in one.labels.items():
+        others = other.labels[label].score
+        if not abs(found.score - others) <= tolerance + HAIR:  # nor where one is no number
+            return f"{label} scores {found.score:.4g} and {others:.4g}, which differ by more than {tolerance:g}"
+    return ""
 
 
 def _near_a_limit(found: LabelResult, limits: LabelLimits, *, tolerance: float) -> bool:

@@ -24,9 +24,9 @@ from service.middleware import RequestScope
 from service.models import Models
 from service.restart import activation, load_first, refuse_second_of_a_version
 from service.room import Decoding, Room
+from service.routes import Running
 from service.serving import Loaded, Serving
 from service.settings import Settings
-from service.state import Running
 from service.store import Store
 
 DISTRIBUTION = "screen-inspection"
@@ -87,7 +87,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[State]:
         with closing_store:
-            metrics = Metrics(labels=manifest.label_names, codes=tuple(problems.codes()))
+            metrics = Metrics(labels=manifest.label_names, codes=tuple(problems.KINDS))
             decoding = Decoding(room=Room(settings.max_memory_bytes // 2))
             models = Models(
                 Serving(handed.pop(), bundle=bundle, record=store, settings=settings, decoding=decoding),

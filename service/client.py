@@ -68,7 +68,7 @@ def serving(
 
 @contextmanager
 def _process(settings: Mapping[str, str], log_path: Path, *, module: Sequence[str]) -> Iterator[Served]:
-    port = _free_port()
+    port = free_port()
     environment = {**os.environ, "INSPECT_HOST": "127.0.0.1", "INSPECT_PORT": str(port), **settings}
     with log_path.open("wb") as log:
         process = subprocess.Popen([sys.executable, "-m", *module], env=environment, stdout=log, stderr=log)  # noqa: S603 - our own
@@ -151,7 +151,8 @@ def ended(process: "subprocess.Popen[bytes]") -> bool:
     return True
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback address on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -12,20 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import httpx
-import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
 from service.client import post_frame, serving
-from service.inspector import from_json
 from service.picture import write
-from service.rendering import render
+from service.rendering import read_frame, render
 from service.tables import describe_labels, describe_verdict, table
-from service.verdict import Verdict
+from service.verdict import Verdict, from_json
 
 
 class DemoError(Exception):
@@ -55,7 +52,7 @@ def run(out: Path, *, screens: int, seed: int, size: tuple[int, int], console: C
 
     Raises:
         DemoError: the folder holds something else.
-        RenderingError: rendering failed.
+        RenderingError: rendering failed, or a screen cannot be read.
         ClientError: the service could not be started, or refused a screen.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -107,10 +104,7 @@ def _truths(out: Path) -> dict[str, str]:
 
 def _inspect(service: httpx.Client, out: Path, screen_id: str, truth: str) -> Inspected:
     """Post one screen as a line controller does, raw, and draw the answer."""
-    image = cv2.imread(str(out / "screens" / f"{screen_id}.png"), cv2.IMREAD_GRAYSCALE)
-    if image is None:
-        raise DemoError(f"cannot read the rendered screen {screen_id}")
-    frame = np.asarray(image, np.uint8)
+    frame = read_frame(out / "screens" / f"{screen_id}.png")
     started_at = time.monotonic()
     answer = post_frame(service, screen_id, frame)
     seconds = time.monotonic() - started_at

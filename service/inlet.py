@@ -4,6 +4,21 @@ A server hands a body to its app in pieces, each of which it has copied several 
 loop. Of a frame of 50 MiB that took longer than anything but the network. Whoever knows how long a body is may hand its
 memory to this one instead, and the system writes what comes into it. The parser, which would copy it once more, is not
 shown such bytes: another one goes on behind them. All else is uvicorn's, which does not know of it.
+
+What a connection is at, and what tells it. Where nothing else is said, what comes is read into our own memory and shown
+to the parser, and a sender that ends is cut off.
+
+    before a head    no `cycle`, or its response is complete    a timer, `_head_timer`, closes it
+    in a head        `_in_head`                                 the same timer; the head has a longest
+    body, in pieces  `cycle.more_body`, nothing `_unseen`       the app takes it from uvicorn's stream
+    body, let in     `_unseen` bytes to come, and a `_body`     read into the app's memory, the parser is not shown it
+    body, given up   `_unseen` bytes to come, and no `_body`    read, and for nobody
+    answering        no `cycle.more_body`, response to come     a sender that ends still gets it, as the last one
+    over             the transport `is_closing`                 read for nobody while it lingers (`service.lingering`);
+                                                                `_refused`: what came was no request
+
+A request that offers another protocol has its body all the same: `_framing` is the header that tells of it, by which a
+new parser is told, `_deaf` meanwhile, where it is. `_heard` and `_unheard_bytes` bound what a parser holds of a head.
 """
 
 import asyncio

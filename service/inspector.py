@@ -21,7 +21,7 @@ never a verdict.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -29,22 +29,19 @@ from typing import Protocol
 import numpy as np
 import structlog
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 
-from engine import NO_GUARD, Backend, Window, cover
-from service.aggregation import Observed, aggregate
-from service.brightness import Brightness, BrightnessMeter
-from service.digest import FrameDigest
+from engine import NO_GUARD, Backend, Manifest, Window, cover
+from service.aggregation import Judgement, Observed, aggregate
 from service.early import EarlyLooks
 from service.errors import BodyTooSlow, Conflict, DeadlineExceeded
 from service.images import RAW, Frame, Source, decode
-from service.reasoning import Reasoner
+from service.meter import Brightness, FrameMeter
+from service.reasoning import Reasoned, Reasoner
 from service.room import Decoding
 from service.scheduler import Scheduler
+from service.stopwatch import Stopwatch
 from service.store import Answered
-from service.verdict import Model, Timing, Verdict
-
-_VERDICT = TypeAdapter(Verdict)
+from service.verdict import Model, Timing, Verdict, to_json
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger("service.inspector")
 
@@ -152,99 +149,62 @@ class Inspector:
             InferenceError: the device failed.
             StoreError: the record failed.
         """
-        manifest = self._backend.manifest
-        lap = _Lap(self._clock)
+        manifest, spent = self._backend.manifest, Stopwatch(self._clock)
+        spent.seconds["receive"] = receive_s
 
         # 2 decode
-        waits: list[float] = []
-        with self._turn_to_decode(source, deadline_at):
-            waited_s = lap()
-            frame = decode(
-                source,
-                agreed=self._frame_size,
-                patch_px=manifest.patch_px,
-                max_pixels=self._max_pixels,
-                room=partial(self._room_to_decode, deadline_at=deadline_at, waits=waits),
-            )
-        source.drop()
-        room_s = sum(waits)
-        waited_s, decode_s = waited_s + room_s, lap() - room_s
+        with spent("decode"):
+            frame = self._decode(source, deadline_at, spent)
+        pixels = frame.pixels
 
-        if (before := self._record.find(screen_id)) is not None:
-            return _again(before, frame, self._look(frame, deadline_at, lambda lines: None, lambda: None))
+        # what is done until the last line was looked at is a part of decoding a file, and of receiving lines
+        with spent("decode" if frame.arrival is None else "receive"):
+            meter = FrameMeter(pixels)
+            if (before := self._record.find(screen_id)) is not None:
+                for lines in self._arriving(frame, deadline_at):
+                    meter.arrived(lines)
+                return _again(before, frame, meter.end().digest)
 
-        # 3 cover
-        windows = self._cover(*frame.pixels.shape)
+            # 3 cover
+            windows = self._cover(*pixels.shape)
 
-        # 4 queue, 5 features
-        with self._scheduler.queue(frame.pixels, windows, deadline_at=deadline_at) as queued:
-            early = EarlyLooks(
-                self._backend,
-                self._scheduler,
-                queued,
-                frame.pixels,
-                windows,
-                deadline_at=deadline_at,
-                clock=self._clock,
-            )
-
-            def told(lines: int) -> None:
-                queued.arrived(lines)
-                early.look(lines)
-
-            look = self._look(frame, deadline_at, told, queued.check)
-            if frame.arrival is None:
-                decode_s += lap()
-            else:
-                receive_s += lap() - early.took_s
-            computed = queued.features()
+            # 4 queue, 5 features
+            with self._scheduler.queue(pixels, windows, deadline_at=deadline_at) as queued:
+                early = EarlyLooks(
+                    self._backend, self._scheduler, queued, pixels, windows, deadline_at=deadline_at, clock=self._clock
+                )
+                for lines in self._arriving(frame, deadline_at, queued.check):
+                    queued.arrived(lines)  # first: a device may begin with them
+                    early.look(lines)
+                    meter.arrived(lines)
+                measured = meter.end()
+                with spent("device"):
+                    computed = queued.features()
+        spent.seconds["receive"] -= early.took_s
 
         # 6 reason
-        found = self._reasoner.reason(frame.pixels, windows, computed, deadline_at=deadline_at, early=early.found)
-        computed = found.computed
+        found = self._reasoner.reason(pixels, windows, computed, deadline_at=deadline_at, early=early.found)
 
         # 7 aggregate
-        lap()
-        cleared = manifest.glance.clears(computed.features.doubt)
-        seen = Observed(
-            brightness=look.brightness,
-            size_from=frame.size_from,
-            expected=self._cover(*(self._frame_size or frame.pixels.shape)),
-            windows=found.windows,
-            windows_turned=len(found.turned),
-            windows_cleared=int(cleared.sum()),
-            probability=found.probability,
-            activation=computed.features.activation,
-            self_test=computed.self_test,
-        )
-        judgement = aggregate(seen, manifest, computed.guard)
-        aggregate_s = lap()
+        with spent("aggregate"):
+            cleared = manifest.glance.clears(found.computed.features.doubt)
+            observed = self._observed(frame, measured.brightness, found, cleared)
+            judgement = aggregate(observed, manifest, found.computed.guard)
 
-        verdict = Verdict(
-            screen_id=screen_id,
-            verdict=judgement.verdict,
-            reasons=judgement.reasons,
-            model=Model(name=manifest.name, version=manifest.version, limits=manifest.limits_version),
-            labels=judgement.labels,
-            defects=judgement.defects,
-            proof=judgement.proof,
-            timing=Timing(
-                receive_s=receive_s,
-                decode_s=decode_s,
-                queue_s=waited_s + computed.queue_s,
-                features_s=computed.features_s,
-                reasoning_s=found.took_s,
-                aggregate_s=aggregate_s,
-            ),
-        )
+        # what the device and the reasoning took they tell themselves
+        spent.seconds["queue"] += found.computed.queue_s
+        spent.seconds["features"] = found.computed.features_s
+        spent.seconds["reasoning"] = found.took_s
+        verdict = _verdict(screen_id, manifest, judgement, Timing.of(spent.seconds))
 
         # 8 record, and only then answer
-        answered = Answered(screen_id=screen_id, digest=look.digest, verdict=verdict.verdict, answer=to_json(verdict))
+        answered = Answered(
+            screen_id=screen_id, digest=measured.digest, verdict=verdict.verdict, answer=to_json(verdict)
+        )
         if self._clock() >= deadline_at:
             raise DeadlineExceeded("the deadline passed before the verdict could be recorded")
-        lap()
-        self._record.record(answered)
-        record_s = lap()
+        with spent("record"):
+            self._record.record(answered)
 
         log.info(
             "inspected",
@@ -258,43 +218,33 @@ class Inspector:
             answered=answered,
             frame=frame,
             verdict=verdict,
-            record_s=record_s,
-            guard=computed.guard,
+            record_s=spent.seconds["record"],
+            guard=found.computed.guard,
             windows=found.windows,
             turned=found.turned,
             cleared=cleared,
             probability=found.probability,
         )
 
-    def _look(
-        self, frame: Frame, deadline_at: float, told: Callable[[int], None], check: Callable[[], None]
-    ) -> "_Look":
-        """Look at every line once, as it comes; `told` hears how many are there, `check` raises once it is in vain.
+    def _decode(self, source: Source, deadline_at: float, spent: Stopwatch) -> Frame:
+        """The frame of a source, which is let go.
 
         Raises:
-            BodyTooSlow: the deadline passed before the last line.
-            ServiceError: the rest will not come.
+            ServiceError: it cannot be decoded, or not in time.
         """
-        height, width = frame.pixels.shape
-        digest, meter, seen = FrameDigest(), BrightnessMeter(height, width), 0
-        while seen < height:
-            lines = self._lines_after(seen, frame, deadline_at, check)
-            told(lines)  # first: a device may begin with them
-            digest.add(frame.pixels[seen:lines])
-            meter.add(frame.pixels[seen:lines])
-            seen = lines
-        return _Look(digest=digest.end(height, width), brightness=meter.brightness)
-
-    def _lines_after(self, seen: int, frame: Frame, deadline_at: float, check: Callable[[], None]) -> int:
-        if frame.arrival is None:
-            return len(frame.pixels)
-        try:
-            return frame.arrival.wait(seen, max(0.0, deadline_at - self._clock()), check)
-        except TimeoutError as error:
-            raise BodyTooSlow(f"the deadline passed after {seen} lines of {len(frame.pixels)}") from error
+        with self._turn_to_decode(source, deadline_at, spent):
+            frame = decode(
+                source,
+                agreed=self._frame_size,
+                patch_px=self._backend.manifest.patch_px,
+                max_pixels=self._max_pixels,
+                room=partial(self._room_to_decode, deadline_at=deadline_at, spent=spent),
+            )
+        source.drop()
+        return frame
 
     @contextmanager
-    def _turn_to_decode(self, source: Source, deadline_at: float) -> Iterator[None]:
+    def _turn_to_decode(self, source: Source, deadline_at: float, spent: Stopwatch) -> Iterator[None]:
         """A place among those that decode; whatever comes raw needs none.
 
         Raises:
@@ -303,7 +253,9 @@ class Inspector:
         if source.media_type == RAW:
             yield
             return
-        if not self._decoding.turns.acquire(timeout=max(0.0, deadline_at - self._clock())):
+        with spent("queue"):
+            came = self._decoding.turns.acquire(timeout=max(0.0, deadline_at - self._clock()))
+        if not came:
             raise DeadlineExceeded("the deadline passed before the image could be decoded")
         try:
             if self._clock() >= deadline_at:
@@ -313,51 +265,74 @@ class Inspector:
             self._decoding.turns.release()
 
     @contextmanager
-    def _room_to_decode(self, size: int, *, deadline_at: float, waits: list[float]) -> Iterator[None]:
-        """Hold so many bytes; `waits` hears how long it took to get them.
+    def _room_to_decode(self, size: int, *, deadline_at: float, spent: Stopwatch) -> Iterator[None]:
+        """Hold so many bytes.
 
         Raises:
             DeadlineExceeded: they did not come free in time.
         """
-        begun_at = self._clock()
-        with self._decoding.room.hold(size, timeout_s=deadline_at - begun_at):
-            waits.append(self._clock() - begun_at)
+        with ExitStack() as held:
+            with spent("queue"):
+                held.enter_context(self._decoding.room.hold(size, timeout_s=deadline_at - self._clock()))
             yield
+
+    def _arriving(self, frame: Frame, deadline_at: float, check: Callable[[], None] = lambda: None) -> Iterator[int]:
+        """How many lines are there, whenever more are, until all are; `check` raises once it is in vain to wait.
+
+        Raises:
+            BodyTooSlow: the deadline passed before the last line.
+            ServiceError: the rest will not come.
+        """
+        height, lines = len(frame.pixels), 0
+        if frame.arrival is None:
+            yield height
+            return
+        while lines < height:
+            try:
+                lines = frame.arrival.wait(lines, max(0.0, deadline_at - self._clock()), check)
+            except TimeoutError as error:
+                raise BodyTooSlow(f"the deadline passed after {lines} lines of {height}") from error
+            yield lines
+
+    def _observed(self, frame: Frame, brightness: Brightness, found: Reasoned, cleared: NDArray[np.bool_]) -> Observed:
+        """All that is known of a screen once its windows are reasoned."""
+        return Observed(
+            brightness=brightness,
+            size_from=frame.size_from,
+            expected=self._cover(*(self._frame_size or frame.pixels.shape)),
+            windows=found.windows,
+            windows_turned=len(found.turned),
+            windows_cleared=int(cleared.sum()),
+            probability=found.probability,
+            activation=found.computed.features.activation,
+            self_test=found.computed.self_test,
+        )
 
     def _cover(self, height: int, width: int) -> tuple[Window, ...]:
         manifest = self._backend.manifest
         return cover(height, width, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
 
 
-def to_json(verdict: Verdict) -> str:
-    """The JSON text of a verdict, on one line."""
-    return _VERDICT.dump_json(verdict).decode()
+def _verdict(screen_id: str, manifest: Manifest, judgement: Judgement, timing: Timing) -> Verdict:
+    return Verdict(
+        screen_id=screen_id,
+        verdict=judgement.verdict,
+        reasons=judgement.reasons,
+        model=Model(name=manifest.name, version=manifest.version, limits=manifest.limits_version),
+        labels=judgement.labels,
+        defects=judgement.defects,
+        proof=judgement.proof,
+        timing=timing,
+    )
 
 
-def from_json(text: str) -> Verdict:
-    """The verdict of such a text.
-
-    Raises:
-        ValueError: it is no verdict.
-    """
-    return _VERDICT.validate_json(text)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Look:
-    """What is known of a frame once every line was looked at: its digest, and how bright it is."""
-
-    digest: str
-    brightness: Brightness
-
-
-def _again(before: Answered, frame: Frame, look: _Look) -> Inspection:
+def _again(before: Answered, frame: Frame, digest: str) -> Inspection:
     """The answer that the screen got before, byte for byte.
 
     Raises:
         Conflict: it was given for other pixels.
     """
-    if before.digest != look.digest:
+    if before.digest != digest:
         raise Conflict(f"screen {before.screen_id} was answered before, for other pixels")
     return Inspection(
         answered=before,
@@ -370,15 +345,3 @@ def _again(before: Answered, frame: Frame, look: _Look) -> Inspection:
         cleared=np.zeros(0, np.bool_),
         probability=np.zeros((0, 0), np.float32),
     )
-
-
-class _Lap:
-    """A stopwatch: each call gives the seconds since the last one."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._since = clock()
-
-    def __call__(self) -> float:
-        before, self._since = self._since, self._clock()
-        return self._since - before

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 from service.aggregation import REASONS
+from service.verdict import STAGES
 
 VERDICTS = ("pass", "fail", "review")
 SWAPS = ("activated", "rolled_back", "unchanged", "refused")
-STAGES = ("receive", "decode", "queue", "features", "reasoning", "aggregate", "record")
 
 # Takt of a line is 1/3 s to 10 s: an edge at each end of that range, and room on both sides.
 SCREEN_BUCKETS_S = (0.1, 0.2, 0.333, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 300.0)
@@ -56,7 +56,7 @@ class Metrics:
             registry=self.registry,
         )
         self.stage_duration = self._histogram(
-            "stage_duration_seconds", "Time of one screen in a stage.", "stage", STAGES, STAGE_BUCKETS_S
+            "stage_duration_seconds", "Time of one screen in a stage.", "stage", (*STAGES, "record"), STAGE_BUCKETS_S
         )
         self.label_score = self._histogram(
             "label_score", "Highest score of a label on a screen, 0 to 1.", "label", labels, SCORE_BUCKETS

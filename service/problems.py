@@ -61,16 +61,11 @@ class Problem(BaseModel):
     code: str = Field(examples=["incomplete_image"])
 
 
-def codes() -> dict[str, int]:
-    """HTTP status of every code that the service answers with."""
-    return {code: kind.status for code, kind in KINDS.items()}
-
-
 def problem(code: str, detail: str, *, instance: str) -> Problem:
     """The document for one failure.
 
     Args:
-        code: one of `codes()`.
+        code: one of `KINDS`.
         detail: what happened this time, for people.
         instance: what it happened to: the path of the request, or the name of a file.
     """

@@ -8,8 +8,7 @@ What was looked at already while the screen's lines came (`service.early`) is no
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from engine import Backend, Window, in_doubt, look_again
 from service.early import NOTHING, Looked, in_other_positions
 from service.scheduler import Scheduler
+from service.stopwatch import Stopwatch
 from service.waiting import Computed
 
 
@@ -77,43 +77,37 @@ class Reasoner:
             ServiceError: no further look can be computed, or not in time.
             InferenceError: the device failed.
         """
-        manifest, begun_at = self._backend.manifest, self._clock()
-        looking_s: list[float] = []
-
-        @contextmanager
-        def looking() -> Iterator[None]:
-            since = self._clock()
-            yield
-            looking_s.append(self._clock() - since)
+        manifest, spent = self._backend.manifest, Stopwatch(self._clock)
 
         def compute(pixels: NDArray[np.uint8], windows: Sequence[Window]) -> Computed:
             return self._scheduler.compute(pixels, windows, deadline_at=deadline_at, after=computed)
 
-        probability = self._together(computed)
-        between = look_again(windows, probability, computed.features.activation, manifest)
-        if between:
-            with looking():
-                # in their order, by as few calls as that allows
-                for is_there, some in groupby(between, early.between.__contains__):
-                    run = tuple(some)
-                    for again in [early.between[window] for window in run] if is_there else [compute(pixels, run)]:
-                        computed = computed.joined(again)
-            windows += between
+        with spent("reasoning"):
             probability = self._together(computed)
-        doubtful = in_doubt(probability, manifest.turned_look)
-        for place in doubtful:
-            window = windows[place]
-            with looking():
-                again = early.turned.get(window) or compute(*in_other_positions(pixels, window, manifest.patch_px))
-                computed = computed.averaged(place, again)
-        if doubtful:
-            probability = self._together(computed)
+            between = look_again(windows, probability, computed.features.activation, manifest)
+            if between:
+                with spent("looks"):
+                    # in their order, by as few calls as that allows
+                    for is_there, some in groupby(between, early.between.__contains__):
+                        run = tuple(some)
+                        for again in [early.between[window] for window in run] if is_there else [compute(pixels, run)]:
+                            computed = computed.joined(again)
+                windows += between
+                probability = self._together(computed)
+            doubtful = in_doubt(probability, manifest.turned_look)
+            for place in doubtful:
+                window = windows[place]
+                with spent("looks"):
+                    again = early.turned.get(window) or compute(*in_other_positions(pixels, window, manifest.patch_px))
+                    computed = computed.averaged(place, again)
+            if doubtful:
+                probability = self._together(computed)
         return Reasoned(
             computed=computed,
             windows=windows,
             turned=doubtful,
             probability=probability,
-            took_s=self._clock() - begun_at - sum(looking_s),
+            took_s=spent.seconds["reasoning"],
         )
 
     def _together(self, computed: Computed) -> NDArray[np.float32]:

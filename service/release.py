@@ -6,12 +6,10 @@ leaves its record in the bundle, see `service.released`, which is asked for befo
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,30 +20,23 @@ from engine import (
     Backend,
     Manifest,
     ParityError,
-    TurnedLook,
-    Window,
     bundle_sha256,
     check_finite,
-    cover,
     measure_slots,
     runs_as,
     seen_whole,
     slot_patches,
 )
-from service.aggregation import Judgement, Observed, aggregate
-from service.agreement import HAIR, Agreement, agree
-from service.brightness import Brightness
+from service.agreement import Comparison
 from service.files import inspect_files, inspector_of
 from service.inspector import Inspection
+from service.module_verdict import beside_module
 from service.problems import Problem
 from service.released import Count, Device, Release, Tally, keep
-from service.sealed import SEALED_FILE, ReleaseError, Sealed, SealedScreen, defective, read_sealed
-from service.selftest import SelfTestReport
+from service.sealed import SEALED_FILE, ReleaseError, Sealed, defective, read_sealed
 from service.serving import Loaded, load_bundle, naming
 from service.settings import Settings
 from service.verdict import Outcome
-
-SHIFTED = 0.01  # more than what was looked at by one alone moves the scores of the windows that it is reasoned with
 
 
 def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Release:
@@ -70,16 +61,16 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
     maps = _maps(sealed, manifest)
     bad = defective(golden, {Path(name).stem for name in names})
     loaded, devices = _load_and_examine(bundle, settings)
-    agreements: dict[str, Agreement] = {}
+    compared: dict[str, Comparison] = {}
     verdicts: dict[str, Outcome] = {}
     for name, inspection in _inspect(loaded, golden, names, settings):
         verdicts[name] = _verdict_of(inspection)
-        agreements[name] = _beside_the_module(
+        compared[name] = beside_module(
             inspection,
             sealed.screens[name],
             maps[name],
             manifest,
-            loaded.golden.tolerance,
+            tolerance=loaded.golden.tolerance,
             has_defect=Path(name).stem in bad,
         )
     beside, tally = loaded, _tally(verdicts, bad)
@@ -94,8 +85,9 @@ def run(bundle: Path, golden: Path, *, active: Path, settings: Settings) -> Rele
         released_at=datetime.now(UTC),
         runs_as=runs_as(loaded.backends),
         screens=len(verdicts),
-        different=[name for name, found in agreements.items() if found == "different"],
-        rounded=[name for name, found in agreements.items() if found == "rounded"],
+        different=[name for name, found in compared.items() if found.agreement == "different"],
+        rounded=[name for name, found in compared.items() if found.agreement == "rounded"],
+        why={name: found.why for name, found in compared.items() if found.why},
         tolerance=loaded.golden.tolerance,
         devices=devices,
         tally=tally,
@@ -119,6 +111,8 @@ def rows(found: Release) -> Iterator[tuple[str, str]]:
     yield "runs as", str(found.runs_as)
     same = found.screens - len(found.different) - len(found.rounded)
     yield "verdicts as the module's", f"{same} of {found.screens} ({len(found.rounded)} more with a score at a limit)"
+    for name in found.rounded:
+        yield f"rounded: {name}", found.why.get(name, "")
     spread = max((s for device in found.devices for s in device.slot_spread.values()), default=0.0)
     yield "scores by slot", f"differ by at most {spread:.1e} (may by {found.tolerance:g})"
     yield "extreme patches", "finite" if all(device.finite for device in found.devices) else "not finite"
@@ -189,134 +183,6 @@ def _maps(sealed: Sealed, manifest: Manifest) -> dict[str, NDArray[np.float32]]:
         except ValueError as error:
             raise ReleaseError(f"{SEALED_FILE}: {name}: {error}") from error
     return maps
-
-
-def _beside_the_module(
-    inspection: Inspection,
-    sealed: SealedScreen,
-    activation: NDArray[np.float32],
-    manifest: Manifest,
-    tolerance: float,
-    *,
-    has_defect: bool,
-) -> Agreement:
-    """Whether a verdict is that of the module's probabilities and maps (K, C, h, w), judged by the same rules.
-
-    The guard band is one of them: that of the device which the screen was on. Boxes may differ as rounding moves them,
-    see `service.agreement`. The windows of a second look are the module's own, and those that it looked at turned. What
-    a glance clears must change neither the verdict nor the labels of a screen that has a defect; of a clean one it may,
-    for there it spares the whole network a mistake.
-    """
-    found = inspection.verdict
-    assert found is not None
-    pixels = inspection.frame.pixels
-    expected: tuple[Window, ...] = cover(*pixels.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
-    spared = _spared(inspection, sealed, manifest)
-    alone = np.array(sealed.probability, np.float32)
-    probability = alone.copy()
-    for k, scores in spared.items():
-        probability[k] = scores
-    if [(window.top, window.left) for window in expected] != sealed.windows[: len(expected)]:
-        return "different"
-    added = tuple(Window(-1, -1, top, left) for top, left in sealed.windows[len(expected) :])  # in no grid
-    if len(added) > manifest.second_look.most(len(expected)) or probability.shape != activation.shape[:2]:
-        return "different"
-    if len(sealed.turned) > manifest.turned_look.most(len(sealed.windows)):
-        return "different"
-    seen = Observed(
-        brightness=Brightness.of(pixels),
-        size_from=inspection.frame.size_from,
-        expected=expected,
-        windows=expected + added,
-        windows_turned=len(sealed.turned),
-        windows_cleared=int(inspection.cleared.sum()),
-        probability=probability,
-        activation=activation,
-        self_test=SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail=""),
-    )
-    wanted = aggregate(seen, manifest, inspection.guard)
-    if has_defect and _told(aggregate(replace(seen, probability=alone), manifest, inspection.guard)) != _told(wanted):
-        return "different"
-    mine = _looks(
-        [(window.top, window.left) for window in inspection.windows], inspection.turned, inspection.probability
-    )
-    module = _looks(sealed.windows, sealed.turned, probability)
-    cleared = {sealed.windows[k] for k in spared}
-    same_looks = _turns(mine, but=cleared) == _turns(module, but=cleared)
-    within = tolerance if same_looks else max(tolerance, SHIFTED)
-    if not _looks_agree(mine, module, manifest.turned_look, within, but=cleared):
-        return "different"
-    # what a glance hides from a further look at a defect is no rounding
-    alike = same_looks or (has_defect and _hidden(inspection, sealed, manifest))
-    return agree(found, wanted, manifest, tolerance=tolerance, same_windows=alike)
-
-
-def _spared(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> dict[int, NDArray[np.float32]]:
-    """The windows of the module that a glance cleared, with their scores (C,) here, which must pass.
-
-    The whole network gives such a window a score of its own, and a glance that of any clean one.
-    """
-    low = manifest.review_low
-    looked = zip(inspection.windows, inspection.probability, inspection.cleared, strict=True)
-    mine = {(window.top, window.left): scores for window, scores, cleared in looked if cleared}
-    return {k: mine[at] for k, at in enumerate(sealed.windows) if at in mine and (mine[at] < low).all()}
-
-
-def _told(judgement: Judgement) -> tuple[Outcome, dict[str, bool]]:
-    """The verdict, and which labels there are."""
-    return judgement.verdict, {label: found.present for label, found in judgement.labels.items()}
-
-
-def _hidden(inspection: Inspection, sealed: SealedScreen, manifest: Manifest) -> bool:
-    """Whether the module looked again over a window that a glance cleared, where the service did not look."""
-    side = manifest.patch_px
-    places = [(window.top, window.left) for window in inspection.windows]
-    cleared = [place for place, clear in zip(places, inspection.cleared, strict=True) if clear]
-    return any(
-        abs(top - other_top) < side and abs(left - other_left) < side
-        for top, left in set(sealed.windows) - set(places)
-        for other_top, other_left in cleared
-    )
-
-
-class _Look(NamedTuple):
-    """Whether a window was looked at turned, and its scores (C,) in the end."""
-
-    turned: bool
-    scores: NDArray[np.float32]
-
-
-_Looks = dict[tuple[int, int], _Look]  # by top and left
-
-
-def _looks(places: Sequence[tuple[int, int]], turned: Sequence[int], probability: NDArray[np.float32]) -> _Looks:
-    return {place: _Look(k in turned, probability[k]) for k, place in enumerate(places)}
-
-
-def _turns(looks: _Looks, *, but: Set[tuple[int, int]]) -> dict[tuple[int, int], bool]:
-    return {place: look.turned for place, look in looks.items() if place not in but}
-
-
-def _looks_agree(
-    mine: _Looks, module: _Looks, look: TurnedLook, tolerance: float, *, but: Set[tuple[int, int]]
-) -> bool:
-    """Whether the scores of every window that both have seen, but for some, differ by no more than the tolerance.
-
-    One that was looked at turned by one alone has other scores. It may be so where the one that did not look had a
-    score as near to a limit of the doubt, or had no such look left.
-    """
-    for place in (mine.keys() & module.keys()) - but:
-        one, other = mine[place], module[place]
-        if one.turned == other.turned:
-            if not (np.abs(one.scores - other.scores) <= tolerance + HAIR).all():
-                return False
-            continue
-        once, looks = (other, module) if one.turned else (one, mine)
-        limits = np.array([[look.score_min], [look.score_max]])
-        near = (np.abs(once.scores - limits) <= tolerance + HAIR).any()
-        if not near and sum(other.turned for other in looks.values()) < look.most(len(looks)):
-            return False
-    return True
 
 
 def _tally(verdicts: dict[str, Outcome], bad: set[str]) -> Tally:

@@ -12,29 +12,26 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from engine import RELEASE_FILE, RunsAs
 from service.agreement import too_many
 from service.errors import ReleaseMissing
+from service.sealed import Strict
 from service.serving import Loaded
 
 SCREENS_MOST = 10**9  # a record with more is none
 REVIEW_RISE = 0.1  # of the clean screens: so many more than of the active bundle may go to review
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Count(_Strict):
+class Count(Strict):
     """`count` of `of` screens."""
 
     count: int = Field(ge=0, le=SCREENS_MOST)
     of: int = Field(ge=0, le=SCREENS_MOST)
 
 
-class Tally(_Strict):
+class Tally(Strict):
     """Whole screens against the truth.
 
     Attributes:
@@ -48,7 +45,7 @@ class Tally(_Strict):
     review: Count
 
 
-class Device(_Strict):
+class Device(Strict):
     """What was found on one device.
 
     Attributes:
@@ -79,7 +76,7 @@ class Device(_Strict):
             yield "a probability on extreme patches is not finite"
 
 
-class Release(_Strict):
+class Release(Strict):
     """What the gate found; as `release.json` in the bundle, the record of it.
 
     Attributes:
@@ -91,6 +88,7 @@ class Release(_Strict):
         different: those whose verdict is not the one that follows from the module's probabilities and maps, or, where a
             glance clears windows of a clean screen, from what stands for them.
         rounded: those whose verdict is not that one either, but has a score so near to a limit that rounding decides.
+        why: what tells them apart, by screen of either list; an older record does not tell.
         tolerance: the bundle's parity tolerance in this precision, beyond which no score may move with its slot.
         devices: what was found on each.
         tally: of this bundle on the set.
@@ -106,6 +104,7 @@ class Release(_Strict):
     screens: int = Field(ge=0, le=SCREENS_MOST)
     different: list[str]
     rounded: list[str]
+    why: dict[str, str] = Field(default_factory=dict)
     tolerance: float
     devices: list[Device]
     tally: Tally
@@ -116,7 +115,10 @@ class Release(_Strict):
     @property
     def refusals(self) -> list[str]:
         """Why the bundle may not be released; empty when it may."""
-        found = [f"the verdict differs from the module's on {', '.join(self.different)}"] if self.different else []
+        found = []
+        if self.different:
+            told = [f"{name} ({self.why[name]})" if name in self.why else name for name in self.different]
+            found.append(f"the verdict differs from the module's on {', '.join(told)}")
         if too_many(len(self.rounded), self.screens):
             found.append(f"rounding decides the verdict on {len(self.rounded)} of {self.screens} screens")
         for number, device in enumerate(self.devices):
@@ -149,7 +151,7 @@ class Release(_Strict):
             yield f"it was held to {self.tolerance:g}, and the bundle states {loaded.golden.tolerance:g}"
 
 
-class Releases(_Strict):
+class Releases(Strict):
     """`release.json`: the last record of each runtime and precision, by `key_of`."""
 
     records: dict[str, Release]

@@ -7,11 +7,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
 from service.client import ended
 
 
 class RenderingError(Exception):
-    """The renderer failed; the message holds what it printed."""
+    """The renderer failed, and the message holds what it printed; or what it wrote cannot be read."""
 
 
 def render(
@@ -42,3 +46,15 @@ def render(
             log.seek(0)
             raise RenderingError(f"rendering failed:\n{log.read().decode(errors='replace')}")
     tell(screens)
+
+
+def read_frame(path: Path) -> NDArray[np.uint8]:
+    """A rendered screen, (H, W) grey.
+
+    Raises:
+        RenderingError: it cannot be read.
+    """
+    image = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    if image is None:
+        raise RenderingError(f"the screen {path} cannot be read")
+    return np.asarray(image, np.uint8)

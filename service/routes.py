@@ -5,27 +5,29 @@ import functools
 import json
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import anyio.to_thread
 import structlog
+from anyio import CapacityLimiter
 from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, Field
 from starlette.responses import JSONResponse, Response
 
 from service import examples
-from service.admission import Place, needed_bytes
+from service.admission import Admission, Place, needed_bytes
 from service.arrival import Arrival
 from service.bodies import receive, receive_lines
 from service.errors import BodyTooLarge, ImageTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
 from service.images import MEDIA_TYPES, RAW, Source
-from service.inspector import Inspection, to_json
+from service.inspector import Inspection
 from service.metrics import Metrics
-from service.problems import MEDIA_TYPE, Problem, codes
+from service.models import Models
+from service.problems import KINDS, MEDIA_TYPE, Problem
 from service.settings import Settings
-from service.state import Running
-from service.store import Answered
-from service.verdict import Verdict
+from service.store import Answered, Store
+from service.verdict import Verdict, to_json
 
 # not of dots alone, which are no place at which it could be asked for
 SCREEN_ID = r"^[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*$"
@@ -38,6 +40,18 @@ ScreenId = Annotated[
         pattern=SCREEN_ID, max_length=LONGEST_SCREEN_ID, description="The screen's name on the line: a serial number."
     ),
 ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Running:
+    """What a running app holds, from the start of its lifespan to the end; `request.state.running`."""
+
+    settings: Settings
+    models: Models
+    store: Store
+    metrics: Metrics
+    admission: Admission
+    threads: CapacityLimiter
 
 
 async def get_running(request: Request) -> Running:
@@ -60,7 +74,7 @@ def problem_responses(*names: str) -> dict[int | str, dict[str, Any]]:
     """The problem documents that a route answers with, for its documentation."""
     statuses: dict[int, list[str]] = {}
     for name in (*names, "internal_error"):
-        statuses.setdefault(codes()[name], []).append(name)
+        statuses.setdefault(KINDS[name].status, []).append(name)
     return {
         status: {
             "description": ", ".join(f"`{name}`" for name in listed),
@@ -312,15 +326,5 @@ def _measure(metrics: Metrics, inspection: Inspection, *, received_at: float, wh
     for label, found in verdict.labels.items():
         metrics.defects.labels(label).inc(found.count)
         metrics.label_score.labels(label).observe(found.score)
-    timing = verdict.timing
-    stages = {
-        "receive": timing.receive_s,
-        "decode": timing.decode_s,
-        "queue": timing.queue_s,
-        "features": timing.features_s,
-        "reasoning": timing.reasoning_s,
-        "aggregate": timing.aggregate_s,
-        "record": inspection.record_s,
-    }
-    for stage, seconds in stages.items():
+    for stage, seconds in {**verdict.timing.by_stage, "record": inspection.record_s}.items():
         metrics.stage_duration.labels(stage).observe(seconds)

@@ -17,25 +17,27 @@ class ReleaseError(Exception):
     """The gate cannot be run: the sealed set is not whole, or is another bundle's."""
 
 
-class SealedMap(BaseModel):
-    """What the module's map (h, w) of a label shows in a window, which is given by its place among the screen's."""
+class Strict(BaseModel):
+    """A part of a file of the gate: what it does not know is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SealedMap(Strict):
+    """What the module's map (h, w) of a label shows in a window, which is given by its place among the screen's."""
 
     window: int
     label: str
     heat: list[list[float]]
 
 
-class SealedScreen(BaseModel):
+class SealedScreen(Strict):
     """One screen of the set: its file's hash, the windows (top, left), and the module's probabilities (K, C).
 
     The windows that cover the frame come first, then those of the module's own second look; `turned` are the places of
     those that it looked at turned. There is a map for each window and label of which the probability reaches the
     threshold: the others draw no box.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str
     windows: list[tuple[int, int]]
@@ -68,10 +70,8 @@ class SealedScreen(BaseModel):
         return activation
 
 
-class Sealed(BaseModel):
+class Sealed(Strict):
     """`sealed.json`, written by `python -m training export --golden DIR`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     version: str

@@ -42,6 +42,9 @@ class SelfTestReport:
         return self.age_s is not None and self.age_s < FRESH_S
 
 
+JUST_PASSED = SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail="")  # of what is judged without a device
+
+
 def worst(reports: Iterable[SelfTestReport]) -> SelfTestReport:
     """The one of the device that is worst off: gone, else failing, else the longest without a success."""
     return max(reports, key=lambda r: (r.gone, not r.ok, math.inf if r.age_s is None else r.age_s))

@@ -113,10 +113,12 @@ def alone_in(folder: Path) -> Iterator[None]:
     with lock:  # the system lets go of it however the process ends
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise SettingsError(
                 f"INSPECT_STATE_DIR: another service keeps its record in {folder}: give each a folder of its own"
             ) from error
+        except OSError as error:  # a file system without locks: nobody could tell whether the record is another's
+            raise SettingsError(f"INSPECT_STATE_DIR: {folder} cannot be locked: {error}") from error
         yield
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import alembic.command
 import alembic.config
@@ -100,6 +100,9 @@ class Answered:
     recorded_at: datetime = field(default_factory=_now, compare=False)
 
 
+_Value = TypeVar("_Value", Activation, Answered)
+
+
 class Page(NamedTuple):
     """Answers, newest first, and the cursor of the next page; None at the end."""
 
@@ -141,7 +144,7 @@ class Store:
         """
         with self._reading() as session:
             row = session.scalar(select(ScreenRow).where(ScreenRow.screen_id == screen_id))
-            return None if row is None else _answered(row)
+            return None if row is None else _read(Answered, row)
 
     def record(self, answered: Answered) -> None:
         """Write one answer durably; on return it survives a power cut.
@@ -149,15 +152,8 @@ class Store:
         Raises:
             StoreError: nothing was written; for a `screen_id` that has an answer already, too.
         """
-        row = ScreenRow(
-            screen_id=answered.screen_id,
-            digest=answered.digest,
-            verdict=answered.verdict,
-            answer=answered.answer,
-            recorded_at=answered.recorded_at,
-        )
         with self._writing(refused=f"screen {answered.screen_id} has an answer already") as session:
-            session.add(row)
+            session.add(ScreenRow(**asdict(answered)))
 
     def page(self, *, limit: int, cursor: int | None = None) -> Page:
         """Up to `limit` answers, newest first, older than `cursor`.
@@ -173,7 +169,7 @@ class Store:
         with self._reading() as session:
             rows = session.scalars(query).all()
         shown = rows[:limit]
-        return Page(tuple(map(_answered, shown)), shown[-1].id if len(rows) > limit else None)
+        return Page(tuple(_read(Answered, row) for row in shown), shown[-1].id if len(rows) > limit else None)
 
     def activate(self, activation: Activation) -> None:
         """Write durably which bundle is in service from now on.
@@ -181,9 +177,8 @@ class Store:
         Raises:
             StoreError: nothing was written.
         """
-        row = ActivationRow(**asdict(activation), activated_at=_now())
         with self._writing() as session:
-            session.add(row)
+            session.add(ActivationRow(**asdict(activation), activated_at=_now()))
 
     def delete_before(self, moment: datetime, *, at_most: int) -> int:
         """Delete screens that were answered before this moment, in UTC without a zone; how many they were.
@@ -242,9 +237,7 @@ class Store:
         query = select(ActivationRow).where(*where).order_by(ActivationRow.id.desc()).limit(1)
         with self._reading() as session:
             row = session.scalar(query)
-        if row is None:
-            return None
-        return Activation(**{field.name: getattr(row, field.name) for field in fields(Activation)})
+            return None if row is None else _read(Activation, row)
 
     def close(self) -> None:
         """Close all connections; a thread that comes later is refused: it would write what nobody is told any more."""
@@ -334,11 +327,5 @@ def _migrate(engine: Engine) -> None:
         alembic.command.upgrade(config, "head")
 
 
-def _answered(row: ScreenRow) -> Answered:
-    return Answered(
-        screen_id=row.screen_id,
-        digest=row.digest,
-        verdict=row.verdict,
-        answer=row.answer,
-        recorded_at=row.recorded_at,
-    )
+def _read(kind: type[_Value], row: Base) -> _Value:
+    return kind(**{field.name: getattr(row, field.name) for field in fields(kind)})

@@ -3,8 +3,11 @@
 Boxes are half-open, in pixels of the whole frame. `tests/golden/verdict_*.json` hold the contract.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
+
+from pydantic import TypeAdapter
 
 from engine import POSITIONS
 
@@ -131,6 +134,19 @@ class Timing:
     reasoning_s: float
     aggregate_s: float
 
+    @classmethod
+    def of(cls, seconds: Mapping[str, float]) -> "Timing":
+        """From the seconds of each of `STAGES`; of others nothing is told."""
+        return cls(**{f"{stage}_s": seconds[stage] for stage in STAGES})
+
+    @property
+    def by_stage(self) -> dict[str, float]:
+        """Seconds by the names of `STAGES`."""
+        return {stage: getattr(self, f"{stage}_s") for stage in STAGES}
+
+
+STAGES = tuple(field.name.removesuffix("_s") for field in fields(Timing))  # of an inspection, in their order
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
@@ -155,3 +171,20 @@ class Verdict:
     defects: tuple[Defect, ...]
     proof: Proof
     timing: Timing
+
+
+_VERDICT = TypeAdapter(Verdict)
+
+
+def to_json(verdict: Verdict) -> str:
+    """The JSON text of a verdict, on one line."""
+    return _VERDICT.dump_json(verdict).decode()
+
+
+def from_json(text: str) -> Verdict:
+    """The verdict of such a text.
+
+    Raises:
+        ValueError: it is no verdict.
+    """
+    return _VERDICT.validate_json(text)

@@ -37,7 +37,6 @@ TRAINING_LIBRARIES = {
     "safetensors",
     "tensorboard",
     "torch",
-    "torchmetrics",
     "torchvision",
 }
 RUNTIMES = {"onnxruntime", "openvino", "tensorrt", "tensorrt_rtx", "pycuda", "cuda"}

@@ -9,8 +9,9 @@ import pytest
 
 from engine import DEFAULT_BUNDLE
 from service.files import inspect_files, inspector
-from service.inspector import Inspection, from_json
+from service.inspector import Inspection
 from service.settings import Settings
+from service.verdict import from_json
 from training.cutting import cut
 
 SCREEN_DATA = os.environ.get("SCREEN_DATA")

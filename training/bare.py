@@ -7,15 +7,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from engine import NO_SECOND_LOOK, FrameLimits, LabelLimits, Manifest
 from engine.export import export
+from training.architecture import NetworkConfig
 from training.attribution import Attribution
+from training.baselines import build_network
+from training.config import read_config
 from training.datasets import PatchSet
 from training.folder import load_run, refuse_changed
 from training.network import FeaturesGraph, Network, ReasoningGraph
 
+EMBEDDED = Path(__file__).parent / "configs" / "embedded.toml"
 NEVER = LabelLimits(threshold=1.0, review=(1.0, 1.0))  # no score reaches it: a clean screen, as most are
 TOLERANCE = 1e-3
 
@@ -60,6 +65,32 @@ def bare_bundle(
         parity_pixels=pixels,
         card=f"# {name}\n\nNo limits, {len(labels)} labels: for measuring alone.\n",
     )
+
+
+def untrained_bundle(
+    out: Path, *, labels: int, patch_px: int = 1024, network: NetworkConfig | None = None, seed: int = 0
+) -> Manifest:
+    """Write a verified bundle with random weights, whose every screen is clean.
+
+    Cost follows from shapes alone, so that nobody has to train a network of 64 labels to know what it would take.
+
+    Args:
+        out: the bundle's folder.
+        labels: how many, `label_0` and so on.
+        patch_px: side of a patch in pixels, a multiple of 32.
+        network: its form; that of the embedded bundle by default.
+        seed: of the weights and the golden patches.
+
+    Raises:
+        ValueError: `out` exists and is no bundle, or there is no label.
+        ParityError: the exported graphs do not give the module's probabilities.
+    """
+    torch.manual_seed(seed)
+    module = build_network(labels, network or read_config(EMBEDDED).network).eval()
+    pixels = np.random.default_rng(seed).integers(0, 256, (2, 1, patch_px, patch_px), np.uint8)
+    names = [f"label_{number}" for number in range(labels)]
+    bare_bundle(out, module, name="untrained", labels=names, pixels=pixels, seed=seed)
+    return Manifest.read(out)
 
 
 def attribution_of(run: Path) -> Attribution:

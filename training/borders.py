@@ -6,18 +6,17 @@ but their windows, so that whole verdicts are compared; nothing of the service i
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, POSITIONS, RELEASE_FILE, Manifest, SecondLook, TurnedLook, cover
+from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, POSITIONS, Manifest, SecondLook, TurnedLook, changed_copy, cover
 from training.bands import BORDER_BANDS
 from training.boxes import read_defects
 from training.cutting import screen_files
@@ -25,11 +24,14 @@ from training.images import read_whole
 from training.judging import Judgement, judge, overlap, read_answers
 from training.measures import Share, wilson
 from training.truth import Defect
+from training.visible import CROSSED
 
 SECOND_LOOK = SecondLook(score_min=0.05, ratio_max=0.5)
 """What `export --second-look` asks for: see LOG.md for how it was chosen."""
 TURNED_LOOK = TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.1)
 """What `export --turned-look` asks for: see LOG.md."""
+
+VARIED = "overlap_px", "second_look", "turned_look"  # keys of the manifest
 
 Answers = Mapping[str, Mapping[str, Any]]
 
@@ -58,10 +60,6 @@ class Manner:
     box_overlap: dict[str, float]
     false_boxes: int
     false_boxes_clean: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def manners(manifest: Manifest) -> dict[str, Manifest]:
@@ -97,17 +95,12 @@ def compare(bundle: Path, source: Path, served: Mapping[str, Manifest]) -> dict[
     distances = _distances(files, read_defects(source, files), patch_px)
     found = {}
     for name, manifest in served.items():
-        with tempfile.TemporaryDirectory() as folder:
+        looks = {key: getattr(manifest, key) for key in VARIED}
+        with changed_copy(bundle, **looks) as copy, tempfile.TemporaryDirectory() as folder:
             verdicts = Path(folder) / "verdicts.json"
-            verdicts.write_text(_inspect(_served(bundle, manifest, Path(folder) / "bundle"), list(files.values())))
+            verdicts.write_text(_inspect(copy, list(files.values())))
             found[name] = _manner(judge(verdicts, source), read_answers(verdicts), distances)
     return found
-
-
-def _served(bundle: Path, manifest: Manifest, folder: Path) -> Path:
-    shutil.copytree(bundle, folder, ignore=shutil.ignore_patterns(RELEASE_FILE))
-    manifest.write(folder)
-    return folder
 
 
 def _inspect(bundle: Path, files: Sequence[Path]) -> str:
@@ -159,7 +152,7 @@ def distance(low: int, high: int, starts: set[int], patch_px: int) -> int:
     first, last = min(starts), max(starts)
     borders = (starts - {first}) | {start + patch_px for start in starts - {last}}
     if any(low < border < high for border in borders):
-        return -1
+        return CROSSED
     return min((max(border - high, low - border) for border in borders), default=sys.maxsize - 1)
 
 

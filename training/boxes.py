@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.rows import read_rows
+from training.rows import read_arrays, read_rows, write_rows
 from training.truth import Defect
-from training.validation.tables import read_arrays
 
 SIDES = ("left", "top", "right", "bottom")
+BOX_COLUMNS = ("screen", "label", *SIDES, "area_px")
 RENUMBERED = (
     "masks and conditions.csv refer to rows of boxes.csv by their number, from 0: where rows were moved or deleted, "
     "remove the folder masks and conditions.csv"
@@ -63,6 +63,32 @@ def read_defects(source: Path, screens: Collection[str]) -> dict[str, list[Defec
         if left := masks.get(path.stem, {}) or (path.stem not in masks and _read_masks(path)):
             raise ValueError(f"{path}: pixels of row {min(left)}, which is none of this screen: {RENUMBERED}")
     return found
+
+
+def box_row(screen: str, defect: Defect) -> tuple[object, ...]:
+    """A row of boxes.csv."""
+    return screen, defect.label, *defect.box, defect.area_px
+
+
+def write_boxes(folder: Path, rows: Iterable[tuple[object, ...]]) -> None:
+    """Write boxes.csv, of what `box_row` gives."""
+    write_rows(folder / "boxes.csv", BOX_COLUMNS, rows)
+
+
+def write_masks(path: Path, defects: Sequence[Defect], *, first: int) -> int:
+    """Write the pixels of one screen's defects, of those that have any; their number.
+
+    Args:
+        path: of the file, which is not written where none has any.
+        defects: of the screen.
+        first: row of boxes.csv of the first of them.
+    """
+    masked = [(first + k, defect.rows, defect.columns) for k, defect in enumerate(defects)]
+    kept = [(np.full(len(r), k, np.int32), r, c) for k, r, c in masked if r is not None and c is not None]
+    if kept:
+        ids, rows, columns = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
+        np.savez_compressed(path, row=rows, column=columns, id=ids)
+    return len(kept)
 
 
 def _box(row: Mapping[str, str], where: str) -> dict[str, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,6 +37,7 @@ from training.network import FeaturesGraph, Network, Output, ReasoningGraph
 from training.patches import refuse_dropped, refuse_other_windows
 from training.precision import Made, Proof, add_precisions, calibration_patches
 from training.record import revision_of
+from training.rows import read_rows
 from training.temperature import Sureness, fit_temperatures, sigmoid, temperature_facts
 
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
@@ -109,45 +110,25 @@ def export_run(
     refuse_changed(run, config)
     refuse_other_windows([*config.data.folders, *calibration], overlap_px=overlap_px)
     refuse_dropped(calibration)
-    if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
-        raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")
-    if "fp16" in precisions and config.network.method in STAGE_BY_STAGE:
-        raise ValueError(f"{config.network.method} is not made in fp16: its trunk is taken apart, stage by stage")
-    if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
-        raise ValueError(f"{run} has not learnt patches in all positions: augmentation.flip and quarter_turns")
+    _refuse_unfit(run, config, precisions, turned_look)
     refuse_known(calibration, config.all_folders)
     learnt = learnt_by_run(run, config)
-    if known := [folder for folder in calibration if data_id([folder]) in learnt]:
-        raise ValueError(f"{run}, or a run that it begins with has learnt from {known[0]}: calibrate on other screens")
-    validation = PatchSet(config.data.folders, "validation")
-    sets = [_see(network, patches) for patches in _sets(validation, calibration)]
-    target, screens = np.concatenate([one.patches.labels for one in sets]), _screens(sets)
-    score = np.concatenate([one.score for one in sets])
-    sureness = fit_temperatures(score, target, screens, labels=validation.label_names)
-    temperature = np.array([one.temperature for one in sureness.values()])
-    network.temper(torch.from_numpy(temperature).float())
-    sets = [one.tempered(network, temperature) for one in sets]
-    probability = [one.served(network, turned_look) for one in sets]
-    last = config.phase2 if config.phase2.epochs else config.phase1
-    found = calibrate(
-        np.concatenate(probability),
-        target,
-        screens,
-        labels=validation.label_names,
-        costs=costs or Costs(),
-        weights_chosen=not calibration and last.keep == "best",
-    )
-    limits, judged = found.limits, sets[0]
-    measured = {"validation": _report(probability[0], validation, limits)}
+    _refuse_learnt(run, learnt, calibration)
+
+    seen = [_see(network, patches) for patches in _sets(config, calibration)]
+    sureness, seen = _temper(network, seen)
+    sets = [one.served(network, turned_look) for one in seen]
+    found = _calibrate(config, sets, costs or Costs())
+    judged = {"validation": sets[0]}
     if _has_test_part(config):
-        judged = _see(network, PatchSet(config.data.folders, "test"))
-        measured["test"] = _report(judged.served(network, turned_look), judged.patches, limits)
-    chosen = parity_patches(sets[0].once, validation.labels, [limit.threshold for limit in limits.values()])
+        judged["test"] = _see(network, PatchSet(config.data.folders, "test")).served(network, turned_look)
+    measured = {part: one.report(found.limits) for part, one in judged.items()}
+
     manifest = Manifest(
         name=config.name,
         version=version,
-        labels=limits,
-        patch_px=validation.patch_px,
+        labels=found.limits,
+        patch_px=sets[0].patches.patch_px,
         overlap_px=overlap_px,
         second_look=second_look,
         turned_look=turned_look,
@@ -163,22 +144,23 @@ def export_run(
             LEARNT_DATA: " ".join(learnt),
         },
     )
-    patches = np.stack([validation.patch(int(i)) for i in chosen])[:, None]
+    card = model_card(
+        manifest,
+        config,
+        network,
+        measured,
+        found,
+        sureness,
+        notes=notes,
+        revision=revision_of(run),
+        start_sha256=RunFolder(run).start_sha256,
+    )
+    pixels = _parity_pixels(sets[0], found.limits)
     features = FeaturesGraph(network)
     made: dict[str, Made] = {}
 
     def finish(draft: Path) -> None:
-        with closing(load(draft, "onnxruntime")) as backend:
-            maps, expected = infer(backend, patches)
-        proof = Proof(
-            features=features,
-            calibration=calibration_patches(PatchSet(config.data.folders, "train"), seed=config.seed),
-            pixels=patches,
-            expected=expected,
-            activation=maps.activation,
-            patches=judged.patches,
-            reference=judged.once,
-        )
+        proof = _proof(draft, config, features, pixels, judged.get("test", sets[0]))
         made.update(add_precisions(draft, precisions, proof))
 
     difference = export(
@@ -186,19 +168,9 @@ def export_run(
         features=features,
         reasoning=ReasoningGraph(network),
         manifest=manifest,
-        golden_pixels=patches[:GOLDEN_PATCHES],
-        parity_pixels=patches,
-        card=model_card(
-            manifest,
-            config,
-            network,
-            measured,
-            found,
-            sureness,
-            notes=notes,
-            revision=revision_of(run),
-            start_sha256=RunFolder(run).start_sha256,
-        ),
+        golden_pixels=pixels[:GOLDEN_PATCHES],
+        parity_pixels=pixels,
+        card=card,
         finish=finish if precisions else None,
     )
     return Exported(
@@ -211,6 +183,35 @@ def export_run(
     )
 
 
+def _refuse_unfit(run: Path, config: Config, precisions: Sequence[str], turned_look: TurnedLook) -> None:
+    """Refuse a run that cannot do what the bundle is to do."""
+    if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
+        raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")
+    if "fp16" in precisions and config.network.method in STAGE_BY_STAGE:
+        raise ValueError(f"{config.network.method} is not made in fp16: its trunk is taken apart, stage by stage")
+    if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
+        raise ValueError(f"{run} has not learnt patches in all positions: augmentation.flip and quarter_turns")
+
+
+def _refuse_learnt(run: Path, learnt: Collection[str], calibration: Sequence[Path]) -> None:
+    if known := [folder for folder in calibration if data_id([folder]) in learnt]:
+        raise ValueError(f"{run}, or a run that it begins with has learnt from {known[0]}: calibrate on other screens")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Served:
+    """A set with its probabilities (N, L): each window looked at once, and as the service looks at it."""
+
+    patches: PatchSet
+    once: NDArray[np.float32]
+    probability: NDArray[np.float32]
+
+    def report(self, limits: Mapping[str, LabelLimits]) -> Report:
+        """Its figures at the thresholds."""
+        thresholds = [limit.threshold for limit in limits.values()]
+        return report(self.probability, self.patches.labels, labels=self.patches.label_names, thresholds=thresholds)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Seen:
     """A set as the network sees it: what stage 1 gives, and scores (N, L) before the sigmoid, reasoned by screen."""
@@ -219,19 +220,26 @@ class _Seen:
     output: Output
     score: NDArray[np.float64]
 
-    @property
-    def once(self) -> NDArray[np.float32]:
-        """Probabilities (N, L), each window looked at once."""
-        return sigmoid(self.score).astype(np.float32)
-
     def tempered(self, network: Network, temperature_L: NDArray[np.float64]) -> _Seen:
         """As it was seen before the network was given temperatures, as the network sees it with them."""
         output = network.seen_tempered(self.output, torch.from_numpy(temperature_L).float())
         return replace(self, output=output, score=self.score / temperature_L)
 
-    def served(self, network: Network, look: TurnedLook) -> NDArray[np.float32]:
-        """Probabilities (N, L) as the service has them, by the network with its temperatures."""
-        return served(network, self.output, self.patches, self.once, look)
+    def served(self, network: Network, look: TurnedLook) -> _Served:
+        """As the service has it, by the network with its temperatures."""
+        once = sigmoid(self.score).astype(np.float32)
+        return _Served(self.patches, once, served(network, self.output, self.patches, once, look))
+
+
+def _sets(config: Config, folders: Sequence[Path]) -> list[PatchSet]:
+    """The validation part, and all folders as one."""
+    validation = PatchSet(config.data.folders, "validation")
+    if not folders:
+        return [validation]
+    more = PatchSet(folders, None)
+    if (more.label_names, more.patch_px) != (validation.label_names, validation.patch_px):
+        raise ValueError(f"{folders[0]} differs from the run's data in labels or patch size")
+    return [validation, more]
 
 
 def _see(network: Network, patches: PatchSet) -> _Seen:
@@ -241,20 +249,56 @@ def _see(network: Network, patches: PatchSet) -> _Seen:
     return _Seen(patches=patches, output=output, score=score)
 
 
-def _sets(validation: PatchSet, folders: Sequence[Path]) -> list[PatchSet]:
-    """The validation part, and all folders as one."""
-    if not folders:
-        return [validation]
-    more = PatchSet(folders, None)
-    if (more.label_names, more.patch_px) != (validation.label_names, validation.patch_px):
-        raise ValueError(f"{folders[0]} differs from the run's data in labels or patch size")
-    return [validation, more]
+def _temper(network: Network, seen: Sequence[_Seen]) -> tuple[dict[str, Sureness], list[_Seen]]:
+    """Give the network the temperatures that fit what it has seen; they, and the sets as it sees them from then on."""
+    patches = [one.patches for one in seen]
+    sureness = fit_temperatures(
+        np.concatenate([one.score for one in seen]), *_truth(patches), labels=patches[0].label_names
+    )
+    temperature = np.array([one.temperature for one in sureness.values()])
+    network.temper(torch.from_numpy(temperature).float())
+    return sureness, [one.tempered(network, temperature) for one in seen]
 
 
-def _screens(sets: Sequence[_Seen]) -> NDArray[np.int64]:
-    """Numbers of the screens (N,) of all sets together; those of one set are no other's."""
-    first = np.cumsum([0, *(one.patches.screens.max() + 1 for one in sets)])
-    return np.concatenate([one.patches.screens + start for one, start in zip(sets, first, strict=False)])
+def _calibrate(config: Config, sets: Sequence[_Served], costs: Costs) -> Calibration:
+    """Limits by all sets together."""
+    patches = [one.patches for one in sets]
+    last = config.phase2 if config.phase2.epochs else config.phase1
+    return calibrate(
+        np.concatenate([one.probability for one in sets]),
+        *_truth(patches),
+        labels=patches[0].label_names,
+        costs=costs,
+        weights_chosen=len(sets) == 1 and last.keep == "best",
+    )
+
+
+def _truth(sets: Sequence[PatchSet]) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+    """Labels (N, L) and numbers of the screens (N,) of all sets together; a screen of one set is no other's."""
+    first = np.cumsum([0, *(one.screens.max() + 1 for one in sets)])
+    screens = [one.screens + start for one, start in zip(sets, first, strict=False)]
+    return np.concatenate([one.labels for one in sets]), np.concatenate(screens)
+
+
+def _parity_pixels(validation: _Served, limits: Mapping[str, LabelLimits]) -> NDArray[np.uint8]:
+    patches, thresholds = validation.patches, [limit.threshold for limit in limits.values()]
+    chosen = parity_patches(validation.once, patches.labels, thresholds)
+    return np.stack([patches.patch(int(i)) for i in chosen])[:, None]
+
+
+def _proof(draft: Path, config: Config, features: FeaturesGraph, pixels: NDArray[np.uint8], judged: _Served) -> Proof:
+    """What other precisions are made with and held against: the draft's float32 graphs."""
+    with closing(load(draft, "onnxruntime")) as backend:
+        maps, expected = infer(backend, pixels)
+    return Proof(
+        features=features,
+        calibration=calibration_patches(PatchSet(config.data.folders, "train"), seed=config.seed),
+        pixels=pixels,
+        expected=expected,
+        activation=maps.activation,
+        patches=judged.patches,
+        reference=judged.once,
+    )
 
 
 def parity_patches(
@@ -272,18 +316,9 @@ def parity_patches(
     return np.array(list(dict.fromkeys([*first, *doubtful.tolist()]))[:PARITY_PATCHES])
 
 
-def _report(probability: NDArray[np.float32], patches: PatchSet, limits: Mapping[str, LabelLimits]) -> Report:
-    thresholds = [limit.threshold for limit in limits.values()]
-    return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
-
-
 def _has_test_part(config: Config) -> bool:
-    return any("test" in _parts(folder) for folder in config.data.folders)
-
-
-def _parts(folder: Path) -> set[str]:
-    rows = (folder / "splits.csv").read_text().splitlines()[1:]
-    return {row.rsplit(",", 1)[1] for row in rows}
+    tables = (read_rows(folder / "splits.csv", "part") for folder in config.data.folders)
+    return any(row["part"] == "test" for table in tables for row in table)
 
 
 def _facts(config: Config, measured: Mapping[str, Report]) -> dict[str, float | str]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from engine import LabelLimits
 from training.costs import Costs
 from training.frontier import Screens
-from training.intervals import Interval, Intervals, bootstrap
+from training.intervals import Interval, Intervals, bootstrap_zones
 from training.measures import Share, enough, wilson
 from training.proof import choose
 from training.zones import Tally, rounded, tally
@@ -166,7 +166,7 @@ def calibrate(
         costs=costs,
         tally=tally(whole, found.zones),
         held_out=found.held_out,
-        intervals=_no_narrower(bootstrap(whole, costs, thresholds_of, step=found.step), found.held_out),
+        intervals=_no_narrower(bootstrap_zones(whole, costs, thresholds_of, step=found.step), found.held_out),
         screens=whole,
         has=has,
         weights_chosen=weights_chosen,

@@ -12,8 +12,7 @@ the text's own parts sum to 27,714,640 before Proj and W_RN, whose widths it doe
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from ptflops import get_model_complexity_info
@@ -45,10 +44,6 @@ class Description:
     grey: Complexity
     paper_parameters: float
     paper_products: float | None  # None where the size or the labels are not the table's
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def describe(name: str, *, size_px: int = 1024, labels: int = 4) -> Description:

@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 from rich.progress import track
 
-from training.boxes import read_defects
+from training.boxes import box_row, read_defects, write_boxes
 from training.cutting import screen_files
 from training.images import read_whole
-from training.rows import write_rows
 from training.truth import Defect
 
 BESIDE_PX = 16  # a border passes a defect nearer than this
@@ -53,16 +52,17 @@ def cross(source: Path, out: Path, *, patch_px: int, most: int, seed: int) -> in
         name, (top, left), side = f"crossing_{len(rows):04d}", corner, 2 * patch_px
         if not cv2.imwrite(str(out / "screens" / f"{name}.png"), image[top : top + side, left : left + side]):
             raise OSError(f"{out / 'screens' / name}.png could not be written")
-        box = (
-            max(defect.left - left, 0),
-            max(defect.top - top, 0),
-            min(defect.right - left, side),
-            min(defect.bottom - top, side),
+        cropped = Defect(
+            label=defect.label,
+            left=max(defect.left - left, 0),
+            top=max(defect.top - top, 0),
+            right=min(defect.right - left, side),
+            bottom=min(defect.bottom - top, side),
         )
-        rows.append((name, defect.label, *box, (box[2] - box[0]) * (box[3] - box[1])))
+        rows.append(box_row(name, cropped))
     if not rows:
         raise ValueError(f"{source} has no defect with room for two windows around it")
-    write_rows(out / "boxes.csv", ["screen", "label", "left", "top", "right", "bottom", "area_px"], rows)
+    write_boxes(out, rows)
     return len(rows)
 
 

@@ -27,7 +27,7 @@ from training.contrast import measured
 from training.images import read_whole
 from training.patches import CutSummary, Patches, summarise, write_tables
 from training.rows import read_rows
-from training.truth import CELL_PX, Defect, Rule
+from training.truth import CELL_PX, PARTS, Defect, Rule
 from training.visible import Visible, border_px
 
 PART_OF_TRAINING_FOR_VALIDATION = 0.15
@@ -158,7 +158,7 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
     missing = [screen for screen in screens if screen not in parts]
     if missing:
         raise ValueError(f"no part is given for screen {missing[0]} (and {len(missing) - 1} more)")
-    unknown = set(parts.values()) - {"train", "validation", "test"}
+    unknown = set(parts.values()) - set(PARTS)
     if unknown:
         raise ValueError(f"unknown part {sorted(unknown)[0]!r}: train, validation or test")
     kept = {screen: parts[screen] for screen in screens}
@@ -263,7 +263,7 @@ def _visible(
     seen = []
     for one in defects:
         if presence := one.presence(window, patch_px, rule=rule):
-            distance = border_px((one.left, one.top, one.right, one.bottom), window, patch_px, shape)
+            distance = border_px(one.box, window, patch_px, shape)
             seen.append(Visible(one.label, presence, *one.extent(window, patch_px), distance, one.contrast))
     return seen
 

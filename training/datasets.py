@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
 from engine import alone
+from training.rows import read_rows
 from training.truth import CELL_PX
 from training.visible import VISIBLE_FILE, Visible, read_visible
 
@@ -212,10 +213,8 @@ class _CutFolder:
         self.label_names = tuple(header[1:])
         self.names = [row[0] for row in rows]
         self.labels = np.array([row[1:] for row in rows], np.int8).reshape(len(rows), -1)
-        with (folder / "windows.csv").open(newline="") as file:
-            self.screens = [row["screen"] for row in csv.DictReader(file)]
-        with (folder / "splits.csv").open(newline="") as file:
-            self.parts = {row["screen"]: row["part"] for row in csv.DictReader(file)}
+        self.screens = [row["screen"] for row in read_rows(folder / "windows.csv", "screen")]
+        self.parts = {row["screen"]: row["part"] for row in read_rows(folder / "splits.csv", "screen", "part")}
 
     def rows_of(self, part: str | None) -> list[int]:
         return [k for k, screen in enumerate(self.screens) if part is None or self.parts[screen] == part]

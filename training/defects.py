@@ -14,8 +14,6 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from training.draws import log_uniform
-
 Drawing = NDArray[np.float32]
 
 LABELS = ("bubble", "pinhole", "scratch", "tin_ash")
@@ -170,6 +168,11 @@ LOOK_ALIKES: dict[str, Callable[[np.random.Generator, int], Drawing]] = {
     "soft_ring": soft_ring,
     "fingerprint": fingerprint,
 }
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """A number between `low` and `high` whose logarithm is uniform: as often from 1 to 10 as from 10 to 100."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _polar(side: int, *, centre: NDArray[np.float64] | None = None) -> Polar:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,10 +53,6 @@ class Report:
     per_label: dict[str, LabelReport]
     bands: dict[str, dict[str, dict[str, Share]]] = field(default_factory=dict)
 
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
 
 def report(
     probability: NDArray[np.float32],
@@ -96,7 +91,6 @@ def report(
 
 def _label_report(probability: NDArray[np.float32], truth: NDArray[np.bool_], *, threshold: np.float32) -> LabelReport:
     """Of the patches in which the label is known."""
-    # counted here, as torchmetrics' figures of several labels take no single one
     predicted = probability >= threshold
     tp, fp = int((predicted & truth).sum()), int((predicted & ~truth).sum())
     tn, fn = int((~predicted & ~truth).sum()), int((~predicted & truth).sum())

@@ -17,6 +17,7 @@ from rich.progress import track
 
 from engine import Window, cover, cut, to_grey
 from training.attribution import Attribution, Explanation, Stage
+from training.boxes import SIDES
 from training.images import read_whole
 from training.pictures import (
     BACKGROUND,
@@ -107,7 +108,7 @@ def read_truth(data: Path) -> Truth:
     found: Truth = {}
     try:
         for row in read_rows(table):
-            left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
+            left, top, right, bottom = (int(row[side]) for side in SIDES)
             # a patch's name has its suffix; a screen's has none, and may have dots
             name = row[column] if column == "screen" else Path(row[column]).stem
             found.setdefault(name, []).append((row["label"], (left, top, right, bottom)))

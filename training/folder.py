@@ -157,7 +157,7 @@ class RunFolder:
 
     def end(self, found: Report) -> None:
         """Say that the run is finished, and with what figures."""
-        text = json.dumps(found.as_dict(), indent=2) + "\n"
+        text = json.dumps(dataclasses.asdict(found), indent=2) + "\n"
         replace(self.path / "finished.json", lambda partial: partial.write_text(text))
 
     def _weights(self, phase: str) -> Path:

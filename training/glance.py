@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -35,10 +34,10 @@ from engine.doubt import write_glance
 from training.card import CARD_FILE, card_with
 from training.config import Config
 from training.datasets import PatchSet, refuse_known
-from training.drafts import drafted
 from training.evaluation import bundle_probability, fitting_patches
 from training.folder import LEARNT_DATA, data_id, learnt_by_bundle, learnt_by_run, load_run
 from training.network import Network
+from training.whole import drafted
 
 SECTION = "## Glance"
 CLEAN_WINDOWS = 256  # whose mean features stand for a cleared one
@@ -87,10 +86,6 @@ class Chosen:
     screen_labels_lost: int
     screens: int
     screens_lost: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return (
@@ -147,7 +142,7 @@ def add_glance(
             glance=Glance(doubt_min=chosen.doubt_min),
             training={
                 **before.training,
-                **{f"glance_{name}": float(value) for name, value in chosen.as_dict().items()},
+                **{f"glance_{name}": float(value) for name, value in asdict(chosen).items()},
                 "glance_data_id": data_id(folders),
                 LEARNT_DATA: " ".join(dict.fromkeys([*learnt_by_bundle(before), *learnt])),
             },

@@ -1,6 +1,6 @@
 """Image files of a data folder, whole or refused: a decoder that fills in what is missing would teach it.
 
-`cut` reads by OpenCV, which paints the lost end of a JPEG grey and goes on; this is the reader that says so before.
+OpenCV paints the lost end of a JPEG grey and goes on; this reader refuses the file.
 """
 
 from __future__ import annotations

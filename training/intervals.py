@@ -41,7 +41,7 @@ class Intervals(NamedTuple):
     cost: Interval
 
 
-def bootstrap(
+def bootstrap_zones(
     screens: Screens,
     costs: Costs,
     thresholds_of: Thresholds,

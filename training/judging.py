@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,10 +71,6 @@ class Judgement:
     f_measure: float
     labels: dict[str, LabelJudgement]
     wrong: list[dict[str, str]]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: int | None = None) -> Judgement:

@@ -9,9 +9,9 @@ pinhole is a hundredth of a cell.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,7 @@ from rich.table import Column, Table
 
 from training.attribution import Attribution
 from training.evaluation import fitting_patches
-from training.measures import Mean, Share, bootstrap, wilson
+from training.measures import Mean, Share, bootstrap_means, wilson
 from training.visible import Visible
 
 TOLERANCE_PX = 32.0  # of the strongest cell's centre to a box: one cell of most trunks' maps, two of `compact`'s
@@ -55,10 +55,6 @@ class Localisation:
     pointing: dict[str, Share]
     pointing_mean: Mean
     flat: dict[str, Hit]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def inside(boxes: Sequence[Visible], shape: tuple[int, ...], patch_px: int) -> NDArray[np.bool_]:
@@ -170,8 +166,8 @@ def _summarise(pairs: Sequence[_Pair], stage: str) -> Localisation:
     screens = [np.array([pair.screen for pair in of_label]) for of_label in by_label.values()]
     energies = [np.array([pair.hits[stage].energy for pair in of_label]) for of_label in by_label.values()]
     pointings = [np.array([pair.hits[stage].pointed for pair in of_label]) for of_label in by_label.values()]
-    energy_of, energy_mean = bootstrap(energies, screens)
-    _, pointing_mean = bootstrap(pointings, screens)
+    energy_of, energy_mean = bootstrap_means(energies, screens)
+    _, pointing_mean = bootstrap_means(pointings, screens)
     flat = [np.mean([pair.flat for pair in of_label], axis=0) for of_label in by_label.values()]
     return Localisation(
         energy=dict(zip(by_label, energy_of, strict=True)),

@@ -35,7 +35,7 @@ def wilson(count: int, total: int) -> Share:
     """A share with its 95 % Wilson score interval; no observation gives the interval (0, 1).
 
     As if observations were independent: those of one screen are less than that, so of patches and boxes the interval is
-    rather too narrow. `bootstrap` draws screens.
+    rather too narrow. `bootstrap_means` draws screens.
     """
     if total == 0:
         return Share(0, 0, 0.0, 0.0, 1.0)
@@ -55,7 +55,9 @@ class Mean(NamedTuple):
     total: int
 
 
-def bootstrap(values: Sequence[NDArray[np.float64]], groups: Sequence[NDArray[np.int64]]) -> tuple[list[Mean], Mean]:
+def bootstrap_means(
+    values: Sequence[NDArray[np.float64]], groups: Sequence[NDArray[np.int64]]
+) -> tuple[list[Mean], Mean]:
     """The mean of each kind of observation, and the mean of these means, by the percentile bootstrap over groups.
 
     Whole groups are drawn (Davison and Hinkley 1997, 3.8), the same ones for every kind, as the patches of one screen

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from engine import Window
 from training.rows import write_rows
+from training.truth import PARTS
 from training.visible import Visible, write_visible
 
 
@@ -100,7 +101,7 @@ def refuse_dropped(folders: Sequence[Path]) -> None:
 
 def summarise(done: dict[str, Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:
     """Count patches and labels by part."""
-    patches = dict.fromkeys(("train", "validation", "test"), 0)
+    patches = dict.fromkeys(PARTS, 0)
     present = {part: dict.fromkeys(labels, 0) for part in patches}
     for screen, cut_ in done.items():
         part = parts[screen]

@@ -7,7 +7,6 @@ lattice and dirt together) and in grey levels, never below a floor at which a pe
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from training.defects import DEFECTS, Drawing
 from training.scene import Scene
 from training.sensor import Sensor
+from training.truth import Defect
 
 CONTRAST_FLOOR = {"bubble": 4.0, "pinhole": 8.0, "scratch": 5.0, "tin_ash": 8.0}
 """Lowest contrast of a defect's strongest pixel over the local noise; what is small needs more."""
@@ -28,35 +28,6 @@ _LEAST_SCRATCH_PX = 28  # a shorter one would be a pinhole
 _LEAST_SPECKS = 10  # fewer would be pinholes
 _TRIES = 60
 _CELL_PX = 8  # of the map of places already taken
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defect:
-    """One defect as it is on the frame: its visible pixels (`rows`, `columns`, n each) and how visible it is.
-
-    `contrast` is the grey-level difference of its strongest pixel over the local noise.
-    """
-
-    label: str
-    rows: NDArray[np.int32]
-    columns: NDArray[np.int32]
-    contrast: float
-
-    @property
-    def box(self) -> tuple[int, int, int, int]:
-        """Left, top, right, bottom of the visible pixels; right and bottom exclusive."""
-        return (
-            int(self.columns.min()),
-            int(self.rows.min()),
-            int(self.columns.max()) + 1,
-            int(self.rows.max()) + 1,
-        )
-
-    @property
-    def size_px(self) -> int:
-        """The longer side of its box."""
-        left, top, right, bottom = self.box
-        return max(right - left, bottom - top)
 
 
 class Placer:
@@ -84,8 +55,6 @@ class Placer:
             near = self._last_pinhole if label == "pinhole" and self._rng.random() < 0.25 else None
             defect = self._lay(label, shape, near=near, crowded=attempt > _TRIES // 2)
             if defect is not None:
-                if label == "pinhole":
-                    self._last_pinhole = int(defect.rows[0]), int(defect.columns[0])
                 return defect
         return None
 
@@ -135,8 +104,11 @@ class Placer:
         if peak < least or not _is_still(label, rows[visible], columns[visible]):
             return None
         light[rows, columns] = changed
-        self._taken[rows[visible] // _CELL_PX, columns[visible] // _CELL_PX] = True
-        return Defect(label=label, rows=rows[visible], columns=columns[visible], contrast=peak / noise)
+        rows, columns = rows[visible], columns[visible]
+        self._taken[rows // _CELL_PX, columns // _CELL_PX] = True
+        if label == "pinhole":
+            self._last_pinhole = int(rows[0]), int(columns[0])
+        return Defect.of_pixels(label, rows, columns, contrast=peak / noise)
 
     def _strength(self, least: float, grey: float) -> float | None:
         """Signed grey levels of the strongest part, about log-uniform from `least` upwards."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training.boxes import SIDES
 from training.images import read_whole
 from training.pictures import crop, tiles
+from training.rows import read_rows
 
 _CROP_PX = 256
 _COLUMNS, _ROWS = 6, 4
@@ -22,12 +23,9 @@ def write_previews(folder: Path) -> None:
 
     The crops of a label run from its weakest to its strongest defect; ticks at a crop's edges point at it.
     """
-    with (folder / "boxes.csv").open(newline="") as file:
-        boxes = list(csv.DictReader(file))
-    with (folder / "conditions.csv").open(newline="") as file:
-        contrasts = [float(row["contrast"]) for row in csv.DictReader(file)]
-    with (folder / "splits.csv").open(newline="") as file:
-        names = [row["screen"] for row in csv.DictReader(file)]
+    boxes = read_rows(folder / "boxes.csv")
+    contrasts = [float(row["contrast"]) for row in read_rows(folder / "conditions.csv")]
+    names = [row["screen"] for row in read_rows(folder / "splits.csv")]
     for label in sorted({row["label"] for row in boxes}):
         rows = sorted((k for k, row in enumerate(boxes) if row["label"] == label), key=contrasts.__getitem__)
         chosen = [rows[round(k)] for k in np.linspace(0, len(rows) - 1, min(_COLUMNS * _ROWS, len(rows)))]
@@ -44,7 +42,7 @@ def write_previews(folder: Path) -> None:
 
 
 def _around_box(folder: Path, row: dict[str, str]) -> NDArray[np.uint8]:
-    left, top, right, bottom = (int(row[key]) for key in ("left", "top", "right", "bottom"))
+    left, top, right, bottom = (int(row[side]) for side in SIDES)
     middle_row, middle_column = (top + bottom) // 2, (left + right) // 2
     if max(right - left, bottom - top) > _CROP_PX:  # the middle of a long scratch's box may lie off the scratch
         with np.load(folder / "masks" / f"{row['screen']}.npz", allow_pickle=False) as arrays:

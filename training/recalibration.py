@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from training.calibration import Calibration, best_within, calibrate
 from training.card import CARD_FILE, THRESHOLDS, card_with, recalibrated_card
 from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
-from training.drafts import drafted
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
 from training.patches import refuse_dropped, refuse_other_windows
+from training.whole import drafted
 
 THRESHOLDS_DATA = "thresholds_data_id"  # of a manifest's facts: what they alone were chosen on
 
@@ -117,7 +117,7 @@ class Rethresholded:
 
 def _at(manifest: Manifest, found: Report) -> dict[str, Any]:
     thresholds = {label: one.threshold for label, one in manifest.labels.items()}
-    return {"thresholds": thresholds, "report": found.as_dict()}
+    return {"thresholds": thresholds, "report": asdict(found)}
 
 
 def rethreshold(

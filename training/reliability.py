@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import binary_calibration_error
 
 BINS = 15  # equally wide, as in Guo et al. 2017
 
@@ -29,14 +27,12 @@ def calibration_error(probability: NDArray[np.floating], truth: NDArray[np.bool_
         probability: (N,) in [0, 1].
         truth: (N,).
     """
-    if not len(probability):
-        return 0.0
-    given, true = (torch.from_numpy(np.ascontiguousarray(one)) for one in (probability, truth))
-    return float(binary_calibration_error(given, true.long(), n_bins=BINS))
+    apart = sum(abs(one.probability - one.share) * one.patches for one in reliability(probability, truth))
+    return apart / max(1, len(probability))
 
 
 def reliability(probability: NDArray[np.floating], truth: NDArray[np.bool_]) -> tuple[Bin, ...]:
-    """The bins that have patches, by rising probability; of (N,) each."""
+    """The bins that have patches, by rising probability; of (N,) each. What lies between two belongs to the upper."""
     number = np.minimum((probability * BINS).astype(np.int64), BINS - 1)
     groups = [number == k for k in range(BINS)]
     return tuple(

@@ -1,10 +1,16 @@
-"""CSV files of the data form, row by row."""
+"""Files of the data form: CSV tables row by row, and arrays."""
 
 from __future__ import annotations
 
 import csv
+import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 
 def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
@@ -37,3 +43,21 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[object
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(header)
         writer.writerows(rows)
+
+
+def read_arrays(path: Path, keys: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
+    """Arrays of whole numbers of an .npz file, by their keys.
+
+    Raises:
+        ValueError: it cannot be read, lacks one, or has other values.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = [arrays[key] for key in keys]
+    except KeyError as error:
+        raise ValueError(f"there is no array {error}") from error
+    except (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"no arrays: {error}") from error
+    if not all(np.issubdtype(array.dtype, np.integer) for array in found):
+        raise ValueError(f"{', '.join(keys)}: not all are whole numbers")
+    return found

@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
+from training.boxes import box_row, write_boxes, write_masks
 from training.defects import LABELS
-from training.placing import Defect, Placer
+from training.placing import Placer
 from training.rows import write_rows
 from training.scene import draw_scene
 from training.sensor import Sensor
+from training.truth import Defect
 
 MOST_DEFECTS = 12
 _ATTEMPTS = 100  # of drawing a screen that has room for a defect
@@ -171,11 +173,10 @@ def render(
     for plan, defects in zip(plans, track(_run(tasks, workers), "render", total=screens), strict=True):
         first = len(boxes)
         for number, defect in enumerate(defects, first):
-            boxes.append((plan.name, defect.label, *defect.box, len(defect.rows)))
+            boxes.append(box_row(plan.name, defect))
             conditions.append((plan.name, number, defect.label, f"{defect.contrast:.3f}", defect.size_px))
-        if defects:
-            _write_masks(out / "masks" / f"{plan.name}.npz", defects, first=first)
-    write_rows(out / "boxes.csv", ["screen", "label", "left", "top", "right", "bottom", "area_px"], boxes)
+        write_masks(out / "masks" / f"{plan.name}.npz", defects, first=first)
+    write_boxes(out, boxes)
     write_rows(out / "conditions.csv", ["screen", "id", "label", "contrast", "size"], conditions)
     write_rows(out / "splits.csv", ["screen", "part"], [(plan.name, plan.part) for plan in plans])
     if preview:
@@ -231,10 +232,3 @@ def _draw_labels(rng: np.random.Generator, count: int) -> tuple[str, ...]:
         weights = _SHARE if not drawn else _BESIDE[drawn[int(rng.integers(len(drawn)))]]
         drawn.append(str(rng.choice(LABELS, p=[weights[label] for label in LABELS])))
     return tuple(drawn)
-
-
-def _write_masks(path: Path, defects: list[Defect], *, first: int) -> None:
-    ids = np.repeat(np.arange(first, first + len(defects), dtype=np.int32), [len(d.rows) for d in defects])
-    row = np.concatenate([d.rows for d in defects])
-    column = np.concatenate([d.columns for d in defects])
-    np.savez_compressed(path, row=row, column=column, id=ids)

@@ -13,16 +13,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Features, Manifest, Window, cover, in_doubt, look_again, look_turned, read_golden, to_grey, turned
+from engine import Features, Manifest, Window, cover, in_doubt, look_again, look_turned, read_golden, turned
 from engine import cut as cut_windows
 from training.cutting import screen_files
 from training.folder import load_run
+from training.images import read_whole
 from training.inference import CHUNK
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.temperature import temperatures_of
@@ -60,16 +60,13 @@ def seal(network: Network, manifest: Manifest, source: Path) -> int:
         source: folder in the data form; screens smaller than a patch are refused.
 
     Raises:
-        ValueError: there is no screen, or one cannot be read or is too small.
+        ValueError: there is no screen, or one is too small, incomplete or of a kind that is not read, as the service
+            would refuse it.
     """
     network.eval()
     screens = {}
     for path in track(screen_files(source).values(), description="seal"):
-        image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-        if image is None:
-            raise ValueError(f"{path} cannot be read")
-        frame = to_grey(image)
-        windows, doubtful, probability, activation = _inspect(network, manifest, frame)
+        windows, doubtful, probability, activation = _inspect(network, manifest, read_whole(path))
         screens[path.name] = {
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
             "windows": [[window.top, window.left] for window in windows],

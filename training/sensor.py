@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from training.draws import log_uniform
+from training.defects import log_uniform
 
 _BAND_ROWS = 128  # a band of every array in use stays in the second-level cache
 

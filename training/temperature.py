@@ -9,8 +9,7 @@ without a further step in any runtime, and what `calibrate` changes later are li
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,10 +49,6 @@ class Sureness:
     error_after: float
     before: tuple[Bin, ...]
     after: tuple[Bin, ...]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 def fit_temperatures(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from engine import Window
 
 Rule = Literal["known", "paper"]
+PARTS = ("train", "validation", "test")  # of a data set; a screen is in one of them
 CELL_PX = 32  # side of a map cell: the trunks' stride
 VISIBLE_SHARE = 0.2  # of a defect's area; more than this in a patch makes its label present
 
@@ -31,6 +32,39 @@ class Defect:
     rows: NDArray[np.int32] | None = None
     columns: NDArray[np.int32] | None = None
     contrast: float | None = None
+
+    @classmethod
+    def of_pixels(
+        cls, label: str, rows: NDArray[np.int32], columns: NDArray[np.int32], *, contrast: float | None = None
+    ) -> Self:
+        """That of a mask, with the box about it; of (n,) each, n at least 1."""
+        return cls(
+            label=label,
+            left=int(columns.min()),
+            top=int(rows.min()),
+            right=int(columns.max()) + 1,
+            bottom=int(rows.max()) + 1,
+            rows=rows,
+            columns=columns,
+            contrast=contrast,
+        )
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom."""
+        return self.left, self.top, self.right, self.bottom
+
+    @property
+    def size_px(self) -> int:
+        """The longer side of its box."""
+        return max(self.right - self.left, self.bottom - self.top)
+
+    @property
+    def area_px(self) -> int:
+        """Its pixels, or those of its box where there is no mask."""
+        if self.rows is None:
+            return (self.right - self.left) * (self.bottom - self.top)
+        return len(self.rows)
 
     def presence(self, window: Window, patch_px: int, *, rule: Rule = "known") -> int:
         """1 present, -1 unknown (some of it, but too little to be sure), 0 absent in this window.

@@ -1,10 +1,15 @@
-"""Files that are there whole or not at all."""
+"""Files, and bundles made of others, that are there whole or not at all."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from engine import RELEASE_FILE
 
 
 def replace(file: Path, write: Callable[[Path], object]) -> None:
@@ -14,3 +19,30 @@ def replace(file: Path, write: Callable[[Path], object]) -> None:
     with partial.open("rb") as written:
         os.fsync(written.fileno())
     os.replace(partial, file)
+
+
+@contextmanager
+def drafted(bundle: Path, out: Path) -> Iterator[Path]:
+    """A copy of a bundle's files to change, which becomes `out` at the end of the block; nothing is left of a failure.
+
+    Its record of release is not copied: it was of other verdicts.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draft = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        _copy(bundle, draft)
+        yield draft
+        os.rename(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _copy(bundle: Path, draft: Path) -> None:
+    """Its files, to be written to even where they may not be in the bundle itself."""
+    for path in sorted(bundle.rglob("*")):
+        place = draft / path.relative_to(bundle)
+        if path.is_dir():
+            place.mkdir()
+        elif path.name != RELEASE_FILE:
+            shutil.copyfile(path, place)
+    draft.chmod(0o755)  # a temporary folder is the user's alone

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from service.bench.report import Row, latency
 from service.bench.work import Work
-from service.lines import Lines
+from service.traffic import Traffic
 
 MOST = 1.5  # times the cost of looking once
 
@@ -17,7 +17,7 @@ def measure(work: Work) -> Iterator[Row]:
     with work.looking_once() as once:
         without = _loaded(once)
     with_it = _loaded(work)
-    times = _screens_per_s(without) / _screens_per_s(with_it)
+    times = without.screens_per_s / with_it.screens_per_s
     yield Row(
         name="further looks",
         found=f"{times:.2f} times the time of looking once; {with_it.describe()}",
@@ -27,10 +27,6 @@ def measure(work: Work) -> Iterator[Row]:
     )
 
 
-def _loaded(work: Work) -> Lines:
+def _loaded(work: Work) -> Traffic:
     with work.served() as served:
         return work.loaded(served)
-
-
-def _screens_per_s(lines: Lines) -> float:
-    return len(lines.durations) / lines.elapsed_s

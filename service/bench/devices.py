@@ -9,14 +9,13 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from service.bench.line import rate
-from service.bench.profile import profiled
+from service.bench.line import profiled, rate
 from service.bench.report import Row, latency
 from service.bench.simulated import SimulatedDevice, golden_of
 from service.bench.work import SEED, Work
 from service.client import ClientError, Served, post_frame
-from service.lines import LINES
 from service.scheduler import Scheduler
+from service.traffic import SENDERS
 
 BATCH_S, PATCH_S = 0.002, 0.002  # a simulated device: 2 + 2n ms for a batch of n
 INSTANT_PATCHES_PER_S = 1000.0
@@ -38,9 +37,9 @@ def measure(work: Work) -> Iterator[Row]:
 
 def _instant(work: Work) -> Iterator[Row]:
     with _simulated(work, batch_s=0.0, patch_s=0.0) as served:
-        lines, profile = profiled("device that answers at once", work, served)
+        traffic, profile = profiled("device that answers at once", work, served)
     limit = f"{INSTANT_PATCHES_PER_S:.0f} patches/s"
-    yield rate("device that answers at once", work, lines, least=INSTANT_PATCHES_PER_S, limit=limit)
+    yield rate("device that answers at once", work, traffic, least=INSTANT_PATCHES_PER_S, limit=limit)
     yield profile
 
 
@@ -48,15 +47,15 @@ def _one_device(work: Work) -> Iterator[Row]:
     """With three screens in flight."""
     screen_s = _screen_s(work)
     with _simulated(work, batch_s=BATCH_S, patch_s=PATCH_S) as served:
-        lines = work.loaded(served)
-    ceiling, found = 1 / screen_s, len(lines.durations) / lines.elapsed_s
-    waits, ideal = latency(lines.durations), LINES * screen_s
+        traffic = work.loaded(served)
+    ceiling, found = 1 / screen_s, traffic.screens_per_s
+    waits, ideal = latency(traffic.durations), SENDERS * screen_s
     yield Row(
         name="share of a device's rate",
-        found=f"{found / ceiling:.1%}; {lines.describe()}",
+        found=f"{found / ceiling:.1%}; {traffic.describe()}",
         limit=f"{OF_CEILING:.0%}",
-        passed=found >= OF_CEILING * ceiling and not lines.failures,
-        figures={"of_ceiling": found / ceiling, **lines.figures()},
+        passed=found >= OF_CEILING * ceiling and not traffic.failures,
+        figures={"of_ceiling": found / ceiling, **traffic.figures()},
     )
     yield Row(
         name="p99 of a screen, times the ideal",
@@ -138,7 +137,7 @@ def _driven(work: Work, devices: int, seconds: float) -> float:
                 done.put(time.monotonic())
 
         begun_at = time.monotonic()
-        threads = [threading.Thread(target=screens, daemon=True) for _ in range(LINES * devices)]
+        threads = [threading.Thread(target=screens, daemon=True) for _ in range(SENDERS * devices)]
         for thread in threads:
             thread.start()
         for thread in threads:

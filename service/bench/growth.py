@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from engine import Backend, load
 from service.bench import picture
 from service.bench.curves import Panel, curves_of
-from service.bench.profile import cpu_s
+from service.bench.line import cpu_s
 from service.bench.report import BenchError, Row
 from service.bench.work import SEED, Work
 from service.client import ClientError, Served, post_frame
@@ -33,6 +33,7 @@ from service.files import inspector
 from service.images import RAW, Source
 from service.inspector import Inspector
 from service.settings import Settings
+from service.verdict import STAGES
 
 AREAS = ((1, 1), (2, 1), (5, 1), (5, 2), (5, 4), (10, 5), (20, 5), (40, 5))  # rows and columns of patches: to 210 Mpx
 LABELS = (2, 4, 8, 16, 32, 64)
@@ -40,8 +41,8 @@ TOGETHER = (1, 2, 5, 10, 20, 50, 100, 200, 512, 1024, 2048, 4096)
 IN_FLIGHT = (1, 2, 4, 8, 16, 32)
 REPEATS = (3, 40)  # of one size: at least, and at most
 NO_HURRY_S = 300.0
-STAGES = ("decode", "features", "reasoning", "aggregate")
-QUEUED_STAGES = ("receive", "queue", *STAGES)
+# of a screen by itself within this process, where nothing is received and nothing waits
+STAGES_ALONE = tuple(stage for stage in STAGES if stage not in ("receive", "queue"))
 
 Sample = dict[str, float]
 
@@ -147,8 +148,8 @@ def _inspected(ready: Inspector, frame: NDArray[np.uint8]) -> Sample:
     with _Stopwatch() as watch:
         inspection = ready.inspect("growth", source, deadline_at=deadline_at)
     assert inspection.verdict is not None  # it keeps no record
-    timing = inspection.verdict.timing
-    return {**watch.sample, **{stage: getattr(timing, f"{stage}_s") for stage in STAGES}}
+    seconds = inspection.verdict.timing.by_stage
+    return {**watch.sample, **{stage: seconds[stage] for stage in STAGES_ALONE}}
 
 
 def _reasoning(backend: Backend, patches: int, form: Sequence[int]) -> Callable[[], Sample]:
@@ -182,7 +183,7 @@ def _loaded(served: Served, work: Work, clients: int, seconds: float) -> tuple[l
             posted_at = time.monotonic()
             timing: Mapping[str, float] = json.loads(post_frame(served.client, name, work.frames[0]))["timing"]
             wall_s = time.monotonic() - posted_at
-            samples.append({"wall": wall_s, **{stage: timing[f"{stage}_s"] for stage in QUEUED_STAGES}})
+            samples.append({"wall": wall_s, **{stage: timing[f"{stage}_s"] for stage in STAGES}})
             if time.monotonic() - begun_at > seconds:
                 return
 

@@ -23,8 +23,8 @@ from PIL import Image
 from service.bench.report import BenchError, Row
 from service.bench.work import Work
 from service.client import ANSWER_WITHIN_S, ClientError, Served, Unreachable, post_body, post_frame
-from service.lines import LINES
 from service.memory import peak_bytes, resident_bytes
+from service.traffic import SENDERS
 
 MIB = 2**20
 IN_FLIGHT = 8
@@ -85,7 +85,7 @@ def _growth(work: Work) -> Row:
     posted = Posted()
     with work.served(PATIENT) as served, _sampled(served.pid, posted) as samples:
         limit_s = float("inf") if whole else work.seconds
-        _post(served, _raw(work), posted, clients=LINES, seconds=limit_s, screens=SCREENS)
+        _post(served, _raw(work), posted, clients=SENDERS, seconds=limit_s, screens=SCREENS)
     return grown(samples, posted, whole=whole)
 
 

@@ -1,6 +1,5 @@
 """What every part of the bench is given: a bundle, frames, time, and services to post them to."""
 
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -8,15 +7,14 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, RELEASE_FILE, Manifest, Window, cover
+from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, Manifest, Window, changed_copy, cover
 from service.bench.report import BenchError
 from service.client import ClientError, Served, serving
-from service.lines import Lines
-from service.rendering import render
+from service.rendering import read_frame, render
+from service.traffic import Traffic
 
 FRAME = (10240, 5120)  # height and width, pixels
 SCREENS, SEED = 6, 7
@@ -54,12 +52,8 @@ class Work:
     @contextmanager
     def looking_once(self) -> Iterator["Work"]:
         """The same work with a copy of the bundle that asks for no further look, until the block ends."""
-        once = replace(self.manifest, second_look=NO_SECOND_LOOK, turned_look=NO_TURNED_LOOK)
-        with tempfile.TemporaryDirectory() as folder:
-            ignored = shutil.ignore_patterns(RELEASE_FILE)
-            bundle = Path(shutil.copytree(self.bundle, Path(folder) / "once", ignore=ignored))
-            once.write(bundle)
-            yield replace(self, bundle=bundle)
+        with changed_copy(self.bundle, second_look=NO_SECOND_LOOK, turned_look=NO_TURNED_LOOK) as once:
+            yield replace(self, bundle=once)
 
     @contextmanager
     def served(
@@ -81,26 +75,26 @@ class Work:
         except ClientError as error:
             raise BenchError(str(error)) from error
 
-    def loaded(self, served: Served) -> Lines:
-        """Three lines that have posted for `seconds`.
+    def loaded(self, served: Served) -> Traffic:
+        """What was posted for `seconds`.
 
         Raises:
             BenchError: no screen was answered.
         """
-        lines = Lines(served, self.frames)
-        lines.load_for(self.seconds)
-        if not lines.durations:
-            raise BenchError(f"no screen was answered: {lines.failures[:1]}")
-        return lines
+        traffic = Traffic(served, self.frames)
+        traffic.load_for(self.seconds)
+        if not traffic.durations:
+            raise BenchError(f"no screen was answered: {traffic.failures[:1]}")
+        return traffic
 
 
 def render_frames() -> list[NDArray[np.uint8]]:
     """Rendered frames, by the command that anybody has.
 
     Raises:
-        RenderingError: none could be rendered.
+        RenderingError: they could not be rendered, or read.
     """
     with tempfile.TemporaryDirectory() as folder:
         render(Path(folder), screens=SCREENS, seed=SEED, size=FRAME)
         files = sorted((Path(folder) / "screens").glob("*.png"))
-        return [np.asarray(cv2.imread(str(file), cv2.IMREAD_GRAYSCALE), np.uint8) for file in files]
+        return [read_frame(file) for file in files]

@@ -3,8 +3,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from service.client import free_port
 from tests.bundles import tiny_bundle
-from tests.deploy.processes import free_port, server
+from tests.deploy.processes import server
 
 
 @pytest.fixture(scope="package")

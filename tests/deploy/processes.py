@@ -1,7 +1,6 @@
 """Real servers as processes of their own, for as long as a test needs them."""
 
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,16 +9,10 @@ from pathlib import Path
 
 import httpx
 
+from service.client import ended
+
 READY_WITHIN_S = 60.0
 STOP_WITHIN_S = 30.0
-POLL_S = 0.1
-
-
-def free_port() -> int:
-    """A port of the loopback address on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager
@@ -58,12 +51,3 @@ def _answers(url: str) -> bool:
         return httpx.get(url).is_success
     except httpx.TransportError:
         return False
-
-
-def ended(process: "subprocess.Popen[bytes]") -> bool:
-    """Whether it ended, asked for a moment: the pace at which another process is polled."""
-    try:
-        process.wait(POLL_S)
-    except subprocess.TimeoutExpired:
-        return False
-    return True

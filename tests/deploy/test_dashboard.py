@@ -7,7 +7,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.problems import codes
+from service.problems import KINDS
 from tests.deploy.expressions import (
     DEPLOY,
     alerts,
@@ -123,4 +123,4 @@ def test_the_readme_says_of_every_alert_what_to_do() -> None:
 def test_the_error_alert_watches_every_fault_of_the_service_and_none_of_its_clients() -> None:
     (rule,) = (rule for rule in alerts() if rule["alert"] == "InspectErrors")
     (pattern,) = re.findall(r'code=~"([^"]*)"', rule["expr"])
-    assert set(pattern.split("|")) == {code for code, status in codes().items() if status >= 500}
+    assert set(pattern.split("|")) == {code for code, kind in KINDS.items() if kind.status >= 500}

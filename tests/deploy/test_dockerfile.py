@@ -15,6 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from engine.plans import default_folder
+from service.client import free_port
 from service.settings import read_settings
 from tests.deploy.dockerfile import (
     DOCKERFILE,
@@ -26,7 +27,6 @@ from tests.deploy.dockerfile import (
     health_command,
     in_context,
 )
-from tests.deploy.processes import free_port
 
 CONSTRAINTS = ROOT / "deploy" / "constraints.txt"
 TRAINING_ALONE = {"torch", "torchvision", "lightning-fabric", "onnx", "onnxscript", "tensorboard", "triton"}

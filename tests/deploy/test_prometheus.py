@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from service.client import ended, free_port
 from tests.bundles import LABELS, REACH, grey_of
 from tests.deploy.expressions import DEPLOY, ROOT, alerts, panels, read_dashboard, targets
-from tests.deploy.processes import ended, free_port, server
+from tests.deploy.processes import server
 
 pytestmark = pytest.mark.skipif(
     shutil.which("prometheus") is None or shutil.which("promtool") is None,

@@ -9,8 +9,9 @@ from typing import Any
 import httpx
 import numpy as np
 
+from service.client import free_port
 from service.server import DEVICE_GONE
-from tests.deploy.processes import STOP_WITHIN_S, free_port, server
+from tests.deploy.processes import STOP_WITHIN_S, server
 from tests.service.apps import SIZE, frame, is_problem, post
 
 LOSING = 77  # a frame of this grey alone loses the device

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from engine import FrameLimits, LabelLimits, Manifest, cover, fake_manifest
 from service.aggregation import Judgement, Observed, aggregate
-from service.brightness import Brightness
+from service.meter import Brightness
 from service.selftest import SelfTestReport
 
 PATCH_PX = 16

@@ -21,8 +21,8 @@ from typer.testing import CliRunner
 from service import acceptance
 from service.__main__ import app
 from service.acceptance import Plan, Step, report, run
-from service.lines import Lines
-from service.rendering import RenderingError, render
+from service.rendering import RenderingError, read_frame, render
+from service.traffic import Traffic
 from tests.bundles import BACKGROUND, grey_of
 
 
@@ -65,7 +65,7 @@ def test_without_frames_it_renders_full_size_ones(
         render(out, screens=screens, seed=seed, size=(256, 320))
 
     def kept(plan: Plan) -> Step:
-        seen.append({path: acceptance._read(path).shape for path in acceptance._files(plan)})
+        seen.append({path: read_frame(path).shape for path in acceptance._files(plan)})
         return Step(name="soak", passed=True, found="")
 
     only(monkeypatch, "_soak")
@@ -103,7 +103,7 @@ def test_a_service_that_is_slower_than_its_graph_fails_the_soak(
 ) -> None:
     answers = {"failures": [], "describe": lambda: "", "figures": dict, "load_for": lambda _: None}
     line = SimpleNamespace(**answers, patches=patches, elapsed_s=10.0)
-    monkeypatch.setattr(acceptance, "_line", lambda _: nullcontext(line))
+    monkeypatch.setattr(acceptance, "_traffic", lambda _: nullcontext(line))
     found = acceptance._soak(plan_of(tmp_path, tmp_path))
     assert found.passed == passed
     assert "156 patches/s (at least 156)" in found.found
@@ -127,7 +127,7 @@ def test_verdicts_whose_boxes_lie_elsewhere_are_not_those_of_the_cpu(
     monkeypatch.setattr(acceptance, "_files", lambda _: [])
     monkeypatch.setattr(acceptance, "_command", inspected)
     found = acceptance._equality(plan_of(bundle, bundle, runtime="openvino"))
-    assert found.figures["different"] == different
+    assert found.figures["different"] == list(found.figures["why"]) == different
     assert found.passed == (not different)
 
 
@@ -177,9 +177,9 @@ def test_a_service_that_dies_in_a_step_fails_the_step_and_leaves_a_report(
 ) -> None:
     activate = acceptance._activate
 
-    def kill_and_activate(line: Lines, name: str) -> None:
-        os.kill(line.served.pid, signal.SIGKILL)
-        activate(line, name)
+    def kill_and_activate(traffic: Traffic, name: str) -> None:
+        os.kill(traffic.served.pid, signal.SIGKILL)
+        activate(traffic, name)
 
     only(monkeypatch, "_swap")
     monkeypatch.setattr(acceptance, "_activate", kill_and_activate)
@@ -245,7 +245,7 @@ def test_memory_that_stays_on_a_gpu_fails_the_swaps(
         )
 
     only(monkeypatch, "_swap")
-    monkeypatch.setattr(acceptance, "_line", line)
+    monkeypatch.setattr(acceptance, "_traffic", line)
     monkeypatch.setattr(acceptance, "_activate", lambda *_: None)
     (*_, swaps) = run(plan_of(tmp_path, tmp_path, runtime="tensorrt"), Console(), tmp_path / "report.md")
     assert swaps.passed == passed

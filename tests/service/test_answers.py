@@ -4,7 +4,7 @@ import shutil
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
@@ -17,20 +17,12 @@ import xxhash
 from structlog.testing import capture_logs
 
 from service.aggregation import REVIEW_REASON
-from service.app import create_app
 from service.settings import Settings
 from service.store import RECORD_FILE
-from tests.service.apps import SCREENS, SIZE, WAIT_S, Device, count, is_problem, post, post_raw, serve, serve_device
+from tests.service.apps import SCREENS, SIZE, WAIT_S, Device, count, is_problem, post, post_raw, serve_device
 from tests.service.devices import until
 
 HELD_S = 0.5
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    """A client of one app for many tests; each has screen ids of its own."""
-    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path_factory.mktemp("state")))) as client:
-        yield client
 
 
 def test_an_answer_tells_for_which_frame_it_is_and_when_it_was_given(client: httpx.Client) -> None:

@@ -1,6 +1,5 @@
 import json
 import re
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from jsonschema import Draft202012Validator
 from engine import BundleError, InferenceError, RuntimeUnavailable
 from service.app import create_app
 from service.images import MEDIA_TYPES
-from service.problems import codes
+from service.problems import KINDS
 from service.settings import Settings
 from service.store import StoreError
 from tests.service.apps import CLEAN, GOLDEN, SCREENS, Device, post, serve, serve_device
@@ -27,12 +26,6 @@ ELSEWHERE = {
     "release_missing",
     "version_taken",
 }
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path_factory.mktemp("state")))) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +67,7 @@ def test_every_code_of_a_post_is_documented_under_its_status(document: dict[str,
         for name in re.findall(r"`(\w+)`", response["description"])
         if status != "200"
     }
-    assert listed == {code: status for code, status in codes().items() if code not in ELSEWHERE}
+    assert listed == {code: kind.status for code, kind in KINDS.items() if code not in ELSEWHERE}
 
 
 def test_every_documented_failure_is_a_problem_document(document: dict[str, Any]) -> None:

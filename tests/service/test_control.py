@@ -12,8 +12,8 @@ from typer.testing import CliRunner, Result
 
 from service.__main__ import app
 from service.app import create_app
+from service.client import free_port
 from service.settings import Settings
-from tests.deploy.processes import free_port
 from tests.service.apps import GOLDEN, SCREENS, SIZE, Device, post, serve
 from tests.service.shelves import ON_THIS_CPU, altered, broken, released, shelf
 

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 
 from engine import BundleError, InferenceError
 from service.files import FileResult, inspect_files, inspector, picture_paths, screen_id_of
-from service.inspector import Inspection, Inspector, from_json
+from service.inspector import Inspection, Inspector
 from service.problems import Problem
 from service.routes import LONGEST_SCREEN_ID, SCREEN_ID
 from service.settings import Settings
+from service.verdict import from_json
 from tests.service.apps import SCREENS, SIZE, Device, Frame, encoded, inspecting
 
 NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=80)

@@ -49,7 +49,10 @@ def test_cleared_windows_are_counted_and_the_verdict_is_that_without_a_glance(
     assert found.verdict.proof == proof
     assert found.verdict.proof.windows_inferred == found.verdict.proof.windows_expected == 6
     assert found.verdict.verdict == whole.verdict.verdict == "fail"
-    assert agree(found.verdict, whole.verdict, Manifest.read(bundle), tolerance=1e-5, same_windows=True) == "same"
+    assert (
+        agree(found.verdict, whole.verdict, Manifest.read(bundle), tolerance=1e-5, same_windows=True).agreement
+        == "same"
+    )
 
 
 def test_a_screen_of_cleared_windows_alone_passes(tmp_path: Path, glancing: Path) -> None:
@@ -146,6 +149,7 @@ def test_a_screen_with_a_defect_must_have_the_verdict_of_the_modules_scores(
     module_says(golden, "clean.png", score)
     found = gate.run(glancing, golden, active=glancing, settings=settings(tmp_path, glancing))
     assert found.different == different
+    assert all("a glance clears" in found.why[name] for name in different)
 
 
 def test_a_label_that_is_lost_beside_another_defect_is_found(tmp_path: Path, glancing: Path) -> None:

@@ -1,18 +1,15 @@
 """The contract with the line controller: the exact JSON of a verdict, in `tests/golden/verdict_*.json`."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
 from service.aggregation import REASONS
-from service.app import create_app
 from service.examples import VERDICTS
-from service.inspector import from_json, to_json
-from service.settings import Settings
-from tests.service.apps import SCREENS, post, serve
+from service.verdict import from_json, to_json
+from tests.service.apps import SCREENS, post
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = ("pass", "fail", "review")
@@ -29,12 +26,6 @@ def keys(value: object) -> object:
     if isinstance(value, list):
         return {repr(keys(item)) for item in value}
     return None
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path_factory.mktemp("golden")))) as client:
-        yield client
 
 
 @pytest.mark.parametrize("kind", KINDS)

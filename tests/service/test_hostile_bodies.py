@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from service.app import create_app
-from service.problems import MEDIA_TYPE, codes
+from service.problems import KINDS, MEDIA_TYPE
 from service.settings import Settings
 from tests.bundles import tiny_bundle
 from tests.service.apps import SIZE, encoded, frame, serve
@@ -136,7 +136,8 @@ def fault_of(answer: httpx.Response, allowed: set[str]) -> str | None:
     if not 400 <= answer.status_code < 500 or answer.headers["content-type"] != MEDIA_TYPE:
         return f"{answer.status_code} {answer.text}"
     document = answer.json()
-    if "verdict" in document or codes().get(document["code"]) != answer.status_code or document["code"] not in allowed:
+    code = document["code"]
+    if "verdict" in document or code not in allowed or KINDS[code].status != answer.status_code:
         return f"{answer.status_code} {document}"
     return None
 

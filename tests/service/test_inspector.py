@@ -1,28 +1,26 @@
-import json
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from engine import InferenceError, cover
 from service.aggregation import aggregate
 from service.arrival import Arrival
-from service.digest import FrameDigest
+from service.early import EarlyLooks
 from service.errors import Conflict, DeadlineExceeded, ServiceError
-from service.examples import VERDICTS
 from service.images import RAW, Source, decode
 from service.images import Frame as DecodedFrame
-from service.inspector import Forgetful, Inspector, from_json, to_json
-from service.problems import problem
+from service.inspector import Forgetful, Inspector
+from service.meter import FrameDigest
+from service.reasoning import Reasoner
 from service.room import Decoding, Room
-from service.scheduler import Scheduler
+from service.scheduler import Queued, Scheduler
 from service.store import Answered, StoreError
+from service.verdict import from_json
 from tests.service.apps import (
     GOLDEN,
     PATCH_PX,
@@ -80,18 +78,55 @@ def test_bytes_become_a_recorded_verdict() -> None:
     np.testing.assert_array_equal(inspection.frame.pixels, SCREENS["pass"])
 
 
-def test_each_stage_has_its_own_time() -> None:
-    with inspecting(Device()) as inspector:
-        inspection = inspector.inspect("one", png(SCREENS["pass"]), deadline_at=NEVER, receive_s=0.25)
+@pytest.mark.parametrize("comes", ["a file", "raw lines"])
+def test_each_stage_has_its_own_time(monkeypatch: pytest.MonkeyPatch, comes: str) -> None:
+    """Every part takes another power of two by the inspector's clock, so that a sum tells its parts."""
+    now_s = [0.0]
+
+    def taking(seconds: float, work: Callable[..., Any]) -> Callable[..., Any]:
+        def slow(*arguments: Any, **options: Any) -> Any:  # noqa: ANN401 - whatever it takes and gives
+            now_s[0] += seconds
+            return work(*arguments, **options)
+
+        return slow
+
+    def look_early(early: EarlyLooks, lines: int) -> None:
+        now_s[0] += 1024
+        early.took_s += 1024
+
+    record, decoding = Memory(), Decoding()
+    monkeypatch.setattr(decoding.turns, "acquire", taking(1, decoding.turns.acquire))
+    monkeypatch.setattr(Room, "hold", taking(2, Room.hold))
+    monkeypatch.setattr(record, "find", taking(4, record.find))
+    monkeypatch.setattr(record, "record", taking(8, record.record))
+    monkeypatch.setattr("service.inspector.decode", taking(16, decode))
+    monkeypatch.setattr("service.inspector.cover", taking(32, cover))
+    monkeypatch.setattr("service.inspector.aggregate", taking(64, aggregate))
+    monkeypatch.setattr(FrameDigest, "add", taking(128, FrameDigest.add))
+    monkeypatch.setattr(Reasoner, "_together", taking(256, Reasoner._together))
+    monkeypatch.setattr(Queued, "features", taking(512, Queued.features))
+    source = png(SCREENS["pass"])
+    if comes == "raw lines":
+        monkeypatch.setattr(EarlyLooks, "look", look_early)
+        arrival = Arrival(*SIZE)
+        arrival.pixels[:] = SCREENS["pass"]
+        arrival.finish()
+        source = Source(data=arrival, media_type=RAW, size=SIZE)
+    with inspecting(Device(), record, clock=lambda: now_s[0], decoding=decoding) as inspector:
+        inspection = inspector.inspect("one", source, deadline_at=NEVER, receive_s=0.25)
     assert inspection.verdict is not None
     timing = inspection.verdict.timing
-    # one look at the clock before and one after each, decoding is followed by a look at every line, and there is a
-    # look as it asks for room and one as its lines begin to come; what the scheduler measures is on its own clock
-    assert (timing.receive_s, timing.decode_s, timing.reasoning_s, timing.aggregate_s) == (0.25, 4, 1, 1)
-    # two looks until it was its turn to be decoded and one until it had room, which is waiting and not decoding
-    assert 4 <= timing.queue_s < 20
-    assert inspection.record_s == 1
-    assert 0 < timing.features_s < 20
+    until_last_line_s = 4 + 32 + 128  # asking the record, covering the frame, the look at each line
+    if comes == "a file":
+        assert (timing.receive_s, timing.decode_s) == (0.25, 16 + until_last_line_s)
+        waited_s = 1 + 2
+    else:
+        assert (timing.receive_s, timing.decode_s) == (0.25 + until_last_line_s, 16)
+        waited_s = 0
+    # what it waited for a device, and how long that worked, the scheduler measures by its own clock
+    assert waited_s <= timing.queue_s < waited_s + WAIT_S
+    assert 0 < timing.features_s < WAIT_S
+    assert (timing.reasoning_s, timing.aggregate_s, inspection.record_s) == (256, 32 + 64, 8)
 
 
 class Decoder:
@@ -277,48 +312,3 @@ def test_a_screen_is_judged_with_the_guard_band_of_the_device_that_computed_it(f
         score = round(inspection.verdict.labels["bubble"].score, 3)
         found[score] = (inspection.verdict.verdict, inspection.guard["bubble"])
     assert found == {0.290: ("pass", 0.0), 0.289: ("review", 0.02)}
-
-
-def digest_of(pixels: NDArray[np.uint8], pieces: int = 1) -> str:
-    digest = FrameDigest()
-    for lines in np.array_split(pixels, pieces):
-        digest.add(lines)
-    return digest.end(*pixels.shape)
-
-
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
-def test_a_digest_tells_sizes_and_pixels_apart_however_they_came(
-    height: int, width: int, pieces: int, seed: int
-) -> None:
-    pixels = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
-    digest = digest_of(pixels)
-    assert len(digest) == 32
-    assert digest_of(pixels, pieces) == digest
-    other = pixels.copy()
-    other[-1, -1] ^= 1
-    assert digest_of(other) != digest
-    if height != width:
-        assert digest_of(pixels.reshape(width, height)) != digest
-
-
-@pytest.mark.parametrize("kind", VERDICTS)
-def test_json_is_one_line_and_reads_back(kind: str) -> None:
-    text = to_json(VERDICTS[kind])
-    assert "\n" not in text
-    assert from_json(text) == VERDICTS[kind]
-
-
-def test_what_is_no_verdict_does_not_read_as_one() -> None:
-    whole = json.loads(to_json(VERDICTS["pass"]))
-    texts = [
-        "",
-        "null",
-        "{}",
-        '{"verdict":"pass"}',
-        problem("record_failed", "", instance="/v1/screens").model_dump_json(),
-        json.dumps({**whole, "verdict": "ok"}),
-        *(json.dumps({key: value for key, value in whole.items() if key != left_out}) for left_out in whole),
-    ]
-    for text in texts:
-        with pytest.raises(ValueError, match="validation error"):
-            from_json(text)

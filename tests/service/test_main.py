@@ -16,8 +16,9 @@ import pytest
 from rich.console import Console
 
 from service import demo
+from service.client import free_port
 from service.demo import DemoError
-from tests.deploy.processes import STOP_WITHIN_S, free_port, server
+from tests.deploy.processes import STOP_WITHIN_S, server
 from tests.service.apps import SCREENS, encoded, post
 
 ROOT = Path(__file__).parents[2]

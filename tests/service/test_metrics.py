@@ -1,6 +1,7 @@
 from prometheus_client.parser import text_string_to_metric_families
 
-from service.metrics import SCREEN_BUCKETS_S, STAGES, SWAPS, VERDICTS, Metrics
+from service.metrics import SCREEN_BUCKETS_S, SWAPS, VERDICTS, Metrics
+from service.verdict import STAGES
 
 LABELS = ("bubble", "tin_ash")
 CODES = ("unreadable_image", "internal_error")
@@ -25,7 +26,7 @@ def test_every_label_set_exists_before_the_first_screen() -> None:
     for label in LABELS:
         assert value(metrics, "inspect_defects_total", label=label) == 0
         assert value(metrics, "inspect_label_score_count", label=label) == 0
-    for stage in STAGES:
+    for stage in (*STAGES, "record"):
         assert value(metrics, "inspect_stage_duration_seconds_count", stage=stage) == 0
     assert value(metrics, "inspect_patches_total") == 0
     assert value(metrics, "inspect_screens_in_flight") == 0

@@ -9,10 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from service.closeups import COLUMNS, LEAST_SIDE_PX, TAG_PX, TILE_PX, closeups
 from service.examples import FAIL, PASS
 from service.overlay import LABEL_COLOURS, MARGIN_PX, draw
-from service.picture import write
+from service.picture import COLUMNS, LEAST_SIDE_PX, TAG_PX, TILE_PX, closeups, write
 from service.verdict import Box, Defect, Verdict
 
 GREY = 90

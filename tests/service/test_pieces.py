@@ -11,7 +11,6 @@ from service.pieces import MOST_NUMBERS, MOST_PIECES, MOST_TEXT
 from tests.service.pictures import GREY, LONG, PNG, SHORT, SIZE, TIFF, Tags, chunk, encode, png, tiff
 
 ROWS = GREY.tobytes()
-EMPTY = chunk(b"IDAT", b"")
 # the tags that `tiff` writes itself, and one more
 USUAL_NUMBERS = 9
 

@@ -13,7 +13,7 @@ from engine import InferenceError
 from service import errors
 from service.app import create_app
 from service.errors import QueueFull, ServiceError, TooManyScreens, concrete_errors
-from service.problems import MEDIA_TYPE, codes, describe, problem
+from service.problems import KINDS, MEDIA_TYPE, describe, problem
 from service.settings import Settings
 from service.store import StoreError
 from tests.service.apps import GOLDEN, Device, is_problem, serve, serve_device
@@ -67,15 +67,17 @@ def test_every_error_has_a_code_of_its_own() -> None:
 
 
 def test_every_code_has_a_status_and_a_title() -> None:
-    assert codes() == {error.code: error.status for error in concrete_errors()} | {
+    assert {code: kind.status for code, kind in KINDS.items()} == {
+        error.code: error.status for error in concrete_errors()
+    } | {
         "malformed_request": 400,
         "method_not_allowed": 405,
         "inference_failed": 500,
         "record_failed": 500,
         "internal_error": 500,
     }
-    assert all(400 <= status < 600 for status in codes().values())
-    titles = [problem(code, "", instance="").title for code in codes()]
+    assert all(400 <= kind.status < 600 for kind in KINDS.values())
+    titles = [problem(code, "", instance="").title for code in KINDS]
     assert all(titles)
     assert len(set(titles)) == len(titles)
 
@@ -217,12 +219,12 @@ def test_http_error_of_a_library_becomes_one_of_our_codes(
 ) -> None:
     app.state.error = HTTPException(status)
     answer = client.get("/fail")
-    assert (answer.status_code, answer.json()["code"]) == (codes()[code], code)
+    assert (answer.status_code, answer.json()["code"]) == (KINDS[code].status, code)
 
 
 def test_every_document_is_counted_by_its_code(client: httpx.Client, app: FastAPI) -> None:
     before = errors_counted(client)
-    assert before.keys() == codes().keys()
+    assert before.keys() == KINDS.keys()
     app.state.error = RuntimeError(PRIVATE)
     client.get("/fail")
     client.get("/v1/nothing")
@@ -241,5 +243,5 @@ def test_every_document_is_counted_by_its_code(client: httpx.Client, app: FastAP
 )
 def test_error_of_a_file_is_the_same_document(error: ServiceError | InferenceError | StoreError, code: str) -> None:
     document = describe(error, instance="a.png")
-    assert (document.code, document.status, document.instance) == (code, codes()[code], "a.png")
+    assert (document.code, document.status, document.instance) == (code, KINDS[code].status, "a.png")
     assert PRIVATE not in document.detail

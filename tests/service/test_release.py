@@ -166,8 +166,26 @@ def test_another_verdict_than_the_modules_is_refused_and_named(tmp_path: Path, c
     reseal(golden, "clean.png", probability=[[0.9, 0, 0, 0]] + [[0.0] * 4] * 5, maps=[seen])
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     assert found.different == ["clean.png"]
-    assert "clean.png" in found.refusals[0]
+    why = found.why["clean.png"]
+    assert "the window 0 px from the top and 0 px from the left scores otherwise, by 0.9" in why
+    assert found.refusals == [f"the verdict differs from the module's on clean.png ({why})"]
     assert not (candidate / RELEASE_FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"windows": [[0, 1], [0, 64], [0, 128], [64, 0], [64, 64], [64, 128]]}, "do not begin with those that cover"),
+        ({"probability": [[0.0] * 4] * 5}, "the scores that were sealed are not those of its windows"),
+    ],
+)
+def test_what_was_sealed_for_other_windows_is_another_screens(
+    tmp_path: Path, candidate: Path, golden: Path, changes: dict[str, object], why: str
+) -> None:
+    reseal(golden, "clean.png", **changes)
+    found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
+    assert found.different == ["clean.png"]
+    assert why in found.why["clean.png"]
 
 
 def test_a_verdict_that_rounding_decides_is_named_and_released(tmp_path: Path) -> None:
@@ -180,7 +198,12 @@ def test_a_verdict_that_rounding_decides_is_named_and_released(tmp_path: Path) -
     assert found.different == []
     assert found.rounded == ["doubtful.png"]
     assert found.refusals == []
-    assert ("verdicts as the module's", "2 of 3 (1 more with a score at a limit)") in gate.rows(found)
+    assert "a score at a limit: pass (nothing there) and review (" in found.why["doubtful.png"]
+    rows = [
+        ("verdicts as the module's", "2 of 3 (1 more with a score at a limit)"),
+        ("rounded: doubtful.png", found.why["doubtful.png"]),
+    ]
+    assert [row for row in gate.rows(found) if row in rows] == rows
     assert found.model_copy(update={"screens": 100, "rounded": ["any"] * 6}).refusals == [
         "rounding decides the verdict on 6 of 100 screens"
     ]
@@ -321,6 +344,7 @@ def test_a_bundle_whose_boxes_lie_elsewhere_than_its_modules_is_refused(
     parse((candidate / "manifest.json").read_bytes()).sign(candidate)
     found = gate.run(candidate, golden, active=candidate, settings=settings(tmp_path))
     assert found.different == ["bubble.png"]
+    assert "boxes that one alone has" in found.why["bubble.png"]
     assert not (candidate / RELEASE_FILE).exists()
 
 

@@ -1,7 +1,6 @@
 """What is asked about the service and about screens that were answered, and the record behind it."""
 
 import sqlite3
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -12,12 +11,6 @@ from service.app import create_app
 from service.settings import Settings
 from tests.bundles import LABELS, grey_of
 from tests.service.apps import SCREENS, Device, count, frame, is_problem, post, serve, serve_device
-
-
-@pytest.fixture(scope="module")
-def client(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
-    with serve(create_app(Settings(bundle=bundle, state_dir=tmp_path_factory.mktemp("state")))) as client:
-        yield client
 
 
 @pytest.mark.parametrize("screen_id", ["S" * 65, "a b", "%C3%A4"])

@@ -264,6 +264,7 @@ def test_the_gate_finds_a_score_that_only_the_modules_second_look_has(
     write(sealed, windows, probability)
     found = gate.run(looking, sealed, active=looking, settings=settings(tmp_path, looking))
     assert found.different == ["doubtful.png"]
+    assert "scores otherwise, by 0.9" in found.why["doubtful.png"]
 
 
 def test_the_gate_takes_no_second_look_that_the_bundle_does_not_ask_for(
@@ -272,3 +273,4 @@ def test_the_gate_takes_no_second_look_that_the_bundle_does_not_ask_for(
     replace(Manifest.read(looking), second_look=replace(LOOK, ratio_max=0.0)).write(looking)
     found = gate.run(looking, sealed, active=looking, settings=settings(tmp_path, looking))
     assert found.different == ["doubtful.png"]
+    assert found.why == {"doubtful.png": "1 windows of a second look were sealed, of which the bundle takes 0"}

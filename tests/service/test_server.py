@@ -1,5 +1,6 @@
 """What a service claims before it loads anything."""
 
+import errno
 import fcntl
 import socket
 from collections.abc import Callable
@@ -8,9 +9,9 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 
+from service.client import free_port
 from service.server import LOCK_FILE, serve
 from service.settings import Settings, SettingsError
-from tests.deploy.processes import free_port
 
 
 def loads_nothing(_: Callable[[], None]) -> FastAPI:
@@ -39,6 +40,15 @@ def test_a_record_is_kept_by_one_service(tmp_path: Path) -> None:
             serve(loads_nothing, settings)
     with pytest.raises(AssertionError, match="a bundle was loaded"):
         serve(loads_nothing, settings)
+
+
+def test_a_folder_that_cannot_be_locked_is_no_other_services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(SettingsError, match=r"INSPECT_STATE_DIR: .* cannot be locked: .*No locks available"):
+        serve(loads_nothing, Settings(port=free_port(), state_dir=tmp_path))
 
 
 def test_a_folder_that_is_a_file_is_named(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.deploy.processes import STOP_WITHIN_S, free_port, server
+from service.client import free_port
+from tests.deploy.processes import STOP_WITHIN_S, server
 from tests.service.apps import WAIT_S, frame, is_problem, post
 from tests.service.devices import until
 from tests.service.losing import SERVICE, ends_by_itself

@@ -15,10 +15,11 @@ import pytest
 
 from engine import Backend
 from service.app import create_app
+from service.client import free_port
 from service.serving import Loaded, load_bundle
 from service.settings import Settings
 from tests.bundles import tiny_bundle
-from tests.deploy.processes import free_port, server
+from tests.deploy.processes import server
 from tests.service.apps import frame, post_raw
 from tests.service.shelves import shelf
 

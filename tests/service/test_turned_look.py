@@ -330,6 +330,7 @@ def test_the_gate_takes_no_turned_look_that_the_bundle_does_not_ask_for(
     reseal(sealed, "clean.png", turned=[0, 1, 2])
     found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
     assert found.different == ["clean.png"]
+    assert "3 windows looked at turned were sealed" in found.why["clean.png"]
 
 
 def test_the_gate_finds_other_scores_of_a_window_that_both_looked_at_turned(
@@ -352,7 +353,7 @@ def test_a_window_at_a_limit_of_the_doubt_may_be_looked_at_by_one_alone(
     narrow = replace(Manifest.read(turning), turned_look=replace(LOOK, score_min=score + 1e-6))
     narrow.write(turning)
     found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
-    assert (found.different, found.rounded) == ([], ["doubtful.png"])
+    assert (found.different, found.rounded, list(found.why)) == ([], ["doubtful.png"], ["doubtful.png"])
 
 
 def test_a_window_far_from_any_doubt_may_not(tmp_path: Path, turning: Path, sealed: Path) -> None:
@@ -364,6 +365,7 @@ def test_a_window_far_from_any_doubt_may_not(tmp_path: Path, turning: Path, seal
     reseal(sealed, "doubtful.png", turned=[], probability=wrong.astype(float).tolist(), maps=heat)
     found = gate.run(turning, sealed, active=turning, settings=settings(tmp_path, turning))
     assert found.different == ["doubtful.png"]
+    assert "was looked at turned by one alone" in found.why["doubtful.png"]
 
 
 @pytest.mark.parametrize("turned_at", [[6], [-1], [1, 1]])

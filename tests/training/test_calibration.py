@@ -15,7 +15,7 @@ from engine import fake_manifest
 from engine.manifest import parse
 from training.calibration import best_threshold, calibrate, whole_screens
 from training.costs import Costs, read_costs
-from training.intervals import bootstrap
+from training.intervals import bootstrap_zones
 from training.measures import wilson
 from training.zones import tally
 
@@ -142,11 +142,11 @@ def test_replicates_know_nothing_of_the_screens_that_judge_them() -> None:
         assert len(numbers) == len(rows)  # as many as there are, some of them several times
         return np.array([0.5, 0.5])
 
-    usual = bootstrap(whole, Costs(), thresholds_of, replicates=20)
+    usual = bootstrap_zones(whole, Costs(), thresholds_of, replicates=20)
     assert usual is not None
     assert len(seen) == 20
     assert all(0.5 < len(some) / len(rows) < 0.8 for some in seen)  # a share of 1/e of them is left out
-    lower = bootstrap(whole, Costs(), thresholds_of, step=1.0, replicates=20)
+    lower = bootstrap_zones(whole, Costs(), thresholds_of, step=1.0, replicates=20)
     assert lower is not None
     for one, other in zip(usual.lows, lower.lows, strict=True):  # by a step of the logit
         assert other.mean < one.mean

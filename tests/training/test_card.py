@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from engine import RELEASE_FILE, Manifest
 from tests.bundles import tiny_bundle
 from training.card import add_figures
+from training.cli import write_json
 from training.evaluation import report
 from training.judging import judge
 
@@ -41,10 +43,10 @@ def measured(tmp_path: Path) -> tuple[Path, Path]:
         for name in "ab"
     ]
     (tmp_path / "verdicts.json").write_text(json.dumps(answers))
-    (tmp_path / "judge.json").write_text(json.dumps(judge(tmp_path / "verdicts.json", source).as_dict()))
+    write_json(tmp_path / "judge.json", judge(tmp_path / "verdicts.json", source))
     probability, target = np.array([[0.9, 0.1], [0.2, 0.1]], np.float32), np.array([[1, 0], [1, 0]], np.int8)
     found = report(probability, target, labels=["scratch", "bubble"], thresholds=[0.5, 0.5])
-    (tmp_path / "eval.json").write_text(json.dumps({"models": ["tiny 1.0.0, limits 1"], **found.as_dict()}))
+    write_json(tmp_path / "eval.json", {"models": ["tiny 1.0.0, limits 1"], **asdict(found)})
     return tmp_path / "eval.json", tmp_path / "judge.json"
 
 

@@ -27,15 +27,7 @@ def boxed(left: int, top: int, right: int, bottom: int) -> Defect:
 
 def masked(pixels: list[tuple[int, int]]) -> Defect:
     rows, columns = (np.array(values, np.int32) for values in zip(*pixels, strict=True))
-    return Defect(
-        label="scratch",
-        left=int(columns.min()),
-        top=int(rows.min()),
-        right=int(columns.max()) + 1,
-        bottom=int(rows.max()) + 1,
-        rows=rows,
-        columns=columns,
-    )
+    return Defect.of_pixels("scratch", rows, columns)
 
 
 WINDOW = Window(0, 0, 0, 0)

@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from tests.training.data_form import write_toy
 from tests.training.two_devices import CASES, configuration, frozen, share, step
 from training.config import read_config
+from training.datasets import PatchSet
 from training.devices import launch
+from training.feed import Feed
 from training.fit import Run
 from training.rows import read_rows
 
@@ -121,8 +123,9 @@ def test_two_devices_resume_bit_for_bit(two: Path) -> None:
 def test_shares_of_whole_screens_are_uneven(toml: Path) -> None:
     """So that the gradients above would tell."""
     run = Run(configuration(toml, "run=shares"), alone())
-    assert len(share(run, by_screen=True)) == sum(len(screen) for screen in run.training["phase2"].by_screen()[:5])
-    assert len({len(run.training["phase2"].by_screen()[k]) for k in range(5)}) == 1  # two screens against three
+    screens = run.feeds["phase2"].patches.by_screen()[:5]
+    assert len(share(run, by_screen=True)) == sum(len(screen) for screen in screens)
+    assert len({len(screen) for screen in screens}) == 1  # two screens against three
 
 
 @pytest.mark.parametrize(
@@ -142,14 +145,18 @@ def test_processes_are_as_many_as_the_configuration_says(
 
 
 def test_a_batch_has_patches_for_every_device(toml: Path) -> None:
-    run = Run(configuration(toml, "run=few", "data.patches_per_epoch=1"), alone())
-    run.fabric = type("Two", (), {"world_size": 2, "global_rank": 1})()
+    patches = PatchSet([toml.parent / "cut"], "train")
+    two = type("Two", (), {"world_size": 2, "global_rank": 1})()
+
+    def order(phase: str, *words: str) -> list[list[int]]:
+        return Feed(phase, patches, read_config(toml, ["data.patches_per_epoch=1", *words]), two).order(0)
+
     with pytest.raises(ValueError, match="fewer patches than the 2 devices"):
-        run._order("phase1", run.config.phase1, 0)
+        order("phase1")
     with pytest.raises(ValueError, match="1 batches of 1000 patches in whole screens for 2 devices"):
-        run._order("phase2", run.config.phase2.model_copy(update={"batch": 2000}), 0)
+        order("phase2", "phase2.batch=2000")
     with pytest.raises(ValueError, match=r"phase1\.batch = 3 does not divide"):
-        run._order("phase1", run.config.phase1.model_copy(update={"batch": 3}), 0)
+        order("phase1", "phase1.batch=3")
 
 
 def test_a_cell_of_a_study_is_measured_once_and_told_to_both(two: Path) -> None:

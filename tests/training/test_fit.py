@@ -80,7 +80,9 @@ def test_other_names_of_the_labels_give_the_same_numbers(run: Config, toml: Path
     found = fit(config)
     assert list(found.per_label) == ["zebra", "ant"]
     finished = json.loads((run.run / "finished.json").read_text())
-    assert list(json.loads(json.dumps(found.as_dict()))["per_label"].values()) == list(finished["per_label"].values())
+    assert list(json.loads(json.dumps(dataclasses.asdict(found)))["per_label"].values()) == list(
+        finished["per_label"].values()
+    )
     assert (config.run / "phase2.safetensors").read_bytes() == (run.run / "phase2.safetensors").read_bytes()
 
 

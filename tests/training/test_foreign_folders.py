@@ -18,11 +18,11 @@ from training.bundling import export_run
 from training.config import read_config
 from training.cutting import cut, screen_files
 from training.datasets import PatchSet
-from training.drafts import drafted
 from training.fit import fit
 from training.folder import load_run
 from training.images import read_whole
 from training.patches import refuse_dropped, refuse_other_windows
+from training.whole import drafted
 
 PATCH = 64
 Change = Callable[[Path], None]

@@ -42,7 +42,7 @@ def test_the_output_does_not_depend_on_the_number_of_processes(folder: Path, tmp
 @pytest.mark.parametrize("faintest", [1.0, 3.0])
 def test_the_faintest_defect_stands_out_as_asked(faintest: float) -> None:
     contrasts = [
-        defect.contrast / CONTRAST_FLOOR[defect.label]
+        (defect.contrast or 0.0) / CONTRAST_FLOOR[defect.label]
         for index in range(12)
         for defect in draw_screen(LABELS, seed=8, index=index, height=HEIGHT, width=WIDTH, faintest=faintest)[1]
     ]

@@ -85,3 +85,20 @@ def test_the_map_of_each_label_that_a_window_has_is_sealed(tmp_path: Path, netwo
 
     seal(network, manifest(NO_SECOND_LOOK), source)  # whose thresholds nothing reaches
     assert json.loads((source / SEALED_FILE).read_text())["screens"][name]["maps"] == []
+
+
+def test_a_screen_that_was_cut_off_is_not_sealed(tmp_path: Path, network: TwoStageNetwork) -> None:
+    """OpenCV would paint the rest grey: what was sealed would be of a frame that the service refuses."""
+    source = write_screens(tmp_path / "data", screens=1)
+    (screen,) = (source / "screens").iterdir()
+    pixels = cv2.imread(str(screen), cv2.IMREAD_GRAYSCALE)
+    assert pixels is not None
+    screen.unlink()
+    file = screen.with_suffix(".jpg")
+    assert cv2.imwrite(str(file), pixels)
+    assert seal(network, manifest(NO_SECOND_LOOK), source) == 1
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert cv2.imread(str(file)) is not None
+    with pytest.raises(ValueError, match=f"{file.name} is incomplete"):
+        seal(network, manifest(NO_SECOND_LOOK), source)

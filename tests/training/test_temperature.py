@@ -6,11 +6,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torchmetrics.functional.classification import binary_calibration_error
 
 from training.architecture import NetworkConfig
 from training.network import ReasoningGraph, TwoStageNetwork
-from training.reliability import BINS, calibration_error, reliability
+from training.reliability import calibration_error, reliability
 from training.temperature import COLDEST, HOTTEST, fit_temperature, fit_temperatures, log_loss, sigmoid
 
 
@@ -87,20 +86,29 @@ def test_what_is_after_was_not_fitted_on_it() -> None:
     assert best < found.loss_after < found.loss_before
 
 
+def test_the_calibration_error_of_a_few_patches() -> None:
+    """By hand: of 15 bins the first, the second and the last have two patches each."""
+    probability = np.array([0.0, 0.05, 1 / 15, 0.1, 0.98, 1.0])
+    truth = np.array([False, False, True, False, True, True])
+    bins = reliability(probability, truth)  # what lies between two belongs to the upper, and 1 to the last
+    assert [one.probability for one in bins] == pytest.approx([0.025, 1 / 12, 0.99])
+    assert [(one.share, one.patches) for one in bins] == [(0.0, 2), (0.5, 2), (1.0, 2)]
+    assert calibration_error(probability, truth) == pytest.approx((0.025 + (0.5 - 1 / 12) + 0.01) / 3)
+    assert calibration_error(probability[:0], truth[:0]) == 0.0
+
+
 @given(
     rows=st.lists(st.tuples(st.floats(0, 1, width=32), st.booleans()), min_size=1, max_size=80),
 )
-def test_the_curve_gives_the_calibration_error(rows: list[tuple[float, bool]]) -> None:
+def test_the_curve_has_every_patch(rows: list[tuple[float, bool]]) -> None:
     probability = np.array([value for value, _ in rows], np.float32)
     truth = np.array([flag for _, flag in rows])
     bins = reliability(probability, truth)
     assert sum(one.patches for one in bins) == len(rows)
-    on_edges = np.isclose(probability * BINS, np.round(probability * BINS), atol=1e-4)
-    if not on_edges.any():  # where both round to the same bin
-        by_hand = sum(abs(one.probability - one.share) * one.patches for one in bins) / len(rows)
-        assert calibration_error(probability, truth) == pytest.approx(by_hand, abs=1e-5)
-        known = binary_calibration_error(torch.from_numpy(probability), torch.from_numpy(truth).long(), n_bins=BINS)
-        assert calibration_error(probability, truth) == pytest.approx(float(known))
+    assert sum(one.share * one.patches for one in bins) == pytest.approx(truth.sum())
+    assert sum(one.probability * one.patches for one in bins) == pytest.approx(probability.sum(), abs=1e-4)
+    assert [one.probability for one in bins] == sorted(one.probability for one in bins)
+    assert 0 <= calibration_error(probability, truth) <= 1
 
 
 def test_a_tempered_network_divides_its_scores() -> None:

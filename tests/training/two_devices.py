@@ -57,7 +57,7 @@ def share(run: Run, by_screen: bool) -> list[int]:
     rank, world = run.fabric.global_rank, run.fabric.world_size
     if not by_screen:
         return list(range(PATCHES))[rank::world]
-    screens = run.training["phase2"].by_screen()[:5]
+    screens = run.feeds["phase2"].patches.by_screen()[:5]
     given = screens if world == 1 else (screens[:2], screens[2:])[rank]
     return [int(index) for screen in given for index in screen]
 
@@ -65,7 +65,7 @@ def share(run: Run, by_screen: bool) -> list[int]:
 def step(config: Config, fabric: Fabric, name: str) -> Step:
     """One batch of a phase through loss and gradient."""
     run = frozen(Run(config, fabric))
-    patches = run.training[name]
+    patches = run.feeds[name].patches
     patches.labels[::5, 0] = -1  # nine of them are dealt to one device, and one to the other
     patches.labels[1::2, 1] = -1
     run.network.begin_phase(name, torch.ones(2, 2))
@@ -76,7 +76,7 @@ def step(config: Config, fabric: Fabric, name: str) -> Step:
     fabric.backward(loss)
     gradient = {key: p.grad.clone() for key, p in run.network.named_parameters() if p.grad is not None}
     probability = network_probability(run.network, run.validation, fabric, reason=name == "phase2")
-    difficulty = torch.from_numpy(run.difficulty[name].copy())
+    difficulty = torch.from_numpy(run.feeds[name].difficulty.copy())
     return Step(mean(fabric, loss.detach()), gradient, difficulty, torch.from_numpy(probability))
 
 

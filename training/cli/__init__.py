@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -19,3 +21,15 @@ CostsFile = Annotated[
 ]
 Picture = Annotated[Path | None, typer.Option(help="Draw scores, zones and reliability; needs matplotlib.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the figures to this file as well.")]
+Part = Annotated[str, typer.Option(help="train, validation, test or all.")]
+
+
+def part_of(part: str) -> str | None:
+    """A part as the functions behind the commands take it: None for all."""
+    return None if part == "all" else part
+
+
+def write_json(file: Path | None, figures: object) -> None:
+    """Write figures, of dataclasses too, where a file was asked for."""
+    if file is not None:
+        file.write_text(json.dumps(figures, indent=2, default=asdict) + "\n")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from training.cli import CostsFile, Json, Picture, app, console
+from training.cli import CostsFile, Json, Part, Picture, app, console, part_of, write_json
 
 
 @app.command()
@@ -34,7 +33,7 @@ def calibrate(
     version: Annotated[str, typer.Option(help="Version of the new bundle.")],
     out: Annotated[Path, typer.Option(help="The bundle to write.")],
     costs: CostsFile = None,
-    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
+    part: Part = "all",
     thresholds: Annotated[
         bool, typer.Option("--thresholds", help="From what score labels are present, alone: bands and glance stay.")
     ] = False,
@@ -43,21 +42,19 @@ def calibrate(
 ) -> None:
     """Choose other limits for a bundle by what wrong verdicts cost, without training."""
     from training.calibration_picture import draw
-    from training.calibration_tables import print_calibration, print_thresholds
     from training.costs import Costs, read_costs
     from training.plots import require
     from training.recalibration import recalibrate, rethreshold
+    from training.tables import print_calibration, print_thresholds
 
-    chosen_part = None if part == "all" else part
     if thresholds:
         if costs is not None or picture is not None:
             raise typer.BadParameter(
                 "it leaves the bands, which --costs choose and --picture draws", param_hint="--thresholds"
             )
-        chosen = rethreshold(bundle, data, out, version=version, part=chosen_part)
+        chosen = rethreshold(bundle, data, out, version=version, part=part_of(part))
         print_thresholds(chosen, console)
-        if json_file is not None:
-            json_file.write_text(json.dumps(chosen.as_dict(), indent=2) + "\n")
+        write_json(json_file, chosen.as_dict())
         console.print(
             f"{chosen.manifest.name} {chosen.manifest.version} in {out}: limits {chosen.manifest.limits_version}; seal "
             "a set for it anew and release it before it goes into service"
@@ -66,7 +63,7 @@ def calibrate(
     if picture is not None:
         require()
     stated = Costs() if costs is None else read_costs(costs)
-    done = recalibrate(bundle, data, out, version=version, costs=stated, part=chosen_part)
+    done = recalibrate(bundle, data, out, version=version, costs=stated, part=part_of(part))
     print_calibration(done.calibration, console)
     errors = {label: r.calibration_error for label, r in done.report.per_label.items()}
     console.print("calibration error: " + ", ".join(f"{label} {error:.4f}" for label, error in errors.items()))
@@ -77,9 +74,7 @@ def calibrate(
     if picture is not None:
         curves = {label: {"as it is": r.reliability} for label, r in done.report.per_label.items()}
         draw(picture, calibration=done.calibration, curves=curves)
-    if json_file is not None:
-        figures = {**done.calibration.as_dict(), "evaluation": done.report.as_dict()}
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(json_file, {**done.calibration.as_dict(), "evaluation": done.report})
 
 
 @app.command("glance")
@@ -95,17 +90,15 @@ def glance(
     lost: Annotated[
         float, typer.Option(help="Share of the windows in which a defect is found that may be cleared.", min=0, max=0.1)
     ] = 0.001,
-    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "all",
+    part: Part = "all",
     json_file: Json = None,
 ) -> None:
     """Let a small network clear windows before the whole one sees them, on CPUs."""
     from training.glance import add_glance
 
-    chosen_part = None if part == "all" else part
-    manifest, chosen = add_glance(bundle, by, data, out, version=version, lost=lost, part=chosen_part)
+    manifest, chosen = add_glance(bundle, by, data, out, version=version, lost=lost, part=part_of(part))
     console.print(f"{manifest.name} {manifest.version} in {out}: {chosen}; evaluate and release it before its service")
-    if json_file is not None:
-        json_file.write_text(json.dumps(chosen.as_dict(), indent=2) + "\n")
+    write_json(json_file, chosen)
 
 
 @app.command()
@@ -126,17 +119,16 @@ def seal(
 def fidelity(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
     data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
-    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    part: Part = "test",
     json_file: Json = None,
 ) -> None:
     """Compare each precision of a bundle with its fp32; exit code 1 if a stated tolerance does not hold."""
     from training.fidelity import fidelity as measure
     from training.fidelity import fidelity_table
 
-    found = measure(bundle, data, part=None if part == "all" else part)
+    found = measure(bundle, data, part=part_of(part))
     console.print(fidelity_table(found))
-    if json_file is not None:
-        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+    write_json(json_file, found)
     raise typer.Exit(0 if all(one.holds for one in found.values()) else 1)
 
 
@@ -167,9 +159,7 @@ def borders(
             count = frames.cross(data, source, patch_px=Manifest.read(bundle).patch_px, most=crossing, seed=seed)
             found["crossing"] = looks.compare(bundle, source, served)
         tables.print_manners(f"{count} frames with a defect on a border", found["crossing"], console, decisions=False)
-    if json_file is not None:
-        figures = {part: {name: m.as_dict() for name, m in manners.items()} for part, manners in found.items()}
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(json_file, found)
 
 
 @app.command()
@@ -179,7 +169,7 @@ def untrained(
     patch: Annotated[int, typer.Option(help="Side of a patch in pixels, a multiple of 32.", min=32)] = 1024,
 ) -> None:
     """Write bundles of the embedded network's form with random weights: to measure what labels cost."""
-    from training.untrained import untrained_bundle
+    from training.bare import untrained_bundle
 
     for count in labels:
         untrained_bundle(out / str(count), labels=count, patch_px=patch)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
-from training.cli import Json, app, console
+from training.cli import Json, app, console, write_json
 
 if TYPE_CHECKING:
     from training.conversion.form import Converted
@@ -64,7 +63,7 @@ def coco(
 ) -> None:
     """COCO boxes, polygons and run lengths, as labelling tools export them."""
     from training.conversion.coco import convert_coco
-    from training.conversion.form import PARTS
+    from training.truth import PARTS
 
     sources: dict[Path, str | None] = {}
     for text in source:
@@ -104,8 +103,7 @@ def _tell(found: Converted, json_file: Path | None) -> None:
         table.add_row(f"defects, {label}", str(count))
     table.add_row("defects with a mask", str(found.masks))
     console.print(table)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+    write_json(json_file, found)
 
 
 @app.command()
@@ -128,7 +126,6 @@ def validate(
     tables.print_validation(report, console)
     if html is not None:
         write_page(report, html)
-    if json_file is not None:
-        json_file.write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    write_json(json_file, report.as_dict())
     if report.errors:
         raise typer.Exit(1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from training.cli import Json, app, console
+from training.cli import Json, Part, app, console, part_of, write_json
 
 Data = Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)]
-Part = Annotated[str, typer.Option(help="train, validation, test or all.")]
 
 
 @app.command()
@@ -58,12 +56,10 @@ def localise(
         from training.bare import attribution_of  # which needs torch
 
         networks |= {str(one): attribution_of(one) for one in run}
-    found = {name: measure(one, data, part=None if part == "all" else part) for name, one in networks.items()}
+    found = {name: measure(one, data, part=part_of(part)) for name, one in networks.items()}
     for table in localisation_tables(found):
         console.print(table)
-    if json_file is not None:
-        figures = {name: {stage: one.as_dict() for stage, one in stages.items()} for name, stages in found.items()}
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    write_json(json_file, found)
 
 
 @app.command()
@@ -77,6 +73,6 @@ def worst(
     """Draw each label's worst mistakes: defects missed by the lowest scores, false alarms by the highest."""
     from training import mistakes
 
-    for label, wrong in mistakes.worst(bundle, data, out, part=None if part == "all" else part, count=count).items():
+    for label, wrong in mistakes.worst(bundle, data, out, part=part_of(part), count=count).items():
         console.print(f"{label}: {len(wrong.missed)} missed, {len(wrong.false_alarms)} false alarms")
     console.print(str(out))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
@@ -12,7 +11,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from training.cli import CostsFile, Json, Picture, app, console
+from training.cli import CostsFile, Json, Part, Picture, app, console, part_of, write_json
 
 
 class Precision(StrEnum):
@@ -57,8 +56,7 @@ def compare(
     tables.print_comparison(found, console)
     if plot is not None:
         curves.draw(found.runs, plot)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+    write_json(json_file, found.as_dict())
 
 
 @app.command()
@@ -84,8 +82,7 @@ def describe(
         console.print(f"{settings.name}: {labels} labels, one grey patch of {size} px")
         console.print(f"{own.parameters:,} parameters, {own.products:,} multiply-accumulates")
         _print_parts(own.parts)
-        if json_file is not None:
-            json_file.write_text(json.dumps(asdict(own), indent=2) + "\n")
+        write_json(json_file, own)
         return
     found = {name: count(name, size_px=size, labels=labels) for name in (METHODS if method == "all" else [method])}
     console.print(f"{labels} labels, one patch of {size} px; beside Table 8; grey is what runs here")
@@ -93,8 +90,7 @@ def describe(
     if len(found) == 1:
         for one in found.values():
             _print_parts(one.colour.parts)
-    if json_file is not None:
-        json_file.write_text(json.dumps({name: one.as_dict() for name, one in found.items()}, indent=2) + "\n")
+    write_json(json_file, found)
 
 
 def _print_parts(parts: Mapping[str, int]) -> None:
@@ -107,7 +103,7 @@ def evaluate(
     bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
     data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
     group: Annotated[str, typer.Option(help="Patches reasoned together: screen, batch:N or single.")] = "screen",
-    part: Annotated[str, typer.Option(help="train, validation, test or all.")] = "test",
+    part: Part = "test",
     picture: Picture = None,
     json_file: Json = None,
 ) -> None:
@@ -123,7 +119,7 @@ def evaluate(
         require()
     backend = load(bundle)
     try:
-        found = measure(backend, data, part=None if part == "all" else part, group=group)
+        found = measure(backend, data, part=part_of(part), group=group)
     finally:
         backend.close()
     table = Table("label", "accuracy", "precision", "recall", "F", "calibration error", "with it", "without")
@@ -141,9 +137,8 @@ def evaluate(
         draw(
             picture, calibration=None, curves={name: {"as it is": r.reliability} for name, r in found.per_label.items()}
         )
-    if json_file is not None:
-        told = model_of(backend.manifest.name, backend.manifest.version, backend.manifest.limits_version)
-        json_file.write_text(json.dumps({"models": [told], **found.as_dict()}, indent=2) + "\n")
+    told = model_of(backend.manifest.name, backend.manifest.version, backend.manifest.limits_version)
+    write_json(json_file, {"models": [told], **asdict(found)})
 
 
 @app.command()
@@ -182,11 +177,11 @@ def export(
     from training.borders import SECOND_LOOK, TURNED_LOOK
     from training.bundling import export_run
     from training.calibration_picture import draw
-    from training.calibration_tables import print_calibration, print_sureness
     from training.costs import read_costs
     from training.fidelity import fidelity_table
     from training.plots import require
     from training.sealing import SEALED_FILE, seal
+    from training.tables import print_calibration, print_sureness
 
     if picture is not None:
         require()
@@ -218,13 +213,8 @@ def export(
     if picture is not None:
         curves = {label: {"before": one.before, "after": one.after} for label, one in done.sureness.items()}
         draw(picture, calibration=done.calibration, curves=curves)
-    if json_file is not None:
-        figures = {
-            "precisions": {name: one.as_dict() for name, one in made.items()},
-            "probabilities": {label: one.as_dict() for label, one in done.sureness.items()},
-            "calibration": done.calibration.as_dict(),
-        }
-        json_file.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = {"precisions": made, "probabilities": done.sureness, "calibration": done.calibration.as_dict()}
+    write_json(json_file, figures)
 
 
 @app.command()
@@ -247,5 +237,4 @@ def bench(
     others, missing = contestants(run, batch_size=batch, patch_px=side)
     found = benchmark.bench(bundle, batch_size=batch, seconds=seconds, others=others, missing=missing, console=console)
     benchmark.show(found, console)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+    write_json(json_file, found.as_dict())

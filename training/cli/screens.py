@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from training.cli import Json, app, console
+from training.cli import Json, app, console, write_json
 
 
 @app.command()
@@ -93,5 +92,4 @@ def judge(
 
     found = judging.judge(verdicts, source, part=part, test_fold=test_fold)
     tables.print_judgement(found, console)
-    if json_file is not None:
-        json_file.write_text(json.dumps(found.as_dict(), indent=2) + "\n")
+    write_json(json_file, found)

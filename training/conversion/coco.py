@@ -26,7 +26,6 @@ import numpy as np
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
 from training.conversion.form import (
-    PARTS,
     Converted,
     Division,
     Labelled,
@@ -39,7 +38,7 @@ from training.conversion.form import (
 from training.conversion.names import label_names, screen_name
 from training.conversion.polygons import ROUNDING_PX, polygon_pixels
 from training.conversion.runs import runs_of_counts, unpack_counts
-from training.truth import Defect
+from training.truth import PARTS, Defect
 
 Id = int | str
 
@@ -170,15 +169,7 @@ def defect_of(annotation: Annotation, label: str, height: int, width: int) -> De
         raise ValueError("neither bbox nor segmentation")
     if not len(rows):
         raise ValueError("a mask without a pixel")
-    return Defect(
-        label=label,
-        left=int(columns.min()),
-        top=int(rows.min()),
-        right=int(columns.max()) + 1,
-        bottom=int(rows.max()) + 1,
-        rows=rows,
-        columns=columns,
-    )
+    return Defect.of_pixels(label, rows, columns)
 
 
 def _outward(bbox: tuple[float, float, float, float], height: int, width: int) -> tuple[int, int, int, int]:

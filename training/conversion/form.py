@@ -6,20 +6,18 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 from rich.progress import track
 
+from training.boxes import box_row, write_boxes, write_masks
 from training.conversion.names import screen_name
 from training.images import TAKEN, read_header, read_whole
 from training.rows import read_rows, write_rows
-from training.truth import Defect
-
-PARTS = ("train", "validation", "test")
+from training.truth import PARTS, Defect
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,10 +41,6 @@ class Converted:
     clean: int
     defects: dict[str, int]
     masks: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +126,17 @@ def write_form(out: Path, screens: Sequence[Labelled], division: Division, *, li
         form = Path(temporary) / "form"
         (form / "screens").mkdir(parents=True)
         (form / "masks").mkdir()
-        boxes: list[Sequence[object]] = []
+        boxes: list[tuple[object, ...]] = []
         counted: Counter[str] = Counter()
         clean = masks = 0
         for screen in track(screens, description="convert"):
             _place_image(screen, form / "screens", link=link)
             defects = screen.defects()
-            masks += _write_masks(form / "masks" / f"{screen.name}.npz", defects, first=len(boxes))
-            boxes += [_box_row(screen.name, defect) for defect in defects]
+            masks += write_masks(form / "masks" / f"{screen.name}.npz", defects, first=len(boxes))
+            boxes += [box_row(screen.name, defect) for defect in defects]
             counted.update(defect.label for defect in defects)
             clean += not defects
-        header = ["screen", "label", "left", "top", "right", "bottom", "area_px"]
-        write_rows(form / "boxes.csv", header, boxes)
+        write_boxes(form, boxes)
         rows = [division.rows[screen.name] for screen in screens]
         write_rows(form / division.table, list(rows[0]), (row.values() for row in rows))
         if out.exists():
@@ -186,18 +179,3 @@ def _place_image(screen: Labelled, folder: Path, *, link: bool) -> None:
         target.symlink_to(screen.file.resolve())
     else:
         shutil.copyfile(screen.file, target)
-
-
-def _write_masks(path: Path, defects: Sequence[Defect], *, first: int) -> int:
-    """Write the pixels of those defects that have any; `first` is the row of the first of them in boxes.csv."""
-    masked = [(first + k, defect.rows, defect.columns) for k, defect in enumerate(defects)]
-    kept = [(np.full(len(r), k, np.int32), r, c) for k, r, c in masked if r is not None and c is not None]
-    if kept:
-        ids, rows, columns = (np.concatenate(arrays) for arrays in zip(*kept, strict=True))
-        np.savez_compressed(path, row=rows, column=columns, id=ids)
-    return len(kept)
-
-
-def _box_row(screen: str, defect: Defect) -> Sequence[object]:
-    area = (defect.right - defect.left) * (defect.bottom - defect.top) if defect.rows is None else len(defect.rows)
-    return screen, defect.label, defect.left, defect.top, defect.right, defect.bottom, area

@@ -167,17 +167,7 @@ def regions(runs: Runs, label: str) -> list[Defect]:
     for number in range(1, count):  # 0 is what lies around them
         left, top, width, height = (int(value) for value in boxes[number, :4])
         rows, columns = np.nonzero(numbers[top : top + height, left : left + width] == number)
-        defects.append(
-            Defect(
-                label=label,
-                left=left,
-                top=top,
-                right=left + width,
-                bottom=top + height,
-                rows=(rows + top).astype(np.int32),
-                columns=(columns + left).astype(np.int32),
-            )
-        )
+        defects.append(Defect.of_pixels(label, (rows + top).astype(np.int32), (columns + left).astype(np.int32)))
     return defects
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from rich.table import Table
 from training.complexity import Description, describe
 from training.methods import METHODS
 from training.plots import OURS, THEIRS, can_draw
+from training.rows import write_rows
 
 TITLE = "Parameters and multiply-accumulates of one colour patch (Table 8)"
 
@@ -30,13 +30,15 @@ def write(out: Path, console: Console) -> None:
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join([f"## {TITLE}", "", "`python -m training table 8`", "", *_lines(found), ""])
     (out / "table-8.md").write_text(text)
-    with (out / "table-8.csv").open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["method", "parameters", "paper_parameters", "products", "paper_products", "products_grey"])
-        for one in found:
-            counted = one.colour
-            paper = (one.paper_parameters, counted.products, one.paper_products, one.grey.products)
-            writer.writerow([one.title, counted.parameters, *paper])
+    header = ["method", "parameters", "paper_parameters", "products", "paper_products", "products_grey"]
+    rows = (
+        (
+            *(one.title, one.colour.parameters, one.paper_parameters),
+            *(one.colour.products, one.paper_products, one.grey.products),
+        )
+        for one in found
+    )
+    write_rows(out / "table-8.csv", header, rows)
     drawn = can_draw()
     if drawn:
         _draw(found, out / "table-8.png")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -19,6 +18,7 @@ from scipy.stats import t as student_t
 from training.cutting import PART_OF_TRAINING_FOR_VALIDATION
 from training.localisation import TOLERANCE_PX
 from training.plots import OURS, THEIRS, can_draw
+from training.rows import write_rows
 from training.studies.cells import FIGURES, Cell
 from training.studies.maps import FLAT
 from training.studies.study import Study
@@ -192,17 +192,17 @@ def _values(cells: Sequence[Cell], group: str, key: str) -> _OfCells:
 def write_csv(study: Study, file: Path) -> None:
     """A line for each cell and column."""
     keys = study.table.figures if study.table.of_maps else (*FIGURES, "fitted_f_measure")
-    with file.open("w", newline="") as handle:
-        writer = csv.writer(handle, lineterminator="\n")
-        writer.writerow(["row", "division", "seed", "steps_only", "group", *keys, "seconds"])
-        for cell in study.cells:
-            for group, figures in cell.figures.items():
-                if keys[0] not in figures:
-                    continue
-                values = [f"{figures[key]:.6f}" for key in keys]
-                writer.writerow(
-                    [cell.row, cell.division, cell.seed, cell.steps_only, group, *values, f"{cell.seconds:.1f}"]
-                )
+    rows = (
+        (
+            *(cell.row, cell.division, cell.seed, cell.steps_only, group),
+            *(f"{figures[key]:.6f}" for key in keys),
+            f"{cell.seconds:.1f}",
+        )
+        for cell in study.cells
+        for group, figures in cell.figures.items()
+        if keys[0] in figures
+    )
+    write_rows(file, ["row", "division", "seed", "steps_only", "group", *keys, "seconds"], rows)
 
 
 def draw(study: Study, file: Path) -> bool:

@@ -6,6 +6,7 @@ A row is a title and settings in the language of `fit --set`; what it does not s
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,131 +145,200 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
     Raises:
         ValueError: there is no such table.
     """
-    tables = {
-        "2": StudyTable(
-            title="Methods (Table 2)",
-            rows=tuple(_method(row, preset, base, (row.screens[0], row.screens[3])) for row in METHODS.values()),
-            every_fold=True,
+    if name not in TABLES:
+        raise ValueError(f"no table {name!r}: there are 8, {', '.join(TABLES)}")
+    return TABLES[name](preset, base)
+
+
+def _methods(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Methods (Table 2)",
+        rows=tuple(_method(row, preset, base, (row.screens[0], row.screens[3])) for row in METHODS.values()),
+        every_fold=True,
+    )
+
+
+def _two_stages(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Graph reasoning and pretraining (Table 3)",
+        rows=(
+            Row(
+                title="neither: stage 1 alone, without contrast",
+                settings=("network.method=feature_clustering", *one_stage(base)),
+                paper=(0.965, 0.959),
+            ),
+            Row(
+                title="reasoning without pretraining",
+                settings=("phase1.epochs=0", f"phase2.epochs={_epochs(base)}", *_rates("phase2", base)),
+                paper=(0.973, 0.965),
+            ),
+            Row(title="both", paper=(0.977, 0.973)),
         ),
-        "3": StudyTable(
-            title="Graph reasoning and pretraining (Table 3)",
-            rows=(
-                Row(
-                    title="neither: stage 1 alone, without contrast",
-                    settings=("network.method=feature_clustering", *one_stage(base)),
-                    paper=(0.965, 0.959),
+    )
+
+
+def _classifiers(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Classifier 1 (Table 4)",
+        rows=(
+            Row(title="dot product", settings=("network.classifier=dot",), paper=(0.971, 0.963)),
+            Row(title="cosine", paper=(0.977, 0.973)),
+        ),
+    )
+
+
+def _widths(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Width of the label features d (Table 5)",
+        axis="d",
+        logarithmic=True,
+        rows=tuple(
+            Row(
+                title=f"d = {d}",
+                settings=(f"network.feature_width={d}",),
+                x=d,
+                paper=OF_WIDTHS[d] if preset == "full" else None,  # d of another trunk
+            )
+            for d in (OF_WIDTHS if preset == "full" else NARROW)
+        ),
+    )
+
+
+def _alphas(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Weight of the contrast alpha (Table 6)",
+        axis="alpha",
+        rows=tuple(
+            Row(title=f"alpha = {alpha}", settings=(f"loss.contrast={alpha}",), x=alpha, paper=paper)
+            for alpha, paper in OF_ALPHAS.items()
+        ),
+    )
+
+
+def _batches(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Patches in a batch of phase 2, from the same phase-1 weights (Table 7)",
+        axis="B",
+        logarithmic=True,
+        rows=tuple(
+            Row(
+                title=f"B = {size}",
+                settings=("phase1.epochs=0", f"phase2.batch={size}"),
+                x=size,
+                paper=paper,
+                from_phase1=True,
+            )
+            for size, paper in OF_BATCHES.items()
+        ),
+        # phase 1 is another one on another number of devices, by their batch normalisation
+        settings=(f"devices={math.gcd(base.devices, *OF_BATCHES)}",),
+    )
+
+
+def _methods_on_steel(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Methods on another data set (Table 9), by whole images",
+        windows=STEEL,
+        columns=("image",),
+        rows=tuple(_method(row, preset, base, (row.steel[0], row.steel[3])) for row in METHODS.values()),
+        every_fold=True,
+    )
+
+
+def _relations(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="What patches relate to, trained and evaluated",
+        rows=(
+            Row(title="trained on mixed batches (the paper)"),
+            Row(title="trained by screen (as served)", settings=("relations=screen",)),
+            Row(
+                title="by screen, cosine relations",
+                settings=("relations=screen", "network.relation_similarity=cosine"),
+            ),
+            Row(
+                title="by screen, features of unit length",
+                settings=("relations=screen", "network.reasoned_features=unit"),
+            ),
+            Row(title="trained on nothing but the patch itself", settings=("network.relate_to=itself",)),
+            Row(
+                title="no reasoning at all: stage 1 with contrast",
+                settings=(
+                    "network.method=feature_clustering",
+                    *one_stage(base, f"loss.contrast={base.loss.contrast}"),
                 ),
-                Row(
-                    title="reasoning without pretraining",
-                    settings=("phase1.epochs=0", f"phase2.epochs={_epochs(base)}", *_rates("phase2", base)),
-                    paper=(0.973, 0.965),
-                ),
-                Row(title="both", paper=(0.977, 0.973)),
             ),
         ),
-        "4": StudyTable(
-            title="Classifier 1 (Table 4)",
-            rows=(
-                Row(title="dot product", settings=("network.classifier=dot",), paper=(0.971, 0.963)),
-                Row(title="cosine", paper=(0.977, 0.973)),
+        columns=("screen", "batch:32", "single"),
+    )
+
+
+def _left_open(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="What the paper leaves open",
+        rows=(
+            Row(title="as it is here"),
+            Row(title="a bare cosine", settings=("network.cosine_scale=1", "network.learn_scale=false")),
+            Row(title="scaled cosines in Eq. 6", settings=("network.relation_scores=scaled",)),
+            Row(title="edges in both directions", settings=("network.symmetric=true",)),
+            Row(title="nodes of unit length", settings=("network.normalise_nodes=true",)),
+            Row(title="features of unit length in stage 2", settings=("network.reasoned_features=unit",)),
+        ),
+    )
+
+
+def _variants(preset: PresetName, base: Config) -> StudyTable:
+    attention, taught = TAUGHT[:1], TAUGHT
+    return StudyTable(
+        title="Beyond the paper",
+        rows=(
+            Row(title="as in the paper"),
+            Row(title="attention by each label's map", settings=attention),
+            Row(title="attention and map loss", settings=taught),
+            Row(title="map loss, by screen", settings=(*taught, "relations=screen")),
+            Row(title=BEST, settings=BETTER),
+            Row(
+                title="map loss, contrast 0.1, no reasoning",
+                settings=("network.method=feature_clustering", *taught, *one_stage(base, "loss.contrast=0.1")),
             ),
-        ),
-        "5": StudyTable(
-            title="Width of the label features d (Table 5)",
-            axis="d",
-            logarithmic=True,
-            rows=tuple(
-                Row(
-                    title=f"d = {d}",
-                    settings=(f"network.feature_width={d}",),
-                    x=d,
-                    paper=OF_WIDTHS[d] if preset == "full" else None,  # d of another trunk
-                )
-                for d in (OF_WIDTHS if preset == "full" else NARROW)
-            ),
-        ),
-        "6": StudyTable(
-            title="Weight of the contrast alpha (Table 6)",
-            axis="alpha",
-            rows=tuple(
-                Row(title=f"alpha = {alpha}", settings=(f"loss.contrast={alpha}",), x=alpha, paper=paper)
-                for alpha, paper in OF_ALPHAS.items()
-            ),
-        ),
-        "7": StudyTable(
-            title="Patches in a batch of phase 2, from the same phase-1 weights (Table 7)",
-            axis="B",
-            logarithmic=True,
-            rows=tuple(
-                Row(
-                    title=f"B = {size}",
-                    settings=("phase1.epochs=0", f"phase2.batch={size}"),
-                    x=size,
-                    paper=paper,
-                    from_phase1=True,
-                )
-                for size, paper in OF_BATCHES.items()
-            ),
-            # phase 1 is another one on another number of devices, by their batch normalisation
-            settings=(f"devices={math.gcd(base.devices, *OF_BATCHES)}",),
-        ),
-        "9": StudyTable(
-            title="Methods on another data set (Table 9), by whole images",
-            windows=STEEL,
-            columns=("image",),
-            rows=tuple(_method(row, preset, base, (row.steel[0], row.steel[3])) for row in METHODS.values()),
-            every_fold=True,
-        ),
-        "relations": StudyTable(
-            title="What patches relate to, trained and evaluated",
-            rows=(
-                Row(title="trained on mixed batches (the paper)"),
-                Row(title="trained by screen (as served)", settings=("relations=screen",)),
-                Row(
-                    title="by screen, cosine relations",
-                    settings=("relations=screen", "network.relation_similarity=cosine"),
-                ),
-                Row(
-                    title="by screen, features of unit length",
-                    settings=("relations=screen", "network.reasoned_features=unit"),
-                ),
-                Row(title="trained on nothing but the patch itself", settings=("network.relate_to=itself",)),
-                Row(
-                    title="no reasoning at all: stage 1 with contrast",
-                    settings=(
-                        "network.method=feature_clustering",
-                        *one_stage(base, f"loss.contrast={base.loss.contrast}"),
-                    ),
+            # what the loss on the maps is worth without anything of the paper's:
+            # a linear layer on each label's pooled map
+            Row(
+                title="map loss, plain: a linear classifier alone",
+                settings=(
+                    *("network.method=feature_clustering", "network.classifier=dot"),
+                    *(*taught, *one_stage(base)),
                 ),
             ),
-            columns=("screen", "batch:32", "single"),
-        ),
-        "open": StudyTable(
-            title="What the paper leaves open",
-            rows=(
-                Row(title="as it is here"),
-                Row(title="a bare cosine", settings=("network.cosine_scale=1", "network.learn_scale=false")),
-                Row(title="scaled cosines in Eq. 6", settings=("network.relation_scores=scaled",)),
-                Row(title="edges in both directions", settings=("network.symmetric=true",)),
-                Row(title="nodes of unit length", settings=("network.normalise_nodes=true",)),
-                Row(title="features of unit length in stage 2", settings=("network.reasoned_features=unit",)),
+            Row(title="map loss, asymmetric", settings=(*taught, "loss.negative_focus=2.0")),
+            Row(
+                title="map loss, by screen, cosine relations",
+                settings=(*taught, "relations=screen", "network.relation_similarity=cosine"),
             ),
-        ),
-        "variants": StudyTable(title="Beyond the paper", rows=_variants(base)),
-        "maps": StudyTable(
-            title="Where activation maps point (Fig. 7)",
-            rows=(
-                *(_method(METHODS[method], preset, base) for method in POINTING),
-                Row(title=BEST, settings=BETTER),
+            Row(
+                title="map loss, by screen, cosine relations, scaled scores",
+                settings=(
+                    *(*taught, "relations=screen", "network.relation_similarity=cosine"),
+                    "network.relation_scores=scaled",
+                ),
             ),
-            every_fold=True,
-            columns=STAGES,
-            figures=POINTS,
+            Row(title="map loss, bank of 64", settings=(*taught, "network.relate_to=bank")),
+            Row(title="asymmetric", settings=("loss.negative_focus=2.0",)),
+            Row(title="bank of 64 in place of the batch", settings=("network.relate_to=bank",)),
         ),
-    }
-    if name not in tables:
-        raise ValueError(f"no table {name!r}: there are 8, {', '.join(tables)}")
-    return tables[name]
+    )
+
+
+def _maps(preset: PresetName, base: Config) -> StudyTable:
+    return StudyTable(
+        title="Where activation maps point (Fig. 7)",
+        rows=(
+            *(_method(METHODS[method], preset, base) for method in POINTING),
+            Row(title=BEST, settings=BETTER),
+        ),
+        every_fold=True,
+        columns=STAGES,
+        figures=POINTS,
+    )
 
 
 def _method(row: PaperMethod, preset: PresetName, base: Config, paper: tuple[float, float] | None = None) -> Row:
@@ -285,39 +355,16 @@ def _method(row: PaperMethod, preset: PresetName, base: Config, paper: tuple[flo
     return Row(title=title, settings=settings + A_FEW_STEPS * heavy, paper=paper, heavy=heavy)
 
 
-def _variants(base: Config) -> tuple[Row, ...]:
-    attention, taught = TAUGHT[:1], TAUGHT
-    return (
-        Row(title="as in the paper"),
-        Row(title="attention by each label's map", settings=attention),
-        Row(title="attention and map loss", settings=taught),
-        Row(title="map loss, by screen", settings=(*taught, "relations=screen")),
-        Row(title=BEST, settings=BETTER),
-        Row(
-            title="map loss, contrast 0.1, no reasoning",
-            settings=("network.method=feature_clustering", *taught, *one_stage(base, "loss.contrast=0.1")),
-        ),
-        # what the loss on the maps is worth without anything of the paper's: a linear layer on each label's pooled map
-        Row(
-            title="map loss, plain: a linear classifier alone",
-            settings=(
-                *("network.method=feature_clustering", "network.classifier=dot"),
-                *(*taught, *one_stage(base)),
-            ),
-        ),
-        Row(title="map loss, asymmetric", settings=(*taught, "loss.negative_focus=2.0")),
-        Row(
-            title="map loss, by screen, cosine relations",
-            settings=(*taught, "relations=screen", "network.relation_similarity=cosine"),
-        ),
-        Row(
-            title="map loss, by screen, cosine relations, scaled scores",
-            settings=(
-                *(*taught, "relations=screen", "network.relation_similarity=cosine"),
-                "network.relation_scores=scaled",
-            ),
-        ),
-        Row(title="map loss, bank of 64", settings=(*taught, "network.relate_to=bank")),
-        Row(title="asymmetric", settings=("loss.negative_focus=2.0",)),
-        Row(title="bank of 64 in place of the batch", settings=("network.relate_to=bank",)),
-    )
+TABLES: dict[str, Callable[[PresetName, Config], StudyTable]] = {
+    "2": _methods,
+    "3": _two_stages,
+    "4": _classifiers,
+    "5": _widths,
+    "6": _alphas,
+    "7": _batches,
+    "9": _methods_on_steel,
+    "relations": _relations,
+    "open": _left_open,
+    "variants": _variants,
+    "maps": _maps,
+}

@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from training.boxes import SIDES
 from training.conversion.names import LABEL, SCREEN
 from training.cutting import NO_SCREEN, SUFFIXES, draw_validation
+from training.rows import read_arrays
 from training.validation.findings import Finding, Picture, Report
 from training.validation.parts import Parts, find_absent, find_groups, find_leaks, listed, rank, read_parts
 from training.validation.sight import Sight, see_all
-from training.validation.tables import read_arrays, read_table
-
-EDGES = ("left", "top", "right", "bottom")
+from training.validation.tables import read_table
 
 Edges = tuple[int, int, int, int]
 
@@ -85,11 +85,11 @@ def _find_screens(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
 
 
 def _read_boxes(table: Path) -> tuple[list[Box], list[Finding]]:
-    rows, findings = read_table(table, ["screen", "label", *EDGES])
+    rows, findings = read_table(table, ["screen", "label", *SIDES])
     boxes = []
     for number, row in rows:
         try:
-            left, top, right, bottom = (int(row[edge]) for edge in EDGES)
+            left, top, right, bottom = (int(row[side]) for side in SIDES)
         except ValueError:
             findings.append(Finding("table", f"boxes.csv, row {number}: edges are whole pixels, not {_edges(row)}"))
             continue
@@ -231,7 +231,7 @@ def _between(box: Box) -> str:
 
 
 def _edges(row: Mapping[str, str]) -> str:
-    return ", ".join(row[edge] for edge in EDGES)
+    return ", ".join(row[side] for side in SIDES)
 
 
 def _size(size: tuple[int, int]) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 
+from training.truth import PARTS
 from training.validation.findings import Finding, Picture
 from training.validation.likeness import alike, same
 from training.validation.sight import Sight
 from training.validation.tables import read_table
 
-PARTS = ("train", "validation", "test")
 NAMED = 6  # names in a line, and pictures beside it
 
 
@@ -105,7 +105,7 @@ def find_absent(counts: Mapping[str, Mapping[str, int]], labels: Iterable[str], 
         else:
             findings += [Finding("absent", f"no {kind} in {part} has the label {label}") for part in lacking]
     in_use = {part.split()[0] for part in counts}
-    missing = [part for part in ("train", "validation", "test") if part not in in_use] if in_use - {"fold"} else []
+    missing = [part for part in PARTS if part not in in_use] if in_use - {"fold"} else []
     return findings + [Finding("absent", f"no {kind} is in {part}") for part in missing]
 
 

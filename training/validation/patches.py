@@ -17,12 +17,13 @@ from rich.progress import track
 
 from training.conversion.names import LABEL
 from training.images import read_whole
+from training.rows import read_arrays
 from training.truth import CELL_PX
 from training.validation.findings import Finding, Picture, Report
 from training.validation.likeness import same
 from training.validation.parts import Parts, find_absent, find_leaks, listed, rank, read_parts
 from training.validation.sight import SMALL_PX, Sight, see, shrink
-from training.validation.tables import read_arrays, read_table
+from training.validation.tables import read_table
 from training.visible import VISIBLE_FILE, read_visible
 
 PATCH_SMALL_PX = 16  # side of what is kept of a patch

@@ -1,16 +1,10 @@
-"""Tables of a folder: CSV files row by row, where what is broken is a finding and not the end; and arrays."""
+"""Tables of a folder: CSV files row by row, where what is broken is a finding and not the end."""
 
 from __future__ import annotations
 
 import csv
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from training.validation.findings import Finding
 
@@ -41,21 +35,3 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[list[tuple[int, dict
     except (csv.Error, UnicodeDecodeError) as error:
         findings.append(Finding("table", f"{path.name} cannot be read after row {len(rows) - 1}: {error}"))
     return rows, findings
-
-
-def read_arrays(path: Path, keys: Sequence[str]) -> list[NDArray[np.integer[Any]]]:
-    """Arrays of whole numbers of an .npz file, by their keys.
-
-    Raises:
-        ValueError: it cannot be read, lacks one, or has other values.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = [arrays[key] for key in keys]
-    except KeyError as error:
-        raise ValueError(f"there is no array {error}") from error
-    except (OSError, ValueError, TypeError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"no arrays: {error}") from error
-    if not all(np.issubdtype(array.dtype, np.integer) for array in found):
-        raise ValueError(f"{', '.join(keys)}: not all are whole numbers")
-    return found

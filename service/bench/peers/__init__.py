@@ -19,7 +19,7 @@ from service.bench.peers.setting import Setting
 from service.bench.report import BenchError, Row, latency
 from service.bench.work import Work
 from service.client import ClientError, Served, post_frame
-from service.lines import Lines
+from service.traffic import Traffic
 
 AHEAD = 1.25  # times the screens/s of the best peer
 TRIAL = 0.1  # of a measurement's time, for each setting of a peer
@@ -58,24 +58,24 @@ class Found:
     """What was measured of one server.
 
     Attributes:
-        lines: three of them, that posted for the time of a measurement.
+        traffic: for the time of a measurement.
         peak_bytes: memory of all its processes.
         verdicts: of the frames.
     """
 
-    lines: Lines
+    traffic: Traffic
     peak_bytes: int
     verdicts: Verdicts
 
     @property
     def screens_per_s(self) -> float:
         """Answered, by the time that it took."""
-        return len(self.lines.durations) / self.lines.elapsed_s
+        return self.traffic.screens_per_s
 
     @property
     def p99_s(self) -> float:
         """Of a screen, as its line waited."""
-        return latency(self.lines.durations)["p99_s"]
+        return latency(self.traffic.durations)["p99_s"]
 
 
 def peers(cpus: int) -> list[Peer]:
@@ -186,11 +186,11 @@ def fastest(work: Work, peer: Peer) -> tuple[Setting, dict[str, float]]:
         try:
             with _served(work, [peer.module], _environment(peer, setting)) as served:
                 _verdicts(served, work)
-                lines = _loaded(served, work, TRIAL * work.seconds)
+                traffic = _loaded(served, work, TRIAL * work.seconds)
         except BenchError as error:
             errors.append(error)
         else:
-            rates[setting] = len(lines.durations) / lines.elapsed_s
+            rates[setting] = traffic.screens_per_s
     if not rates:
         raise errors[0]
     return max(rates, key=lambda setting: rates[setting]), {str(setting): rate for setting, rate in rates.items()}
@@ -228,10 +228,10 @@ def _measured(work: Work, module: Sequence[str], environment: Mapping[str, str])
     """
     with _served(work, module, environment) as served:
         verdicts = _verdicts(served, work)
-        lines = _loaded(served, work, work.seconds)
+        traffic = _loaded(served, work, work.seconds)
         with Watch(served.pid) as watch:
             _loaded(served, work, WATCH * work.seconds)
-    return Found(lines=lines, peak_bytes=watch.peak_bytes, verdicts=verdicts)
+    return Found(traffic=traffic, peak_bytes=watch.peak_bytes, verdicts=verdicts)
 
 
 @contextmanager
@@ -263,7 +263,7 @@ def _verdicts(served: Served, work: Work) -> Verdicts:
     ]
 
 
-def _loaded(served: Served, work: Work, seconds: float) -> Lines:
+def _loaded(served: Served, work: Work, seconds: float) -> Traffic:
     return replace(work, seconds=seconds).loaded(served)
 
 
@@ -280,7 +280,7 @@ def _row(
     trials: Mapping[str, float] | None = None,
 ) -> Row:
     """One server, held to the verdicts `beside` it where there are such."""
-    waits = latency(found.lines.durations)
+    waits = latency(found.traffic.durations)
     told = (
         f"{found.screens_per_s:.2f} screens/s, p50 {waits['p50_s']:.3f} s, p99 {waits['p99_s']:.3f} s, "
         f"{found.peak_bytes / 2**20:.0f} MiB"
@@ -289,10 +289,10 @@ def _row(
         "screens_per_s": found.screens_per_s,
         **waits,
         "peak_bytes": found.peak_bytes,
-        **found.lines.figures(),
+        **found.traffic.figures(),
     }
-    failed = len(found.lines.failures)
-    told += f", {failed} failed ({found.lines.failures[0]})" if failed else ", none failed"
+    failed = len(found.traffic.failures)
+    told += f", {failed} failed ({found.traffic.failures[0]})" if failed else ", none failed"
     if beside is None:
         return Row(name=name, found=told, limit="none failed", passed=not failed, figures=figures)
     equal = sum(a == b for a, b in zip(found.verdicts, beside, strict=True))

@@ -17,13 +17,12 @@ from numpy.typing import NDArray
 from engine import Manifest, cover, cut, load
 from service.aggregation import Observed, aggregate
 from service.bench.peers.setting import Setting
-from service.brightness import Brightness
-from service.selftest import SelfTestReport
+from service.meter import Brightness
+from service.selftest import JUST_PASSED
 from service.settings import read_settings
 
 REASONING = "reasoning.onnx"
 OUTPUTS = ("label_features", "stage1", "activation")
-TESTED = SelfTestReport(ok=True, age_s=0.0, difference=0.0, detail="")
 
 Answer = dict[str, Any]
 Run = Callable[[NDArray[np.uint8]], list[NDArray[np.float32]]]
@@ -102,7 +101,7 @@ class Model:
             windows_cleared=0,
             probability=probability,
             activation=activation,
-            self_test=TESTED,
+            self_test=JUST_PASSED,
         )
         return asdict(aggregate(seen, self.manifest))
 

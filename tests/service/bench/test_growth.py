@@ -9,7 +9,7 @@ import pytest
 
 from service.bench import growth, picture
 from service.bench.curves import Curve, Panel
-from service.bench.profile import cpu_s
+from service.bench.line import cpu_s
 from service.bench.report import BenchError
 from service.bench.work import Work
 from tests.bundles import BACKGROUND, tiny_bundle

@@ -18,7 +18,7 @@ from service.bench.peers.setting import Setting
 from service.bench.report import BenchError
 from service.bench.work import Work
 from service.client import Served
-from service.lines import Lines
+from service.traffic import Traffic
 from tests.bundles import BACKGROUND, grey_of, tiny_bundle
 
 OUTCOME = [("pass", frozenset[str]())]
@@ -39,9 +39,9 @@ def work(tmp_path: Path) -> Work:
 
 
 def found(client: httpx.Client, durations: list[float], elapsed_s: float) -> Found:
-    lines = Lines(Served(client, 0), [])
-    lines.durations, lines.elapsed_s = durations, elapsed_s
-    return Found(lines=lines, peak_bytes=2**20, verdicts=OUTCOME)
+    traffic = Traffic(Served(client, 0), [])
+    traffic.durations, traffic.elapsed_s = durations, elapsed_s
+    return Found(traffic=traffic, peak_bytes=2**20, verdicts=OUTCOME)
 
 
 def only(name: str, *settings: Setting) -> list[Peer]:
@@ -88,7 +88,7 @@ def test_the_fastest_setting_is_taken_and_one_that_does_not_run_is_not(
 
     monkeypatch.setattr(peers, "_served", Server)
     monkeypatch.setattr(peers, "_verdicts", lambda *_: OUTCOME)
-    monkeypatch.setattr(peers, "_loaded", lambda served, *_: found(client, [0.1] * rates[served.pid], 1.0).lines)
+    monkeypatch.setattr(peers, "_loaded", lambda served, *_: found(client, [0.1] * rates[served.pid], 1.0).traffic)
     (peer,) = only("fastapi", *(Setting(patches=patches) for patches in (1, 2, 3, 4)))
     setting, trials = fastest(work, peer)
     assert tried == [1, 2, 3, 4]

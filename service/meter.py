@@ -1,9 +1,10 @@
-"""How bright a frame is, measured line by line as it comes: what the frame checks of a verdict need of its pixels."""
+"""What is measured of a frame while its lines come: its digest, and how bright it is, for the checks of a verdict."""
 
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import xxhash
 from numpy.typing import NDArray
 
 BLOCKS = 32  # along the shorter side of a frame: their averages differ where it shows something
@@ -12,6 +13,25 @@ SATURATED = 255
 # that lights its lines by turns has two to six kinds of them, and seven meets all alike.
 STEP = 7
 LEAST_OF_BLOCK = 20  # lines of a block that are looked at; else all are
+
+
+class FrameDigest:
+    """What tells one frame (H, W) from another, whatever file it came in: XXH3-128 of its pixels and its size.
+
+    A SHA-256 of a whole frame would take as long as receiving it; nobody who sends screens gains by a collision.
+    """
+
+    def __init__(self) -> None:
+        self._digest = xxhash.xxh3_128()
+
+    def add(self, lines: NDArray[np.uint8]) -> None:
+        """The next lines (n, W)."""
+        self._digest.update(lines.data)
+
+    def end(self, height: int, width: int) -> str:
+        """The digest of all lines; the same bytes in lines of another length are another frame."""
+        self._digest.update(repr((height, width)).encode())
+        return self._digest.hexdigest()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,3 +110,29 @@ class BrightnessMeter:
         widths = np.diff(self._starts, append=self._width)
         means = np.rint(self._sums / (widths * self._of_blocks))
         return min(self._darkest, int(means.min())), max(self._brightest, int(means.max()))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was measured of a whole frame."""
+
+    digest: str
+    brightness: Brightness
+
+
+class FrameMeter:
+    """Measures a frame (H, W) while its lines come; each is looked at once."""
+
+    def __init__(self, frame: NDArray[np.uint8]) -> None:
+        self._frame = frame
+        self._digest, self._meter, self._lines = FrameDigest(), BrightnessMeter(*frame.shape), 0
+
+    def arrived(self, lines: int) -> None:
+        """So many lines are there, from the top; more than before."""
+        new, self._lines = self._frame[self._lines : lines], lines
+        self._digest.add(new)
+        self._meter.add(new)
+
+    def end(self) -> Measured:
+        """Of all lines."""
+        return Measured(digest=self._digest.end(*self._frame.shape), brightness=self._meter.brightness)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from service.brightness import BLOCKS, LEAST_OF_BLOCK, STEP, Brightness, BrightnessMeter
+from service.meter import BLOCKS, LEAST_OF_BLOCK, STEP, Brightness, BrightnessMeter, FrameDigest
 
 LEVELS = st.sampled_from([0, 3, 128, 254, 255])
 # the shorter side of a frame whose lines are not all looked at
@@ -75,3 +75,25 @@ def test_lines_that_are_lit_by_turns_are_all_looked_at(width: int, kinds: int) -
         frame = np.full((10_240, width), 100, np.uint8)
         frame[bright::kinds] = 255
         assert Brightness.of(frame).saturated_ratio == pytest.approx(1 / kinds, rel=0.01)
+
+
+def digest_of(pixels: NDArray[np.uint8], pieces: int = 1) -> str:
+    digest = FrameDigest()
+    for lines in np.array_split(pixels, pieces):
+        digest.add(lines)
+    return digest.end(*pixels.shape)
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 4), st.integers(0, 2**32 - 1))
+def test_a_digest_tells_sizes_and_pixels_apart_however_they_came(
+    height: int, width: int, pieces: int, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width), np.uint8)
+    digest = digest_of(pixels)
+    assert len(digest) == 32
+    assert digest_of(pixels, pieces) == digest
+    other = pixels.copy()
+    other[-1, -1] ^= 1
+    assert digest_of(other) != digest
+    if height != width:
+        assert digest_of(pixels.reshape(width, height)) != digest

@@ -1,4 +1,4 @@
-"""Lines that post frames as fast as they are answered: load for acceptance and swaps."""
+"""Frames posted as fast as they are answered: the load of acceptance and the bench."""
 
 import json
 import statistics
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from service.client import ClientError, Served, Unreachable, post_frame
 
-LINES = 3  # that post at the same time
+SENDERS = 3  # that post at the same time
 
 
-class Lines:
-    """Three lines, and what became of their screens: `durations` in seconds of those answered, and what went wrong.
+class Traffic:
+    """Three senders, and what became of their screens: `durations` in seconds of those answered, and what went wrong.
 
     `timings` are those of their verdicts, by stage; `patches` counts the windows that cover their frames, `versions`
     their verdicts by the version of the model.
@@ -54,7 +54,7 @@ class Lines:
     def under_load(self) -> Iterator[None]:
         """Post while the block runs, which may be again; on leaving, the last answers are there."""
         self._stop.clear()
-        threads = [threading.Thread(target=self._post, name=f"line-{n}", daemon=True) for n in range(LINES)]
+        threads = [threading.Thread(target=self._post, name=f"sender-{n}", daemon=True) for n in range(SENDERS)]
         started_at = time.monotonic()
         for thread in threads:
             thread.start()
@@ -66,15 +66,20 @@ class Lines:
                 thread.join()
             self.elapsed_s += time.monotonic() - started_at
 
+    @property
+    def screens_per_s(self) -> float:
+        """Answered, by the time that it took."""
+        return len(self.durations) / self.elapsed_s
+
     def describe(self) -> str:
         """Screens, failures and latency in a line."""
         if not self.durations:
             return f"no screen answered, {len(self.failures)} failed: {self.failures[:1]}"
-        rate = len(self.durations) / self.elapsed_s
         first = f" ({self.failures[0]})" if self.failures else ""
         return (
-            f"{len(self.durations)} screens, {rate:.2f}/s, median {statistics.median(self.durations):.2f} s, "
-            f"p99 {np.quantile(self.durations, 0.99):.2f} s, {len(self.failures)} failed{first}"
+            f"{len(self.durations)} screens, {self.screens_per_s:.2f}/s, "
+            f"median {statistics.median(self.durations):.2f} s, p99 {np.quantile(self.durations, 0.99):.2f} s, "
+            f"{len(self.failures)} failed{first}"
         )
 
     def figures(self) -> dict[str, Any]:
@@ -88,8 +93,8 @@ class Lines:
             index = number % len(self._frames)
             started_at = time.monotonic()
             try:
-                verdict = json.loads(post_frame(self.served.client, f"acceptance-{number}", self._frames[index]))
-            except Unreachable as error:  # for good: all lines would only fail as fast as they can ask
+                verdict = json.loads(post_frame(self.served.client, f"load-{number}", self._frames[index]))
+            except Unreachable as error:  # for good: all senders would only fail as fast as they can ask
                 self.failures.append(str(error))
                 self._stop.set()
                 return
@@ -103,8 +108,8 @@ class Lines:
                     self.patches += verdict["proof"]["windows_inferred"]
                     self.versions[verdict["model"]["version"]] += 1
             if "self_test_stale" in verdict["reasons"]:
-                self.failures.append(f"acceptance-{number}: no fresh self-test")
+                self.failures.append(f"load-{number}: no fresh self-test")
             with self._lock:
                 first = self._labels.setdefault(index, verdict["labels"])
             if verdict["labels"] != first:
-                self.failures.append(f"acceptance-{number}: {verdict['labels']}, and {first} for the same frame before")
+                self.failures.append(f"load-{number}: {verdict['labels']}, and {first} for the same frame before")

@@ -5,7 +5,7 @@ import pytest
 
 from engine import NO_GUARD, infer, load
 from training.architecture import NetworkConfig
-from training.untrained import untrained_bundle
+from training.bare import untrained_bundle
 
 SMALL = NetworkConfig(
     trunk="light", light="root", pooling="attention", feature_width=8, projection_width=8, relation_width=4
