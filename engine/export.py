@@ -4,8 +4,6 @@ The bundle is made in a folder beside its place and moved there whole, after its
 with the modules they came from.
 """
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import warnings

@@ -9,8 +9,6 @@ A CPU does not show what float16 costs: ONNX Runtime runs the graph in float32, 
 rounded, so that neither loss nor overflow is seen. `rounded_copy` writes the roundings out; that is what is compared.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -3,8 +3,6 @@
 Measured on probabilities, the numbers that decide, and on activation maps, which say where.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

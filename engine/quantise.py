@@ -9,8 +9,6 @@ on a bright ground, less there than one step of 8 bits; deeper down it has becom
 and the cosines are float32 always.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`python -m training`: screens to patches, patches to runs, runs to bundles; each with its figures."""
 
-from __future__ import annotations
-
 from typing import NoReturn
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """What a network is: its method, its trunk and its widths. Knows nothing of how it is built."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, get_args
 

@@ -21,8 +21,6 @@ logits (d = 1), has one map for both.
 Everything in float32 by ONNX Runtime, whatever precision serves.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple

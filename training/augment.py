@@ -1,7 +1,5 @@
 """Augmentation of a patch together with its maps, by torchvision's transforms v2. Training part only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import cv2

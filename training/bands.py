@@ -1,7 +1,5 @@
 """Outcomes by size, contrast and distance to a border: where a network is weak, which one figure hides. No torch."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Bundles without limits: a network's graphs, to measure what they cost or where they look, not to inspect with."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run's features graph in PyTorch, eager and compiled, as contestants of `engine.bench`."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable

@@ -4,8 +4,6 @@ The service's own command inspects them (`python -m service inspect`), by copies
 but their windows, so that whole verdicts are compared; nothing of the service is imported.
 """
 
-from __future__ import annotations
-
 import subprocess
 import sys
 import tempfile

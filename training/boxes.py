@@ -1,7 +1,5 @@
 """The defects of a data folder: `boxes.csv` with its masks and contrasts, which refer to its rows by their number."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar

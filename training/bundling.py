@@ -1,7 +1,5 @@
 """A finished run to a bundle: calibrate, measure, describe, export."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -220,7 +218,7 @@ class _Seen:
     output: Output
     score: NDArray[np.float64]
 
-    def tempered(self, network: Network, temperature_L: NDArray[np.float64]) -> _Seen:
+    def tempered(self, network: Network, temperature_L: NDArray[np.float64]) -> "_Seen":
         """As it was seen before the network was given temperatures, as the network sees it with them."""
         output = network.seen_tempered(self.output, torch.from_numpy(temperature_L).float())
         return replace(self, output=output, score=self.score / temperature_L)

@@ -1,7 +1,5 @@
 """Thresholds and review bands from screens that were not learnt from, with what they cost and how far that is known."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

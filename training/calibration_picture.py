@@ -1,7 +1,5 @@
 """The picture of a calibration: what the scores of screens are, where the zones lie, and whether probabilities hold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,7 +52,7 @@ def draw(path: Path, *, calibration: Calibration | None, curves: Curves) -> None
     figure.savefig(path, dpi=DOTS_PER_IN)
 
 
-def _scores(axes: Axes, calibration: Calibration, column: int, label: str) -> None:
+def _scores(axes: "Axes", calibration: Calibration, column: int, label: str) -> None:
     """Histograms of the highest scores of screens, over the zones."""
     low, high = (_place(np.array([limit]))[0] for limit in calibration.limits[label].review)
     for left, right, colour in ((-_EDGE, low, PASS), (low, high, REVIEW), (high, _EDGE, FAIL)):
@@ -77,7 +75,7 @@ def _scores(axes: Axes, calibration: Calibration, column: int, label: str) -> No
     axes.set_ylabel("screens")
 
 
-def _reliability(axes: Axes, by_name: Mapping[str, Sequence[Bin]], label: str) -> None:
+def _reliability(axes: "Axes", by_name: Mapping[str, Sequence[Bin]], label: str) -> None:
     """Share of patches with the label by probability; on the diagonal it is what it says."""
     axes.plot([0, 1], [0, 1], color="#CCCCCC", linewidth=1, zorder=0)
     for (name, bins), colour in zip(by_name.items(), LINES[-len(by_name) :], strict=True):

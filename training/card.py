@@ -1,7 +1,5 @@
 """MODEL_CARD.md: what a bundle is, what it learnt from, how well, and what was measured with it afterwards."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path

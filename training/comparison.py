@@ -3,8 +3,6 @@
 Reads what `training.folder`, `training.record` and `training.journal` write; nothing of it needs torch.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -10,8 +10,6 @@ the pooling "a linear layer of size C x d" is read as one of output size C d, wh
 the text's own parts sum to 27,714,640 before Proj and W_RN, whose widths it does not give.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

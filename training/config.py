@@ -1,7 +1,5 @@
 """The configuration of a training run: one TOML file, checked at the boundary, copied into the run's folder."""
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -129,7 +127,7 @@ class Config(_Section):
         """Every folder of data, as often as it is named."""
         return [*self.data.folders, *self.phase1.folders, *self.phase2.folders]
 
-    def moved(self, to: Callable[[Path], Path]) -> Config:
+    def moved(self, to: Callable[[Path], Path]) -> "Config":
         """The same configuration with every path in it changed."""
         sections = {
             name: section.model_copy(update={"folders": [to(folder) for folder in section.folders]})

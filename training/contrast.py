@@ -1,7 +1,5 @@
 """How far a defect stands out of what is around it, measured where the data does not tell. numpy alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 

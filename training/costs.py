@@ -1,7 +1,5 @@
 """What a wrong verdict costs a line and what the line bears: `limits.toml`, checked at the boundary."""
 
-from __future__ import annotations
-
 import tomllib
 from pathlib import Path
 

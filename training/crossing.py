@@ -4,8 +4,6 @@ Each defect of a data folder gives one frame of two by two windows, cut out of i
 crosses the defect or passes it closely. numpy and OpenCV only.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -1,7 +1,5 @@
 """The picture of `training.comparison`: loss and validation F of each run, epoch by epoch."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -5,8 +5,6 @@ Reads the data form (`screens/`, `boxes.csv`, `masks/`, `conditions.csv`, `split
 screen, never by patch.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

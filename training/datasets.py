@@ -1,7 +1,5 @@
 """Cut folders as torch datasets: patches, labels, maps and screens. Knows nothing of the network."""
 
-from __future__ import annotations
-
 import csv
 import json
 import math
@@ -172,14 +170,14 @@ class _Known:
         self._by_name: dict[tuple[str, str], set[str]] = {}
         self._without_pixels: dict[tuple[str, str], set[str]] = {}
 
-    def parts(self, cut: _CutFolder, screen: str) -> set[str]:
+    def parts(self, cut: "_CutFolder", screen: str) -> set[str]:
         """Where the screen is in the folders that were added; empty where it is in none."""
         name = cut.source, screen
         if screen in cut.pixels_of:
             return self._by_pixels.get(cut.pixels_of[screen], set()) | self._without_pixels.get(name, set())
         return self._by_name.get(name, set())
 
-    def add(self, cut: _CutFolder) -> None:
+    def add(self, cut: "_CutFolder") -> None:
         """All screens of a folder."""
         for screen, part in cut.parts.items():
             name = cut.source, screen

@@ -5,8 +5,6 @@ polarity are negative. Where it stands on a screen and how strong it is there is
 defects follow Zhou et al. 2023: bubble, pinhole, scratch, tin ash.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import NamedTuple
 

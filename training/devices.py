@@ -1,7 +1,5 @@
 """The devices that train one network together, each a process with its share of every batch."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

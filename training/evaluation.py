@@ -1,7 +1,5 @@
 """How good: probabilities against labels, macro as in Zhou et al. 2023. Unknown labels take part in no figure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path

@@ -4,8 +4,6 @@ One row a label: the frame with what is true of it, the maps of stage 1 and of s
 of stage 2 at close quarters (after Fig. 7 of Zhou et al. 2023). Orange speaks for the label, blue against it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

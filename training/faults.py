@@ -1,7 +1,5 @@
 """What pydantic found wrong with a file, in words."""
 
-from __future__ import annotations
-
 from pydantic import ValidationError
 
 

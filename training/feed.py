@@ -4,8 +4,6 @@ All of it hangs on the run's seed, the phase, the epoch and the step, and on the
 came before, nor on how many processes load it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """What another precision changes: probabilities, labels and verdicts of whole screens, beside those of float32."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager

@@ -8,8 +8,6 @@ what is averaged, over all of their known entries, so that the gradient is that 
 batch normalisation alone takes each device's share for itself.
 """
 
-from __future__ import annotations
-
 import math
 import time
 from contextlib import nullcontext

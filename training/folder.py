@@ -6,8 +6,6 @@
 `metrics.csv` (`training.journal`) and TensorBoard events.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -35,7 +33,7 @@ LEARNT_DATA = "learnt_data_ids"  # of a manifest's facts: `data_id` of each fold
 class BeingTrainedError(ValueError):
     """Another process is training in this folder."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: "RunFolder") -> None:
         super().__init__(f"{folder.path} is being trained by another process")
         self.folder = folder
 

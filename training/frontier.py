@@ -1,7 +1,5 @@
 """Which screens limits can keep apart: the best that one limit for each label can do, all labels together."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +19,7 @@ class Screens:
     def __len__(self) -> int:
         return len(self.defective)
 
-    def take(self, which: NDArray[np.int64]) -> Screens:
+    def take(self, which: NDArray[np.int64]) -> "Screens":
         """Those of these numbers, as often as they are named."""
         return Screens(self.highest[which], self.defective[which])
 

@@ -7,8 +7,6 @@ there is none need not be kept. Doubts are those of the graph as it is served he
 the glance costs in F is then measured as with any other bundle, by `evaluate` on a CPU.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, replace

@@ -3,8 +3,6 @@
 The equations stand in `attribution`, which uses this and checks what comes out.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -197,7 +195,7 @@ def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage
     )
 
 
-def _read_first(graph: _Graph, trunk: str) -> Pooled:
+def _read_first(graph: "_Graph", trunk: str) -> Pooled:
     summed = graph.maker("stage1", "ReduceSum").input[0]
     classifier_LF, feature = graph.factor(summed, "Mul")
     linear_LFD, bias_LF = _read_linear(graph, *classifier_LF.shape)
@@ -213,7 +211,7 @@ def _read_first(graph: _Graph, trunk: str) -> Pooled:
     )
 
 
-def _read_linear(graph: _Graph, labels: int, width: int) -> tuple[Array, Array]:
+def _read_linear(graph: "_Graph", labels: int, width: int) -> tuple[Array, Array]:
     """Weight (L, F, D) and bias (L, F) of the pooling's linear layer: one layer on the mean, or one for each label."""
     if graph.kind("label_features") == "Reshape":
         _, weight, bias = graph.maker(graph.maker("label_features", "Reshape").input[0], "Gemm").input

@@ -3,8 +3,6 @@
 OpenCV paints the lost end of a JPEG grey and goes on; this reader refuses the file.
 """
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -3,8 +3,6 @@
 Several devices take turns with the patches, and each has the whole in the end.
 """
 
-from __future__ import annotations
-
 from functools import partial
 
 import numpy as np

@@ -1,7 +1,5 @@
 """How far chosen zones can be trusted: chosen again and again on screens drawn anew, and judged on those left out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 

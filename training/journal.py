@@ -1,7 +1,5 @@
 """What a run writes down as it goes: a progress bar, a row an epoch in metrics.csv, TensorBoard events."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -34,7 +32,7 @@ class Journal:
         self._file = run / "metrics.csv"
         self._board = SummaryWriter(str(run / "tensorboard")) if active else None
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> "Journal":
         return self
 
     def __exit__(self, *_: object) -> None:

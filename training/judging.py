@@ -4,8 +4,6 @@ Reads verdicts as JSON (`service inspect --json`, or answers collected from the 
 Nothing of the service is imported.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ al. 2018, the pointing game, whose tolerance is 15). For the share a cell counts
 pinhole is a hundredth of a cell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

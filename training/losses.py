@@ -4,8 +4,6 @@ Targets are 1 (present), 0 (absent) or -1 (unknown: takes part in nothing).
 Shape suffixes: N patches, L labels, F label-feature width, H W map rows and columns, A active pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

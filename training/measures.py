@@ -1,7 +1,5 @@
 """Figures of merit, apart from everything that needs torch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The methods that Zhou et al. 2023 compare, by the names of their tables, with what they report of each."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from training.architecture import Method

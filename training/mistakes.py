@@ -1,7 +1,5 @@
 """The patches that were told most wrongly, as a contact sheet: `worst`."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass

@@ -8,8 +8,6 @@ columns of the trunk's map, L labels, F label-feature width (the paper's d), Z p
 R relation width (the paper's r).
 """
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A batch that does not fit the memory at once: through the trunk in parts, and everything behind it whole."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 

@@ -1,7 +1,5 @@
 """What `cut` writes of its patches besides their pixels: the tables of a cut folder. numpy only."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

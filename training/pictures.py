@@ -3,8 +3,6 @@
 A picture is (h, w, 3) uint8 RGB, or (h, w) where it is grey.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

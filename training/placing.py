@@ -4,8 +4,6 @@ Strength is decided as the camera will show it: in multiples of the local noise 
 lattice and dirt together) and in grey levels, never below a floor at which a person still sees the defect.
 """
 
-from __future__ import annotations
-
 import math
 
 import cv2

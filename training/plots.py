@@ -1,7 +1,5 @@
 """Whether pictures can be drawn here: those who draw import matplotlib themselves, and only then."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 
 OURS, THEIRS = "#0072B2", "#D55E00"  # told apart by the colour-blind

@@ -4,8 +4,6 @@ Shape suffixes as in `training.network`: N patches, D trunk channels, H W rows a
 its cells, L labels, F label-feature width (the paper's d).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

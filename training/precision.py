@@ -6,8 +6,6 @@ extreme patches that is not finite; those for CPUs also if they are not faster. 
 gains nothing from a graph that is worse, or no faster.
 """
 
-from __future__ import annotations
-
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from contextlib import closing

@@ -1,7 +1,5 @@
 """Contact sheets of rendered screens, for the eye: crops at native resolution around defects."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import cv2

@@ -4,8 +4,6 @@ On the screens that they were chosen on zones look best: the number of escapes t
 zones are chosen again without each fifth of the screens, and judged on it (cross-validation, Stone 1974).
 """
 
-from __future__ import annotations
-
 import functools
 import operator
 from collections.abc import Callable

@@ -4,8 +4,6 @@ Review bands decide verdicts, thresholds what labels are called present. The thr
 best F on patches is a flat maximum, and where it lies takes many of them to tell.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace

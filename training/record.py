@@ -1,7 +1,5 @@
 """run.json: what a run learns from and, for each time it was begun or resumed, by which code, command and machine."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

@@ -1,7 +1,5 @@
 """Whether a probability is what it says: of the patches that get 0.3, do three in ten have the label?"""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

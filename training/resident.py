@@ -6,8 +6,6 @@ order, and what is drawn hangs on the step and the device instead of on the patc
 resumed, and another one on another number of devices.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor

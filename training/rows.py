@@ -1,7 +1,5 @@
 """Files of the data form: CSV tables row by row, and arrays."""
 
-from __future__ import annotations
-
 import csv
 import zipfile
 import zlib

@@ -3,8 +3,6 @@
 All in linear light in grey levels, (H, W) float32. Every parameter is drawn anew for each screen, widely.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2

@@ -5,8 +5,6 @@ over the local noise, and its longer side in pixels). Screen k depends on the se
 number of processes changes nothing.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 from collections.abc import Iterator

@@ -6,8 +6,6 @@ module's own second look where the bundle has one, and which of them it looked a
 runs the bundle over the same files and compares whole verdicts, boxes and all.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from pathlib import Path

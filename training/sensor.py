@@ -3,8 +3,6 @@
 Light is linear and measured in grey levels: 255 is the full range of the converter before the tone curve.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2
@@ -33,7 +31,7 @@ class Sensor:
     offset: float
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, *, height: int, width: int) -> Sensor:
+    def draw(cls, rng: np.random.Generator, *, height: int, width: int) -> "Sensor":
         """A camera from the range of cameras that a line may have."""
         return cls(
             row_gain=_row_gain(rng, height),

@@ -1,7 +1,5 @@
 """Judgements, limits and comparisons as tables for people."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -59,7 +57,7 @@ def print_judgement(found: Judgement, console: Console) -> None:
         console.print(f"{wrong['error']}: {wrong['screen']}")
 
 
-def print_thresholds(found: Rethresholded, console: Console) -> None:
+def print_thresholds(found: "Rethresholded", console: Console) -> None:
     """From what score each label is present, before and now, and F on the patches that this was chosen on."""
     table = Table("label", "present from", "F", "present from now", "F")
     for label, limits in found.manifest.labels.items():

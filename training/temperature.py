@@ -6,8 +6,6 @@ network itself, as a factor of the weights of classifier 2: the graphs, the gold
 without a further step in any runtime, and what `calibrate` changes later are limits alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

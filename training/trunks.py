@@ -1,7 +1,5 @@
 """Trunks by name: grey patches (N, 1, P, P) to a map (N, D, P/32, P/32), or P/16. Knows nothing of labels."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping
 

@@ -1,7 +1,5 @@
 """What is true of a screen: a defect as boxes.csv and its mask have it, and what a window shows of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -87,7 +85,7 @@ class Defect:
         long = rule == "known" and int(max(np.ptp(rows), np.ptp(columns))) + 1 >= patch_px / 8
         return 1 if long or len(rows) / len(self.rows) > VISIBLE_SHARE else -1
 
-    def shrunk(self, by: int) -> Defect:
+    def shrunk(self, by: int) -> "Defect":
         """The same defect on a screen that is so many times smaller."""
         if by == 1:
             return self

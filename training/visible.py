@@ -3,8 +3,6 @@
 Labels say that a defect is there; this says how large, how faint and how near to the window's border it is, and where.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path

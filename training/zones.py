@@ -6,8 +6,6 @@ case of one score). The shares of the screens at hand count for nothing: defecti
 line's prevalence.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -37,7 +35,7 @@ class Tally:
     reviewed_defective: int
     reviewed_clean: int
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: "Tally") -> "Tally":
         """Of both lots of screens."""
         return Tally(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 

@@ -1,7 +1,5 @@
 """What several tests need and an export takes seconds to make."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A tiny folder in the data form: dots and lines on noise, learnable in seconds."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Small networks of each form whose scores can be taken apart."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """Cells and studies as if they had been trained."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from training.studies import study

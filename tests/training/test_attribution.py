@@ -1,7 +1,5 @@
 """The maps of both stages and what stands beside them are the scores, whatever the pooling."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

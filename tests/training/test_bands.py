@@ -1,7 +1,5 @@
 """Recall by bands divides the recall: every patch with the label is in one band of each kind, once."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

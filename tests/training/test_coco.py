@@ -1,7 +1,5 @@
 """COCO's annotations, brought into the data form."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

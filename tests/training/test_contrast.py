@@ -1,7 +1,5 @@
 """Contrast is measured as the renderer means it, whatever lies beside the defect."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Data sets of other forms, brought into the data form."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Pictures are made for people; what can be tested is that they show the right thing at the right place."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

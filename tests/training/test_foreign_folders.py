@@ -1,7 +1,5 @@
 """Folders as users have them: other suffixes, tables of a spreadsheet, masks that do not fit, one label."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A glance, from a run of a small network to a bundle that is served: what it clears tells nothing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess

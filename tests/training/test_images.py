@@ -1,7 +1,5 @@
 """Image files: whole, or refused."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib

@@ -1,7 +1,5 @@
 """With which weights a phase ends: those of the epoch that validates best, or those of the last."""
 
-from __future__ import annotations
-
 import itertools
 from dataclasses import replace
 from pathlib import Path

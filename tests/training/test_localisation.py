@@ -1,7 +1,5 @@
 """What the maps hit, against references that look at every cell and every pixel."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

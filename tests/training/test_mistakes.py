@@ -1,7 +1,5 @@
 """The worst mistakes come first, and unknown labels are none."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Another precision is offered if it holds, and refused with its figures if it does not."""
 
-from __future__ import annotations
-
 import math
 import shutil
 from dataclasses import replace

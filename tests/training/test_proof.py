@@ -1,7 +1,5 @@
 """What is said to be proven holds of other screens, whatever was chosen on those at hand."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Whether stage 2 can learn what only relations between patches tell."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import pytest

@@ -1,7 +1,5 @@
 """KSSNet, TDRG and the Sewer-ML network against what their papers say, written out with the network's own weights."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

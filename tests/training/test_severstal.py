@@ -1,7 +1,5 @@
 """The Severstal set on images that the test makes, with real rows of the official division where SCREEN_DATA has it."""
 
-from __future__ import annotations
-
 import csv
 import os
 from pathlib import Path

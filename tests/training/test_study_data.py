@@ -1,7 +1,5 @@
 """What the cells of a study learn from: how its data is cut, and when it is cut again."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import pytest
 
 from training.baselines import build_network

@@ -1,7 +1,5 @@
 """A folder in the data form, looked at: each kind of fault is found, and a sound folder has none."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

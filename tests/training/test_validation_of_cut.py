@@ -1,7 +1,5 @@
 """A cut folder, looked at: each kind of fault is found, and a sound folder has none."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from collections.abc import Callable

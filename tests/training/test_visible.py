@@ -1,7 +1,5 @@
 """What lies in a patch is told as it is: its box, its distance to the window's borders, its contrast."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What two processes do in `test_devices`, started as torchrun would: `-m tests.training.two_devices TOML`."""
 
-from __future__ import annotations
-
 import json
 import sys
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """The methods that the two-stage network is compared with, each behind the same interface, and all of them by name."""
 
-from __future__ import annotations
-
 from training.architecture import NetworkConfig
 from training.baselines.clustering import FeatureClustering
 from training.baselines.kssnet import KSSNet

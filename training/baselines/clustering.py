@@ -1,7 +1,5 @@
 """The first stage of the two-stage network alone: what its second one is worth is measured against this."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from torch import Tensor

@@ -3,8 +3,6 @@
 Wang et al., "Multi-label classification with label graph superimposing", AAAI 2020.
 """
 
-from __future__ import annotations
-
 import itertools
 
 import torch

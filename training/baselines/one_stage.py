@@ -1,7 +1,5 @@
 """What every rival is: pixels to logits in one stage, without relations between patches."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """ResNet-50, VGG-16 and Inception-v3 as the paper compares with them: trunk, pooling, one linear layer."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional
 

@@ -1,7 +1,5 @@
 """The small network of Xie et al. 2019, as the Sewer-ML benchmark has it."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional
 

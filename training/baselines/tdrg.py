@@ -3,8 +3,6 @@
 Zhao et al., "Transformer-based dual relation graph for multi-label image recognition", ICCV 2021.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional

@@ -1,7 +1,5 @@
 """The commands of `python -m training`, by what they are about. What needs torch is imported by its command."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

@@ -1,7 +1,5 @@
 """Bundles: their cards, their precisions, their borders."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """Labelled data: brought into the data form, and checked. No command here needs torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,7 +92,7 @@ def _pairs(renamed: list[str] | None) -> dict[str, str]:
     return {original: label for original, _, label in pairs}
 
 
-def _tell(found: Converted, json_file: Path | None) -> None:
+def _tell(found: "Converted", json_file: Path | None) -> None:
     table = Table("", "count")
     for part, count in found.screens.items():
         table.add_row(f"screens, {part}", str(count))

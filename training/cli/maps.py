@@ -1,7 +1,5 @@
 """Maps: where scores come from, whether that is where the defects are, and what was told wrongly."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

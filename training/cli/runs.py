@@ -1,7 +1,5 @@
 """Runs: trained, measured, timed, exported."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum

@@ -1,7 +1,5 @@
 """Screens: rendered, cut, and the verdicts on them judged. No command here needs torch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

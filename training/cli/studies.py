@@ -1,7 +1,5 @@
 """Studies: methods and settings compared on equal terms."""
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 from pathlib import Path

@@ -15,8 +15,6 @@ Refused, naming the annotation: ids that are there twice or lead nowhere, boxes 
 mask without a pixel, of another size or with counts that do not fill it, polygons of fewer than three points.
 """
 
-from __future__ import annotations
-
 from codecs import BOM_UTF8
 from collections.abc import Mapping, Sequence
 from pathlib import Path

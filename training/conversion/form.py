@@ -1,7 +1,5 @@
 """The data form, written: screens with their defects, parts, and the counts of what was written."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from collections import Counter

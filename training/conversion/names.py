@@ -1,7 +1,5 @@
 """Names of screens and labels in the data form, from those of other forms, by rules that are stated."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath

@@ -1,7 +1,5 @@
 """Polygons to pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import cv2

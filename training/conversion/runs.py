@@ -3,8 +3,6 @@
 Both count column by column: pixel k of an image (H, W) is row k mod H of column k div H, k from 0.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -14,8 +14,6 @@ of `service inspect`, gives accuracy, precision, recall and F of the labels of w
 it does not state: here the window is learnt and the image judged.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -4,8 +4,6 @@ A finished cell is a JSON file named by all that decides its figures, so that ta
 killed goes on; a cell that was killed goes on after its last epoch.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Table 8 of Zhou et al. 2023: what every method costs, counted and as the paper has it. Nothing is trained for it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path

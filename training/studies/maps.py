@@ -1,7 +1,5 @@
 """Where the maps of a cell's network point: the figures of `training.localisation` on the test part, kept beside it."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

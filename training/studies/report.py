@@ -1,7 +1,5 @@
 """What a study found, as Markdown, CSV and a plot: mean and spread over its cells."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections.abc import Iterator, Sequence
@@ -149,7 +147,7 @@ def _leads(study: Study) -> Iterator[str]:
         yield f"- {row.title}: {'; '.join(leads)}"
 
 
-def _lead(mine: _OfCells, theirs: _OfCells, *, folds: int) -> str:
+def _lead(mine: "_OfCells", theirs: "_OfCells", *, folds: int) -> str:
     ahead = {cell: 100 * (mine[cell] - theirs[cell]) for cell in sorted(mine)}
     points = list(ahead.values())
     told = f"{statistics.fmean(points):.1f}"
@@ -229,7 +227,7 @@ def draw(study: Study, file: Path) -> bool:
     return True
 
 
-def _points(axes: Axes, titles: list[str], mean: list[float], deviation: list[float], *, of: str) -> None:
+def _points(axes: "Axes", titles: list[str], mean: list[float], deviation: list[float], *, of: str) -> None:
     axes.errorbar(mean, range(len(titles)), xerr=deviation, fmt="o", color=OURS, capsize=3)
     axes.set_yticks(range(len(titles)), titles)
     axes.invert_yaxis()
@@ -237,7 +235,7 @@ def _points(axes: Axes, titles: list[str], mean: list[float], deviation: list[fl
     axes.grid(axis="x", alpha=0.3)
 
 
-def _curve(axes: Axes, study: Study, rows: list[Row], mean: list[float], deviation: list[float]) -> None:
+def _curve(axes: "Axes", study: Study, rows: list[Row], mean: list[float], deviation: list[float]) -> None:
     places = [row.x or 0.0 for row in rows]
     axes.errorbar(places, mean, yerr=deviation, fmt="o-", color=OURS, capsize=3, label="here")
     reported = [(place, 100 * row.paper[1]) for place, row in zip(places, rows, strict=True) if row.paper is not None]

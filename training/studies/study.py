@@ -1,7 +1,5 @@
 """A table as a command: cut the data, train every cell, write Markdown, CSV and a plot."""
 
-from __future__ import annotations
-
 import hashlib
 import shlex
 import shutil

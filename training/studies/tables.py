@@ -3,8 +3,6 @@
 A row is a title and settings in the language of `fit --set`; what it does not set is the preset's.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a look at a data folder may find, how grave that is, and what to do about it."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A folder in the data form, looked at: `screens/`, `boxes.csv`, `masks/`, `splits.csv` or `folds.csv`."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

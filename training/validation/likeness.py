@@ -1,7 +1,5 @@
 """Images that show the same: pixel for pixel, or nearly."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A report as one HTML file that opens offline: counts, findings, and little pictures of what was found."""
 
-from __future__ import annotations
-
 import base64
 from dataclasses import dataclass
 from datetime import datetime

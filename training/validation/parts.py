@@ -1,7 +1,5 @@
 """Who is in which part, and what two parts share that they should not."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 Whether two screens look alike is asked of whole screens, put together in little from their patches.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Images, looked at once: whole or not, how large, what they show in little."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Tables of a folder: CSV files row by row, where what is broken is a finding and not the end."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from pathlib import Path
