@@ -167,7 +167,20 @@ def write_graph(
         )
     assert program is not None
     _read_bytes_by_the_cast_alone(program.model.graph)
+    _forget_where_it_was_made(program.model.graph)
     program.save(str(path))
+
+
+def _forget_where_it_was_made(graph: Any) -> None:  # noqa: ANN401 - the exporter's graph, published without types
+    """Drop what the exporter notes of its source, by folder and line: a network gives the same bytes anywhere."""
+    graph.metadata_props.clear()
+    graph.doc_string = None
+    for node in graph:
+        node.metadata_props.clear()
+        node.doc_string = None
+    for value in (*graph.inputs, *graph.initializers.values(), *(one for node in graph for one in node.outputs)):
+        value.metadata_props.clear()
+        value.doc_string = None
 
 
 def _read_bytes_by_the_cast_alone(graph: Any) -> None:  # noqa: ANN401 - the exporter's graph, published without types

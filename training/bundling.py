@@ -41,7 +41,7 @@ from training.temperature import Sureness, fit_temperatures, sigmoid, temperatur
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
 PARITY_PATCHES = 16
 STAGE_BY_STAGE = ("kssnet", "tdrg")
-GOLDEN_PATCHES = 2  # pixels of noise do not compress, and a bundle should stay small
+GOLDEN_PATCHES = 8  # at most: pixels of noise do not compress, and a bundle should stay small
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -55,6 +55,7 @@ class Exported:
         made: the other precisions.
         calibration: its limits, and what they do.
         sureness: of each label, with its temperature.
+        unshown: labels that no golden patch shows, so that no self-test would miss them.
     """
 
     manifest: Manifest
@@ -63,6 +64,7 @@ class Exported:
     made: dict[str, Made]
     calibration: Calibration
     sureness: dict[str, Sureness]
+    unshown: list[str]
 
 
 def export_run(
@@ -153,7 +155,9 @@ def export_run(
         revision=revision_of(run),
         start_sha256=RunFolder(run).start_sha256,
     )
-    pixels = _parity_pixels(sets[0], found.limits)
+    thresholds = [limit.threshold for limit in found.limits.values()]
+    golden = golden_patches(sets[0].once, sets[0].patches.labels, thresholds)
+    pixels = sets[0].pixels(parity_patches(sets[0].once, golden, thresholds))
     features = FeaturesGraph(network)
     made: dict[str, Made] = {}
 
@@ -166,7 +170,7 @@ def export_run(
         features=features,
         reasoning=ReasoningGraph(network),
         manifest=manifest,
-        golden_pixels=pixels[:GOLDEN_PATCHES],
+        golden_pixels=pixels[: len(golden)],
         parity_pixels=pixels,
         card=card,
         finish=finish if precisions else None,
@@ -178,6 +182,11 @@ def export_run(
         made=made,
         calibration=found,
         sureness=sureness,
+        unshown=[
+            label
+            for column, (label, limit) in enumerate(found.limits.items())
+            if (sets[0].once[golden, column] < limit.threshold).all()
+        ],
     )
 
 
@@ -208,6 +217,10 @@ class _Served:
         """Its figures at the thresholds."""
         thresholds = [limit.threshold for limit in limits.values()]
         return report(self.probability, self.patches.labels, labels=self.patches.label_names, thresholds=thresholds)
+
+    def pixels(self, which: Sequence[int]) -> NDArray[np.uint8]:
+        """Of some patches (K, 1, P, P)."""
+        return np.stack([self.patches.patch(one) for one in which])[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -278,12 +291,6 @@ def _truth(sets: Sequence[PatchSet]) -> tuple[NDArray[np.int8], NDArray[np.int64
     return np.concatenate([one.labels for one in sets]), np.concatenate(screens)
 
 
-def _parity_pixels(validation: _Served, limits: Mapping[str, LabelLimits]) -> NDArray[np.uint8]:
-    patches, thresholds = validation.patches, [limit.threshold for limit in limits.values()]
-    chosen = parity_patches(validation.once, patches.labels, thresholds)
-    return np.stack([patches.patch(int(i)) for i in chosen])[:, None]
-
-
 def _proof(draft: Path, config: Config, features: FeaturesGraph, pixels: NDArray[np.uint8], judged: _Served) -> Proof:
     """What other precisions are made with and held against: the draft's float32 graphs."""
     with closing(load(draft, "onnxruntime")) as backend:
@@ -299,19 +306,32 @@ def _proof(draft: Path, config: Config, features: FeaturesGraph, pixels: NDArray
     )
 
 
-def parity_patches(
+def golden_patches(
     probability: NDArray[np.float32], target: NDArray[np.int8], thresholds: Sequence[float]
-) -> NDArray[np.int64]:
-    """Patches to compare graphs and module on: the most telling first, then the most doubtful.
+) -> list[int]:
+    """Patches for the self-test: every label that is found somewhere, if few patches show them all, and a clean one.
 
-    The first two become the golden patches: one with as many labels as there are, and one without any. The most
-    doubtful are those whose probability (N, L) of a label is nearest to its threshold, of L.
+    Args:
+        probability: of the patches (N, L).
+        target: their labels (N, L); 1, 0 or -1.
+        thresholds: by label, from where it is present.
     """
-    labels = (target == 1).sum(axis=1)
+    found = (target == 1) & (probability >= np.array(thresholds))
+    chosen: list[int] = []
+    while found.any() and len(chosen) < GOLDEN_PATCHES - 1:
+        chosen.append(int(np.argmax(found.sum(axis=1))))
+        found &= ~found[chosen[-1]]
     clean = np.flatnonzero((target == 0).all(axis=1))
-    first = [int(np.argmax(labels)), int(clean[0]) if len(clean) else 0]
+    return [*chosen, int(clean[0])] if len(clean) else chosen or [0]
+
+
+def parity_patches(probability: NDArray[np.float32], golden: Sequence[int], thresholds: Sequence[float]) -> list[int]:
+    """Patches to compare graphs and module on: the golden ones, then the most doubtful.
+
+    The most doubtful are those whose probability (N, L) of a label is nearest to its threshold, of L.
+    """
     doubtful = np.argsort(np.abs(probability - np.array(thresholds)).min(axis=1), kind="stable")
-    return np.array(list(dict.fromkeys([*first, *doubtful.tolist()]))[:PARITY_PATCHES])
+    return list(dict.fromkeys([*golden, *doubtful.tolist()]))[:PARITY_PATCHES]
 
 
 def _has_test_part(config: Config) -> bool:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +22,7 @@ from tests.service.strategies import manifest as two_labels
 from tests.training.data_form import write_screens
 from training import precision as module
 from training.__main__ import app
-from training.bundling import parity_patches
+from training.bundling import GOLDEN_PATCHES, golden_patches, parity_patches
 from training.cutting import cut
 from training.datasets import PatchSet
 from training.evaluation import bundle_probability
@@ -196,7 +197,28 @@ def test_a_lower_f_is_refused_with_both_figures(
 def test_the_most_doubtful_patch_is_nearest_to_its_own_labels_threshold() -> None:
     probability = np.array([[0.0, 0.0], [0.9, 0.0], [0.5, 0.5], [0.0, 0.81], [0.78, 0.0]], np.float32)
     target = np.array([[0, 0], [1, 0], [0, 0], [0, 0], [0, 0]], np.int8)
-    assert parity_patches(probability, target, [0.8, 0.8])[:4].tolist() == [1, 0, 3, 4]
+    golden = golden_patches(probability, target, [0.8, 0.8])
+    assert parity_patches(probability, golden, [0.8, 0.8])[:4] == [1, 0, 3, 4]
+
+
+def test_golden_patches_show_every_label_that_is_found_and_a_clean_patch() -> None:
+    probability = np.array([[0.9, 0.1, 0.1], [0.9, 0.9, 0.1], [0.9, 0.9, 0.7], [0.1, 0.1, 0.1], [0.9] * 3], np.float32)
+    target = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 0, 0], [0, -1, 1]], np.int8)
+    assert golden_patches(probability, target, [0.5, 0.5, 0.5]) == [1, 2, 3]
+    assert golden_patches(probability, target, [0.5, 0.5, 0.8]) == [1, 4, 3]  # 2 shows it, and it was not found there
+    assert golden_patches(probability, target, [0.5, 0.5, 0.95]) == [1, 3]
+    assert golden_patches(probability[:1], target[:1], [0.95] * 3) == [0]  # nothing is found, and nothing is clean
+    many = np.eye(20, dtype=np.float32)
+    assert len(golden_patches(many, many.astype(np.int8), [0.5] * 20)) == GOLDEN_PATCHES - 1
+
+
+@pytest.mark.parametrize("graph", ["features.onnx", "reasoning.onnx", "features.fp16.onnx"])
+def test_a_graph_tells_nothing_of_where_it_was_made(bundle: Path, proof: Proof, graph: str) -> None:
+    add_precisions(bundle, ["fp16"], proof)
+    model = onnx.load(bundle / graph)
+    places = [model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer]
+    assert [thing.name for thing in places if thing.metadata_props or thing.doc_string] == []
+    assert b".py" not in (bundle / graph).read_bytes()
 
 
 def test_what_is_no_faster_is_refused_with_both_figures(

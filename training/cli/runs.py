@@ -202,6 +202,9 @@ def export(
         f"{done.manifest.name} {done.manifest.version} in {out}: graphs differ from the module by at most "
         f"{done.difference.largest:.2g} in probability (mean {done.difference.mean:.2g})"
     )
+    if done.unshown:
+        told = f"no golden patch shows {', '.join(done.unshown)}, so no self-test would miss it: none was found"
+        console.print(told, style="yellow")
     if golden is not None:
         screens = seal(done.network, done.manifest, golden)
         console.print(f"{golden / SEALED_FILE}: the module's probabilities of {screens} screens")
