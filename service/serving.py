@@ -115,9 +115,8 @@ def load_bundle(path: Path, settings: Settings, *, prebuilt: bool = False, besid
         beside=beside,
     )
     try:
-        manifest = backends[0].manifest
-        loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0]), manifest), digest=digest)
-        _check_line(manifest, settings)
+        loaded = Loaded(backends=backends, golden=read_golden(path, made_as(backends[0])), digest=digest)
+        _check_line(backends[0].manifest, settings)
         if bundle_sha256(path) != digest:  # each part is whole by itself, and they may be of two bundles
             raise BundleError("was replaced while the bundle was loaded", key="manifest.json")
     except BaseException:

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from engine import Manifest, SecondLook, TurnedLook, cover
+from engine import BundleError, Manifest, SecondLook, TurnedLook, cover
 from tests.bundles import BACKGROUND, REACH, grey_of, tiny_bundle
 from training.__main__ import app
 from training.bands import BORDER_BANDS
-from training.borders import compare, distance, iou, manners
+from training.borders import _inspect, compare, distance, iou, manners
 from training.boxes import read_defects
 from training.crossing import BESIDE_PX, cross
 from training.cutting import screen_files
@@ -79,10 +79,12 @@ def test_a_bundle_with_a_second_look_is_measured_with_its_own(bundle: Path) -> N
 
 
 def test_what_the_service_cannot_inspect_is_told_in_its_words(tmp_path: Path, bundle: Path) -> None:
-    served = manners(Manifest.read(bundle))
+    served, data = manners(Manifest.read(bundle)), write(tmp_path / "data")
     (bundle / "MODEL_CARD.md").write_text("another")
+    with pytest.raises(BundleError, match="was altered"):
+        compare(bundle, data, served)
     with pytest.raises(ValueError, match=r"could not inspect them: .*MODEL_CARD.md.*was altered"):
-        compare(bundle, write(tmp_path / "data"), served)
+        _inspect(bundle, list((data / "screens").iterdir()))
 
 
 def test_the_command_prints_both_tables_and_writes_their_figures(
