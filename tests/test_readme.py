@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[1]
 HALVES = "engine", "service", "training"
 README = (ROOT / "README.md").read_text()
 OF_SERVICE = (ROOT / "service" / "README.md").read_text()
-ALL = [ROOT / "README.md", ROOT / "deploy" / "gpu-acceptance.md", *sorted(file for half in HALVES for file in (ROOT / half).rglob("README.md"))]
+ALL = [
+    ROOT / "README.md",
+    ROOT / "deploy" / "gpu-acceptance.md",
+    *sorted(file for half in HALVES for file in (ROOT / half).rglob("README.md")),
+]
 
 
 def table(marker: str, readme: str = README) -> list[list[str]]:
