@@ -1,5 +1,6 @@
 """An export is written whole and verified, or not at all."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,6 +66,19 @@ def write(
     )
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    bundle = tmp_path_factory.mktemp("export") / "bundle"
+    write(bundle, *graphs("light", "attention"))
+    return bundle
+
+
+@pytest.fixture
+def before(written: Path, tmp_path: Path) -> Path:
+    """A bundle that another is to take the place of."""
+    return Path(shutil.copytree(written, tmp_path / "bundle"))
+
+
 @pytest.mark.parametrize(("trunk", "pooling"), [("light", "attention"), ("resnet18", "average")])
 def test_the_bundle_computes_what_the_modules_compute(tmp_path: Path, trunk: str, pooling: Pooling) -> None:
     features, reasoning = graphs(trunk, pooling)
@@ -111,48 +125,42 @@ def test_a_folder_that_is_no_bundle_is_not_written_over(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "screens"]
 
 
-def test_a_bundle_that_was_released_is_not_written_over(tmp_path: Path) -> None:
-    write(tmp_path / "bundle", *graphs("light", "attention"))
-    write(tmp_path / "bundle", *graphs("light", "attention"))
-    (tmp_path / "bundle" / "release.json").write_text("{}")
+def test_a_bundle_takes_the_place_of_another_but_not_of_one_that_was_released(before: Path, tmp_path: Path) -> None:
+    write(before, *graphs("light", "attention"))
+    (before / "release.json").write_text("{}")
     with pytest.raises(ValueError, match="was released"):
-        write(tmp_path / "bundle", *graphs("light", "attention"))
+        write(before, *graphs("light", "attention"))
 
 
-def test_a_bundle_stays_when_its_successor_is_refused(tmp_path: Path) -> None:
+def test_a_bundle_stays_when_its_successor_is_refused(before: Path) -> None:
     features, reasoning = graphs("light", "attention")
-    write(tmp_path / "bundle", features, reasoning)
-    before = (tmp_path / "bundle" / "manifest.json").read_bytes()
+    manifest = (before / "manifest.json").read_bytes()
     with pytest.raises(ParityError):
-        write(tmp_path / "bundle", features, Restless(reasoning))
-    assert (tmp_path / "bundle" / "manifest.json").read_bytes() == before
+        write(before, features, Restless(reasoning))
+    assert (before / "manifest.json").read_bytes() == manifest
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
-def test_a_bundle_stays_when_its_successor_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: type[BaseException]
+def test_a_bundle_stays_when_somebody_stops_its_successor_from_taking_its_place(
+    before: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = tmp_path / "bundle"
-    write(out, *graphs("light", "attention"))
-    before = (out / "manifest.json").read_bytes()
+    manifest = (before / "manifest.json").read_bytes()
     rename, moved = Path.rename, []
 
     def stopped(self: Path, target: Path) -> Path:
         moved.append(target)
         if len(moved) == 2:  # the old one has left its place
-            raise stop
+            raise KeyboardInterrupt
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", stopped)
-    with pytest.raises(stop):
-        write(out, *graphs("light", "attention"))
-    assert (out / "manifest.json").read_bytes() == before
-    assert list(tmp_path.iterdir()) == [out]
+    with pytest.raises(KeyboardInterrupt):
+        write(before, *graphs("light", "attention"))
+    assert (before / "manifest.json").read_bytes() == manifest
+    assert list(before.parent.iterdir()) == [before]
 
 
-def test_a_link_is_not_made_a_folder(tmp_path: Path) -> None:
-    write(tmp_path / "bundle", *graphs("light", "attention"))
-    (tmp_path / "link").symlink_to(tmp_path / "bundle")
+def test_a_link_is_not_made_a_folder(before: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(before)
     with pytest.raises(ValueError, match="is a link"):
         write(tmp_path / "link", *graphs("light", "attention"))
 

@@ -80,6 +80,7 @@ def test_twice_the_rate_is_asked_for_where_vectors_are_wide(vectors: list[str], 
     assert least_patches_per_s(vectors) == least
 
 
+@pytest.mark.slow
 def test_the_command_measures_its_parts_and_ends_by_itself() -> None:
     parts = ["--part", "line", "--part", "devices", "--part", "stream"]  # the others have tests of their own
     command = [sys.executable, "-m", "service", "bench", *parts, "--seconds", "1", "--json"]
