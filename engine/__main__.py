@@ -15,7 +15,6 @@ from engine.backend import Backend, load
 from engine.check import examine, show
 from engine.errors import BundleError, EngineError, InferenceError, PlanError
 from engine.golden import made_as, read_golden, self_test
-from engine.plans import PlanCache, default_folder
 from engine.speed import FASTER_BY, speed_by_turns
 
 if TYPE_CHECKING:  # it needs a GPU's libraries
@@ -73,7 +72,7 @@ def build(
         try:
             difference = self_test(backend, golden)
         except InferenceError:  # the next build takes other kernels, and does not find this one
-            PlanCache(default_folder()).forget(backend.plan, timing=True)
+            backend.cache.forget(backend.plan, timing=True)
             raise
         speed = _proven_faster(backend, bundle, console) if backend.precision == "int8" else {}
     record, guard = backend.plan.record, dict(backend.guard)  # measured by the first load
@@ -132,15 +131,14 @@ def _proven_faster(backend: "TensorRTBackend", bundle: Path, console: Console) -
                 f"of {wider.batch_size} alone: free memory, or build both with --batch {wider.batch_size}"
             )
         speed = speed_by_turns(wider, backend, in_row=BATCHES_IN_ROW)
-    cache = PlanCache(default_folder())
     if not speed.faster:
-        cache.forget(backend.plan)
+        backend.cache.forget(backend.plan)
         raise PlanError(
             f"int8 is refused: it does {speed.other:.0f} patches/s here, {wider.precision} {speed.reference:.0f}; it "
             f"must be {FASTER_BY:g} times as fast"
         )
     found = {wider.precision: speed.reference, backend.precision: speed.other}
-    cache.set_speed(backend.plan, found)
+    backend.cache.set_speed(backend.plan, found)
     return found
 
 

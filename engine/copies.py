@@ -27,10 +27,14 @@ def changed_copy(bundle: Path, **changes: Any) -> Iterator[Path]:  # noqa: ANN40
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "bundle"
         copy.mkdir()
-        for name in manifest.files:
-            if name != GLANCE_FILE or changed.glance != NO_GLANCE:
-                (copy / name).write_bytes(manifest.verified(bundle, name))
-        changed.sign(copy)
+        files = {
+            name: sha256
+            for name, sha256 in manifest.files.items()
+            if name != GLANCE_FILE or changed.glance != NO_GLANCE
+        }
+        for name in files:
+            (copy / name).write_bytes(manifest.verified(bundle, name))
+        replace(changed, files=files).write(copy)  # their hashes are known: nothing is read again to sign it
         yield copy
 
 

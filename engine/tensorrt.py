@@ -56,6 +56,7 @@ class TensorRTBackend:
         device: number of the GPU.
         batch_size: see `Backend.batch_size`; once loaded it never changes.
         plan: that was loaded.
+        cache: of plans, from which it came.
         notes: what a person should know, such as a smaller batch than asked for.
 
     Raises:
@@ -101,7 +102,7 @@ class TensorRTBackend:
         # ONNX Runtime refuses what it would on a CPU, also where there is a plan, which does not tell where its weights
         # came from
         graph = FeaturesGraph.read(bundle, self.manifest, precision=made_as(self), batch_size=wanted)
-        self._cache = cache or PlanCache(default_folder())
+        self.cache = cache or PlanCache(default_folder())
         self._progress = progress
         self._prebuilt = prebuilt
         self._anew = anew
@@ -236,11 +237,11 @@ class TensorRTBackend:
         """Measure how far a score moves with its slot in the batch, and write it into the plan's record."""
         guard = measure_slots(self, slot_patches(golden)).probability
         if not all(math.isfinite(spread) for spread in guard.values()):
-            self._cache.forget(self.plan, timing=True)
+            self.cache.forget(self.plan, timing=True)
             raise PlanError("the plan gives probabilities that are no numbers on golden or extreme patches")
         self.plan = replace(self.plan, record=self.plan.record.with_guard(self.manifest, guard))
         try:
-            self._cache.set_guard(self.plan, self.manifest, guard)
+            self.cache.set_guard(self.plan, self.manifest, guard)
         except OSError as error:
             self.notes.append(f"the guard band could not be kept, the next start measures it again: {error}")
 
@@ -274,8 +275,8 @@ class TensorRTBackend:
 
         def obtain(*, anew: bool) -> Plan:
             if not self._prebuilt:
-                return self._cache.obtain(key, build, anew=anew)
-            plan = None if anew else self._cache.used(key)
+                return self.cache.obtain(key, build, anew=anew)
+            plan = None if anew else self.cache.used(key)
             if plan is None:
                 raise PlanError(f"there is no plan, build it first: {command}")
             if self.precision == "int8" and not plan.record.speed:
@@ -296,7 +297,7 @@ class TensorRTBackend:
     def _begin(self, batch: Batch) -> Callable[[], Features]:
         if time.monotonic() - self._marked_at > MARKED_EVERY_S:
             self._marked_at = time.monotonic()
-            self._cache.mark(self.plan)
+            self.cache.mark(self.plan)
         return partial(self._collect, self._submit(batch.pixels))
 
     def _submit(self, pixels: NDArray[np.uint8]) -> Buffers:

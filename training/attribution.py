@@ -85,7 +85,7 @@ class Attribution:
         self._features = _session(features, self._head.features)
         self._reasoning = _session(reasoning, self._head.reasoning)
         if isinstance(self._head, OneStage):
-            _check_constant(self.explain(read_golden(bundle).pixels).stage2, bundle)
+            _check_constant(self.explain(read_golden(bundle, manifest=self.manifest).pixels).stage2, bundle)
 
     @property
     def one_stage(self) -> bool:

@@ -150,7 +150,7 @@ def add_glance(
         manifest.sign(draft)
         for backend in _served(draft):
             with closing(backend):
-                self_test(backend, read_golden(draft, backend.precision))
+                self_test(backend, read_golden(draft, backend.precision, backend.manifest))
     return Manifest.read(out), chosen
 
 
@@ -244,7 +244,8 @@ def _served(bundle: Path) -> Iterator[Backend]:
 
 def _doubts(bundle: Path, patches: PatchSet) -> tuple[NDArray[np.float32], float]:
     """The least doubt of each window (N,) as it is served, and what leaves the golden patches that tell something."""
-    manifest, golden = Manifest.read(bundle), read_golden(bundle)
+    manifest = Manifest.read(bundle)
+    golden = read_golden(bundle, manifest=manifest)
     telling_golden = golden.pixels[telling(golden.probability, manifest).any(axis=1)]
     if not len(telling_golden):
         raise ValueError(f"no golden patch of {bundle.name} tells anything: a self-test would not find a blind glance")

@@ -40,7 +40,8 @@ def module_of(run: Path, bundle: Path) -> Network:
         BundleError: the bundle is not whole.
     """
     network, _, labels = load_run(run)
-    manifest, golden = Manifest.read(bundle), read_golden(bundle)
+    manifest = Manifest.read(bundle)
+    golden = read_golden(bundle, manifest=manifest)
     if labels == manifest.label_names:
         network.temper(torch.tensor(temperatures_of(manifest)))
         probability = _reason(network, _features(network, golden.pixels))
