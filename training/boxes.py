@@ -43,7 +43,7 @@ def read_defects(source: Path, screens: Collection[str]) -> dict[str, list[Defec
         if screen not in screens:  # its defects would silently be nowhere
             raise ValueError(f"{table} names the screen {screen!r}, which is not there (names have no suffix)")
         if screen not in masks:
-            masks[screen] = _read_masks(source / "masks" / f"{screen}.npz")
+            masks[screen] = _masks_of(source / "masks" / f"{screen}.npz")
         rows, columns = masks[screen].pop(index, (None, None))
         defect = Defect(
             label=row["label"],
@@ -58,9 +58,26 @@ def read_defects(source: Path, screens: Collection[str]) -> dict[str, list[Defec
             )
         found.setdefault(screen, []).append(defect)
     for path in sorted((source / "masks").glob("*.npz")):
-        if left := masks.get(path.stem, {}) or (path.stem not in masks and _read_masks(path)):
+        if left := masks.get(path.stem, {}) or (path.stem not in masks and _masks_of(path)):
             raise ValueError(f"{path}: pixels of row {min(left)}, which is none of this screen: {RENUMBERED}")
     return found
+
+
+def read_masks(path: Path) -> dict[int, Mask]:
+    """Rows and columns of the pixels of one screen's defects, by their row of boxes.csv.
+
+    Raises:
+        ValueError: the file cannot be read, or holds no masks.
+    """
+    rows, columns, ids = read_arrays(path, ("row", "column", "id"))
+    if not rows.shape == columns.shape == ids.shape == (rows.size,):
+        raise ValueError("row, column and id are not equally long")
+    if (np.minimum(rows, columns) < 0).any():
+        raise ValueError("pixels lie above or left of the screen")
+    order = np.argsort(ids, kind="stable")
+    values, starts = np.unique(ids[order], return_index=True)
+    split = zip(np.split(rows[order], starts[1:]), np.split(columns[order], starts[1:]), strict=True)
+    return dict(zip(values.tolist(), split, strict=True)) if len(ids) else {}
 
 
 def box_row(screen: str, defect: Defect) -> tuple[object, ...]:
@@ -136,13 +153,10 @@ class _Contrasts:
             raise ValueError(f"{self._table}: {text!r} is no number") from error
 
 
-def _read_masks(path: Path) -> dict[int, Mask]:
+def _masks_of(path: Path) -> dict[int, Mask]:
     if not path.is_file():
         return {}
     try:
-        rows, columns, ids = read_arrays(path, ("row", "column", "id"))
-        if not rows.shape == columns.shape == ids.shape == (rows.size,) or (np.minimum(rows, columns) < 0).any():
-            raise ValueError("row, column and id are not as many, or tell of pixels outside")
+        return read_masks(path)
     except ValueError as error:
         raise ValueError(f"{path} holds no masks: {error}") from error
-    return {int(i): (rows[ids == i], columns[ids == i]) for i in np.unique(ids)}

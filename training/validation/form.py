@@ -6,12 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from training.boxes import SIDES
+from training.boxes import SIDES, Mask, read_masks
 from training.conversion.names import LABEL, SCREEN
 from training.cutting import NO_SCREEN, SUFFIXES, draw_validation
-from training.rows import read_arrays
 from training.validation.findings import Finding, Picture, Report
 from training.validation.parts import Parts, find_absent, find_groups, find_leaks, listed, rank, read_parts
 from training.validation.sight import Sight, see_all
@@ -155,7 +153,7 @@ def _check_masks(folder: Path, files: Mapping[str, Path], boxes: Sequence[Box]) 
             findings.append(Finding("ignored", f"masks/{path.name} is no mask of a screen"))
             continue
         try:
-            pixels = _read_mask(path)
+            pixels = read_masks(path)
         except ValueError as error:
             findings.append(Finding("mask", f"masks/{path.name} cannot be read: {error}"))
             continue
@@ -173,20 +171,7 @@ def _check_masks(folder: Path, files: Mapping[str, Path], boxes: Sequence[Box]) 
     return findings
 
 
-def _read_mask(path: Path) -> dict[int, tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows and columns of the pixels by the row of boxes.csv."""
-    rows, columns, ids = read_arrays(path, ("row", "column", "id"))
-    if not rows.shape == columns.shape == ids.shape or rows.ndim != 1:
-        raise ValueError("row, column and id are not equally long")
-    order = np.argsort(ids, kind="stable")
-    values, starts = np.unique(ids[order], return_index=True)
-    split = zip(np.split(rows[order], starts[1:]), np.split(columns[order], starts[1:]), strict=True)
-    return dict(zip(values.tolist(), split, strict=True)) if len(ids) else {}
-
-
-def _check_pixels(
-    name: str, box: Box, pixels: tuple[NDArray[np.int64], NDArray[np.int64]] | None
-) -> tuple[str, str] | None:
+def _check_pixels(name: str, box: Box, pixels: Mask | None) -> tuple[str, str] | None:
     """The check that fails and how."""
     what = f"masks/{name}, row {box.row} ({box.label})"
     if pixels is None:
