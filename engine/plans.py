@@ -135,9 +135,9 @@ class Compiled:
 def model_sha256(manifest: Manifest) -> str:
     """What a score depends on besides the plan, which bundles of the same features graph share: reasoning and labels.
 
-    Noise in the features moves scores by as much as the reasoning makes of it.
+    Noise in the features moves scores by as much as the reasoning makes of it. `spread` says how that is measured.
     """
-    facts = {"reasoning": manifest.files[REASONING_FILE], "labels": manifest.label_names}
+    facts = {"reasoning": manifest.files[REASONING_FILE], "labels": manifest.label_names, "spread": "logit"}
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 

@@ -2,6 +2,9 @@
 
 A compiled plan may take another kernel, or another order of sums, for another row of a batch: TensorRT has answered
 identical inputs of one batch differently. The spread becomes the guard band of a plan.
+
+Golden patches have scores near 0 and 1, where a sigmoid is flat; limits lie where it is steeper. So what counts is how
+far a score would move where the sigmoid is steepest, if its logit moved as far: from -d/2 to d/2, by tanh(d/4).
 """
 
 from collections.abc import Sequence
@@ -14,6 +17,7 @@ from engine.backend import Backend, Features
 from engine.parity import extreme_patches
 
 GRAIN_PATCHES = 4
+_SMALLEST, _SHORT_OF_1 = 1e-6, 1e-4  # nearer to the ends a logit tells of float32's steps, or of nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,8 +25,8 @@ class Spread:
     """What changed when a patch changed its slot.
 
     Attributes:
-        probability: by label, the largest minus the smallest probability of a patch, its own slot or that of the
-            screen's other patches changed; the worst of the patches.
+        probability: by label, how far a probability may move anywhere, where a patch's own slot changes or that of the
+            screen's other patches; the worst of the patches.
         same_bits: whether all features of all slots were equal bit for bit.
     """
 
@@ -73,11 +77,18 @@ def measure_slots(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:
         if not _same_bits(answers[moved], slot, 0)
     ]
     together = [reason(screen) for screen in screens]
-    worst = np.stack([np.ptp(np.stack(found), axis=0) for found in (alone, together)]).max(axis=(0, 1))
+    worst = np.stack([_moved(np.stack(found)) for found in (alone, together)]).max(axis=(0, 1))
     return Spread(
         probability=dict(zip(backend.manifest.label_names, map(float, worst), strict=True)),
         same_bits=all(_same_bits(answer, slot, 0) for answer in answers for slot in slots),
     )
+
+
+def _moved(found_SNL: NDArray[np.float32]) -> NDArray[np.float64]:
+    """By patch and label (N, L): how far a probability moves over the slots, or would where a sigmoid is steepest."""
+    within = np.clip(found_SNL.astype(np.float64), _SMALLEST, 1 - _SHORT_OF_1)
+    logit = np.log(within / (1 - within))
+    return np.asarray(np.maximum(np.ptp(found_SNL, axis=0), np.tanh(np.ptp(logit, axis=0) / 4)))
 
 
 def _same_bits(features: Features, one: int, other: int) -> bool:

@@ -275,12 +275,13 @@ def _calibrate(config: Config, sets: Sequence[_Served], costs: Costs) -> Calibra
     """Limits by all sets together."""
     patches = [one.patches for one in sets]
     last = config.phase2 if config.phase2.epochs else config.phase1
+    chose = np.arange(sum(len(one) for one in patches)) < len(patches[0])  # the validation part
     return calibrate(
         np.concatenate([one.probability for one in sets]),
         *_truth(patches),
         labels=patches[0].label_names,
         costs=costs,
-        weights_chosen=len(sets) == 1 and last.keep == "best",
+        chose_weights=chose if last.keep == "best" else None,
     )
 
 

@@ -16,6 +16,7 @@ from training.proof import choose
 from training.zones import Tally, rounded, tally
 
 FEW = 5  # screens with a label: of fewer nothing follows
+UNLIKE = 1.5  # times as many windows: screens of other sizes
 _DIGITS = 4  # of a threshold
 _NEAREST = 1e-6  # to 0 and 1, which are no thresholds
 
@@ -28,11 +29,13 @@ class Calibration:
         limits: by label.
         costs: that they were chosen for.
         tally: of the screens that they were chosen on.
-        held_out: of the same screens, each judged by limits that were chosen without it; None where there are too few.
+        held_out: of the same screens, but those that chose the epoch where others are there, each judged by limits that
+            were chosen without it; None where there are too few.
         intervals: of screens to come; None where there are too few to tell.
         screens: those screens.
         has: (S, L) which label each of them has.
-        weights_chosen: whether the epoch was chosen by the same screens.
+        windows: of how many windows the smallest and the largest of them are.
+        weights_chosen: whether the epoch was chosen by the screens that judge.
     """
 
     limits: dict[str, LabelLimits]
@@ -42,7 +45,8 @@ class Calibration:
     intervals: Intervals | None
     screens: Screens
     has: NDArray[np.bool_]
-    weights_chosen: bool = False
+    windows: tuple[int, int]
+    weights_chosen: bool
 
     @property
     def escape_bound(self) -> float:
@@ -59,11 +63,14 @@ class Calibration:
         found, cap = self.tally, self.costs.escape_cap
         said = []
         if not found.clean or not found.defective:
-            said.append("there are no clean or no defective screens, so every screen goes to review")
+            said.append(
+                "there are no clean or no defective screens, so every screen goes to review, but one with a score of 1"
+            )
         if found.escape > cap:
             said.append(
                 f"{found.escapes} of {found.defective} defective screens escape, {found.escape:.1%}: over the cap of "
-                f"{cap:.2%}, which so few screens cannot keep but by sending all to review"
+                f"{cap:.2%}, which so few screens cannot keep but by more review than the capacity of "
+                f"{self.costs.review_capacity:.1%}"
             )
         for label, count in zip(self.limits, self.has.sum(axis=0).tolist(), strict=True):
             if count < FEW:
@@ -78,14 +85,20 @@ class Calibration:
             )
         if self.weights_chosen:
             said.append(
-                "the same screens chose the epoch whose weights these are, so what is told of them flatters: limits of "
-                "screens that had no part in it are had by --calibrate"
+                "the same screens chose the epoch whose weights these are, so what is told of them flatters: other "
+                "defective and clean ones, by --calibrate, judge without them"
+            )
+        least, most = self.windows
+        if most >= UNLIKE * least:
+            said.append(
+                f"the screens have {least} to {most} windows each, and the more windows the higher the highest score: "
+                "for a line whose screens are of one size, calibrate on such screens alone"
             )
         if found.review(self.costs) > self.costs.review_capacity:
             said.append(
                 f"{found.review(self.costs):.1%} of the screens go to review, over the capacity of "
                 f"{self.costs.review_capacity:.1%}: neither the cap on escapes nor the thresholds, which no band may "
-                "leave outside, let these scores do with less"
+                "leave outside, let these scores do with less, if no more clean ones are to fail"
             )
         return said
 
@@ -132,7 +145,7 @@ def calibrate(
     *,
     labels: Sequence[str],
     costs: Costs,
-    weights_chosen: bool = False,
+    chose_weights: NDArray[np.bool_] | None = None,
 ) -> Calibration:
     """Limits of each label.
 
@@ -145,9 +158,19 @@ def calibrate(
         screens: (N,) number of each patch's screen.
         labels: L names.
         costs: of the line.
-        weights_chosen: whether the epoch was chosen by the same screens.
+        chose_weights: (N,) patches of the screens that chose the epoch whose weights these are; None: of none.
+
+    Raises:
+        ValueError: a probability is no number.
     """
+    if not np.isfinite(probability).all():
+        raise ValueError("a probability is no number: no limits can be chosen on these")
     whole, has, rows = whole_screens(probability, target, screens)
+    judging, weights_chosen = np.ones(len(whole), np.bool_), False
+    if chose_weights is not None:
+        fresh = np.array([not chose_weights[group].any() for group in rows], np.bool_)
+        weights_chosen = not (fresh & whole.defective).any() or not (fresh & ~whole.defective).any()
+        judging = judging if weights_chosen else fresh
 
     def thresholds_of(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
         those = np.concatenate([np.empty(0, np.int64), *(rows[number] for number in numbers)])
@@ -155,7 +178,9 @@ def calibrate(
         chosen = [best_threshold(score[truth >= 0], truth[truth >= 0] == 1) for score, truth in pairs]
         return rounded(np.array(chosen), _DIGITS)
 
-    found = choose(whole, costs, thresholds_of)
+    found = choose(whole, costs, thresholds_of, judging=judging)
+    intervals = bootstrap_zones(whole, costs, thresholds_of, step=found.step, judging=judging)
+    windows = [len(group) for group in rows]
     limits = zip(labels, found.thresholds.tolist(), found.zones.tolist(), strict=True)
     return Calibration(
         limits={
@@ -164,21 +189,29 @@ def calibrate(
         costs=costs,
         tally=tally(whole, found.zones),
         held_out=found.held_out,
-        intervals=_no_narrower(bootstrap_zones(whole, costs, thresholds_of, step=found.step), found.held_out),
+        intervals=_no_narrower(intervals, found.held_out, costs),
         screens=whole,
         has=has,
+        windows=(min(windows, default=0), max(windows, default=0)),
         weights_chosen=weights_chosen,
     )
 
 
-def _no_narrower(intervals: Intervals | None, held_out: Tally | None) -> Intervals | None:
-    """No narrower than Wilson's intervals: replicates of which none has an escape would say that none ever will."""
+def _no_narrower(intervals: Intervals | None, held_out: Tally | None, costs: Costs) -> Intervals | None:
+    """No narrower than Wilson's intervals: replicates of which none has an escape would say that none ever will.
+
+    Nor is that of the cost narrower than the costs at both ends of the others.
+    """
     if intervals is None or held_out is None:
         return intervals
-    escape, overkill = wilson(held_out.escapes, held_out.defective), wilson(held_out.overkills, held_out.clean)
-    return intervals._replace(
-        escape=_widened(intervals.escape, escape), overkill=_widened(intervals.overkill, overkill)
-    )
+    escape = _widened(intervals.escape, wilson(held_out.escapes, held_out.defective))
+    overkill = _widened(intervals.overkill, wilson(held_out.overkills, held_out.clean))
+    ends = [
+        costs.of(escape=e, overkill=o, review=r)
+        for e, o, r in zip(escape[1:], overkill[1:], intervals.review[1:], strict=True)
+    ]
+    cost = Interval(intervals.cost.mean, min(intervals.cost.low, ends[0]), max(intervals.cost.high, ends[1]))
+    return intervals._replace(escape=escape, overkill=overkill, cost=cost)
 
 
 def _widened(interval: Interval, share: Share) -> Interval:
@@ -209,9 +242,10 @@ def best_within(score: NDArray[np.floating], truth: NDArray[np.bool_], low: floa
     """
     if not truth.any():
         raise ValueError("no patch has the label: no threshold can be chosen")
+    low, high = max(low, _NEAREST), min(high, 1 - _NEAREST)
     ranked, hits = np.sort(score), np.sort(score[truth])
     gaps = ((ranked[1:] + ranked[:-1]) / 2).astype(np.float64)
-    inside = np.unique(np.clip(np.round(gaps[(gaps >= low) & (gaps <= high)], 4), low, high))[::-1]
+    inside = np.unique(np.clip(rounded(gaps[(gaps >= low) & (gaps <= high)], _DIGITS), low, high))[::-1]
     tried = np.array([*inside, low, high])  # its ends only where they are better than all between
     present = len(ranked) - np.searchsorted(ranked, tried)
     right = len(hits) - np.searchsorted(hits, tried)

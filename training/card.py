@@ -47,6 +47,7 @@ def model_card(
     lines += [f"| {name} | {count:,} |" for name, count in [*table, ("sum", sum(c for _, c in table))]]
     for part, found in measured.items():
         lines += ["", f"## Patches of the {part} part ({found.patches})", ""]
+        lines += ["The thresholds were chosen on them too.", ""] if part == "validation" else []
         lines += [
             "| label | threshold | precision | recall | F | patches with it |",
             "| --- | --- | --- | --- | --- | --- |",

@@ -2,8 +2,9 @@
 
 import tomllib
 from pathlib import Path
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.faults import faults_of
 
@@ -23,6 +24,26 @@ class Costs(BaseModel):
     review_capacity: float = Field(0.15, ge=0, le=1)  # largest share of the line's screens that people can look at
     escape_cap: float = Field(0.02, gt=0, lt=1)  # largest share of the defective screens that may pass, at any cost
     prevalence: float = Field(0.1, gt=0, lt=1)  # share of the line's screens that are defective
+
+    @model_validator(mode="after")
+    def _review_is_cheapest(self) -> Self:
+        if self.review_cost > min(self.escape_cost, self.overkill_cost):
+            raise ValueError("review_cost is over escape_cost or overkill_cost: nothing would be worth a review")
+        return self
+
+    def of(self, *, escape: float, overkill: float, review: float) -> float:
+        """Expected cost of a screen of the line.
+
+        Args:
+            escape: share of the defective ones that passes.
+            overkill: share of the clean ones that fails.
+            review: share of all that goes to review.
+        """
+        return (
+            self.prevalence * self.escape_cost * escape
+            + (1 - self.prevalence) * self.overkill_cost * overkill
+            + self.review_cost * review
+        )
 
     def __str__(self) -> str:
         return (

@@ -67,7 +67,7 @@ def report(
         labels: L names.
         thresholds: L; a label is predicted where its probability is at or over its threshold.
     """
-    limits = np.asarray(thresholds, np.float32)
+    limits = np.asarray(thresholds, np.float64)  # a score is held against them as in the service
     per_label = {
         name: _label_report(probability[known, column], target[known, column] == 1, threshold=limits[column])
         for column, (name, known) in enumerate(zip(labels, (target >= 0).T, strict=True))
@@ -87,7 +87,7 @@ def report(
     )
 
 
-def _label_report(probability: NDArray[np.float32], truth: NDArray[np.bool_], *, threshold: np.float32) -> LabelReport:
+def _label_report(probability: NDArray[np.float32], truth: NDArray[np.bool_], *, threshold: np.float64) -> LabelReport:
     """Of the patches in which the label is known."""
     predicted = probability >= threshold
     tp, fp = int((predicted & truth).sum()), int((predicted & ~truth).sum())
@@ -212,6 +212,6 @@ def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, gro
     found = report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
     if not patches.tells_visible:
         return found
-    predicted = probability >= np.asarray(thresholds, np.float32)
+    predicted = probability >= np.asarray(thresholds, np.float64)
     bands = recall_by_band(predicted, patches.labels, patches.visible(), labels=patches.label_names)
     return replace(found, bands=bands)

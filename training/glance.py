@@ -34,6 +34,7 @@ from training.config import Config
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import bundle_probability, fitting_patches
 from training.folder import LEARNT_DATA, data_id, learnt_by_bundle, learnt_by_run, load_run
+from training.measures import wilson
 from training.network import Network
 from training.whole import drafted
 
@@ -85,11 +86,17 @@ class Chosen:
     screens: int
     screens_lost: int
 
+    @property
+    def escape_bound(self) -> float:
+        """What the share of screens that escape by it may be with 95 %, of those that the whole network finds."""
+        return wilson(self.screens_lost, self.screens).high
+
     def __str__(self) -> str:
         return (
             f"clears {self.cleared} of {self.windows} windows ({self.cleared / self.windows:.1%}), {self.lost} of the "
             f"{self.found} in which a defect is found among them; all such windows of {self.screen_labels_lost} of "
-            f"{self.screen_labels} labels of screens, and of {self.screens_lost} of {self.screens} screens"
+            f"{self.screen_labels} labels of screens, and of {self.screens_lost} of {self.screens} screens: "
+            f"at most {self.escape_bound:.1%} of such screens escape by it (95 %), besides those by the limits"
         )
 
 
@@ -141,6 +148,7 @@ def add_glance(
             training={
                 **before.training,
                 **{f"glance_{name}": float(value) for name, value in asdict(chosen).items()},
+                "glance_escape_bound": round(chosen.escape_bound, 4),
                 "glance_data_id": data_id(folders),
                 LEARNT_DATA: " ".join(dict.fromkeys([*learnt_by_bundle(before), *learnt])),
             },

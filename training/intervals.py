@@ -45,6 +45,7 @@ def bootstrap_zones(
     thresholds_of: Thresholds,
     *,
     step: float = 0.0,
+    judging: NDArray[np.bool_] | None = None,
     replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Intervals | None:
@@ -61,16 +62,18 @@ def bootstrap_zones(
         costs: of the line.
         thresholds_of: the labels' thresholds, of screens by their numbers.
         step: by which the lows were moved down.
+        judging: which screens judge where they are not drawn; None: all.
         replicates: how often they are drawn.
         seed: of the draws.
 
     Returns:
-        None where there are fewer than two screens of a kind: nothing can be left out.
+        None where there are fewer than two screens of a kind, or of those that judge: nothing can be left out.
     """
+    judging = np.ones(len(screens), np.bool_) if judging is None else judging
     kinds = [np.flatnonzero(screens.defective), np.flatnonzero(~screens.defective)]
-    if min(map(len, kinds)) < 2:
+    if min(int(judging[kind].sum()) for kind in kinds) < 2:
         return None
-    found = list(_replicates(screens, costs, thresholds_of, step, kinds, replicates, seed))
+    found = list(_replicates(screens, costs, thresholds_of, step, kinds, judging, replicates, seed))
     zones = np.stack([chosen for chosen, _ in found])
     labels = range(zones.shape[1])
     return Intervals(
@@ -89,13 +92,14 @@ def _replicates(
     thresholds_of: Thresholds,
     step: float,
     kinds: Sequence[NDArray[np.int64]],
+    judging: NDArray[np.bool_],
     replicates: int,
     seed: int,
 ) -> Iterator[tuple[Zones, Tally]]:
     rng = np.random.default_rng(seed)
     for _ in track(range(replicates), "bootstrap", transient=True):
         drawn = [rng.choice(kind, len(kind)) for kind in kinds]
-        left = [np.setdiff1d(kind, some) for kind, some in zip(kinds, drawn, strict=True)]
+        left = [np.setdiff1d(kind[judging[kind]], some) for kind, some in zip(kinds, drawn, strict=True)]
         if min(map(len, left)):  # of two or three screens a draw may leave none
             those = np.concatenate(drawn)
             zones = lowered(best_zones(screens.take(those), costs, thresholds_of(those), width=_WIDTH), step)

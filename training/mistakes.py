@@ -54,7 +54,7 @@ def mistakes(probability: NDArray[np.float32], target: NDArray[np.int8], thresho
     """
     order = np.argsort(probability, axis=0, kind="stable")
     backwards = np.argsort(-probability, axis=0, kind="stable")
-    predicted = probability >= np.asarray(thresholds, np.float32)
+    predicted = probability >= np.asarray(thresholds, np.float64)
     return [
         Mistakes(
             missed=[int(k) for k in order[:, label] if target[k, label] == 1 and not predicted[k, label]],

@@ -34,22 +34,26 @@ class Choice(NamedTuple):
     held_out: Tally | None
 
 
-def choose(screens: Screens, costs: Costs, thresholds_of: Thresholds) -> Choice:
+def choose(
+    screens: Screens, costs: Costs, thresholds_of: Thresholds, *, judging: NDArray[np.bool_] | None = None
+) -> Choice:
     """The best zones, widened where the screens that were left out do not prove the cap.
 
     Then the lows go down by the same step of the logit for every label, until they use the review that the capacity
     leaves, in the share in which the cap is unproven: nothing where the bound just meets it, nearly all of it with few
-    screens.
+    screens. Neither the zones that judge the screens left out nor those of all screens may then pass the capacity.
 
     Args:
         screens: whose limits are wanted.
         costs: of the line.
         thresholds_of: the labels' thresholds, of these screens alone.
+        judging: which of them judge where they are left out; None: all.
     """
+    judging = np.ones(len(screens), np.bool_) if judging is None else judging
     thresholds = thresholds_of(np.arange(len(screens)))
     zones = best_zones(screens, costs, thresholds)
     left_out = [
-        (screens.take(part), best_zones(screens.take(rest), costs, thresholds_of(rest)))
+        (screens.take(part[judging[part]]), best_zones(screens.take(rest), costs, thresholds_of(rest)))
         for part, rest in _folds(screens.defective)
     ]
 
@@ -63,7 +67,12 @@ def choose(screens: Screens, costs: Costs, thresholds_of: Thresholds) -> Choice:
     step = 0.0
     if bound > costs.escape_cap and review < costs.review_capacity:
         limit = review + (costs.review_capacity - review) * (1 - costs.escape_cap / bound)
-        step = _largest_step(lambda step: judged(step).review(costs) <= limit)
+        most = max(costs.review_capacity, tally(screens, zones).review(costs))
+
+        def fits(step: float) -> bool:
+            return judged(step).review(costs) <= limit and tally(screens, lowered(zones, step)).review(costs) <= most
+
+        step = _largest_step(fits)
     return Choice(thresholds, lowered(zones, step), step, judged(step) if left_out else None)
 
 

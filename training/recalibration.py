@@ -10,6 +10,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from engine import NO_GLANCE, LabelLimits, Manifest, load
 from training.calibration import Calibration, best_within, calibrate
 from training.card import CARD_FILE, THRESHOLDS, card_with, recalibrated_card
@@ -18,6 +21,7 @@ from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
 from training.patches import refuse_dropped, refuse_other_windows
+from training.temperature import FOLDS, folds_by_screen
 from training.whole import drafted
 
 THRESHOLDS_DATA = "thresholds_data_id"  # of a manifest's facts: what they alone were chosen on
@@ -95,21 +99,25 @@ class Rethresholded:
         manifest: of it.
         report_before: of the patches, at the thresholds before.
         report: of the same, at its own.
-        kept: labels that no known patch has: their thresholds stay.
+        left_out: by label, F of the same patches, each at a threshold that was chosen without its screen and those of
+            its fold; of a label that some patch has.
+        kept: labels whose thresholds stay, and why.
     """
 
     before: Manifest
     manifest: Manifest
     report_before: Report
     report: Report
-    kept: tuple[str, ...]
+    left_out: dict[str, float]
+    kept: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "before": _at(self.before, self.report_before),
             "now": _at(self.manifest, self.report),
-            "kept": list(self.kept),
+            "left_out": self.left_out,
+            "kept": self.kept,
         }
 
 
@@ -123,7 +131,8 @@ def rethreshold(
 ) -> Rethresholded:
     """Write a bundle with the graphs, bands and glance of another one and thresholds of its own.
 
-    Each gives the best F on the known patches that there is inside its label's band. Verdicts stay, but where a second
+    Each gives the best F on the known patches that there is inside its label's band: where thresholds chosen so without
+    a fifth of the screens do no better on it than the one before, that one stays. Verdicts stay, but where a second
     look, which is at scores up to the threshold, shows more or less; labels and boxes become others.
 
     Args:
@@ -141,13 +150,21 @@ def rethreshold(
     before, patches = _fitting(bundle, folders, out, version=version, part=part)
     with closing(load(bundle)) as backend:
         probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
-    limits, kept = dict(before.labels), []
-    for (label, old), score, truth in zip(before.labels.items(), probability.T, patches.labels.T, strict=True):
-        known = truth >= 0
-        if (truth == 1).any():
-            limits[label] = replace(old, threshold=best_within(score[known], truth[known] == 1, *old.review))
+    limits = dict(before.labels)
+    left_out: dict[str, float] = {}
+    kept: dict[str, str] = {}
+    fold = folds_by_screen(patches.screens)
+    for (label, old), score, target in zip(before.labels.items(), probability.T, patches.labels.T, strict=True):
+        known = target >= 0
+        seen, truth = score[known], target[known] == 1
+        if not truth.any():
+            kept[label] = "no patch has it"
+            continue
+        left_out[label] = _f(_left_out(seen, truth, fold[known], old), truth)
+        if left_out[label] > _f(seen >= np.float64(old.threshold), truth):
+            limits[label] = replace(old, threshold=best_within(seen, truth, *old.review))
         else:
-            kept.append(label)
+            kept[label] = "no better on screens left out"
 
     def at(those: Mapping[str, LabelLimits]) -> Report:
         thresholds = [one.threshold for one in those.values()]
@@ -165,25 +182,50 @@ def rethreshold(
         },
     )
     found = Rethresholded(
-        before=before, manifest=manifest, report_before=at(before.labels), report=at(limits), kept=tuple(kept)
+        before=before,
+        manifest=manifest,
+        report_before=at(before.labels),
+        report=at(limits),
+        left_out=left_out,
+        kept=kept,
     )
     _write(bundle, out, manifest, lambda card: card_with(card, manifest, THRESHOLDS, list(_said(found))))
     return replace(found, manifest=Manifest.read(out))
+
+
+def _left_out(
+    score: NDArray[np.float32], truth: NDArray[np.bool_], fold: NDArray[np.int64], limits: LabelLimits
+) -> NDArray[np.bool_]:
+    """Whether each patch (N,) reaches the threshold that the other folds would choose; without positives, the old."""
+    present = np.zeros(len(score), np.bool_)
+    for part in range(FOLDS):
+        own, rest = fold == part, fold != part
+        threshold = best_within(score[rest], truth[rest], *limits.review) if truth[rest].any() else limits.threshold
+        present[own] = score[own] >= np.float64(threshold)
+    return present
+
+
+def _f(present: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    return float(2 * (present & truth).sum() / (present.sum() + truth.sum()))
 
 
 def _said(found: Rethresholded) -> Iterator[str]:
     before = found.before
     yield (
         f"Version {found.manifest.limits_version} of the limits, for the graphs and bands of {before.name} "
-        f"{before.version}. The best F inside them on {found.report.patches} patches:"
+        f"{before.version}. The best F inside them on {found.report.patches} patches, and on those of screens that had "
+        "no part in the choice:"
     )
     yield ""
-    yield "| label | before | F | threshold | F |"
-    yield "| --- | --- | --- | --- | --- |"
+    yield "| label | before | F | threshold | F | F left out |"
+    yield "| --- | --- | --- | --- | --- | --- |"
     for label, limits in found.manifest.labels.items():
         old, new = found.report_before.per_label[label].f_measure, found.report.per_label[label].f_measure
-        now = "no patch has it" if label in found.kept else f"{new:.3f}"
-        yield f"| {label} | {before.labels[label].threshold:.3f} | {old:.3f} | {limits.threshold:.3f} | {now} |"
+        now = found.kept.get(label, f"{new:.3f}")
+        other = f"{found.left_out[label]:.3f}" if label in found.left_out else "-"
+        yield (
+            f"| {label} | {before.labels[label].threshold:.3f} | {old:.3f} | {limits.threshold:.3f} | {now} | {other} |"
+        )
     yield ""
 
 

@@ -58,19 +58,20 @@ def print_judgement(found: Judgement, console: Console) -> None:
 
 
 def print_thresholds(found: "Rethresholded", console: Console) -> None:
-    """From what score each label is present, before and now, and F on the patches that this was chosen on."""
-    table = Table("label", "present from", "F", "present from now", "F")
+    """From what score each label is present, before and now, and F; also on screens that had no part in the choice."""
+    table = Table("label", "present from", "F", "present from now", "F", "F left out")
     for label, limits in found.manifest.labels.items():
         old, new = found.report_before.per_label[label], found.report.per_label[label]
         before = found.before.labels[label].threshold
         cells = (before, old.f_measure, limits.threshold, new.f_measure)
-        table.add_row(
-            f"{label} (no patch has it)" if label in found.kept else label, *(f"{value:.4f}" for value in cells)
-        )
+        left_out = f"{found.left_out[label]:.4f}" if label in found.left_out else "-"
+        table.add_row(label, *(f"{value:.4f}" for value in cells), left_out)
     table.add_row(
-        "macro", "", f"{found.report_before.f_measure:.4f}", "", f"{found.report.f_measure:.4f}", style="bold"
+        "macro", "", f"{found.report_before.f_measure:.4f}", "", f"{found.report.f_measure:.4f}", "", style="bold"
     )
     console.print(table)
+    for label, why in found.kept.items():
+        console.print(f"{label}: its threshold stays, {why}")
 
 
 def print_calibration(found: Calibration, console: Console) -> None:

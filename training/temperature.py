@@ -60,13 +60,18 @@ def fit_temperatures(
         screens: (N,) number of each patch's screen: the patches of one are never in two parts.
         labels: L names.
     """
-    numbers, of_patch = np.unique(screens, return_inverse=True)
-    fold = np.random.default_rng(0).permutation(len(numbers))[of_patch] % FOLDS
+    fold = folds_by_screen(screens)
     found = {}
     for column, label in enumerate(labels):
         known = target[:, column] >= 0
         found[label] = _sureness(score[known, column], target[known, column] == 1, fold[known])
     return found
+
+
+def folds_by_screen(screens: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The fold (N,) below `FOLDS` of each patch, by the number of its screen: the patches of one are in one fold."""
+    numbers, of_patch = np.unique(screens, return_inverse=True)
+    return np.random.default_rng(0).permutation(len(numbers))[of_patch] % FOLDS
 
 
 def temperature_facts(found: Mapping[str, Sureness]) -> dict[str, float | str]:

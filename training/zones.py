@@ -8,6 +8,7 @@ line's prevalence.
 
 import math
 from dataclasses import asdict, dataclass
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context
 from itertools import product
 
 import numpy as np
@@ -20,7 +21,7 @@ from training.measures import wilson
 Zones = NDArray[np.float64]  # (L, 2): low and high of each label
 
 NARROWEST_BAND = 0.05  # few screens may separate perfectly; a line needs some band all the same
-_HIGHEST = 0.995  # of a limit, so that a score can reach it
+_HIGHEST = 0.995  # of a limit where the threshold is not higher, so that a score can reach it
 _DIGITS = 6
 
 
@@ -61,11 +62,7 @@ class Tally:
 
     def cost(self, costs: Costs) -> float:
         """Expected cost of a screen of the line."""
-        return (
-            costs.prevalence * costs.escape_cost * self.escape
-            + (1 - costs.prevalence) * costs.overkill_cost * self.overkill
-            + costs.review_cost * self.review(costs)
-        )
+        return costs.of(escape=self.escape, overkill=self.overkill, review=self.review(costs))
 
 
 def tally(screens: Screens, zones: Zones) -> Tally:
@@ -83,13 +80,16 @@ def tally(screens: Screens, zones: Zones) -> Tally:
     )
 
 
-def worth(found: Tally, costs: Costs) -> tuple[float, ...]:
+def allowed_escapes(costs: Costs, defective: int) -> int:
+    """Of so many defective screens, how many may escape by the cap."""
+    return math.floor(costs.escape_cap * defective + 1e-9)
+
+
+def worth(found: Tally, costs: Costs, allowed: int) -> tuple[float, ...]:
     """What is compared: less is better, and the first that differs decides.
 
-    Escapes beyond the cap; review beyond the capacity; cost. Of so few screens that one escape is more than the cap,
-    one is allowed: a single defect that the network does not see would else send every screen to review.
+    Escapes beyond those that are allowed; review beyond the capacity; cost.
     """
-    allowed = max(math.floor(costs.escape_cap * found.defective + 1e-9), 1)
     return (
         max(0, found.escapes - allowed),
         round(max(0.0, found.review(costs) - costs.review_capacity), 12),
@@ -102,10 +102,14 @@ def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], 
 
     What passes is a box in the space of scores, and what does not fail is another (`training.frontier`): the first
     within the thresholds, the second beyond them by `NARROWEST_BAND` at least: no screen passes with a label present,
-    and none fails without. Every cost depends on what is inside of both, and only boxes worth having are compared, so
-    no clean screen is failed merely to spare its review.
+    and none fails without. A threshold that leaves no room above has its band below. Every cost depends on what is
+    inside of both, and only boxes worth having are compared, so no clean screen is failed merely to spare its review.
 
-    Where screens of one kind are missing nothing can be weighed: every screen goes to review.
+    Of so few screens that the cap allows none to escape one may all the same, where to keep it takes more review than
+    the capacity: a single defect that the network does not see would else send every screen to review.
+
+    Where screens of one kind are missing nothing can be weighed: every screen goes to review, but one with a score of
+    1, from which no limit keeps it.
 
     Args:
         screens: whose limits are wanted.
@@ -116,20 +120,24 @@ def best_zones(screens: Screens, costs: Costs, thresholds: NDArray[np.float64], 
     labels = len(thresholds)
     if screens.defective.all() or not screens.defective.any():
         return np.tile([0.0, 1.0], (labels, 1))
-    beyond = np.minimum(thresholds + NARROWEST_BAND, _HIGHEST)
+    beyond = np.maximum(np.minimum(thresholds + NARROWEST_BAND, _HIGHEST), thresholds)
     # in the outer quarters of the gaps between screens: nobody knows what lies in a gap
-    lows = frontier(screens, np.zeros(labels), thresholds, place=0.25, width=width)
-    highs = frontier(screens, beyond, np.full(labels, _HIGHEST), place=0.75, width=width)
-    low, high = min(product(lows, highs), key=lambda pair: _promise(screens, costs, *pair))
-    zones = np.stack([low.limits, high.limits], axis=1)
-    return rounded(zones, _DIGITS)
+    within = np.minimum(thresholds, beyond - NARROWEST_BAND)
+    lows = frontier(screens, np.zeros(labels), within, place=0.25, width=width)
+    highs = frontier(screens, beyond, np.maximum(beyond, _HIGHEST), place=0.75, width=width)
+    promises = {(low, high): _promise(screens, low, high) for low, high in product(lows, highs)}
+    allowed = allowed_escapes(costs, int(screens.defective.sum()))
+    low, high = min(promises, key=lambda pair: worth(promises[pair], costs, allowed))
+    if not allowed and promises[low, high].review(costs) > costs.review_capacity:
+        low, high = min(promises, key=lambda pair: worth(promises[pair], costs, 1))
+    return np.stack([_outwards(low.limits, ROUND_FLOOR), _outwards(high.limits, ROUND_CEILING)], axis=1)
 
 
-def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float, ...]:
-    """What the zones of two boxes are worth."""
+def _promise(screens: Screens, low: Box, high: Box) -> Tally:
+    """What the zones of two boxes make of the screens that these are of."""
     defective = int(screens.defective.sum())
     clean = len(screens) - defective
-    found = Tally(
+    return Tally(
         defective=defective,
         clean=clean,
         escapes=low.defective,
@@ -137,7 +145,6 @@ def _promise(screens: Screens, costs: Costs, low: Box, high: Box) -> tuple[float
         reviewed_defective=high.defective - low.defective,
         reviewed_clean=high.clean - low.clean,
     )
-    return worth(found, costs)
 
 
 def rounded(shares: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
@@ -145,6 +152,17 @@ def rounded(shares: NDArray[np.float64], digits: int) -> NDArray[np.float64]:
     distance = np.minimum(shares, 1 - shares)
     near = np.array([float(f"{one:.{digits}g}") for one in distance.ravel()]).reshape(shares.shape)
     return np.where(shares > 0.5, 1 - near, near)
+
+
+def _outwards(limits: NDArray[np.float64], rounding: str) -> NDArray[np.float64]:
+    """As `rounded`, but away from the band's middle: no screen may come to pass or to fail by it."""
+    away = {ROUND_FLOOR: ROUND_CEILING, ROUND_CEILING: ROUND_FLOOR}[rounding]  # of the distance to 1
+
+    def near(distance: float, rounding: str) -> float:
+        # twelve digits first: 0.1 + 0.05 is 0.15, and stays so
+        return float(Context(_DIGITS, rounding).create_decimal(f"{distance:.12g}"))
+
+    return np.array([near(one, rounding) if one <= 0.5 else 1 - near(1 - one, away) for one in limits.tolist()])
 
 
 def lowered(zones: Zones, step: float) -> Zones:

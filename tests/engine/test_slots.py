@@ -1,3 +1,4 @@
+import math
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -24,6 +25,31 @@ def patches(*greys: int) -> NDArray[np.uint8]:
     return np.stack([np.full((1, 8, 8), grey, np.uint8) for grey in greys])
 
 
+def steepest(low: float, high: float) -> float:
+    """How far the middle of the sigmoid moves, if its logit moves as between these."""
+    half = (math.log(high / (1 - high)) - math.log(low / (1 - low))) / 2
+    return 1 / (1 + math.exp(-half)) - 1 / (1 + math.exp(half))
+
+
+@pytest.mark.parametrize("score", [0.0003, 0.02, 0.5, 0.98, 0.9997])
+def test_noise_counts_as_where_the_sigmoid_is_steepest(score: float) -> None:
+    """The same noise of the logit, whatever score the patches have that it is measured on; a limit may lie anywhere."""
+    logit = math.log(score / (1 - score))
+
+    def noisy(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return np.array([[1 / (1 + math.exp(-logit - noise))] * 2 for noise in (0.0, 0.02, 0.0, 0.01)])
+
+    found = measure_slots(backend(noisy), patches(1)).probability
+    assert found == {label: pytest.approx(0.005, rel=0.02) for label in LABELS}
+
+
+def test_steps_of_a_float_beside_1_are_no_noise() -> None:
+    def full(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        return np.array([[1.0, 1e-30], [1 - 6e-8, 1e-12], [1.0, 0.0], [1.0, 1e-20]])
+
+    assert max(measure_slots(backend(full), patches(1)).probability.values()) < 1e-7
+
+
 def test_the_spread_is_the_widest_over_slots_and_patches() -> None:
     def uneven(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         """The last slots see more of the second label, and more in a bright patch."""
@@ -33,7 +59,7 @@ def test_the_spread_is_the_widest_over_slots_and_patches() -> None:
         return scores
 
     found = measure_slots(backend(uneven), patches(100, 200, 50))
-    assert found.probability == {"bubble": 0.0, "scratch": pytest.approx(0.3, abs=1e-6)}
+    assert found.probability == {"bubble": 0.0, "scratch": pytest.approx(steepest(0.4, 0.7), abs=1e-6)}
     assert not found.same_bits
 
 
@@ -110,7 +136,7 @@ def test_each_patch_is_reasoned_alone_and_all_of_them_together_with_their_slots_
         *[(0.5, score, 0.5) for score in (0.1, 0.2, 0.1, 0.4)],  # all in the same slot
         *[(0.5, score, 0.5) for score in (0.2, 0.4)],  # the one whose slots differ, where they do
     ]
-    assert found.probability == {"bubble": pytest.approx(0.3, abs=1e-6), "scratch": 0.0}
+    assert found.probability == {"bubble": pytest.approx(steepest(0.1, 0.4), abs=1e-6), "scratch": 0.0}
     assert not found.same_bits
 
 
@@ -118,7 +144,7 @@ def test_noise_that_moves_a_patch_of_the_same_screen_is_seen() -> None:
     related = Related(lambda pixels: in_slots(pixels, [0.2, 0.2, 0.2, 0.8]))
     found = measure_slots(related, patches(1, 200))
     # the dark patch's first label by its neighbour, the bright one's second by its own first
-    assert found.probability == {"bubble": pytest.approx(0.3), "scratch": pytest.approx(0.3)}
+    assert found.probability == {label: pytest.approx(steepest(0.35, 0.65), abs=1e-6) for label in LABELS}
 
 
 def test_noise_that_adds_up_over_the_patches_of_a_screen_is_seen() -> None:
@@ -129,7 +155,7 @@ def test_noise_that_adds_up_over_the_patches_of_a_screen_is_seen() -> None:
 
     summed = Summed(lambda pixels: in_slots(pixels, [0.2, 0.2, 0.2, 0.8]))
     found = measure_slots(summed, patches(200, 220, 240))
-    assert found.probability["bubble"] == pytest.approx(3 * 0.06)  # one moves by 0.06
+    assert found.probability["bubble"] == pytest.approx(steepest(0.06, 0.24), abs=1e-6)  # one moves from 0.12 to 0.18
 
 
 def test_slots_of_the_same_bits_cost_one_screen_each() -> None:

@@ -58,9 +58,61 @@ def test_the_band_lies_on_the_highest_score_of_screens_and_skips_unknown_ones() 
 
 def test_screens_that_chose_the_weights_are_said_to_flatter() -> None:
     probability, target = np.array([[0.9], [0.7], [0.3], [0.1]], np.float32), np.array([[1], [1], [0], [0]], np.int8)
-    for chosen in (False, True):
-        found = calibrate(probability, target, np.arange(4), labels=["dot"], costs=Costs(), weights_chosen=chosen)
-        assert any("chose the epoch" in said and "--calibrate" in said for said in found.warnings()) == chosen
+    all_chose, clean_are_fresh = np.ones(4, np.bool_), np.array([True, True, False, False])
+    for chose, said in ((None, False), (all_chose, True), (clean_are_fresh, True)):
+        found = calibrate(probability, target, np.arange(4), labels=["dot"], costs=Costs(), chose_weights=chose)
+        assert any("chose the epoch" in one and "--calibrate" in one for one in found.warnings()) == said
+
+
+def test_where_other_screens_are_there_those_that_chose_the_weights_prove_nothing() -> None:
+    """They choose limits with the others, but what is told of screens left out is of the others alone."""
+    probability, target, screens = many(0, screens=200)
+    chose = screens < 120
+    found = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs(), chose_weights=chose)
+    assert found.held_out is not None
+    assert (found.held_out.defective, found.held_out.clean) == (40, 40)
+    assert (found.tally.defective, found.tally.clean) == (100, 100)
+    assert not any("chose the epoch" in said for said in found.warnings())
+    assert found.escape_bound >= wilson(0, 40).high
+    sure = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs())
+    assert sure.escape_bound < wilson(0, 40).high
+    assert found.intervals is not None
+    assert found.intervals.escape.high >= wilson(0, 40).high
+
+
+def test_a_score_that_is_no_number_chooses_no_limits() -> None:
+    probability, target = np.array([[0.9], [np.nan], [0.3], [0.1]], np.float32), np.array([[1], [1], [0], [0]], np.int8)
+    with pytest.raises(ValueError, match="is no number"):
+        calibrate(probability, target, np.arange(4), labels=["dot"], costs=Costs())
+
+
+def test_screens_of_several_sizes_are_said_to_be_judged_together() -> None:
+    probability, target, screens = many(0, screens=40)
+    said = "the screens have 2 to 8 windows each"
+    found = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs())
+    assert not any(said in one for one in found.warnings())
+    larger = np.where(screens < 4, 0, screens)
+    found = calibrate(probability, target, larger, labels=["a", "b"], costs=Costs())
+    assert any(said in one for one in found.warnings())
+
+
+def test_a_threshold_beside_1_is_one_that_a_manifest_takes() -> None:
+    rng = np.random.default_rng(0)
+    score = np.concatenate([rng.uniform(0.9985, 0.9999, 20), np.full(5, 0.997), rng.uniform(0, 0.5, 40)])[:, None]
+    target = np.array([[1]] * 20 + [[0]] * 45, np.int8)
+    found = calibrate(score.astype(np.float32), target, np.arange(65), labels=["dot"], costs=Costs())
+    assert found.limits["dot"].threshold > 0.997
+    assert found.tally.overkills == 0
+    one_label = replace(fake_manifest(("dot",)), labels=found.limits)
+    assert parse(json.dumps(asdict(one_label)).encode()).labels == found.limits
+
+
+def test_the_widest_bands_keep_the_capacity() -> None:
+    """They are wider than what the screens left out were judged by, and were once wider than people can look at."""
+    for seed in range(6):
+        found = calibrate(*many(seed, screens=120), labels=["a", "b"], costs=Costs())
+        assert not found.proven
+        assert found.tally.review(found.costs) <= found.costs.review_capacity
 
 
 def test_scores_that_crowd_at_an_end_are_still_told_apart() -> None:
@@ -183,6 +235,12 @@ def test_a_file_of_costs_may_begin_with_a_mark(tmp_path: Path) -> None:
     assert read_costs(tmp_path / "limits.toml").escape_cost == 7
     (tmp_path / "limits.toml").write_text("escape_cost = 7\n", encoding="utf-16")
     with pytest.raises(ValueError, match=r"limits\.toml: "):
+        read_costs(tmp_path / "limits.toml")
+
+
+def test_a_review_costs_no_more_than_what_it_spares(tmp_path: Path) -> None:
+    (tmp_path / "limits.toml").write_text("review_cost = 11\n")
+    with pytest.raises(ValueError, match=r"limits\.toml: review_cost is over escape_cost or overkill_cost"):
         read_costs(tmp_path / "limits.toml")
 
 

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
 
 from engine import RELEASE_FILE, BundleError, Glance, Manifest
 from engine.manifest import parse
@@ -20,6 +21,7 @@ from training.calibration import best_within
 from training.card import MEASURED, THRESHOLDS
 from training.costs import Costs
 from training.cutting import cut
+from training.datasets import PatchSet
 from training.folder import LEARNT_DATA, data_id
 from training.recalibration import THRESHOLDS_DATA, Recalibrated, recalibrate, rethreshold
 from training.reliability import Bin
@@ -133,7 +135,32 @@ def test_thresholds_alone_are_chosen_by_f_inside_their_bands(bundle: Path, data:
     narrow = {label: replace(one, threshold=0.97, review=(0.96, 0.98)) for label, one in before.labels.items()}
     replace(before, labels=narrow).sign(strict)
     found = rethreshold(strict, [data], tmp_path / "narrow", version="1.1")
-    assert [one.threshold for one in found.manifest.labels.values()] == [0.96, 0.96]
+    assert found.manifest.labels == narrow
+    assert set(found.kept.values()) == {"no better on screens left out"}
+    assert "no better on screens left out" in (tmp_path / "narrow" / "MODEL_CARD.md").read_text()
+
+
+def test_a_threshold_is_judged_on_screens_that_had_no_part_in_it(
+    bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each fifth of the screens by the threshold of the others."""
+    patches = PatchSet([data], None)
+    chosen: list[int] = []
+
+    def noted(score: NDArray[np.float32], truth: NDArray[np.bool_], low: float, high: float) -> float:
+        chosen.append(len(score))
+        return best_within(score, truth, low, high)
+
+    monkeypatch.setattr("training.recalibration.best_within", noted)
+    found = rethreshold(bundle, [data], tmp_path / "new", version="1.1")
+    for name, count in zip(LABELS, (patches.labels >= 0).sum(axis=0).tolist(), strict=True):
+        folds, chosen = chosen[:5], chosen[5:]
+        assert sum(folds) == 4 * count
+        if name not in found.kept:  # better there: then by all patches
+            assert chosen.pop(0) == count
+    assert not chosen
+    assert found.left_out.keys() == set(LABELS)
+    assert all(0 <= f <= 1 for f in found.left_out.values())
 
 
 def test_a_label_that_no_patch_has_keeps_its_threshold(bundle: Path, data: Path, tmp_path: Path) -> None:
@@ -141,7 +168,7 @@ def test_a_label_that_no_patch_has_keeps_its_threshold(bundle: Path, data: Path,
     rows = (row.rsplit(",", 1) for row in (data / "labels.csv").read_text().splitlines())
     (other / "labels.csv").write_text("".join(f"{a},{b if a == 'img_names,bubble' else -1}\n" for a, b in rows))
     found = rethreshold(bundle, [other], tmp_path / "new", version="1.1")
-    assert found.kept == ("pinhole",)
+    assert found.kept["pinhole"] == "no patch has it"
     assert found.manifest.labels["pinhole"] == Manifest.read(bundle).labels["pinhole"]
     assert "| no patch has it |" in (tmp_path / "new" / "MODEL_CARD.md").read_text()
 

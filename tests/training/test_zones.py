@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from training.costs import Costs
 from training.frontier import Screens, frontier
 from training.measures import enough, wilson
-from training.zones import NARROWEST_BAND, Tally, Zones, best_zones, lowered, tally, worth
+from training.zones import NARROWEST_BAND, Tally, Zones, allowed_escapes, best_zones, lowered, rounded, tally, worth
 
 UNCAPPED = Costs(review_capacity=1, escape_cap=0.999)
 
@@ -49,9 +49,10 @@ def test_no_other_zones_cost_less(labels: int, cap: float) -> None:
             escape_cost=escape, overkill_cost=overkill, prevalence=prevalence, review_capacity=1, escape_cap=cap
         )
         threshold = 0.5
-        best = min(worth(tally(screens, zones), costs) for zones in every_zone(labels, threshold))
+        allowed = allowed_escapes(costs, 5)
+        best = min(worth(tally(screens, zones), costs, allowed) for zones in every_zone(labels, threshold))
         found = tally(screens, best_zones(screens, costs, np.full(labels, threshold)))
-        assert worth(found, costs) == pytest.approx(best)
+        assert worth(found, costs, allowed) == pytest.approx(best)
 
 
 @given(seed=st.integers(0, 2**32 - 1), labels=st.integers(1, 3), screens=st.integers(2, 30), data=st.data())
@@ -61,13 +62,13 @@ def test_zones_hold_the_threshold_and_a_band(seed: int, labels: int, screens: in
         review_capacity=data.draw(st.floats(0, 1)),
         prevalence=data.draw(st.floats(0.01, 0.99)),
     )
-    thresholds = np.array(data.draw(st.lists(st.floats(0.01, 0.99), min_size=labels, max_size=labels)))
+    threshold = st.one_of(st.floats(1e-6, 1 - 1e-6), st.floats(0.99, 1 - 1e-6))
+    thresholds = rounded(np.array(data.draw(st.lists(threshold, min_size=labels, max_size=labels))), 4)
     zones = best_zones(random_screens(seed, screens=screens, labels=labels), costs, thresholds)
-    assert (zones[:, 0] <= thresholds + 1e-6).all()
-    assert (thresholds <= zones[:, 1] + 1e-6).all()
+    assert (zones[:, 0] <= thresholds).all()  # as a manifest asks
+    assert (thresholds <= zones[:, 1]).all()
     assert ((zones >= 0) & (zones <= 1)).all()
-    room = np.minimum(NARROWEST_BAND, 0.995 - thresholds)
-    assert (zones[:, 1] - zones[:, 0] >= room - 2e-6).all()
+    assert (zones[:, 1] - zones[:, 0] >= NARROWEST_BAND - 1e-12).all()
 
 
 def test_the_tally_is_what_a_loop_counts() -> None:
@@ -128,6 +129,25 @@ def test_the_cap_goes_before_cost_and_capacity() -> None:
     assert tally(screens, best_zones(screens, cheap, np.array([0.5]))).escapes == 40
 
 
+def test_few_screens_keep_the_cap_where_the_capacity_allows_it() -> None:
+    """Of ten defective screens a cap of 2 % allows none to escape, and less than the capacity keeps the faint one."""
+    faint = screens_of(np.array([[0.31], *[[0.9]] * 9]), np.linspace(0.01, 0.4, 100)[:, None])
+    costs = Costs(escape_cost=10)  # so that to let it pass would cost less
+    for capacity, escapes in ((0.3, 0), (0.05, 1)):
+        bounded = costs.model_copy(update={"review_capacity": capacity})
+        found = tally(faint, best_zones(faint, bounded, np.array([0.6])))
+        assert found.escapes == escapes
+        assert found.review(bounded) <= capacity
+
+
+def test_rounding_lets_nothing_pass() -> None:
+    """Three defective screens and a clean one between two numbers of six digits."""
+    scores = np.concatenate([np.full(3, np.float32(0.4200008)), np.full(117, 0.9)])[:, None]
+    clean = np.concatenate([[np.float32(0.4200006)], np.full(50, 0.1)])[:, None]
+    screens = screens_of(scores, clean)
+    assert tally(screens, best_zones(screens, Costs(escape_cap=0.01), np.array([0.6]))).escapes == 0
+
+
 def test_a_capacity_is_kept_where_it_can_be() -> None:
     screens = random_screens(5, screens=200, labels=2)
     free, tight = (Costs(escape_cap=0.9, review_capacity=share) for share in (1, 0.1))
@@ -168,7 +188,7 @@ def test_lower_lows_let_nothing_more_escape(seed: int, step: float) -> None:
 
 @pytest.mark.parametrize("kind", [True, False])
 def test_of_one_kind_of_screens_nothing_can_be_weighed(kind: bool) -> None:
-    screens = Screens(np.full((5, 2), 0.5), np.full(5, kind))
+    screens = Screens(np.full((5, 2), 1 - 1e-7), np.full(5, kind))
     found = tally(screens, best_zones(screens, Costs(), np.array([0.5, 0.5])))
     assert found.reviewed_clean + found.reviewed_defective == 5
 

@@ -134,9 +134,11 @@ def _leads(study: Study) -> Iterator[str]:
     how = "" if own.title == OURS_TITLE else ", chosen by F on validation"
     maps = study.table.of_maps
     figures = "by energy, and by strongest cells, of the last stage" if maps else "at 0.5, and at fitted thresholds"
+    divisions = len({cell.division for cell in study.cells})
+    knows = "knows that folds share their training data" if divisions > 1 else "is that of other seeds on the same data"
     yield (
         f"Ahead in points{'' if maps else ' of F'}, cell by cell, of {own.title}{how}; {figures}; ± half of the "
-        "95 % interval, which knows that folds share their training data:"
+        f"95 % interval, which {knows}:"
     )
     yield ""
     for row in study.table.rows:
