@@ -26,6 +26,7 @@ from engine.locks import alone
 from engine.looks import NO_GLANCE, NO_SECOND_LOOK, NO_TURNED_LOOK, Glance, SecondLook, TurnedLook
 from engine.manifest import (
     GLANCE_FILE,
+    LABEL,
     RELEASE_FILE,
     FrameLimits,
     LabelLimits,
@@ -48,6 +49,7 @@ DEFAULT_BUNDLE = Path(__file__).parent / "bundles" / "default"
 __all__ = [
     "DEFAULT_BUNDLE",
     "GLANCE_FILE",
+    "LABEL",
     "MAP_TOLERANCE",
     "NO_GLANCE",
     "NO_GUARD",

@@ -120,9 +120,12 @@ def defective(golden: Path, screens: set[str]) -> set[str]:
     boxes = golden / "boxes.csv"
     try:
         with boxes.open(newline="", encoding="utf-8-sig") as file:
-            bad = {row["screen"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, ValueError) as error:
-        raise ReleaseError(f"{boxes} cannot be read: without it nothing is known of escapes") from error
+            rows = list(csv.DictReader(file, strict=True))
+        if any(None in row or "\n" in "".join(value or "" for value in row.values()) for row in rows):
+            raise ValueError("a row has values too many, or a quote is left open")  # which takes the rows after it
+        bad = {row["screen"] for row in rows}
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        raise ReleaseError(f"{boxes} cannot be read: without it nothing is known of escapes: {error}") from error
     if strangers := bad - screens:
         raise ReleaseError(f"{boxes} names the screen {min(strangers)!r}, which is not in the sealed set")
     if not bad:

@@ -17,6 +17,7 @@ from training.config import read_config
 from training.datasets import PatchSet
 from training.folder import load_run, refuse_changed
 from training.network import FeaturesGraph, Network, ReasoningGraph
+from training.truth import CELL_PX
 
 EMBEDDED = Path(__file__).parent / "configs" / "embedded.toml"
 NEVER = LabelLimits(threshold=1.0, review=(1.0, 1.0))  # no score reaches it: a clean screen, as most are
@@ -80,9 +81,11 @@ def untrained_bundle(
         seed: of the weights and the golden patches.
 
     Raises:
-        ValueError: `out` exists and is no bundle, or there is no label.
+        ValueError: `out` exists and is no bundle, there is no label, or the side is no multiple of 32.
         ParityError: the exported graphs do not give the module's probabilities.
     """
+    if patch_px % CELL_PX:
+        raise ValueError(f"--patch must be a multiple of {CELL_PX}, not {patch_px}")
     torch.manual_seed(seed)
     module = build_network(labels, network or read_config(EMBEDDED).network).eval()
     pixels = np.random.default_rng(seed).integers(0, 256, (2, 1, patch_px, patch_px), np.uint8)

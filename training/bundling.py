@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
+from rich import get_console
 
 from engine import (
     NO_SECOND_LOOK,
@@ -162,19 +163,21 @@ def export_run(
     made: dict[str, Made] = {}
 
     def finish(draft: Path) -> None:
+        status.stop()  # what follows has bars of its own
         proof = _proof(draft, config, features, pixels, judged.get("test", sets[0]))
         made.update(add_precisions(draft, precisions, proof))
 
-    difference = export(
-        out,
-        features=features,
-        reasoning=ReasoningGraph(network),
-        manifest=manifest,
-        golden_pixels=pixels[: len(golden)],
-        parity_pixels=pixels,
-        card=card,
-        finish=finish if precisions else None,
-    )
+    with get_console().status("graphs") as status:  # seconds, without a step to count
+        difference = export(
+            out,
+            features=features,
+            reasoning=ReasoningGraph(network),
+            manifest=manifest,
+            golden_pixels=pixels[: len(golden)],
+            parity_pixels=pixels,
+            card=card,
+            finish=finish if precisions else None,
+        )
     return Exported(
         manifest=Manifest.read(out),
         network=network,

@@ -1,23 +1,17 @@
 """Cut folders as torch datasets: patches, labels, maps and screens. Knows nothing of the network."""
 
-import csv
-import json
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from torchvision.transforms import v2
 
-from engine import alone
-from training.rows import read_rows
+from training.cut_folder import CutFolder
 from training.truth import CELL_PX
 from training.visible import VISIBLE_FILE, Visible, read_visible
 
@@ -53,7 +47,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
     """
 
     def __init__(self, folders: Sequence[Path], part: str | None, *, transform: v2.Transform | None = None) -> None:
-        cuts = [_CutFolder(folder) for folder in folders]
+        cuts = [CutFolder(folder) for folder in folders]
         first = cuts[0]
         for other in cuts[1:]:
             if (other.label_names, other.patch_px) != (first.label_names, first.patch_px):
@@ -135,7 +129,7 @@ def refuse_leaks(folders: Sequence[Path]) -> None:
         ValueError: there is such a screen; the message names it.
     """
     known = _Known()
-    for cut in map(_CutFolder, dict.fromkeys(folders)):
+    for cut in map(CutFolder, dict.fromkeys(folders)):
         for screen, part in cut.parts.items():
             if len({one == "train" for one in (part, *known.parts(cut, screen))}) > 1:
                 raise ValueError(f"{cut.folder}: screen {screen} is in part {part!r}, and elsewhere on the other side")
@@ -149,9 +143,9 @@ def refuse_known(folders: Sequence[Path], known: Sequence[Path]) -> None:
         ValueError: there is such a screen; the message names it.
     """
     seen = _Known()
-    for cut in map(_CutFolder, dict.fromkeys(known)):
+    for cut in map(CutFolder, dict.fromkeys(known)):
         seen.add(cut)
-    for cut in map(_CutFolder, folders):
+    for cut in map(CutFolder, folders):
         for screen in cut.parts:
             if seen.parts(cut, screen):
                 told = "its scores say nothing of screens to come, so leave it out"
@@ -170,14 +164,14 @@ class _Known:
         self._by_name: dict[tuple[str, str], set[str]] = {}
         self._without_pixels: dict[tuple[str, str], set[str]] = {}
 
-    def parts(self, cut: "_CutFolder", screen: str) -> set[str]:
+    def parts(self, cut: "CutFolder", screen: str) -> set[str]:
         """Where the screen is in the folders that were added; empty where it is in none."""
         name = cut.source, screen
         if screen in cut.pixels_of:
             return self._by_pixels.get(cut.pixels_of[screen], set()) | self._without_pixels.get(name, set())
         return self._by_name.get(name, set())
 
-    def add(self, cut: "_CutFolder") -> None:
+    def add(self, cut: "CutFolder") -> None:
         """All screens of a folder."""
         for screen, part in cut.parts.items():
             name = cut.source, screen
@@ -193,66 +187,6 @@ def collate(rows: list[tuple[Tensor, Tensor, Tensor, int, int]]) -> Batch:
     pixels, labels, maps, screens, indices = zip(*rows, strict=True)
     stacked = torch.stack(pixels), torch.stack(labels), torch.stack(maps)
     return Batch(*stacked, torch.tensor(screens), torch.tensor(indices))
-
-
-class _CutFolder:
-    """The tables of one cut folder."""
-
-    def __init__(self, folder: Path) -> None:
-        if not (folder / "cut.json").is_file():
-            raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
-        self.folder = folder
-        facts = json.loads((folder / "cut.json").read_text())
-        self.patch_px: int = facts["patch_px"]
-        self.source: str = facts["source"]
-        self.pixels_of: dict[str, str] = facts.get("screens", {})
-        with (folder / "labels.csv").open(newline="") as file:
-            header, *rows = csv.reader(file)
-        self.label_names = tuple(header[1:])
-        self.names = [row[0] for row in rows]
-        self.labels = np.array([row[1:] for row in rows], np.int8).reshape(len(rows), -1)
-        self.screens = [row["screen"] for row in read_rows(folder / "windows.csv", "screen")]
-        self.parts = {row["screen"]: row["part"] for row in read_rows(folder / "splits.csv", "screen", "part")}
-
-    def rows_of(self, part: str | None) -> list[int]:
-        return [k for k, screen in enumerate(self.screens) if part is None or self.parts[screen] == part]
-
-    def pixels(self) -> NDArray[np.uint8]:
-        shape = (len(self.names), self.patch_px, self.patch_px)
-        cache = self.folder / "pixels.u8"
-        if not _is_whole(cache, shape):
-            try:
-                with alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
-                    if not _is_whole(cache, shape):
-                        self._decode(cache, shape)
-            except PermissionError as error:
-                told = "take it once where that may be, which leaves pixels.u8 there, or take a copy"
-                raise ValueError(f"{self.folder} may not be written to, where its pixels are kept: {told}") from error
-        return np.memmap(cache, np.uint8, "r", shape=shape)
-
-    def _decode(self, cache: Path, shape: tuple[int, int, int]) -> None:
-        partial = cache.with_suffix(".partial")
-        pixels = np.memmap(partial, np.uint8, "w+", shape=shape)
-        for k, name in enumerate(track(self.names, description=f"decode {self.folder.name}")):
-            image = cv2.imread(str(self.folder / "images" / name), cv2.IMREAD_GRAYSCALE)
-            if image is None or image.shape != shape[1:]:
-                raise ValueError(f"{self.folder / 'images' / name} is not a patch of {self.patch_px} px")
-            pixels[k] = image
-        pixels.flush()
-        partial.replace(cache)
-
-    def maps(self) -> dict[int, NDArray[np.int32]]:
-        with np.load(self.folder / "maps.npz", allow_pickle=False) as arrays:
-            cells = arrays["cells"]
-        if not len(cells):
-            return {}
-        order = np.argsort(cells[:, 0], kind="stable")
-        patches, starts = np.unique(cells[order, 0], return_index=True)
-        return dict(zip(patches.tolist(), np.split(cells[order, 1:], starts[1:]), strict=True))
-
-
-def _is_whole(cache: Path, shape: tuple[int, int, int]) -> bool:
-    return cache.is_file() and cache.stat().st_size == math.prod(shape)
 
 
 class BalancedSampler(Sampler[int]):

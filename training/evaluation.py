@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from engine import NO_TURNED_LOOK, Backend, Features, Manifest, TurnedLook, in_doubt, infer, look_turned, turned
 from training.bands import recall_by_band
-from training.datasets import PatchSet
+from training.datasets import PatchSet, refuse_known
 from training.measures import Share, f_measure, wilson
 from training.reliability import Bin, calibration_error, reliability
 
@@ -202,9 +202,10 @@ def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, gro
         group: see `groups`.
 
     Raises:
-        ValueError: labels or patch size of folder and bundle differ, or the group is unknown.
+        ValueError: labels or patch size of folder and bundle differ, a screen is there twice, or the group is unknown.
     """
     manifest = backend.manifest
+    refuse_known(folders, [])
     patches = fitting_patches(manifest, folders, part=part)
     look = manifest.turned_look if group == "screen" else NO_TURNED_LOOK  # its share is one of a screen's windows
     probability = bundle_probability(backend, patches, group=group, look=look)

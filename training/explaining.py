@@ -61,8 +61,8 @@ def explain(
 
     Raises:
         BundleError: the bundle is not whole.
-        ValueError: it cannot be taken apart, lacks a label, or an image cannot be read, is smaller than a patch, or is
-            there twice by name.
+        ValueError: it cannot be taken apart, lacks a label, or an image cannot be read, is smaller than a patch, is
+            there twice by name, or is none of `data`.
     """
     attribution = Attribution(bundle)
     known = attribution.manifest.label_names
@@ -75,6 +75,8 @@ def explain(
     if taken := {image.resolve() for image in images} & {picture.resolve() for picture in pictures.values()}:
         raise ValueError(f"{min(taken)} would be replaced by its own picture: name another folder for those")
     truth = read_truth(data) if data is not None else {}
+    if data is not None:
+        _refuse_strangers(images, data, truth)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for image in track(images, "explain"):
@@ -82,6 +84,18 @@ def explain(
         written.append(pictures[image])
         write(written[-1], picture)
     return written
+
+
+def _refuse_strangers(images: Sequence[Path], data: Path, truth: Truth) -> None:
+    """Refuse images that the folder does not have, which would be drawn as if it knew that they are clean.
+
+    A table without its images is taken on trust: it does not tell which ones are clean.
+    """
+    folder = data / ("screens" if (data / "boxes.csv").is_file() else "images")
+    known = {file.stem for file in folder.glob("*")}
+    stranger = next((image for image in images if image.stem not in known | truth.keys()), None)
+    if known and stranger is not None:
+        raise ValueError(f"{data} does not know {stranger}: {folder} has no image of that name")
 
 
 def _frame_of(path: Path) -> NDArray[np.uint8]:

@@ -26,6 +26,7 @@ from training.evaluation import Report
 from training.network import Network
 from training.whole import replace
 
+TOLD = 5  # differing keys of a configuration at most
 MIXED = "mixed"  # weights of the end of a run, in part those that it started with
 LEARNT_DATA = "learnt_data_ids"  # of a manifest's facts: `data_id` of each folder that its network has learnt from
 
@@ -71,9 +72,13 @@ class RunFolder:
     def begin(self, config: Config, labels: Sequence[str]) -> None:
         """Begin the folder, or check that it was begun with the same configuration and data.
 
+        Weights to begin with that lie in no run's folder are taken on trust: nothing tells what labels they know.
+
         Raises:
-            ValueError: it was not.
+            ValueError: it was not, or the run whose weights it begins with has other labels or another order of them.
         """
+        if config.start is not None:
+            _refuse_other_labels(config.start, labels)
         self.path.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
         if config.start is not None:
@@ -86,8 +91,9 @@ class RunFolder:
             told = {**data, "learnt": list(dict.fromkeys([*own, *before])), "content": content}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
-        if _identity(Config.model_validate_json(file.read_text())) != _identity(config):
-            raise ValueError(f"{self.path} was begun with another configuration: choose another run folder")
+        if differing := _differing(Config.model_validate_json(file.read_text()), config):
+            keys = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if differing[TOLD:] else "")
+            raise ValueError(f"{self.path} was begun with another configuration ({keys}): choose another run folder")
         told = self._data
         same = all(told.get(key) == value for key, value in data.items()) and told.get("start") == data.get("start")
         if not same or told.get("content", content) != content:  # of earlier versions it is not known
@@ -202,7 +208,7 @@ def ending(config: Config) -> str:
 
 
 def start_from(network: Network, weights: Path) -> None:
-    """Give a network the weights of a file.
+    """Give a network the weights of a file; that its labels are the network's is taken on trust.
 
     Raises:
         ValueError: they cannot be read, or are another network's.
@@ -274,7 +280,30 @@ def refuse_changed(run: Path, config: Config) -> None:
         raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
 
 
+def _refuse_other_labels(start: Path, labels: Sequence[str]) -> None:
+    """Refuse a run's weights where its labels are not these, in their order: each would begin as another one."""
+    before = RunFolder(start.parent)._data.get("labels", list(labels))
+    if before != list(labels):
+        raise ValueError(f"{start} knows the labels {', '.join(before)}, the data has {', '.join(labels)}")
+
+
+def _differing(before: Config, now: Config) -> list[str]:
+    """What is not the same of all that decides the outcome of a run, as `key old -> new`."""
+    old, new = (dict(_flat(_identity(config))) for config in (before, now))
+    return [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
+
+
+def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value
+
+
 def _identity(config: Config) -> dict[str, Any]:
     """What decides the outcome of a run: not where its folders are, how many hands it has, how often it is kept."""
     kept = config.moved(Path.resolve)
-    return kept.model_dump(exclude={"run": True, "threads": True, "checkpoint_minutes": True, "data": {"workers"}})
+    return kept.model_dump(
+        mode="json", exclude={"run": True, "threads": True, "checkpoint_minutes": True, "data": {"workers"}}
+    )

@@ -65,10 +65,13 @@ def read_whole(path: Path) -> NDArray[np.uint8]:
     paints what is missing. A progressive JPEG that lacks a scan but has its end mark is not found out.
 
     Raises:
-        ValueError: the file cannot be read, is incomplete, or holds values without a documented grey.
+        ValueError: the file cannot be read, is incomplete, asks to be turned, or holds values without a documented
+            grey.
     """
-    kind = read_header(path).kind
-    data = path.read_bytes()
+    header = read_header(path)
+    if header.turned:  # what draws boxes shows it turned
+        raise ValueError(f"{path} asks to be turned when it is shown: save it upright, without orientation tag")
+    kind, data = header.kind, path.read_bytes()
     # some encoders fill the last block of a file with zeros, and phones add to a JPEG what they know of it: there the
     # mark has to be somewhere, and libjpeg warns where the picture itself has none
     whole = END["JPEG"] in data if kind == "JPEG" else data[-4096:].rstrip(b"\x00").endswith(END.get(kind, b""))

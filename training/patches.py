@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,10 +70,12 @@ def refuse_other_windows(folders: Sequence[Path], *, overlap_px: int) -> None:
         overlap_px: by how much the service's windows overlap.
 
     Raises:
-        ValueError: screens were shrunk, or windows overlap otherwise.
+        ValueError: a folder is not cut, screens were shrunk, or windows overlap otherwise.
     """
     for folder in folders:
-        facts = json.loads((folder / "cut.json").read_text())
+        facts = _facts_of(folder)
+        if overlap_px >= facts["patch_px"]:
+            raise ValueError(f"--overlap {overlap_px} must be below the patches' side, {facts['patch_px']} px")
         if facts.get("shrink", 1) != 1:
             raise ValueError(
                 f"{folder} was cut from screens {facts['shrink']} times smaller, and the service shrinks none"
@@ -90,11 +93,20 @@ def refuse_dropped(folders: Sequence[Path]) -> None:
     """Refuse cut folders from which patches were dropped, as a screen's highest score may lie in one of those.
 
     Raises:
-        ValueError: one was cut by the paper's rule.
+        ValueError: one was cut by the paper's rule, or is not cut.
     """
     for folder in folders:
-        if json.loads((folder / "cut.json").read_text())["rule"] == "paper":
+        if _facts_of(folder)["rule"] == "paper":
             raise ValueError(f"{folder} was cut by --rule paper, which drops patches that the service looks at")
+
+
+def _facts_of(folder: Path) -> dict[str, Any]:
+    """What `cut` tells of a folder."""
+    table = folder / "cut.json"
+    if not table.is_file():
+        raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
+    facts: dict[str, Any] = json.loads(table.read_text())
+    return facts
 
 
 def summarise(done: dict[str, Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:

@@ -20,7 +20,7 @@ from engine import Features, Manifest, Window, cover, in_doubt, look_again, look
 from engine import cut as cut_windows
 from training.cutting import screen_files
 from training.folder import load_run
-from training.images import read_whole
+from training.images import read_header, read_whole
 from training.inference import CHUNK
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.temperature import temperatures_of
@@ -48,6 +48,17 @@ def module_of(run: Path, bundle: Path) -> Network:
         if np.abs(probability - golden.probability).max() <= golden.tolerance:
             return network
     raise ValueError(f"{bundle} was not exported from {run}: its golden patches have other answers")
+
+
+def refuse_unfit(source: Path, *, patch_px: int) -> None:
+    """Refuse screens that `seal` would not take, as far as their headers tell: before an export, not after it.
+
+    Raises:
+        ValueError: there is no screen, or one cannot be read or is smaller than a patch.
+    """
+    for path in screen_files(source).values():
+        if min(read_header(path).size) < patch_px:
+            raise ValueError(f"{path} is smaller than a patch, which is {patch_px} px wide")
 
 
 def seal(network: Network, manifest: Manifest, source: Path) -> int:

@@ -1,11 +1,11 @@
-"""Judgements, limits and comparisons as tables for people."""
+"""Judgements, limits and comparisons as tables for people, on a console without markup: what is told has names."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from training.bands import BORDER_BANDS, CONTRAST_BANDS, SIZE_BANDS, Bands
 from training.borders import Manner
@@ -33,9 +33,9 @@ def print_judgement(found: Judgement, console: Console) -> None:
         screens.add_row(name, *_cells(share))
     console.print(screens)
     if found.unanswered:
-        console.print(f"[red]{found.unanswered} screens have no verdict[/]")
+        console.print(f"{found.unanswered} screens have no verdict", style="red")
     if found.missing:
-        console.print(f"[red]{found.missing} screens are not in the list[/]")
+        console.print(f"{found.missing} screens are not in the list", style="red")
 
     labels = Table("label", "accuracy", "precision", "recall", "F", "escaped", title="labels of screens")
     boxes_of = Table("label", "boxes found", "95 % interval", "false boxes", title="boxes")
@@ -100,7 +100,7 @@ def print_calibration(found: Calibration, console: Console) -> None:
     rates.add_row("expected cost of a screen", f"{tally.cost(costs):.3f}", "", *cost)
     console.print(rates)
     for warning in found.warnings():
-        console.print(f"[red]{warning}[/]", soft_wrap=True, highlight=False)
+        console.print(warning, style="red", soft_wrap=True, highlight=False)
 
 
 def print_sureness(found: Mapping[str, Sureness], console: Console) -> None:
@@ -145,7 +145,7 @@ def print_validation(found: Report, console: Console) -> None:
     table = Table("found", Column("count", justify="right"), "the first of them")
     for key, findings in found.by_check().items():
         colour = "red" if CHECKS[key].level == "error" else "yellow"
-        table.add_row(f"[{colour}]{CHECKS[key].title}[/]", str(len(findings)), escape(findings[0].text))
+        table.add_row(Text(CHECKS[key].title, colour), str(len(findings)), findings[0].text)
     if found.findings:
         console.print(table)
     console.print(f"{found.errors} errors, {found.warnings} warnings")
@@ -174,7 +174,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
         table.add_row(f"  {label}: F (P, R)", *(_final(one, label) for one in runs))
     console.print(table)
     for warning in found.warnings:
-        console.print(f"[yellow]{warning}[/]")
+        console.print(warning, style="yellow")
 
 
 def _value(value: object) -> str:
@@ -225,10 +225,12 @@ def _print_bands(title: str, by_label: Mapping[str, Mapping[str, Share]], order:
     table = Table("label", *bands, title=title)
     for name, shares in by_label.items():
         cells = (shares.get(band) for band in bands)
-        table.add_row(
-            name, *("" if s is None else f"{s.hits}/{s.total} [dim]{s.low:.0%}-{s.high:.0%}[/]" for s in cells)
-        )
+        table.add_row(name, *("" if share is None else _in_band(share) for share in cells))
     console.print(table)
+
+
+def _in_band(share: Share) -> Text:
+    return Text.assemble(f"{share.hits}/{share.total} ", (f"{share.low:.0%}-{share.high:.0%}", "dim"))
 
 
 def _cells(share: Share) -> tuple[str, str, str]:

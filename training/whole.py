@@ -7,15 +7,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from engine import RELEASE_FILE
 
 
 def replace(file: Path, write: Callable[[Path], object]) -> None:
-    """Write a file beside the old one and put it in its place; a kill or a power cut leaves the one or the other."""
+    """Write a file beside the old one and put it in its place; a kill or a power cut leaves the one or the other.
+
+    Raises:
+        OSError: it cannot be written, as on a full disk; it names the file, and nothing is left beside it.
+    """
     partial = file.with_suffix(".partial")
-    write(partial)
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
+    try:
+        write(partial)
+        with partial.open("rb") as written:
+            os.fsync(written.fileno())
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        partial.unlink(missing_ok=True)
+        first, *_ = (str(error).strip() or type(error).__name__).splitlines()
+        raise OSError(f"{file} cannot be written; is the disk full? ({first})") from error
     os.replace(partial, file)
 
 

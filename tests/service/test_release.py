@@ -281,6 +281,8 @@ def test_a_bundle_whose_plan_is_missing_is_named_and_gets_no_record(
         (lambda g: reseal(g, "bubble.png", maps=[{"window": 1, "label": "bubble"}]), "maps.0.heat: .*; seal the set"),
         (lambda g: (g / "boxes.csv").unlink(), "escapes"),
         (lambda g: (g / "boxes.csv").write_text("screen,label\n"), "no defective screen"),
+        (lambda g: (g / "boxes.csv").write_text('screen,label\nbubble,"a\ndoubtful,a\n'), "unexpected end of data"),
+        (lambda g: (g / "boxes.csv").write_text('screen,label\nbubble,"a\ndoubtful,a"\n'), "a quote is left open"),
         (lambda g: (g / "boxes.csv").write_text("screen,label\nclean,a\nbubble,a\ndoubtful,a\n"), "no clean screen"),
         (lambda g: (g / "boxes.csv").write_text("screen,label\nbubble,a\nlost,a\n"), "names the screen 'lost'"),
         # with the mark that spreadsheets put before a text

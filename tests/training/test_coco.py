@@ -32,7 +32,7 @@ def example() -> dict[str, Any]:
         "annotations": [
             {"id": 1, "image_id": 1, "category_id": 1, "bbox": [10.2, 20.0, 5.5, 4.0], "area": 22, "iscrowd": 0},
             {"id": 2, "image_id": 1, "category_id": 2, "bbox": [-0.4, 90, 128.9, 6.3], "segmentation": []},
-            {"id": 3, "image_id": 2, "category_id": 2, "bbox": [3, 4, 9, 9],
+            {"id": 3, "image_id": 2, "category_id": 2, "bbox": [3, 4, 7, 5],
              "segmentation": [[3, 4, 9, 4, 9, 8, 3, 8]]},
             {"id": 4, "image_id": 2, "category_id": 1, "iscrowd": 1,
              "segmentation": {"size": [HEIGHT, WIDTH], "counts": [98, 3, HEIGHT * WIDTH - 101]}},
@@ -154,8 +154,26 @@ def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, An
         (set_key("annotations", 0, category_id=9), "annotation 1 is of category 9"),
         (set_key("annotations", 0, bbox=[1, 2, 0, 4]), r"annotation 1 on left/a 1.png: a box of 0 x 4 px"),
         (set_key("annotations", 0, bbox=[1, 2, -3, 4]), "a box of -3 x 4 px"),
+        (
+            set_key("annotations", 0, bbox=[0.41, 0.62, 0.03, 0.05]),
+            r"annotation 1 on left/a 1.png: a box of 0.03 x 0.05 px: fractions of the image\?",
+        ),
+        (
+            set_key("annotations", 2, bbox=None, segmentation=[[0.4, 0.6, 0.5, 0.6, 0.5, 0.7]]),
+            "annotation 3 on b.bmp: a polygon of less than a pixel at the corner: fractions of the image",
+        ),
+        (
+            set_key("annotations", 2, bbox=[40, 4, 6, 4]),
+            "annotation 3 on b.bmp: the box 40, 4, 6, 4 is not that of its segmentation, 3, 4, 6, 4",
+        ),
+        (set_key("annotations", 3, bbox=[2, 1, 5, 1]), "annotation 4 on b.bmp: the box 2, 1, 5, 1 is not that of"),
+        (set_key("annotations", 0, attributes={"rotation": float("nan")}), "annotation 1 .*: a rotation of nan"),
+        (
+            set_key("annotations", 0, bbox=[120, 90, 40, 4], attributes={"rotation": 90}),
+            "annotation 1 .*: the centre of the box 120, 90, 40, 4 lies beside the image",
+        ),
         (set_key("annotations", 0, bbox=[100, 2, 30, 4]), "the box 100, 2, 30, 4 leaves the image of 128 x 96"),
-        (set_key("annotations", 0, bbox=[1, 2, 3]), r"annotations.0.bbox"),
+        (set_key("annotations", 0, bbox=[1, 2, 3]), r"annotation 1: annotations.0.bbox.3: Field required"),
         (set_key("annotations", 0, bbox=["1", "x", 3, 4]), r"annotations.0.bbox"),
         (set_key("annotations", 0, bbox=[1, 2, float("nan"), 4]), r"annotations.0.bbox"),
         (set_key("annotations", 0, bbox=None), "annotation 1 on left/a 1.png: neither bbox nor segmentation"),
@@ -172,7 +190,8 @@ def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, An
         (set_key("annotations", 3, segmentation=[[1, 2, "x", 4, 5, 6]]), "annotations.3.segmentation.*0.2: Input"),
         (set_key("annotations", 4, segmentation={"size": [HEIGHT, WIDTH], "counts": "R33h"}), "counts"),
         (set_key("images", 0, width=WIDTH - 1), r"a 1.png has 128 x 96 px, but its labels are of 127 x 96"),
-        (set_key("images", 0, width=0), "images.0.width"),
+        (set_key("images", 1, width=0), "image 2: images.1.width"),
+        (lambda coco: coco["images"][1].pop("id"), "json: images.1.id: Field required"),
         (set_key("images", 0, file_name="gone.png"), r"gone.png is missing"),
         (set_key("images", 0, file_name="../set/b.bmp"), "no path below"),
         (set_key("images", 0, file_name="b.bmp"), "would both be screen 'b'"),
@@ -201,8 +220,139 @@ def test_a_picture_that_asks_to_be_turned_is_refused(tmp_path: Path) -> None:
         convert_coco({file: None}, tmp_path / "form")
 
 
+@pytest.mark.parametrize(
+    ("bbox", "degrees", "box", "area"),
+    [
+        ([30, 40, 60, 10], 60.0, (40, 16, 80, 74), 600),
+        ([30, 40, 60, 10], 90, (55, 15, 65, 75), 600),  # about its centre, 60, 45
+        ([-10, 10, 40, 10], 90.0, (5, 0, 15, 35), 350),  # the image cuts it off, as CVAT lets it
+    ],
+)
+def test_a_box_that_cvat_has_turned_becomes_a_mask_of_it(
+    tmp_path: Path, bbox: list[float], degrees: float, box: tuple[int, ...], area: int
+) -> None:
+    turned = set_key("annotations", 0, bbox=bbox, segmentation=[], attributes={"occluded": False, "rotation": degrees})
+    convert_coco({write_set(tmp_path / "set", turned): None}, tmp_path / "form")
+    first = read_defects(tmp_path / "form", screen_files(tmp_path / "form"))["left-a_1"][0]
+    assert np.abs(np.subtract(first.box, box)).max() <= 1
+    assert first.area_px == pytest.approx(area, rel=0.02)
+
+
+def test_a_box_is_turned_clockwise_as_it_is_seen(tmp_path: Path) -> None:
+    turned = set_key("annotations", 0, bbox=[30, 40, 60, 10], attributes={"rotation": 30.0})
+    convert_coco({write_set(tmp_path / "set", turned): None}, tmp_path / "form")
+    first = read_defects(tmp_path / "form", screen_files(tmp_path / "form"))["left-a_1"][0]
+    assert first.rows is not None
+    assert first.columns is not None
+    assert first.rows[first.columns.argmin()] < 40 < 50 < first.rows[first.columns.argmax()]  # its right end is lower
+
+
+@pytest.mark.parametrize(
+    "attributes", [{"rotation": 0.0}, {"rotation": 360}, {"rotation": "left"}, {"rotation": True}, ["x"]]
+)
+def test_a_box_that_was_not_turned_stays_a_box(tmp_path: Path, attributes: object) -> None:
+    file = write_set(tmp_path / "set", set_key("annotations", 0, attributes=attributes))
+    convert_coco({file: None}, tmp_path / "form")
+    first = read_defects(tmp_path / "form", screen_files(tmp_path / "form"))["left-a_1"][0]
+    assert (first.box, first.rows) == ((10, 20, 16, 24), None)
+
+
+@pytest.mark.parametrize(
+    ("bbox", "segmentation", "attributes"),
+    [
+        ([3, 4, 5, 3], [[3, 4, 9, 4, 9, 8, 3, 8]], None),  # the last pixel is not counted
+        ([2.6, 3.5, 6.9, 4.9], [[3, 4, 9, 4, 9, 8, 3, 8]], None),
+        ([110, 80, 40, 30], [[110, 80, 128, 80, 128, 96, 110, 96]], None),  # the image cut off the polygon alone
+        ([10, 10, 80, 20], [[10, 10, 90, 29.4, 90, 30]], None),  # the tip is too thin for a pixel
+        ([50, 0, 4, 40], [[32, 18, 72, 18, 72, 22, 32, 22]], {"rotation": 90}),  # of the box before it was turned
+    ],
+)
+def test_a_box_beside_its_segmentation_may_be_rounded_or_cut_off(
+    tmp_path: Path, bbox: list[float], segmentation: list[list[float]], attributes: object
+) -> None:
+    change = set_key("annotations", 2, bbox=bbox, segmentation=segmentation, attributes=attributes)
+    assert convert_coco({write_set(tmp_path / "set", change): None}, tmp_path / "form").masks == 3
+
+
+def test_a_mask_counted_row_by_row_is_refused_where_a_box_tells(tmp_path: Path) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), int)
+    mask[20:24, 30:60] = 1
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.ravel(), [0]])))
+    counts = np.diff(np.concatenate([[0], edges, [HEIGHT * WIDTH]])).tolist()
+    change = set_key("annotations", 3, bbox=[30, 20, 30, 4], segmentation={"size": [HEIGHT, WIDTH], "counts": counts})
+    with pytest.raises(ValueError, match=r"annotation 4 on b.bmp: the box .* counted row by row\?"):
+        convert_coco({write_set(tmp_path / "set", change): None}, tmp_path / "form")
+
+
+def test_all_faults_are_told_at_once_before_an_image_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(coco: dict[str, Any]) -> None:
+        coco["annotations"] = [{"id": k, "image_id": 1, "category_id": 1, "bbox": [1, 1, 0, 0]} for k in range(30)]
+        coco["annotations"].append({"id": 30, "image_id": 2, "category_id": 1})
+        coco["images"][2]["file_name"] = "gone.png"
+
+    def decoded(path: Path) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr("training.conversion.form.read_whole", decoded)
+    file = write_set(tmp_path / "set", broken)
+    with pytest.raises(ValueError, match=r"annotation 0 on left/a 1.png: a box of 0 x 0 px") as raised:
+        convert_coco({file: None}, tmp_path / "form")
+    lines = str(raised.value).split("\n")
+    assert len(lines) == 21
+    assert "annotation 19 on" in lines[19]
+    assert lines[20] == "and 12 more"  # of the image that is missing, too
+
+
+def test_all_annotations_without_an_image_or_of_another_form_are_told_at_once(tmp_path: Path) -> None:
+    for values, said in (({"image_id": 99}, "is of image 99"), ({"bbox": [1, 2, "x", 4]}, "bbox.2: Input")):
+        file = write_set(tmp_path / said[:4], lambda coco: [one.update(values) for one in coco["annotations"]])  # noqa: B023
+        with pytest.raises(ValueError, match=said) as raised:
+            convert_coco({file: None}, tmp_path / "form")
+        assert [f"annotation {k}" in line for k, line in enumerate(str(raised.value).split("\n"), start=1)] == [
+            True
+        ] * 5
+
+
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    file = write_set(tmp_path / "set")
+    text = file.read_text()
+    for twice, said in (
+        (text[:-1] + ', "annotations": []}', "annotations.json: the key 'annotations' is there twice"),
+        (text.replace('"id": 2, "image_id"', '"id": 2, "id": 2, "image_id"'), "'id' is there twice where the id is 2"),
+    ):
+        file.write_text(twice)
+        with pytest.raises(ValueError, match=said):
+            convert_coco({file: None}, tmp_path / "form")
+
+
+def test_images_that_no_entry_names_are_told_of(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    file = write_set(folder)
+    (folder / "right").mkdir()
+    for name in ("d.png", "right/E.JPG", "._a 1.png", "notes.txt"):
+        (folder / name).write_bytes(b"")
+    assert convert_coco({file: None}, tmp_path / "beside").unnamed == {str(folder): 1}
+    out = ["--out", str(tmp_path / "form")]
+    answer = CliRunner().invoke(app, ["convert", "coco", str(file), "--images", str(folder), *out])
+    assert f"images under {folder} that are in no annotation file: 2" in answer.output
+    (folder / "d.png").unlink()
+    (folder / "right" / "E.JPG").unlink()
+    assert convert_coco({file: None}, tmp_path / "again", images=folder).unnamed == {}
+
+
+def test_a_share_beside_parts_that_are_named_is_refused(tmp_path: Path) -> None:
+    file = write_set(tmp_path / "set")
+    (tmp_path / "parts.csv").write_text("screen,part\nleft/a 1.png,test\nb.bmp,train\nc,train\n")
+    with pytest.raises(ValueError, match="--test-share draws a test part, but the parts are named"):
+        convert_coco({file: None}, tmp_path / "form", splits=tmp_path / "parts.csv", test_share=0.1)
+    with pytest.raises(ValueError, match="--test-share draws a test part, but the parts are named"):
+        convert_coco({file: "train"}, tmp_path / "form", test_share=0.1)
+
+
 def test_files_that_are_no_annotations_are_refused(tmp_path: Path) -> None:
-    for text in ("", "[1, 2]", "{", '{"images": 3}', "\ud83d".encode("utf-8", "surrogatepass")):
+    for text in ("", "[1, 2]", "{", "[" * 100_000, '{"images": 3}', "\ud83d".encode("utf-8", "surrogatepass")):
         file = tmp_path / "annotations.json"
         file.write_bytes(text.encode() if isinstance(text, str) else text)
         with pytest.raises(ValueError, match=r"annotations.json: "):

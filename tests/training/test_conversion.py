@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from training.conversion.form import draw_division, read_division
 from training.conversion.names import label_name, label_names, screen_name
-from training.conversion.polygons import polygon_pixels
+from training.conversion.polygons import polygon_pixels, turned_corners
 from training.conversion.runs import Runs, runs_of_counts, runs_of_pairs, unpack_counts
 
 
@@ -151,6 +151,16 @@ def test_a_polygon_has_the_pixels_whose_centres_it_holds(points: list[tuple[int,
         assert found  # an outline
 
 
+def test_a_box_turns_clockwise_about_its_centre() -> None:
+    assert turned_corners((0, 0, 10, 4), 0) == [0, 0, 10, 0, 10, 4, 0, 4]
+    assert turned_corners((0, 0, 10, 4), 90) == [7, -3, 7, 7, 3, 7, 3, -3]  # its left upper corner is the right one
+
+
+def test_a_polygon_that_may_be_cut_has_what_lies_in_the_image() -> None:
+    rows, columns = polygon_pixels([[-5, 2, 3, 2, 3, 20, -5, 20]], 8, 11, cut=True)
+    assert (len(rows), rows.min(), rows.max(), columns.min(), columns.max()) == (18, 2, 7, 0, 2)
+
+
 def test_polygons_of_one_annotation_add_up() -> None:
     rows, columns = polygon_pixels([[1, 1, 4, 1, 4, 3, 1, 3], [3, 2, 6, 2, 6, 4, 3, 4]], 8, 11)
     assert len(rows) == 6 + 6 - 1
@@ -211,8 +221,19 @@ def test_what_makes_no_label_is_refused_unless_it_is_renamed(original: str) -> N
         label_name(original, {original: "Scratch"})
 
 
+def test_a_given_label_that_is_none_is_blamed_itself() -> None:
+    with pytest.raises(ValueError, match=r"'1=Pitted Surface' names no label: 'Pitted Surface' is not a-z, 0-9 and _"):
+        label_name("1", {"1": "Pitted Surface"})
+
+
+def test_labels_are_as_long_as_a_bundle_takes_them() -> None:
+    assert label_name("S" + "x" * 31, {}) == "s" + "x" * 31
+    with pytest.raises(ValueError, match=r"makes no label .*at most 32"):
+        label_name("S" + "x" * 32, {})
+
+
 def test_classes_become_one_label_only_where_that_is_said() -> None:
-    with pytest.raises(ValueError, match="'Tin ash' and 'tin_ash' both become"):
+    with pytest.raises(ValueError, match=r"'Tin ash' and 'tin_ash' both become .*join them by naming both the same"):
         label_names(["Tin ash", "tin_ash"], {})
     assert set(label_names(["dust", "lint"], {"dust": "dirt", "lint": "dirt"}).values()) == {"dirt"}
     with pytest.raises(ValueError, match="no class here"):
@@ -224,6 +245,15 @@ def test_a_drawn_division_is_by_name_alone() -> None:
     rows = draw_division(names, test_share=0.2).rows
     assert sum(row["part"] == "test" for row in rows.values()) == 10
     assert draw_division(names[::-1], test_share=0.2).rows == rows
+    assert draw_division(names[:20], test_share=None).rows == draw_division(names[:20], test_share=0.1).rows
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "drawn"), [(4, 0.1, 1), (2, 0.01, 1), (1, 0.1, 0), (4, 0.0, 0), (5, 0.5, 2), (15, 0.1, 2)]
+)
+def test_a_part_that_is_drawn_has_an_image(count: int, share: float, drawn: int) -> None:
+    rows = draw_division([f"s{n:02d}" for n in range(count)], test_share=share).rows
+    assert sum(row["part"] == "test" for row in rows.values()) == drawn
 
 
 @pytest.mark.parametrize(
@@ -233,9 +263,10 @@ def test_a_drawn_division_is_by_name_alone() -> None:
         ("screen,part\na,train\nb,test\nc,test\n", "names the screen 'c'"),
         ("screen,part\na,train\na.png,test\nb,test\n", "'a' is there twice"),
         ("screen,part\na,train\nb,val\n", "line 3: unknown part 'val'"),
+        ("screen,part\n\na,train\n\n\nb,val\n", "line 6: unknown part 'val'"),
         ("screen,fold\na,0\nb,first\n", "line 3: the fold 'first'"),
-        ("screen,part\na\nb,test\n", "line 2: not as many values"),
-        ("screen,part\na,train,x\nb,test\n", "line 2: not as many values"),
+        ("screen,part\na\nb,test\n", "line 2: fewer values"),
+        ("screen,part\na,train,x\nb,test\n", "line 2: more values"),
         ("name,part\na,train\nb,test\n", "needs the columns"),
         ("", "needs the columns"),
     ],

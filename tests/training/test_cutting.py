@@ -236,6 +236,12 @@ def rows(source: Path, change: Callable[[list[str]], list[str]]) -> None:
         (lambda s: boxes(s, "t001,dot,5,5,5,9"), "row 0 below the header: an empty or negative box"),
         (lambda s: boxes(s, "t001,dot,5,5.5,9,9"), "row 0 below the header: top is '5.5', which is no whole number"),
         (lambda s: boxes(s, "t001,dot,5"), "boxes.csv, line 2: no top"),
+        (lambda s: boxes(s, "t001,dot,5,5,9,9,7"), "boxes.csv, line 2: more values than the header has"),
+        (lambda s: boxes(s, 't001,dot,5,5,9,"9\nt002,dot,5,5,9,9'), "boxes.csv cannot be read: unexpected end of data"),
+        (lambda s: boxes(s, 't001,dot,5,5,9,"9\nt002,dot,5,5,9,9"'), "line 3: bottom goes on over several lines"),
+        (lambda s: boxes(s, "t001,Dot,5,5,9,9"), "'Dot' is no label"),
+        (lambda s: boxes(s, f"t001,{'d' * 33},5,5,9,9"), "is no label: a-z, 0-9 and _ from a letter on, at most 32"),
+        (lambda s: (s / "screens" / "t003.png").unlink(), r"a part is given for t003 \(and 0 more\), but no such"),
         (lambda s: boxes(s, "t000.png,dot,5,5,9,9"), "'t000.png', which is not there"),
         (lambda s: boxes(s, "t000,dot,5,5,9,193"), "beyond the frame of 256 x 192"),
         # rows whose masks and contrasts are of others by now

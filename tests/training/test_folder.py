@@ -1,10 +1,12 @@
 """What a run's folder remembers of what was learnt from, and whose it is."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tests.training.data_form import write_screens, write_toy
 from training.bundling import export_run
@@ -12,6 +14,7 @@ from training.config import read_config
 from training.cutting import cut
 from training.fit import fit
 from training.folder import BeingTrainedError, RunFolder, data_id, learnt_by_run, load_run, refuse_changed
+from training.whole import replace
 
 
 def test_a_run_remembers_what_the_runs_before_it_learnt_from(tmp_path: Path) -> None:
@@ -117,3 +120,54 @@ def test_a_folder_is_trained_in_by_one_process_and_to_its_end_once(tmp_path: Pat
     kept = {file: file.read_bytes() for file in config.run.iterdir() if file.is_file()}
     assert fit(config).f_measure == found.f_measure
     assert {file: file.read_bytes() for file in config.run.iterdir() if file.is_file()} == kept
+
+
+def test_weights_of_other_labels_or_of_another_order_begin_no_run(tmp_path: Path) -> None:
+    toml = write_toy(tmp_path, screens=3)
+    first = read_config(toml, ["run=first"])
+    RunFolder(first.run).begin(first, ("dot", "line"))
+    for folder in (first.run, tmp_path):  # in no run's folder nothing is known of them
+        (folder / "weights.safetensors").write_bytes(b"weights")
+    for labels in (("line", "dot"), ("dot", "scratch")):
+        config = read_config(toml, ["run=second", "start=first/weights.safetensors"])
+        told = rf"first/weights\.safetensors knows the labels dot, line, the data has {', '.join(labels)}$"
+        with pytest.raises(ValueError, match=told):
+            RunFolder(config.run).begin(config, labels)
+        assert not config.run.exists()
+    for number, start in enumerate(["first/weights.safetensors", "weights.safetensors"]):
+        config = read_config(toml, [f"run=other-{number}", f"start={start}"])
+        RunFolder(config.run).begin(config, ("dot", "line"))
+
+
+def test_another_configuration_is_told_by_the_keys_that_differ(tmp_path: Path) -> None:
+    toml = write_toy(tmp_path, screens=3)
+    config = read_config(toml, ["seed=3"])
+    RunFolder(config.run).begin(config, ("dot", "line"))
+    few = read_config(toml, ["seed=4", "phase1.epochs=2", "threads=2"])
+    told = r"another configuration \(seed 3 -> 4, phase1\.epochs 5 -> 2\): choose another run folder$"
+    with pytest.raises(ValueError, match=told):
+        RunFolder(few.run).begin(few, ("dot", "line"))
+    many = [f"{phase}.{key}" for phase in ("phase1", "phase2") for key in ("epochs=9", "batch=9", "warmup_steps=9")]
+    with pytest.raises(ValueError, match=r"another configuration \(seed .* and 2 more\)"):
+        RunFolder(config.run).begin(read_config(toml, many), ("dot", "line"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos\nframe #0"),
+        SafetensorError("Error while serializing: I/O error: No space left on device"),
+    ],
+)
+def test_a_full_disk_is_told_with_the_file_and_leaves_what_was_there(tmp_path: Path, error: Exception) -> None:
+    file = tmp_path / "last.ckpt"
+    file.write_text("before")
+
+    def write(partial: Path) -> None:
+        partial.write_text("half")
+        raise error
+
+    with pytest.raises(OSError, match=r"^.*/last\.ckpt cannot be written; is the disk full\? \(.*\)$"):
+        replace(file, write)
+    assert {one.name: one.read_text() for one in tmp_path.iterdir()} == {"last.ckpt": "before"}

@@ -115,6 +115,32 @@ def test_without_the_division_every_image_is_taken_and_a_test_part_drawn(tmp_pat
     assert (found.clean, found.defects) == (1, {"roll_mark": 20})
 
 
+def test_images_whose_suffix_is_in_large_letters_are_taken_and_other_files_refused(tmp_path: Path) -> None:
+    images = write_set(tmp_path / "set") / "train_images"
+    (images / "b.jpg").rename(images / "b.JPG")
+    for name in (".DS_Store", "Thumbs.db"):
+        (images / name).touch()
+    assert convert_severstal(tmp_path / "set", tmp_path / "form").screens == {"test": 1, "train": 3}
+    (images / "e.png").touch()
+    with pytest.raises(ValueError, match=r"train_images/e.png is no .jpg"):
+        convert_severstal(tmp_path / "set", tmp_path / "again")
+
+
+def test_a_table_without_rows_is_told_from_one_with_another_header(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "set")
+    for header in ("ImageId,ClassId,EncodedPixels\n", "ImageId_ClassId,EncodedPixels\n"):
+        (source / "train.csv").write_text(header)
+        with pytest.raises(ValueError, match=r"train.csv has no rows below its header"):
+            convert_severstal(source, tmp_path / "form")
+
+
+def test_a_share_beside_the_division_is_refused(tmp_path: Path) -> None:
+    source = write_set(tmp_path / "set")
+    options = ["--division", str(source / "division"), "--test-share", "0.1", "--out", str(tmp_path / "form")]
+    answer = CliRunner().invoke(app, ["convert", "severstal", str(source), *options])
+    assert str(answer.exception).startswith("--test-share draws a test part, but --division")
+
+
 def test_images_are_linked_where_that_is_asked_for(tmp_path: Path) -> None:
     source = write_set(tmp_path / "set")
     convert_severstal(source, tmp_path / "form", division=source / "division", link=True)
@@ -128,10 +154,11 @@ def test_images_are_linked_where_that_is_asked_for(tmp_path: Path) -> None:
     [
         (False, "a.jpg,1,", "a.jpg,5,", r"line 2: a.jpg with the class '5'"),
         (False, "a.jpg,1,", "a.jpg,3,", r"line 3: a second row for class 3 of a.jpg"),
-        (False, "a.jpg,1,", "a.jpg,", r"line 2: not as many values"),
-        (False, "a.jpg,1,", "a.jpg,1,1 4 3 2,", r"line 2: not as many values"),
+        (False, "a.jpg,1,", "a.jpg,", r"line 2: fewer values"),
+        (False, "a.jpg,1,", "a.jpg,1,1 4 3 2,", r"line 2: more values"),
         (False, "a.jpg,1,", "a.jpg,1,409600 2 ", r"line 2: a run ends beyond the 409600 pixels"),
         (False, "a.jpg,1,", "a.jpg,1,1 409600 ", r"line 2: runs overlap"),
+        (False, "EncodedPixels\na.jpg,1,", "EncodedPixels\n\n\na.jpg,5,", r"line 4: a.jpg with the class '5'"),
         (False, "a.jpg,1,", "zz.jpg,1,", r"names zz.jpg, which is not in"),
         (False, "c.jpg,4,", "c.jpg,3,", r"classes \['3'\] on c.jpg, the division has \['4'\] \(and 0 more\)"),
         (False, "ImageId,ClassId", "ImageId,Class", r"the header is neither"),
@@ -158,6 +185,7 @@ def test_tables_and_images_that_are_not_there_are_refused(tmp_path: Path) -> Non
     for text, said in [
         (kept.replace("a.jpg,1", "a.jpg,2"), "line 2: not an image and four times 0 or 1"),
         (kept + "d.jpg,0,1,0,0\n", "d.jpg is in the part train already"),
+        (kept + "\n\ne.jpg,0,1,0,2\n", "line 6: not an image"),
         (kept.replace("img_names", "image"), "line 2: not an image"),
     ]:
         train.write_text(text)

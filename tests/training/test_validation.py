@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 from tests.test_architecture import TRAINING_LIBRARIES, loaded_by
@@ -97,6 +98,13 @@ def shift(folder: Path) -> None:
     masks(column=columns)(folder)
 
 
+def turned(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    with Image.open(folder / "screens" / "t002.png") as image:
+        image.save(folder / "screens" / "t002.png", exif=exif)
+
+
 def one_array(folder: Path) -> None:
     np.save(folder / "one.npy", np.zeros(3, int))
     (folder / "one.npy").replace(folder / "masks" / "t001.npz")
@@ -109,8 +117,11 @@ def all_train(folder: Path) -> None:
 FAULTS: list[tuple[Change, str, str]] = [
     (shorten, "image", r"t002.png is incomplete"),
     (lambda f: (f / "screens" / "t002.png").write_bytes(b""), "image", r"t002.png cannot be read"),
+    (turned, "image", r"t002.png asks to be turned"),
     (resized(100, 192), "small", r"t003: 100 x 192 px, a patch 128 x 128"),
     (resized(300, 200), "odd_size", r"t003: 300 x 200 px, most have 256 x 192"),
+    (resized(256, 191), "uncompared", r"^t003: fewer than five images of their size"),
+    (resized(256, 191), "uncompared", r"not compared with each other: 256 x 191, 256 x 192 px"),
     (copied("t001.jpg"), "twice", r"t001.jpg and t001.png are one screen"),
     (append("splits.csv", "t000,test\n"), "twice", r"splits.csv, row 15: t000 is in train already"),
     (copied("t004.png"), "leak", r"t000, t004 have the same pixels: 1 in test, 1 in train"),
@@ -118,7 +129,7 @@ FAULTS: list[tuple[Change, str, str]] = [
     (copied("t099.png"), "part", r"splits.csv has no part for t099"),
     (replace("splits.csv", "^t000,train", "t000,training"), "part", r"row 0: 'training' is no part"),
     (lambda f: (f / "splits.csv").write_text("screen,part\n"), "part", r"splits.csv has no part for t000, .* 9 more"),
-    (append("splits.csv", "t500,train\n"), "ignored", r"there is no screen 't500'"),
+    (append("splits.csv", "t500,train\n"), "missing", r"there is no screen 't500'"),
     (copied("t 99.png"), "name", r"screens/t 99.png: the service would call it otherwise"),
     (copied("t000.tif"), "ignored", r"screens/t000.tif is no .png or .jpg"),
     (copied("t000.JPEG"), "twice", r"t000.JPEG and t000.png are one screen"),
@@ -126,8 +137,11 @@ FAULTS: list[tuple[Change, str, str]] = [
     (lambda f: (f / "boxes.csv").unlink(), "table", r"boxes.csv is missing"),
     (lambda f: (f / "boxes.csv").write_bytes(b"screen,\xff\n"), "table", r"boxes.csv cannot be read"),
     (replace("boxes.csv", "label", "class"), "table", r"boxes.csv has the header .*, without label"),
-    (append("boxes.csv", "t002,dot,1,2\n"), "table", r"not as many values"),
-    (append("boxes.csv", "t002,dot,1,2,3,4,5,6\n"), "table", r"not as many values"),
+    (append("boxes.csv", "t002,dot,1,2\n"), "table", r"row 16 \(line 18\): fewer values than the header has"),
+    (append("boxes.csv", "t002,dot,1,2,3,4,5,6\n"), "table", r"more values than the header has"),
+    (append("boxes.csv", 't002,dot,1,2,3,4,"5\nt003,dot,1,2,3,4,5\n'), "table", r"unexpected end of data; 16 rows"),
+    (append("boxes.csv", 't002,dot,1,2,3,4,"5\nt003,dot,1,2,3,4,5"\n'), "table", r"area_px goes on over several"),
+    (replace("boxes.csv", "bottom", "left"), "table", r"boxes.csv has the column 'left' twice"),
     (append("boxes.csv", "t002,dot,1.5,2,9,9,10\n"), "table", r"edges are whole pixels, not 1.5, 2, 9, 9"),
     (append("boxes.csv", "t400,dot,1,2,9,9,10\n"), "missing", r"dot on t400, a screen that is not there"),
     (append("boxes.csv", "t002,dot,9,2,9,9,0\n"), "box", r"dot on t002 is empty: 9, 2 to 9, 9"),

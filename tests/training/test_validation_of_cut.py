@@ -168,7 +168,7 @@ def test_a_fault_is_found(folder: Path, change: Change, check: str, text: str) -
 
 def test_a_window_far_away_takes_no_memory(folder: Path) -> None:
     replace("windows.csv", r"^(t000_00_00.png,.*),0,0$", r"\g<1>,0,9000000000")(folder)
-    assert found(validate_cut(folder)) == []
+    assert {check for check, _ in found(validate_cut(folder))} == {"uncompared"}  # its screen is larger than others
 
 
 def test_patches_of_one_grey_level_are_no_duplicates(folder: Path) -> None:

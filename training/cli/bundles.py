@@ -41,7 +41,6 @@ def calibrate(
     """Choose other limits for a bundle by what wrong verdicts cost, without training."""
     from training.calibration_picture import draw
     from training.costs import Costs, read_costs
-    from training.plots import require
     from training.recalibration import recalibrate, rethreshold
     from training.tables import print_calibration, print_thresholds
 
@@ -58,8 +57,6 @@ def calibrate(
             "a set for it anew and release it before it goes into service"
         )
         return
-    if picture is not None:
-        require()
     stated = Costs() if costs is None else read_costs(costs)
     done = recalibrate(bundle, data, out, version=version, costs=stated, part=part_of(part))
     print_calibration(done.calibration, console)
@@ -125,7 +122,7 @@ def fidelity(
     from training.fidelity import fidelity_table
 
     found = measure(bundle, data, part=part_of(part))
-    console.print(fidelity_table(found))
+    console.print(fidelity_table(found), markup=True)
     write_json(json_file, found)
     raise typer.Exit(0 if all(one.holds for one in found.values()) else 1)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from training.cli import Json, app, console, write_json
+from training.cli import Json, app, console, in_a_folder, write_json
 
 if TYPE_CHECKING:
     from training.conversion.form import Converted
@@ -17,7 +17,9 @@ app.add_typer(convert, name="convert", no_args_is_help=True)
 Out = Annotated[Path, typer.Option(help="Folder to write; the data form.")]
 Link = Annotated[bool, typer.Option("--link", help="Link to the images in place of copying them.")]
 Rename = Annotated[list[str] | None, typer.Option(help="CLASS=LABEL; may be given again.")]
-TestShare = Annotated[float, typer.Option(help="Of the images, where a test part is drawn.", min=0, max=1)]
+TestShare = Annotated[
+    float | None, typer.Option(help="Of the images, where a test part is drawn. Default: 0.1.", min=0, max=1)
+]
 
 
 @convert.command()
@@ -26,7 +28,7 @@ def severstal(
     out: Out,
     images: Annotated[Path | None, typer.Option(help="Default: SOURCE/train_images.", exists=True)] = None,
     division: Annotated[Path | None, typer.Option(help="Folder of the official division.", exists=True)] = None,
-    test_share: TestShare = 0.1,
+    test_share: TestShare = None,
     link: Link = False,
     rename: Rename = None,
     json_file: Json = None,
@@ -54,7 +56,7 @@ def coco(
     splits: Annotated[
         Path | None, typer.Option(help="CSV: screen,part or screen,fold, and others such as phone.", exists=True)
     ] = None,
-    test_share: TestShare = 0.1,
+    test_share: TestShare = None,
     link: Link = False,
     rename: Rename = None,
     json_file: Json = None,
@@ -101,6 +103,8 @@ def _tell(found: "Converted", json_file: Path | None) -> None:
         table.add_row(f"defects, {label}", str(count))
     table.add_row("defects with a mask", str(found.masks))
     console.print(table)
+    for folder, count in found.unnamed.items():
+        console.print(f"images under {folder} that are in no annotation file: {count}", markup=False, soft_wrap=True)
     write_json(json_file, found)
 
 
@@ -109,7 +113,9 @@ def validate(
     source: Annotated[Path, typer.Argument(help="In the data form, or cut.", exists=True, file_okay=False)],
     patch: Annotated[int, typer.Option(help="Side of the patches that it will be cut into.", min=1)] = 1024,
     label: Annotated[list[str] | None, typer.Option(help="A label that there should be; default: any.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with pictures of what was found.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page with pictures of what was found.", callback=in_a_folder)
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Find what would spoil training: broken files, leaks, boxes and masks that do not fit. Status 1 for an error."""

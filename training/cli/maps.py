@@ -5,9 +5,19 @@ from typing import Annotated
 
 import typer
 
-from training.cli import Json, Part, app, console, part_of, write_json
+from training.cli import Json, Part, app, console, in_a_folder, part_of, write_json
 
 Data = Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)]
+
+
+def _drawn(file: Path) -> Path:
+    """A picture that Pillow can write at the end of the work."""
+    from PIL import Image
+
+    in_a_folder(file)
+    if Image.registered_extensions().get(file.suffix.lower()) not in Image.SAVE:
+        raise typer.BadParameter(f"{file}: a picture's name ends with .jpg or .png")
+    return file
 
 
 @app.command()
@@ -26,7 +36,7 @@ def explain(
     from training import explaining
 
     for picture in explaining.explain(bundle, images, out, labels=label or (), data=data):
-        console.print(str(picture), markup=False, highlight=False, soft_wrap=True)  # as it is, for whoever reads on
+        console.print(str(picture), highlight=False, soft_wrap=True)  # as it is, for whoever reads on
 
 
 @app.command()
@@ -56,7 +66,7 @@ def localise(
         networks |= {str(one): attribution_of(one) for one in run}
     found = {name: measure(one, data, part=part_of(part)) for name, one in networks.items()}
     for table in localisation_tables(found):
-        console.print(table)
+        console.print(table, markup=True)
     write_json(json_file, found)
 
 
@@ -64,7 +74,7 @@ def localise(
 def worst(
     bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
     data: Data,
-    out: Annotated[Path, typer.Option(help="The picture, such as worst.jpg.")],
+    out: Annotated[Path, typer.Option(help="The picture, such as worst.jpg.", callback=_drawn)],
     part: Part = "test",
     count: Annotated[int, typer.Option(help="Patches of a label at most.", min=1)] = 24,
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from training.cli import CostsFile, Json, Part, Picture, app, console, part_of, write_json
+from training.cli import CostsFile, Json, Part, Picture, Plot, app, console, part_of, write_json
 
 
 class Precision(StrEnum):
@@ -41,15 +41,12 @@ def fit(
 @app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs.", exists=True, file_okay=False)],
-    plot: Annotated[Path | None, typer.Option(help="Draw loss and validation F by epoch into this file.")] = None,
+    plot: Plot = None,
     json_file: Json = None,
 ) -> None:
     """Set runs beside each other: what differs in their configurations, data, F, time (no torch needed)."""
     from training import comparison, curves, tables
-    from training.plots import require
 
-    if plot is not None:
-        require()
     found = comparison.compare(runs)
     tables.print_comparison(found, console)
     if plot is not None:
@@ -110,11 +107,8 @@ def evaluate(
     from training.calibration_picture import draw
     from training.evaluation import evaluate as measure
     from training.judging import model_of
-    from training.plots import require
     from training.tables import print_recall
 
-    if picture is not None:
-        require()
     backend = load(bundle)
     try:
         found = measure(backend, data, part=part_of(part), group=group)
@@ -172,17 +166,17 @@ def export(
 ) -> None:
     """Write a verified bundle of a run; refuses if the graphs differ from the module, or a precision does not hold."""
     from engine import NO_SECOND_LOOK, NO_TURNED_LOOK
+    from training.benchmark import patch_of
     from training.borders import SECOND_LOOK, TURNED_LOOK
     from training.bundling import export_run
     from training.calibration_picture import draw
     from training.costs import read_costs
     from training.fidelity import fidelity_table
-    from training.plots import require
-    from training.sealing import SEALED_FILE, seal
+    from training.sealing import SEALED_FILE, refuse_unfit, seal
     from training.tables import print_calibration, print_sureness
 
-    if picture is not None:
-        require()
+    if golden is not None:
+        refuse_unfit(golden, patch_px=patch_of(run))
     done = export_run(
         run,
         out,
@@ -210,7 +204,7 @@ def export(
         console.print(f"{golden / SEALED_FILE}: the module's probabilities of {screens} screens")
     made = {name: one.fidelity for name, one in done.made.items()}
     if made:
-        console.print(fidelity_table(made))
+        console.print(fidelity_table(made), markup=True)
     if picture is not None:
         curves = {label: {"before": one.before, "after": one.after} for label, one in done.sureness.items()}
         draw(picture, calibration=done.calibration, curves=curves)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from training.cli import Json, app, console, write_json
+from training.cli import Json, Part, app, console, part_of, write_json
 
 
 @app.command()
@@ -81,13 +81,15 @@ def cut(
 def judge(
     verdicts: Annotated[Path, typer.Argument(help="JSON list of verdicts.", exists=True, dir_okay=False)],
     source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],
-    part: Annotated[str | None, typer.Option(help="Judge only train, validation or test screens.")] = None,
+    part: Part = "all",
     test_fold: Annotated[int | None, typer.Option(help="Fold of folds.csv that is the test part.")] = None,
     json_file: Json = None,
 ) -> None:
     """Judge the service's verdicts: escape, overkill, review, labels, boxes (no torch needed)."""
     from training import judging, tables
 
-    found = judging.judge(verdicts, source, part=part, test_fold=test_fold)
+    if test_fold is not None and part_of(part) is None:
+        raise typer.BadParameter("says what --part test is: give that as well", param_hint="--test-fold")
+    found = judging.judge(verdicts, source, part=part_of(part), test_fold=test_fold)
     tables.print_judgement(found, console)
     write_json(json_file, found)

@@ -67,4 +67,4 @@ def table(
     report.write_csv(found, out / f"{stem}.csv")
     drawn = report.draw(found, out / f"{stem}.png")
     report.show(found, console)
-    console.print(f"{out / stem}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}", markup=False)
+    console.print(f"{out / stem}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}")

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -13,16 +13,20 @@ from rich.progress import track
 
 from training.boxes import box_row, write_boxes, write_masks
 from training.conversion.names import screen_name
-from training.images import TAKEN, read_header, read_whole
-from training.rows import read_rows, write_rows
+from training.images import TAKEN, Header, read_header, read_whole
+from training.rows import read_lines, write_rows
 from training.truth import PARTS, Defect
+
+DRAWN_SHARE = 0.1  # of the screens, for the test part
+MOST_FAULTS = 20  # in one message
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Labelled:
     """An image of another form: the screen that it becomes, its file, the (height, width) its labels were drawn on.
 
-    `defects` makes them when they are written: the pixels of all masks of a data set would not fit in memory.
+    `defects` makes them when they are checked and again when they are written: the pixels of all masks of a data set
+    would not fit in memory. It raises a ValueError with a line for each that is at fault.
     """
 
     name: str
@@ -33,12 +37,16 @@ class Labelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Converted:
-    """What was written: screens by part or fold, screens without a defect, defects by label, those with a mask."""
+    """What was written: screens by part or fold, screens without a defect, defects by label, those with a mask.
+
+    `unnamed` are images that were left out as nothing names them, by their folder.
+    """
 
     screens: dict[str, int]
     clean: int
     defects: dict[str, int]
     masks: int
+    unnamed: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +70,15 @@ def read_division(table: Path, screens: Sequence[str]) -> Division:
     Raises:
         ValueError: it lacks a column, a screen, or has one twice or one that is not there.
     """
-    rows = read_rows(table)
-    column = next((name for name in ("fold", "part") if rows and name in rows[0]), None)
-    if column is None or "screen" not in rows[0]:
+    header, lines = read_lines(table)
+    rows = list(lines)
+    column = next((name for name in ("fold", "part") if rows and name in header), None)
+    if column is None or "screen" not in header:
         raise ValueError(f"{table} needs the columns screen and part, or screen and fold, and a row")
     divided: dict[str, dict[str, str]] = {}
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
-            raise ValueError(f"{table}, line {number}: not as many values as the header has")
+    for number, row, wrong in rows:
+        if wrong:
+            raise ValueError(f"{table}, line {number}: {wrong}")
         if column == "part" and row["part"] not in PARTS:
             raise ValueError(f"{table}, line {number}: unknown part {row['part']!r}: {', '.join(PARTS)}")
         if column == "fold" and not row["fold"].isdecimal():
@@ -93,19 +102,21 @@ def division_of(parts: Mapping[str, str]) -> Division:
     return Division("splits.csv", {name: {"screen": name, "part": part} for name, part in parts.items()})
 
 
-def draw_division(screens: Sequence[str], *, test_share: float) -> Division:
+def draw_division(screens: Sequence[str], *, test_share: float | None) -> Division:
     """A test part drawn by screen, with a fixed seed; `cut` draws the validation part out of the rest.
 
-    Frames of one board or phone may come apart by it: where there are such, a table has to say what belongs together.
+    One of two screens or more is in it at least, unless the share is 0; None stands for `DRAWN_SHARE`. Frames of one
+    board or phone may come apart by it: where there are such, a table has to say what belongs together.
     """
     ordered = sorted(screens)
-    drawn = np.random.default_rng(0).permutation(len(ordered))[: round(test_share * len(ordered))]
-    test = {ordered[i] for i in drawn}
+    share = DRAWN_SHARE if test_share is None else test_share
+    count = max(round(share * len(ordered)), int(share > 0 and len(ordered) > 1))
+    test = {ordered[i] for i in np.random.default_rng(0).permutation(len(ordered))[:count]}
     return division_of({name: "test" if name in test else "train" for name in screens})
 
 
 def write_form(out: Path, screens: Sequence[Labelled], division: Division, *, link: bool) -> Converted:
-    """Write a folder in the data form; it appears when it is whole.
+    """Write a folder in the data form; it appears when it is whole. All is checked before the first pixel is decoded.
 
     Args:
         out: a folder that does not exist yet or is empty.
@@ -115,10 +126,12 @@ def write_form(out: Path, screens: Sequence[Labelled], division: Division, *, li
 
     Raises:
         ValueError: `out` is not empty; an image is missing, no PNG, JPEG or BMP, of another size than its labels were
-            drawn on, or asks to be turned when it is shown; or what `defects` of a screen raises.
+            drawn on, or asks to be turned when it is shown; or what `defects` of a screen raises. The message has a
+            line for each fault, see `faulty`.
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty")
+    _refuse_faults(screens)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         form = Path(temporary) / "form"
@@ -146,6 +159,12 @@ def write_form(out: Path, screens: Sequence[Labelled], division: Division, *, li
     )
 
 
+def faulty(faults: Sequence[str]) -> ValueError:
+    """The error that tells the first faults, one a line, and how many more there are."""
+    more = [f"and {len(faults) - MOST_FAULTS} more"] if len(faults) > MOST_FAULTS else []
+    return ValueError("\n".join([*faults[:MOST_FAULTS], *more]))
+
+
 def refuse_twins(names: Iterable[tuple[str, str]]) -> None:
     """Refuse (screen, image file) pairs of which two make the same screen.
 
@@ -159,7 +178,20 @@ def refuse_twins(names: Iterable[tuple[str, str]]) -> None:
         files[screen.lower()] = file
 
 
-def _place_image(screen: Labelled, folder: Path, *, link: bool) -> None:
+def _refuse_faults(screens: Sequence[Labelled]) -> None:
+    faults: list[str] = []
+    for screen in track(screens, description="check"):
+        try:
+            _read_fitting(screen)  # on an image of another size each label would be a fault
+            screen.defects()
+        except ValueError as error:
+            faults += str(error).split("\n")
+    if faults:
+        raise faulty(faults)
+
+
+def _read_fitting(screen: Labelled) -> Header:
+    """The header of an image that is as its labels say."""
     header = read_header(screen.file)
     if header.turned:
         raise ValueError(f"{screen.file} asks to be turned when it is shown: save it upright, without orientation tag")
@@ -168,6 +200,11 @@ def _place_image(screen: Labelled, folder: Path, *, link: bool) -> None:
         raise ValueError(
             f"{screen.file} has {width} x {height} px, but its labels are of {theirs_wide} x {theirs_high}"
         )
+    return header
+
+
+def _place_image(screen: Labelled, folder: Path, *, link: bool) -> None:
+    header = _read_fitting(screen)
     target = folder / f"{screen.name}{TAKEN[header.kind]}"
     pixels = read_whole(screen.file)  # what `cut` would refuse is refused while its labels are at hand
     if header.kind == "BMP":  # larger, and not read by `cut`; nothing is lost

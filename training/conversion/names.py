@@ -4,10 +4,12 @@ import re
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from engine import LABEL as LABEL  # what a bundle takes
+
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 # a screen_id of the service, by which verdicts are found again
 SCREEN = re.compile(r"(?=.{1,64}$)[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*")
-LABEL = re.compile(r"[a-z][a-z0-9_]*")
+LABEL_RULE = "a-z, 0-9 and _ from a letter on, at most 32"
 
 
 def screen_name(file_name: str) -> str:
@@ -32,11 +34,14 @@ def label_name(original: str, renamed: Mapping[str, str]) -> str:
     "Tin Ash" becomes tin_ash, "pin-hole" pin_hole.
 
     Raises:
-        ValueError: nothing is left, or it does not begin with a letter; the message says how to name it.
+        ValueError: nothing is left, it does not begin with a letter or is too long, which `renamed` may be the cause
+            of; the message says how to name it.
     """
     label = renamed.get(original, re.sub(r"[^a-z0-9]+", "_", original.lower()).strip("_"))
+    if not LABEL.fullmatch(label) and original in renamed:
+        raise ValueError(f"--rename '{original}={label}' names no label: {label!r} is not {LABEL_RULE}")
     if not LABEL.fullmatch(label):
-        raise ValueError(f"{original!r} makes no label (a-z, 0-9, _): name it by --rename '{original}=LABEL'")
+        raise ValueError(f"{original!r} makes no label ({LABEL_RULE}): name it by --rename '{original}=LABEL'")
     return label
 
 
@@ -54,5 +59,6 @@ def label_names(originals: list[str], renamed: Mapping[str, str]) -> dict[str, s
     for original, label in labels.items():
         same = [other for other, theirs in labels.items() if theirs == label and other != original]
         if same and not {original, *same} <= set(renamed):
-            raise ValueError(f"{original!r} and {same[0]!r} both become {label!r}: tell them apart by --rename")
+            told = "tell them apart by --rename, or join them by naming both the same with it"
+            raise ValueError(f"{original!r} and {same[0]!r} both become {label!r}: {told}")
     return labels

@@ -1,5 +1,6 @@
 """Polygons to pixels."""
 
+import math
 from collections.abc import Sequence
 
 import cv2
@@ -10,22 +11,29 @@ ROUNDING_PX = 1.0  # by which tools let a shape leave its image
 
 
 def polygon_pixels(
-    polygons: Sequence[Sequence[float]], height: int, width: int
+    polygons: Sequence[Sequence[float]], height: int, width: int, *, cut: bool = False
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Rows and columns of the pixels of an image that lie in any of several polygons [x, y, x, y, ...].
 
     A pixel lies in a polygon where its centre does (even-odd); pixel 0 reaches from 0 to 1, its centre is 0.5. A
     polygon without a centre has the pixels that its outline runs through, or a thin scratch would have none.
 
+    Args:
+        polygons: in pixels.
+        height: of the image.
+        width: of the image.
+        cut: take what lies in the image of those that leave it; their middle has to lie in it.
+
     Raises:
-        ValueError: fewer than three points, or one outside of the image by more than a pixel.
+        ValueError: fewer than three points, or one outside of the image by more than a pixel, unless it is cut.
     """
     shapes = []
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"a polygon of {len(polygon)} numbers, not of x, y for each of three points or more")
         points = np.array(polygon, np.float64).reshape(-1, 2)
-        if (points < -ROUNDING_PX).any() or (points > np.array([width, height]) + ROUNDING_PX).any():
+        leaves = (points < -ROUNDING_PX).any() or (points > np.array([width, height]) + ROUNDING_PX).any()
+        if leaves and not cut:
             raise ValueError(f"a polygon leaves the image of {width} x {height} px")
         shapes.append(points)
     corners = np.concatenate(shapes)
@@ -38,6 +46,16 @@ def polygon_pixels(
         mask |= inside if inside.any() else _outline(points - low, *size)
     rows, columns = np.nonzero(mask)
     return (rows + low[1]).astype(np.int32), (columns + low[0]).astype(np.int32)
+
+
+def turned_corners(bbox: tuple[float, float, float, float], degrees: float) -> list[float]:
+    """The corners [x, y, x, y, ...] of a box (x, y, width, height), turned clockwise about its centre."""
+    x, y, wide, high = bbox
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across, down = np.array([wide * cos, wide * sin]) / 2, np.array([-high * sin, high * cos]) / 2  # y points down
+    corners = np.array([-across - down, across - down, across + down, down - across])
+    found: list[float] = (corners + np.array([x + wide / 2, y + high / 2])).round(3).ravel().tolist()
+    return found
 
 
 def _centres_inside(points: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:

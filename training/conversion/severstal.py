@@ -23,7 +23,7 @@ import numpy as np
 from training.conversion.form import Converted, Labelled, division_of, draw_division, refuse_twins, write_form
 from training.conversion.names import label_names, screen_name
 from training.conversion.runs import Runs, runs_of_pairs
-from training.rows import read_rows
+from training.rows import read_lines
 from training.truth import Defect
 
 HEIGHT, WIDTH = 256, 1600
@@ -38,7 +38,7 @@ def convert_severstal(
     *,
     images: Path | None = None,
     division: Path | None = None,
-    test_share: float = 0.1,
+    test_share: float | None = None,
     link: bool = False,
     renamed: Mapping[str, str] | None = None,
 ) -> Converted:
@@ -50,22 +50,22 @@ def convert_severstal(
         images: folder of the images; None: `source/train_images`.
         division: folder of the three tables of the official division, whose images are taken; None: every image is
             taken, and a test part is drawn.
-        test_share: of the images, where there is no division.
+        test_share: of the images, where there is no division; None: `DRAWN_SHARE`.
         link: symbolic links in the place of copies.
         renamed: labels for the classes "1" to "4"; one that is not named becomes class_1 and so on.
 
     Raises:
-        ValueError: a table is broken, tables disagree, or an image is missing or of another size; the message names
-            the file, and the row or image.
+        ValueError: a table is broken, tables disagree, an image is missing or of another size, a file among the images
+            is none, or there is a share beside a division; the message names the file, and the row or image.
     """
+    if division is not None and test_share is not None:
+        raise ValueError(f"--test-share draws a test part, but --division {division} names the parts")
     labels = label_names(list(CLASSES), {**LABELS, **(renamed or {})})
     images = images or source / "train_images"
     table = source / "train.csv"
     masks, complete = read_masks(table)
     if division is None:
-        files = sorted(file.name for file in images.glob("*.jpg"))
-        if not files:
-            raise ValueError(f"{images} holds no .jpg")
+        files = _image_files(images)
         parts = draw_division([screen_name(file) for file in files], test_share=test_share)
     else:
         official = read_official(division)
@@ -100,20 +100,19 @@ def read_masks(table: Path) -> tuple[dict[str, dict[str, Runs]], bool]:
     one (`ImageId,ClassId,EncodedPixels`) does not name it.
 
     Raises:
-        ValueError: another header, a row that is no such row or is there twice, or, in the older layout, an image
-            without a row for each class; the message names the line.
+        ValueError: another header, no row, a row that is no such row or is there twice, or, in the older layout, an
+            image without a row for each class; the message names the line.
     """
-    rows = read_rows(table)
-    header = set(rows[0]) - {None} if rows else set[str]()
-    older = header == {"ImageId_ClassId", "EncodedPixels"}
-    if not older and header != {"ImageId", "ClassId", "EncodedPixels"}:
+    header, lines = read_lines(table)
+    older = set(header) == {"ImageId_ClassId", "EncodedPixels"}
+    if not older and set(header) != {"ImageId", "ClassId", "EncodedPixels"}:
         raise ValueError(f"{table}: the header is neither ImageId_ClassId,EncodedPixels nor ImageId,ClassId,...")
     masks: dict[str, dict[str, Runs]] = {}
     seen: dict[str, set[str]] = {}
-    for number, row in enumerate(rows, start=2):
+    for number, row, wrong in lines:
         try:
-            if None in row or None in row.values():
-                raise ValueError("not as many values as the header has")
+            if wrong:
+                raise ValueError(wrong)
             file, _, name = row["ImageId_ClassId"].rpartition("_") if older else (row["ImageId"], "", row["ClassId"])
             if not file or name not in CLASSES:
                 raise ValueError(f"{file or 'no image'} with the class {name!r}: {', '.join(CLASSES)}")
@@ -127,6 +126,8 @@ def read_masks(table: Path) -> tuple[dict[str, dict[str, Runs]], bool]:
                 raise ValueError(f"{file} has no pixels of class {name}")
         except ValueError as error:
             raise ValueError(f"{table}, line {number}: {error}") from error
+    if not seen:
+        raise ValueError(f"{table} has no rows below its header")
     partial = next((file for file, names in seen.items() if len(names) < len(CLASSES)), None) if older else None
     if partial is not None:
         raise ValueError(f"{table} has {len(seen[partial])} of the {len(CLASSES)} rows of {partial}")
@@ -144,8 +145,8 @@ def read_official(division: Path) -> dict[str, tuple[str, set[str]]]:
         table = division / name
         if not table.is_file():
             raise ValueError(f"{table} is missing")
-        for number, row in enumerate(read_rows(table), start=2):
-            if set(row) != {"img_names", *CLASSES} or not {row[c] for c in CLASSES} <= {"0", "1"}:
+        for number, row, wrong in read_lines(table)[1]:
+            if wrong or set(row) != {"img_names", *CLASSES} or not {row[c] for c in CLASSES} <= {"0", "1"}:
                 raise ValueError(f"{table}, line {number}: not an image and four times 0 or 1 (img_names,1,2,3,4)")
             file = row["img_names"]
             if file in official:
@@ -167,6 +168,17 @@ def regions(runs: Runs, label: str) -> list[Defect]:
         rows, columns = np.nonzero(numbers[top : top + height, left : left + width] == number)
         defects.append(Defect.of_pixels(label, (rows + top).astype(np.int32), (columns + left).astype(np.int32)))
     return defects
+
+
+def _image_files(images: Path) -> list[str]:
+    """The .jpg of a folder, in small or large letters; no other file is passed over but what systems leave there."""
+    found = [path for path in sorted(images.glob("*")) if not path.name.startswith(".") and path.name != "Thumbs.db"]
+    stranger = next((path for path in found if path.suffix.lower() != ".jpg"), None)
+    if stranger is not None:
+        raise ValueError(f"{stranger} is no .jpg, which all images of this set are")
+    if not found:
+        raise ValueError(f"{images} holds no .jpg")
+    return [path.name for path in found]
 
 
 def _refuse_disagreement(

@@ -36,14 +36,15 @@ CHECKS = {
     ),
     "odd_size": Check("warning", "size that others do not have", "Was it scanned, cropped or scaled otherwise?"),
     "alike": Check("warning", "alike, in two parts", "If that is one board or phone twice, put it in one part."),
+    "uncompared": Check("warning", "not looked at for near-duplicates", "Look yourself whether two parts share one."),
     "group": Check("warning", "board, phone or the like in two parts", "Figures of what was seen before flatter."),
     "again": Check("warning", "same pixels twice in a part", "It counts twice."),
     "box_again": Check("warning", "box there twice", "It counts as two defects."),
     "no_pixels": Check("warning", "box without pixels in the mask of its screen", "Then all of the box counts."),
     "area": Check("warning", "area_px that is not that of the mask", "The mask counts."),
     "absent": Check("warning", "label or part without an example", "Nothing can be learnt or measured there."),
-    "gone": Check("warning", "images gone, decoded patches left", "`fit` reads pixels.u8 and goes on: keep it."),
-    "ignored": Check("warning", "file or row that is not taken", "Only .png and .jpg are, and rows of screens there."),
+    "gone": Check("error", "images gone, decoded patches left", "`fit` knows its data by the images: cut it anew."),
+    "ignored": Check("warning", "file or row that is not taken", "Only .png and .jpg are taken."),
 }
 
 

@@ -51,6 +51,21 @@ def alike(sights: Mapping[str, Sight], parts: Mapping[str, str]) -> list[tuple[l
     return _linked(links)
 
 
+def uncompared(sights: Mapping[str, Sight], parts: Mapping[str, str]) -> tuple[list[str], list[tuple[int, int]]]:
+    """What `alike` says nothing of: images with fewer than five of their size, and sizes, if there are several.
+
+    Images of two sizes are not compared with each other, be they but a row apart. Both are empty where all images are
+    in one part, as there is nothing to find then.
+    """
+    by_size: dict[tuple[int, int], list[str]] = {}
+    for name, sight in sights.items():
+        by_size.setdefault(sight.size, []).append(name)
+    if len({parts[name] for name in sights}) < 2:
+        return [], []
+    few = [name for names in by_size.values() if len(names) < FEWEST for name in names]
+    return few, sorted(by_size) if len(by_size) > 1 else []
+
+
 def _own(small: Sequence[NDArray[np.float32]]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """(n, pixels) of length 1: what each image has of its own; and which those are that have anything."""
     stack = np.stack(small).reshape(len(small), -1)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from training.truth import PARTS
 from training.validation.findings import Finding, Picture
-from training.validation.likeness import alike, same
+from training.validation.likeness import alike, same, uncompared
 from training.validation.sight import Sight
 from training.validation.tables import read_table
 
@@ -43,7 +43,7 @@ def read_parts(folder: Path, screens: Collection[str]) -> tuple[Parts, list[Find
             findings.append(Finding("twice", f"{table.name}, row {number}: {screen} is in {parts.of[screen]} already"))
             continue
         if screen not in screens:
-            findings.append(Finding("ignored", f"{table.name}, row {number}: there is no screen {screen!r}"))
+            findings.append(Finding("missing", f"{table.name}, row {number}: there is no screen {screen!r}"))
             continue
         parts.of[screen] = part
         for key in row.keys() - {"screen", "part", "fold"}:
@@ -71,6 +71,12 @@ def find_leaks(sights: Mapping[str, Sight], files: Mapping[str, Path], parts: Ma
         where = _spread(parts[name] for name in names)
         text = f"{listed(names)} look alike (correlation up to {closest:.3f}): {where}"
         findings.append(Finding("alike", text, _shown(names, files, parts)))
+    few, sizes = uncompared(sights, parts)
+    if few:
+        findings.append(Finding("uncompared", f"{listed(few)}: fewer than five images of their size"))
+    if sizes:
+        told = listed(f"{width} x {height}" for height, width in sizes)
+        findings.append(Finding("uncompared", f"images of different sizes are not compared with each other: {told} px"))
     return findings
 
 

@@ -1,9 +1,9 @@
 """Tables of a folder: CSV files row by row, where what is broken is a finding and not the end."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
+from training.rows import read_lines
 from training.validation.findings import Finding
 
 
@@ -17,19 +17,15 @@ def read_table(path: Path, columns: Sequence[str]) -> tuple[list[tuple[int, dict
     rows: list[tuple[int, dict[str, str]]] = []
     findings: list[Finding] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = [column for column in columns if column not in (reader.fieldnames or [])]
-            if missing:
-                header = ",".join(map(str, reader.fieldnames or []))
-                return [], [Finding("table", f"{path.name} has the header {header!r}, without {', '.join(missing)}")]
-            for number, row in enumerate(reader):
-                if None in row or None in row.values():
-                    findings.append(
-                        Finding("table", f"{path.name}, row {number}: not as many values as the header has")
-                    )
-                else:
-                    rows.append((number, row))
-    except (csv.Error, UnicodeDecodeError) as error:
-        findings.append(Finding("table", f"{path.name} cannot be read after row {len(rows) - 1}: {error}"))
+        header, lines = read_lines(path)
+        if missing := [column for column in columns if column not in header]:
+            told = f"{path.name} has the header {','.join(header)!r}, without {', '.join(missing)}"
+            return [], [Finding("table", told)]
+        for number, (line, row, wrong) in enumerate(lines):
+            if wrong:
+                findings.append(Finding("table", f"{path.name}, row {number} (line {line}): {wrong}"))
+            else:
+                rows.append((number, row))
+    except ValueError as error:
+        findings.append(Finding("table", f"{error}; {len(rows)} rows before it are sound"))
     return rows, findings

@@ -1,0 +1,101 @@
+"""A folder that was cut and then changed by hand: it is refused, and not misread."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.training.data_form import write_screens
+from training.cut_folder import CutFolder
+from training.cutting import cut
+
+PATCH = 64
+Change = Callable[[Path], object]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    cut(write_screens(tmp_path / "source", screens=8), tmp_path / "cut", patch_px=PATCH)
+    return tmp_path / "cut"
+
+
+def lines(table: str, change: Callable[[list[str]], list[str]]) -> Change:
+    """The rows below the header become others."""
+
+    def changed(folder: Path) -> None:
+        header, *rows = (folder / table).read_text().splitlines()
+        (folder / table).write_text("\n".join([header, *change(rows), ""]))
+
+    return changed
+
+
+def cells(**ends: int) -> Change:
+    """One cell is of a patch, a label or a place that there is not."""
+
+    def changed(folder: Path) -> None:
+        with np.load(folder / "maps.npz") as arrays:
+            kept = arrays["cells"]
+        kept[0, ends["column"]] = ends["value"]
+        np.savez(folder / "maps.npz", cells=kept)
+
+    return changed
+
+
+FAULTS: list[tuple[Change, str]] = [
+    (lines("labels.csv", lambda rows: sorted(rows, reverse=True)), r"labels.csv has the patch t\S+, windows.csv has t"),
+    (lines("labels.csv", lambda rows: rows[1:]), r"labels.csv has the patch t\S+, windows.csv has t"),
+    (lines("windows.csv", lambda rows: rows[1:]), r"labels.csv has the patch t\S+, windows.csv has t"),
+    (lines("windows.csv", lambda rows: rows[:-1]), r"labels.csv has the patch t\S+, windows.csv has None"),
+    (lines("labels.csv", lambda rows: [rows[0][:-1] + "2", *rows[1:]]), r"labels.csv, line 2: a label is 1, 0 or -1"),
+    (lines("labels.csv", lambda rows: [rows[0] + ",1", *rows[1:]]), r"labels.csv, line 2: more values"),
+    (lines("labels.csv", lambda rows: [rows[0].split(",")[0], *rows[1:]]), r"labels.csv, line 2: fewer values"),
+    (lambda f: (f / "labels.csv").write_text("img_names;dot\n"), r"labels.csv has the header 'img_names;dot'"),
+    (
+        lines("splits.csv", lambda rows: [rows[0] + "n", *rows[1:]]),
+        r"screen t000 is in '\w+n', which is none",
+    ),
+    (lines("splits.csv", lambda rows: [*rows, rows[0]]), r"splits.csv: screen t000 is there twice"),
+    (lines("splits.csv", lambda rows: rows[2:]), r"splits.csv has no part for the screen t000 \(and 1 more\)"),
+    (lambda f: (f / "cut.json").write_text("{}"), r"cut.json is none that `cut` wrote: KeyError\('patch_px'\)"),
+    (lambda f: (f / "cut.json").write_text(""), r"cut.json is none that `cut` wrote"),
+    (lambda f: (f / "cut.json").unlink(), r"holds no cut.json"),
+    (cells(column=0, value=999), r"maps.npz tells of other patches or labels"),
+    (cells(column=1, value=2), r"maps.npz tells of other patches or labels"),
+    (cells(column=2, value=-1), r"maps.npz tells of other patches or labels"),
+    (lambda f: (f / "maps.npz").write_bytes(b"PK"), r"maps.npz cannot be read: no arrays"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), FAULTS)
+def test_tables_that_do_not_fit_each_other_are_refused(folder: Path, change: Change, message: str) -> None:
+    CutFolder(folder).maps()
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        CutFolder(folder).maps()
+
+
+def test_empty_lines_of_an_editor_change_nothing(folder: Path) -> None:
+    before = CutFolder(folder)
+    with (folder / "labels.csv").open("a") as file:
+        file.write("\n\n")
+    after = CutFolder(folder)
+    assert after.names == before.names
+    assert (after.labels == before.labels).all()
+
+
+def test_a_disk_without_room_for_the_pixels_is_said_before_they_are_decoded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int, offset: int, length: int) -> None:
+        assert (offset, length) == (0, len(CutFolder(folder).names) * PATCH**2)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*pixels.partial"):
+        CutFolder(folder).pixels()
+    assert not list(folder.glob("pixels.*[!k]"))
+    monkeypatch.undo()
+    assert CutFolder(folder).pixels().shape == (8 * 12, PATCH, PATCH)

@@ -1,0 +1,147 @@
+"""A folder that `cut` wrote: its tables, held against each other, its pixels and its maps."""
+
+import json
+import math
+import os
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from rich.progress import track
+
+from engine import alone
+from training.rows import read_arrays, read_lines, read_rows
+from training.truth import CELL_PX, PARTS
+
+TOLD = {"1", "0", "-1"}  # of a label in a table
+
+
+class CutFolder:
+    """The tables of one cut folder, which tell of the same patches.
+
+    Args:
+        folder: that `cut` wrote.
+
+    Raises:
+        ValueError: it is none, or a table is broken or of other patches than the others; the message names it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        if not (folder / "cut.json").is_file():
+            raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
+        self.folder = folder
+        try:
+            facts = json.loads((folder / "cut.json").read_text())
+            self.patch_px: int = facts["patch_px"]
+            self.source: str = facts["source"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{folder / 'cut.json'} is none that `cut` wrote: {error!r}") from error
+        self.pixels_of: dict[str, str] = facts.get("screens", {})
+        self.label_names, self.names, self.labels = _read_labels(folder / "labels.csv")
+        windows = read_rows(folder / "windows.csv", "img_names", "screen")
+        for name, window in zip_longest(self.names, (row["img_names"] for row in windows)):
+            if name != window:  # a table that was sorted, or a row that was deleted, would give patches others' labels
+                raise ValueError(f"{folder}: where labels.csv has the patch {name}, windows.csv has {window}")
+        self.screens = [row["screen"] for row in windows]
+        self.parts = _read_parts(folder / "splits.csv", set(self.screens))
+
+    def rows_of(self, part: str | None) -> list[int]:
+        """Numbers of the patches of a part; None: of all."""
+        return [k for k, screen in enumerate(self.screens) if part is None or self.parts[screen] == part]
+
+    def pixels(self) -> NDArray[np.uint8]:
+        """The patches (N, P, P), mapped from `pixels.u8`, which is written where it is not there.
+
+        Raises:
+            ValueError: an image is not there or no patch, or the folder may not be written to.
+            OSError: there is no room for it.
+        """
+        shape = (len(self.names), self.patch_px, self.patch_px)
+        cache = self.folder / "pixels.u8"
+        if not _is_whole(cache, shape):
+            try:
+                with alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
+                    if not _is_whole(cache, shape):
+                        self._decode(cache, shape)
+            except PermissionError as error:
+                told = "take it once where that may be, which leaves pixels.u8 there, or take a copy"
+                raise ValueError(f"{self.folder} may not be written to, where its pixels are kept: {told}") from error
+        return np.memmap(cache, np.uint8, "r", shape=shape)
+
+    def _decode(self, cache: Path, shape: tuple[int, int, int]) -> None:
+        partial = cache.with_suffix(".partial")
+        try:
+            with partial.open(
+                "wb"
+            ) as file:  # the memory of a file that the disk has no room for kills who writes to it
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            partial.unlink(missing_ok=True)
+            raise OSError(error.errno, error.strerror, str(partial)) from error
+        pixels = np.memmap(partial, np.uint8, "r+", shape=shape)
+        for k, name in enumerate(track(self.names, description=f"decode {self.folder.name}")):
+            image = cv2.imread(str(self.folder / "images" / name), cv2.IMREAD_GRAYSCALE)
+            if image is None or image.shape != shape[1:]:
+                raise ValueError(f"{self.folder / 'images' / name} is not a patch of {self.patch_px} px")
+            pixels[k] = image
+        pixels.flush()
+        partial.replace(cache)
+
+    def maps(self) -> dict[int, NDArray[np.integer[Any]]]:
+        """Cells (n, 4) of the patches that have any: label, row, column, value.
+
+        Raises:
+            ValueError: they cannot be read, or are of other patches or labels.
+        """
+        file = self.folder / "maps.npz"
+        try:
+            (cells,) = read_arrays(file, ["cells"])
+        except ValueError as error:
+            raise ValueError(f"{file} cannot be read: {error}") from error
+        side = -(-self.patch_px // CELL_PX)
+        ends = (len(self.names), len(self.label_names), side, side)
+        if cells.shape[1:] != (5,) or (cells[:, :4] < 0).any() or (cells[:, :4] >= ends).any():
+            raise ValueError(f"{file} tells of other patches or labels than labels.csv")
+        if not len(cells):
+            return {}
+        order = np.argsort(cells[:, 0], kind="stable")
+        patches, starts = np.unique(cells[order, 0], return_index=True)
+        return dict(zip(patches.tolist(), np.split(cells[order, 1:], starts[1:]), strict=True))
+
+
+def _read_labels(table: Path) -> tuple[tuple[str, ...], list[str], NDArray[np.int8]]:
+    """Label names (L), patch names (N) and labels (N, L)."""
+    header, lines = read_lines(table)
+    if header[:1] != ["img_names"] or len(header) < 2:
+        raise ValueError(f"{table} has the header {','.join(header)!r}: img_names and the labels make it")
+    names: list[str] = []
+    rows: list[list[int]] = []
+    for line, row, wrong in lines:
+        values = [row[label] for label in header[1:]]
+        if wrong or not TOLD.issuperset(values):
+            raise ValueError(f"{table}, line {line}: {wrong or 'a label is 1, 0 or -1'}")
+        names.append(row["img_names"])
+        rows.append([int(value) for value in values])
+    return tuple(header[1:]), names, np.array(rows, np.int8).reshape(len(rows), -1)
+
+
+def _read_parts(table: Path, screens: set[str]) -> dict[str, str]:
+    """The part of each screen."""
+    parts: dict[str, str] = {}
+    for row in read_rows(table, "screen", "part"):
+        screen, part = row["screen"], row["part"]
+        if part not in PARTS:
+            raise ValueError(f"{table}: screen {screen} is in {part!r}, which is none of {', '.join(PARTS)}")
+        if screen in parts:
+            raise ValueError(f"{table}: screen {screen} is there twice")
+        parts[screen] = part
+    if left := sorted(screens - parts.keys()):
+        raise ValueError(f"{table} has no part for the screen {left[0]} (and {len(left) - 1} more)")
+    return parts
+
+
+def _is_whole(cache: Path, shape: tuple[int, int, int]) -> bool:
+    return cache.is_file() and cache.stat().st_size == math.prod(shape)
