@@ -80,7 +80,7 @@ class CpuBackend(ABC):
         self.guard: Mapping[str, float] = NO_GUARD  # patch by patch there are no slots
         if graph.rows > 1:
             golden = read_golden(bundle, self.precision, self.manifest).pixels
-            self.guard = measure_slots(self, slot_patches(golden)).probability
+            self.guard = measure_slots(self, slot_patches(golden)).guard
 
     @classmethod
     def rounds(cls) -> bool:

@@ -185,7 +185,9 @@ class Manifest:
             with (bundle / MANIFEST_FILE).open("rb") as file:
                 manifest = parse(file.read(MAX_MANIFEST_BYTES + 1))
         except OSError as error:
-            raise BundleError(f"cannot be read: {error.strerror}; is {bundle} a bundle?", key=MANIFEST_FILE) from error
+            raise BundleError(
+                f"cannot be read: {error.strerror}; is {bundle.name} a bundle?", key=MANIFEST_FILE
+            ) from error
         for name in manifest.files:
             try:
                 manifest._check(name, file_sha256(bundle / name))
@@ -261,7 +263,7 @@ def bundle_sha256(bundle: Path) -> str:
     try:
         return file_sha256(bundle / MANIFEST_FILE)
     except OSError as error:
-        raise BundleError(f"cannot be read: {error.strerror}; is {bundle} a bundle?", key=MANIFEST_FILE) from error
+        raise BundleError(f"cannot be read: {error.strerror}; is {bundle.name} a bundle?", key=MANIFEST_FILE) from error
 
 
 def parse(raw: bytes) -> Manifest:

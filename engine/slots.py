@@ -25,12 +25,14 @@ class Spread:
     """What changed when a patch changed its slot.
 
     Attributes:
-        probability: by label, how far a probability may move anywhere, where a patch's own slot changes or that of the
-            screen's other patches; the worst of the patches.
+        probability: by label, the largest minus the smallest probability of a patch, its own slot or that of the
+            screen's other patches changed; the worst of the patches.
+        guard: by label, how far any probability may move so: what the same noise does where the sigmoid is steepest.
         same_bits: whether all features of all slots were equal bit for bit.
     """
 
     probability: dict[str, float]
+    guard: dict[str, float]
     same_bits: bool
 
 
@@ -77,18 +79,23 @@ def measure_slots(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:
         if not _same_bits(answers[moved], slot, 0)
     ]
     together = [reason(screen) for screen in screens]
-    worst = np.stack([_moved(np.stack(found)) for found in (alone, together)]).max(axis=(0, 1))
+    labels = backend.manifest.label_names
+    found = [np.stack(alone), np.stack(together)]
+    moved = np.concatenate([np.ptp(found_SNL, axis=0) for found_SNL in found]).max(axis=0)
+    anywhere = np.concatenate([_anywhere(found_SNL) for found_SNL in found]).max(axis=0)
     return Spread(
-        probability=dict(zip(backend.manifest.label_names, map(float, worst), strict=True)),
+        probability=dict(zip(labels, moved.tolist(), strict=True)),
+        guard=dict(zip(labels, np.maximum(moved, anywhere).tolist(), strict=True)),
         same_bits=all(_same_bits(answer, slot, 0) for answer in answers for slot in slots),
     )
 
 
-def _moved(found_SNL: NDArray[np.float32]) -> NDArray[np.float64]:
-    """By patch and label (N, L): how far a probability moves over the slots, or would where a sigmoid is steepest."""
+def _anywhere(found_SNL: NDArray[np.float32]) -> NDArray[np.float64]:
+    """By patch and label (N, L): how far a probability would move over the slots where the sigmoid is steepest."""
     within = np.clip(found_SNL.astype(np.float64), _SMALLEST, 1 - _SHORT_OF_1)
     logit = np.log(within / (1 - within))
-    return np.asarray(np.maximum(np.ptp(found_SNL, axis=0), np.tanh(np.ptp(logit, axis=0) / 4)))
+    moved: NDArray[np.float64] = np.tanh(np.ptp(logit, axis=0) / 4)
+    return moved
 
 
 def _same_bits(features: Features, one: int, other: int) -> bool:

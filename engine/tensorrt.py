@@ -235,7 +235,7 @@ class TensorRTBackend:
 
     def _measure_guard(self, golden: NDArray[np.uint8]) -> None:
         """Measure how far a score moves with its slot in the batch, and write it into the plan's record."""
-        guard = measure_slots(self, slot_patches(golden)).probability
+        guard = measure_slots(self, slot_patches(golden)).guard
         if not all(math.isfinite(spread) for spread in guard.values()):
             self.cache.forget(self.plan, timing=True)
             raise PlanError("the plan gives probabilities that are no numbers on golden or extreme patches")

@@ -18,7 +18,7 @@ def require(file: Path | None = None) -> None:
         ValueError: matplotlib is not installed, or draws nothing whose name ends like the file's.
     """
     if not can_draw():
-        raise ValueError("a picture needs matplotlib: pip install '.[bench]'")
+        raise ValueError("a picture needs matplotlib: pip install '.[training]'")
     if file is not None:
         from matplotlib.backend_bases import FigureCanvasBase
 

@@ -40,7 +40,11 @@ def test_json_says_what_the_bundle_is(bundle: Path) -> None:
     assert 0 <= report["golden"]["difference"] <= report["golden"]["tolerance"] == 1e-5
     assert report["runtime"] == "onnxruntime"
     assert re.fullmatch("[0-9]+ x [0-9]+", report["threads"])
-    assert report["slots"] == {"probability": dict.fromkeys(LABELS, 0.0), "same_bits": True}
+    assert report["slots"] == {
+        "probability": dict.fromkeys(LABELS, 0.0),
+        "guard": dict.fromkeys(LABELS, 0.0),
+        "same_bits": True,
+    }
     assert report["patches_per_s"] > 0
 
 
@@ -127,7 +131,9 @@ def test_the_command_line_as_it_is_typed(tmp_path: Path) -> None:
 
 def test_scores_of_extreme_patches_that_are_no_numbers_fail(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(backend: Backend, pixels: NDArray[np.uint8]) -> Spread:
-        return Spread(probability=dict.fromkeys(LABELS, math.nan), same_bits=True)
+        return Spread(
+            probability=dict.fromkeys(LABELS, math.nan), guard=dict.fromkeys(LABELS, math.nan), same_bits=True
+        )
 
     monkeypatch.setattr("engine.check.measure_slots", nothing)
     answer = CliRunner().invoke(command.app, ["check", str(bundle), "--runtime", "onnxruntime", "--json"])

@@ -39,7 +39,7 @@ def test_noise_counts_as_where_the_sigmoid_is_steepest(score: float) -> None:
     def noisy(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         return np.array([[1 / (1 + math.exp(-logit - noise))] * 2 for noise in (0.0, 0.02, 0.0, 0.01)])
 
-    found = measure_slots(backend(noisy), patches(1)).probability
+    found = measure_slots(backend(noisy), patches(1)).guard
     assert found == {label: pytest.approx(0.005, rel=0.02) for label in LABELS}
 
 
@@ -47,7 +47,7 @@ def test_steps_of_a_float_beside_1_are_no_noise() -> None:
     def full(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
         return np.array([[1.0, 1e-30], [1 - 6e-8, 1e-12], [1.0, 0.0], [1.0, 1e-20]])
 
-    assert max(measure_slots(backend(full), patches(1)).probability.values()) < 1e-7
+    assert max(measure_slots(backend(full), patches(1)).guard.values()) < 1e-7
 
 
 def test_the_spread_is_the_widest_over_slots_and_patches() -> None:
@@ -59,7 +59,8 @@ def test_the_spread_is_the_widest_over_slots_and_patches() -> None:
         return scores
 
     found = measure_slots(backend(uneven), patches(100, 200, 50))
-    assert found.probability == {"bubble": 0.0, "scratch": pytest.approx(steepest(0.4, 0.7), abs=1e-6)}
+    assert found.probability == {"bubble": 0.0, "scratch": pytest.approx(0.3, abs=1e-6)}
+    assert found.guard == {"bubble": 0.0, "scratch": pytest.approx(steepest(0.4, 0.7), abs=1e-6)}
     assert not found.same_bits
 
 
@@ -88,7 +89,7 @@ def test_a_graph_that_takes_a_batch_as_one_has_its_guard_band_measured(tmp_path:
         pytest.skip(str(error))
     edit(bundle, "features.onnx", uneven)
     with closing(load(bundle, runtime, threads=1)) as fixed:
-        measured = measure_slots(fixed, slot_patches(read_golden(bundle).pixels)).probability
+        measured = measure_slots(fixed, slot_patches(read_golden(bundle).pixels)).guard
         assert fixed.guard == measured
         assert min(measured.values()) > 0
 
@@ -136,7 +137,8 @@ def test_each_patch_is_reasoned_alone_and_all_of_them_together_with_their_slots_
         *[(0.5, score, 0.5) for score in (0.1, 0.2, 0.1, 0.4)],  # all in the same slot
         *[(0.5, score, 0.5) for score in (0.2, 0.4)],  # the one whose slots differ, where they do
     ]
-    assert found.probability == {"bubble": pytest.approx(steepest(0.1, 0.4), abs=1e-6), "scratch": 0.0}
+    assert found.probability == {"bubble": pytest.approx(0.3, abs=1e-6), "scratch": 0.0}
+    assert found.guard == {"bubble": pytest.approx(steepest(0.1, 0.4), abs=1e-6), "scratch": 0.0}
     assert not found.same_bits
 
 
@@ -144,7 +146,8 @@ def test_noise_that_moves_a_patch_of_the_same_screen_is_seen() -> None:
     related = Related(lambda pixels: in_slots(pixels, [0.2, 0.2, 0.2, 0.8]))
     found = measure_slots(related, patches(1, 200))
     # the dark patch's first label by its neighbour, the bright one's second by its own first
-    assert found.probability == {label: pytest.approx(steepest(0.35, 0.65), abs=1e-6) for label in LABELS}
+    assert found.probability == {label: pytest.approx(0.3) for label in LABELS}
+    assert found.guard == {label: pytest.approx(steepest(0.35, 0.65), abs=1e-6) for label in LABELS}
 
 
 def test_noise_that_adds_up_over_the_patches_of_a_screen_is_seen() -> None:
@@ -155,7 +158,7 @@ def test_noise_that_adds_up_over_the_patches_of_a_screen_is_seen() -> None:
 
     summed = Summed(lambda pixels: in_slots(pixels, [0.2, 0.2, 0.2, 0.8]))
     found = measure_slots(summed, patches(200, 220, 240))
-    assert found.probability["bubble"] == pytest.approx(steepest(0.06, 0.24), abs=1e-6)  # one moves from 0.12 to 0.18
+    assert found.probability["bubble"] == pytest.approx(3 * 0.06)  # one moves by 0.06
 
 
 def test_slots_of_the_same_bits_cost_one_screen_each() -> None:

@@ -350,7 +350,7 @@ def test_a_plan_whose_spread_is_no_number_is_refused(
     """A guard band that is no number would turn every comparison of a verdict into a no."""
     import engine.tensorrt
 
-    spread = Spread(probability={"bubble": float("nan")}, same_bits=False)
+    spread = Spread(probability={"bubble": 0.0}, guard={"bubble": float("nan")}, same_bits=False)
     monkeypatch.setattr(engine.tensorrt, "measure_slots", lambda *_: spread)
     with pytest.raises(PlanError, match="no numbers"):
         backend_of(bundle)
