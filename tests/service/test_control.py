@@ -150,7 +150,7 @@ def test_a_swap_without_an_answer_is_not_said_to_have_failed(
 def test_a_swap_that_takes_longer_than_the_client_waits_is_looked_up(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.control.ANSWER_WITHIN_S", 0.5)
+    monkeypatch.setattr("service.control.ANSWER_WITHIN_S", 2)  # a busy machine may take so long to look it up
     device = Device()
     settings = Settings(bundle=folder / "one", bundles=folder, state_dir=folder.parent / "state", frame_size=SIZE)
     served = create_app(settings, backends=[device.backend()], golden=GOLDEN)
