@@ -149,7 +149,7 @@ def test_a_patch_that_is_no_multiple_of_a_cell_is_refused(tmp_path: Path) -> Non
 
 def test_a_folder_that_is_no_bundle_is_named(tmp_path: Path) -> None:
     for read in (Manifest.read, bundle_sha256):
-        with pytest.raises(BundleError, match=rf"^manifest\.json: cannot be read: .*; is {tmp_path} a bundle\?$"):
+        with pytest.raises(BundleError, match=rf"^manifest\.json: cannot be read: .*; is {tmp_path.name} a bundle\?$"):
             read(tmp_path)
 
 

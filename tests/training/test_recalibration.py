@@ -244,7 +244,7 @@ def test_a_bundle_with_a_glance_keeps_the_limits_that_it_was_chosen_by(data: Pat
 
 
 def test_the_command_prints_draws_and_writes(bundle: Path, data: Path, tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[bench]'")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[training]'")
     (tmp_path / "limits.toml").write_text("review_cost = 2\n")
     answer = subprocess.run(
         [
@@ -268,7 +268,7 @@ def test_the_command_prints_draws_and_writes(bundle: Path, data: Path, tmp_path:
 
 
 def test_a_picture_without_zones_is_a_row_of_curves(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[bench]'")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed: pip install '.[training]'")
     bins = (Bin(0.1, 0.2, 5), Bin(0.8, 0.7, 4))
     curves = {label: {"before": bins, "after": bins[:1]} for label in ("a", "b", "c")}
     calibration_picture.draw(tmp_path / "curves.png", calibration=None, curves=curves)
@@ -280,7 +280,7 @@ def test_a_picture_without_zones_is_a_row_of_curves(tmp_path: Path) -> None:
 
 def test_without_matplotlib_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plots, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match=r"pip install '\.\[bench\]'"):
+    with pytest.raises(ValueError, match=r"pip install '\.\[training\]'"):
         plots.require()
 
 
