@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import load_file
 
 from tests.training.data_form import write_toy
-from tests.training.two_devices import CASES, configuration, frozen, share, step
+from tests.training.two_devices import CASES, HEARD, configuration, frozen, share, step
 from training.config import read_config
 from training.datasets import PatchSet
 from training.devices import launch
@@ -85,7 +85,16 @@ def test_the_gradient_of_two_devices_is_that_of_one_with_the_whole_batch(
 ) -> None:
     """Contrast, relations, maps, and unknown entries of which one device has more than the other."""
     found = torch.load(two / f"{name}-{relations}.pt")
-    one = step(configuration(toml, f"run=one-{name}-{relations}", f"relations={relations}"), alone(), name)
+    one = step(configuration(toml, *HEARD, f"run=one-{name}-{relations}", f"relations={relations}"), alone(), name)
+    assert (one.contrast > 0.1) == (name == "phase1")  # so that a device's own share would give another
+    if name == "phase2":
+        other = "network.relate_to=itself"  # nothing is heard of other patches
+        deaf = step(
+            configuration(toml, *HEARD, other, f"run=deaf-{relations}", f"relations={relations}"), alone(), name
+        )
+        key = "reasoning.classifier.weight"
+        assert (deaf.gradient[key] - one.gradient[key]).abs().max() > 1e-3
+    torch.testing.assert_close(found["contrast"], one.contrast, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found["loss"], one.loss, atol=1e-5, rtol=1e-5)
     assert found["gradient"].keys() == one.gradient.keys()
     assert any(key.startswith("reasoning.") for key in one.gradient) == (name == "phase2")

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -22,12 +23,15 @@ from training.studies.tables import Row
 # a case of each kind of loss: phase, how patches relate
 CASES = (("phase1", "batch"), ("phase2", "batch"), ("phase2", "screen"))
 PATCHES = 24
+# else what patches tell each other is less than the tolerance, and nothing would be compared
+HEARD = ("network.reasoned_features=unit", "network.relation_scores=scaled", "network.relation_similarity=cosine")
 
 
 class Step(NamedTuple):
     """What one batch gave, and what is told of the validation part, each device of its screens."""
 
     loss: Tensor  # over all devices
+    contrast: Tensor  # of all their patches; 0 in phase 2
     gradient: dict[str, Tensor]
     difficulty: Tensor  # how badly each patch was told
     probability: Tensor
@@ -64,18 +68,26 @@ def step(config: Config, fabric: Fabric, name: str) -> Step:
     """One batch of a phase through loss and gradient."""
     run = frozen(Run(config, fabric))
     patches = run.feeds[name].patches
+    rng = np.random.default_rng(0)
+    patches.labels[:] = rng.integers(0, 2, patches.labels.shape)  # many patches that contrast compares
     patches.labels[::5, 0] = -1  # nine of them are dealt to one device, and one to the other
     patches.labels[1::2, 1] = -1
     run.network.begin_phase(name, torch.ones(2, 2))
+    generator = torch.Generator().manual_seed(0)
+    for key, parameter in run.network.named_parameters():
+        if key.startswith("reasoning."):
+            nn.init.normal_(parameter, generator=generator)
     module, _ = fabric.setup(run.network, torch.optim.SGD(run.network.parameters(), lr=0.1))
     run.network.train()
     batch = collate([patches[index] for index in share(run, config.relations == "screen")])
-    loss = torch.stack(list(run._losses(module, batch, name).values())).sum()
+    losses = run._losses(module, batch, name)
+    loss = torch.stack(list(losses.values())).sum()
     fabric.backward(loss)
     gradient = {key: p.grad.clone() for key, p in run.network.named_parameters() if p.grad is not None}
     probability = network_probability(run.network, run.validation, fabric, reason=name == "phase2")
     difficulty = torch.from_numpy(run.feeds[name].difficulty.copy())
-    return Step(mean(fabric, loss.detach()), gradient, difficulty, torch.from_numpy(probability))
+    contrast = losses.get("contrast", torch.zeros(())).detach()
+    return Step(mean(fabric, loss.detach()), contrast, gradient, difficulty, torch.from_numpy(probability))
 
 
 def configuration(toml: Path, *words: str) -> Config:
@@ -89,7 +101,7 @@ def both() -> None:
     fabric = launch(configuration(toml, *devices))
     for name, relations in CASES:
         case = f"{name}-{relations}"
-        config = configuration(toml, *devices, f"run=two-{case}", f"relations={relations}")
+        config = configuration(toml, *devices, *HEARD, f"run=two-{case}", f"relations={relations}")
         found = step(config, fabric, name)
         if fabric.is_global_zero:
             torch.save(found._asdict(), toml.parent / f"{case}.pt")
