@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from training.config import flat
 from training.rows import read_rows
 
 PHASES = ("phase1", "phase2")
@@ -87,7 +88,7 @@ def _read(run: Path, name: str) -> Trained:
         raise ValueError(f"{run} is not the folder of a run (config.json is missing)")
     record = _json(run / "run.json") or {"data": {}, "sessions": []}
     session = record["sessions"][-1] if record["sessions"] else None
-    config = dict(_flat(_json(run / "config.json")))
+    config = dict(flat(_json(run / "config.json")))
     config.pop("run")
     data = _json(run / "data.json")
     return Trained(
@@ -127,14 +128,6 @@ def _machine(machine: dict[str, Any]) -> str:
     times = f"{processes} x " if processes > 1 else ""
     on_threads = f", threads {threads}" if machine["learns_on"] == "cpu" else ""
     return f"{times}{learns_on}{on_threads}"
-
-
-def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield before + key, value
 
 
 def _warnings(runs: Sequence[Trained]) -> Iterator[str]:

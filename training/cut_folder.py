@@ -1,6 +1,5 @@
 """A folder that `cut` wrote: its tables, held against each other, its pixels and its maps."""
 
-import json
 import math
 import os
 from itertools import zip_longest
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from engine import alone
+from training.patches import cut_facts
 from training.rows import read_arrays, read_lines, read_rows
 from training.truth import CELL_PX, PARTS
 
@@ -30,15 +30,10 @@ class CutFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        if not (folder / "cut.json").is_file():
-            raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
         self.folder = folder
-        try:
-            facts = json.loads((folder / "cut.json").read_text())
-            self.patch_px: int = facts["patch_px"]
-            self.source: str = facts["source"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{folder / 'cut.json'} is none that `cut` wrote: {error!r}") from error
+        facts = cut_facts(folder)
+        self.patch_px: int = facts["patch_px"]
+        self.source: str = facts["source"]
         self.pixels_of: dict[str, str] = facts.get("screens", {})
         self.label_names, self.names, self.labels = _read_labels(folder / "labels.csv")
         windows = read_rows(folder / "windows.csv", "img_names", "screen")

@@ -22,7 +22,7 @@ from rich.progress import track
 from engine import Window, cover
 from training.boxes import read_defects
 from training.contrast import measured
-from training.conversion.names import LABEL
+from training.conversion.names import LABEL, LABEL_RULE
 from training.images import read_whole
 from training.patches import CutSummary, Patches, summarise, write_tables
 from training.rows import read_rows
@@ -118,7 +118,7 @@ def _choose_labels(defects: dict[str, list[Defect]], wanted: Sequence[str]) -> l
     if not wanted and not found:
         raise ValueError("boxes.csv names no label: give them by --label")
     if odd := [label for label in [*wanted, *sorted(found)] if not LABEL.fullmatch(label)]:
-        raise ValueError(f"{odd[0]!r} is no label: a-z, 0-9 and _ from a letter on, at most 32 (as in every bundle)")
+        raise ValueError(f"{odd[0]!r} is no label: {LABEL_RULE} (as in every bundle)")
     return list(wanted) or sorted(found)
 
 
@@ -159,7 +159,8 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
     missing = [screen for screen in screens if screen not in parts]
     if missing:
         raise ValueError(f"no part is given for screen {missing[0]} (and {len(missing) - 1} more)")
-    absent = [screen for screen in parts if screen not in set(screens)]
+    known = set(screens)
+    absent = [screen for screen in parts if screen not in known]
     if absent:
         raise ValueError(
             f"a part is given for {absent[0]} (and {len(absent) - 1} more), but no such {NO_SCREEN} is there"

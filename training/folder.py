@@ -21,7 +21,7 @@ from torch import Tensor
 
 from engine import Manifest, alone
 from training.baselines import build_network
-from training.config import Config
+from training.config import Config, flat
 from training.evaluation import Report
 from training.network import Network
 from training.whole import replace
@@ -289,16 +289,8 @@ def _refuse_other_labels(start: Path, labels: Sequence[str]) -> None:
 
 def _differing(before: Config, now: Config) -> list[str]:
     """What is not the same of all that decides the outcome of a run, as `key old -> new`."""
-    old, new = (dict(_flat(_identity(config))) for config in (before, now))
+    old, new = (dict(flat(_identity(config))) for config in (before, now))
     return [f"{key} {old.get(key)} -> {new.get(key)}" for key in {**old, **new} if old.get(key) != new.get(key)]
-
-
-def _flat(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield before + key, value
 
 
 def _identity(config: Config) -> dict[str, Any]:

@@ -58,6 +58,18 @@ def read_header(path: Path) -> Header:
         raise ValueError(f"{path} cannot be read as PNG, JPEG or BMP: {error}") from error
 
 
+def read_upright(path: Path) -> Header:
+    """The header of a file that is shown as it is stored: boxes drawn on one that is turned lie elsewhere.
+
+    Raises:
+        ValueError: it asks to be turned, or see `read_header`.
+    """
+    header = read_header(path)
+    if header.turned:
+        raise ValueError(f"{path} asks to be turned when it is shown: save it upright, without orientation tag")
+    return header
+
+
 def read_whole(path: Path) -> NDArray[np.uint8]:
     """The grey pixels (H, W) of a file of which nothing is missing.
 
@@ -68,10 +80,7 @@ def read_whole(path: Path) -> NDArray[np.uint8]:
         ValueError: the file cannot be read, is incomplete, asks to be turned, or holds values without a documented
             grey.
     """
-    header = read_header(path)
-    if header.turned:  # what draws boxes shows it turned
-        raise ValueError(f"{path} asks to be turned when it is shown: save it upright, without orientation tag")
-    kind, data = header.kind, path.read_bytes()
+    kind, data = read_upright(path).kind, path.read_bytes()
     # some encoders fill the last block of a file with zeros, and phones add to a JPEG what they know of it: there the
     # mark has to be somewhere, and libjpeg warns where the picture itself has none
     whole = END["JPEG"] in data if kind == "JPEG" else data[-4096:].rstrip(b"\x00").endswith(END.get(kind, b""))

@@ -73,7 +73,7 @@ def refuse_other_windows(folders: Sequence[Path], *, overlap_px: int) -> None:
         ValueError: a folder is not cut, screens were shrunk, or windows overlap otherwise.
     """
     for folder in folders:
-        facts = _facts_of(folder)
+        facts = cut_facts(folder)
         if overlap_px >= facts["patch_px"]:
             raise ValueError(f"--overlap {overlap_px} must be below the patches' side, {facts['patch_px']} px")
         if facts.get("shrink", 1) != 1:
@@ -96,17 +96,24 @@ def refuse_dropped(folders: Sequence[Path]) -> None:
         ValueError: one was cut by the paper's rule, or is not cut.
     """
     for folder in folders:
-        if _facts_of(folder)["rule"] == "paper":
+        if cut_facts(folder)["rule"] == "paper":
             raise ValueError(f"{folder} was cut by --rule paper, which drops patches that the service looks at")
 
 
-def _facts_of(folder: Path) -> dict[str, Any]:
-    """What `cut` tells of a folder."""
-    table = folder / "cut.json"
-    if not table.is_file():
+def cut_facts(folder: Path) -> dict[str, Any]:
+    """What `cut` tells of a folder.
+
+    Raises:
+        ValueError: it is not cut, or cut.json is none that `cut` wrote.
+    """
+    file = folder / "cut.json"
+    if not file.is_file():
         raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
-    facts: dict[str, Any] = json.loads(table.read_text())
-    return facts
+    try:
+        facts: dict[str, Any] = json.loads(file.read_text())
+        return {**facts, "patch_px": facts["patch_px"], "source": facts["source"]}  # which every version wrote
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{file} is none that `cut` wrote: {error!r}") from error
 
 
 def summarise(done: dict[str, Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:

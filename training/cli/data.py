@@ -104,7 +104,7 @@ def _tell(found: "Converted", json_file: Path | None) -> None:
     table.add_row("defects with a mask", str(found.masks))
     console.print(table)
     for folder, count in found.unnamed.items():
-        console.print(f"images under {folder} that are in no annotation file: {count}", markup=False, soft_wrap=True)
+        console.print(f"images under {folder} that are in no annotation file: {count}", soft_wrap=True)
     write_json(json_file, found)
 
 

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from training.boxes import box_row, write_boxes, write_masks
 from training.conversion.names import screen_name
-from training.images import TAKEN, Header, read_header, read_whole
+from training.images import TAKEN, Header, read_upright, read_whole
 from training.rows import read_lines, write_rows
 from training.truth import PARTS, Defect
 
@@ -192,9 +192,7 @@ def _refuse_faults(screens: Sequence[Labelled]) -> None:
 
 def _read_fitting(screen: Labelled) -> Header:
     """The header of an image that is as its labels say."""
-    header = read_header(screen.file)
-    if header.turned:
-        raise ValueError(f"{screen.file} asks to be turned when it is shown: save it upright, without orientation tag")
+    header = read_upright(screen.file)
     if header.size != screen.size:
         (height, width), (theirs_high, theirs_wide) = header.size, screen.size
         raise ValueError(
