@@ -83,6 +83,7 @@ class Config(_Section):
     start_share: float = Field(0.0, ge=0, lt=1)  # of those weights in the finished run's: see `training.folder`
     seed: int = Field(0, ge=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    accelerator: Literal["auto", "cuda", "cpu"] = "auto"  # "auto": a GPU where there is one; several devices: GPUs
     devices: int = Field(1, ge=1)  # of this machine, or of each node
     nodes: int = Field(1, ge=1)  # machines; several are started by torchrun and see the same folders
     threads: int | None = Field(None, ge=1)  # CPU threads; None: torch's choice

@@ -1,17 +1,18 @@
 """A folder that `cut` wrote: its tables, held against each other, its pixels and its maps."""
 
+import json
 import math
 import os
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
 from engine import alone
+from training.images import read_whole
 from training.patches import cut_facts
 from training.rows import read_arrays, read_lines, read_rows
 from training.truth import CELL_PX, PARTS
@@ -48,42 +49,59 @@ class CutFolder:
         return [k for k, screen in enumerate(self.screens) if part is None or self.parts[screen] == part]
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The patches (N, P, P), mapped from `pixels.u8`, which is written where it is not there.
+        """The patches (N, P, P), mapped from `pixels.u8`, which is written where it is not there or of other images.
+
+        `pixels.json` beside it tells of which: names in their order, and sizes of the files. Where images are gone,
+        what was decoded of them stands in for them.
 
         Raises:
-            ValueError: an image is not there or no patch, or the folder may not be written to.
+            ValueError: an image is not there, not whole or no patch, or the folder may not be written to.
             OSError: there is no room for it.
         """
         shape = (len(self.names), self.patch_px, self.patch_px)
         cache = self.folder / "pixels.u8"
-        if not _is_whole(cache, shape):
+        if not self._is_decoded(cache, shape):
             try:
                 with alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
-                    if not _is_whole(cache, shape):
+                    if not self._is_decoded(cache, shape):
                         self._decode(cache, shape)
             except PermissionError as error:
                 told = "take it once where that may be, which leaves pixels.u8 there, or take a copy"
                 raise ValueError(f"{self.folder} may not be written to, where its pixels are kept: {told}") from error
         return np.memmap(cache, np.uint8, "r", shape=shape)
 
+    def _is_decoded(self, cache: Path, shape: tuple[int, int, int]) -> bool:
+        if not (cache.is_file() and cache.stat().st_size == math.prod(shape)):
+            return False
+        record, images = cache.with_suffix(".json"), self._images()
+        told = json.loads(record.read_text()) if record.is_file() else None  # earlier versions told nothing
+        if images is None:
+            return told is None or [name for name, _ in told] == self.names
+        return bool(told == images)
+
+    def _images(self) -> list[list[str | int]] | None:
+        """Names and sizes of the images, in the order of the patches; None where some are gone."""
+        sizes = {entry.name: entry.stat().st_size for entry in (self.folder / "images").glob("*")}
+        return [[name, sizes[name]] for name in self.names] if sizes.keys() >= set(self.names) else None
+
     def _decode(self, cache: Path, shape: tuple[int, int, int]) -> None:
-        partial = cache.with_suffix(".partial")
+        partial, images = cache.with_suffix(".partial"), self._images()
         try:
-            with partial.open(
-                "wb"
-            ) as file:  # the memory of a file that the disk has no room for kills who writes to it
+            # the memory of a file that the disk has no room for kills who writes to it
+            with partial.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, math.prod(shape))
         except OSError as error:
             partial.unlink(missing_ok=True)
             raise OSError(error.errno, error.strerror, str(partial)) from error
         pixels = np.memmap(partial, np.uint8, "r+", shape=shape)
         for k, name in enumerate(track(self.names, description=f"decode {self.folder.name}")):
-            image = cv2.imread(str(self.folder / "images" / name), cv2.IMREAD_GRAYSCALE)
-            if image is None or image.shape != shape[1:]:
+            image = read_whole(self.folder / "images" / name)
+            if image.shape != shape[1:]:
                 raise ValueError(f"{self.folder / 'images' / name} is not a patch of {self.patch_px} px")
             pixels[k] = image
         pixels.flush()
         partial.replace(cache)
+        cache.with_suffix(".json").write_text(json.dumps(images) + "\n")
 
     def maps(self) -> dict[int, NDArray[np.integer[Any]]]:
         """Cells (n, 4) of the patches that have any: label, row, column, value.
@@ -136,7 +154,3 @@ def _read_parts(table: Path, screens: set[str]) -> dict[str, str]:
     if left := sorted(screens - parts.keys()):
         raise ValueError(f"{table} has no part for the screen {left[0]} (and {len(left) - 1} more)")
     return parts
-
-
-def _is_whole(cache: Path, shape: tuple[int, int, int]) -> bool:
-    return cache.is_file() and cache.stat().st_size == math.prod(shape)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from lightning_fabric import Fabric
 from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from lightning_fabric.utilities import rank_zero_only
-from torch import Tensor, distributed, nn
+from torch import Tensor, cuda, distributed, nn
 
 from training.config import Config
 
@@ -16,8 +16,10 @@ def launch(config: Config) -> Fabric:
     """Start the processes that the configuration asks for, or join those that torchrun started.
 
     Raises:
-        ValueError: torchrun started another number of them, or several nodes are asked for without it.
+        ValueError: this machine lacks what `refuse_lacking` names, torchrun started another number of processes, or
+            several nodes are asked for without it.
     """
+    refuse_lacking(config)
     world = config.devices * config.nodes
     if TorchElasticEnvironment.detect():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
@@ -31,7 +33,7 @@ def launch(config: Config) -> Fabric:
         raise ValueError(f"nodes = {config.nodes}: start `-m training fit` by torchrun on each of them")
     # phase 1 leaves stage 2 without gradients, which plain DDP refuses
     fabric = Fabric(
-        accelerator="auto",
+        accelerator=config.accelerator,
         strategy="ddp_find_unused_parameters_true" if world > 1 else "auto",
         devices=config.devices,
         num_nodes=config.nodes,
@@ -39,6 +41,25 @@ def launch(config: Config) -> Fabric:
     )
     fabric.launch()
     return fabric
+
+
+def refuse_lacking(config: Config) -> None:
+    """Refuse a configuration that this machine could only train otherwise than it says: on CPUs, or less precisely.
+
+    Raises:
+        ValueError: there are fewer GPUs than it wants, or none and half precision needs one; the message says what to
+            set.
+    """
+    there = 0 if config.accelerator == "cpu" else cuda.device_count()
+    wants_gpus = config.accelerator == "cuda" or (config.accelerator == "auto" and config.devices > 1)
+    if wants_gpus and there < config.devices:
+        remedies = [f"--set accelerator=cpu trains in {config.devices} of the CPU's processes"]
+        if there or config.accelerator == "auto":
+            remedies.insert(0, f"--set devices={max(there, 1)} trains on {'the GPUs' if there else 'the CPU'}")
+        told = f"devices = {config.devices} are GPUs, of which this machine has {there}"
+        raise ValueError(f"{told}: {', '.join(remedies)}")
+    if config.precision == "16-mixed" and not there:
+        raise ValueError("precision = '16-mixed' needs a GPU: --set precision=32-true, or bf16-mixed")
 
 
 def together() -> bool:

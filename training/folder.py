@@ -294,8 +294,7 @@ def _differing(before: Config, now: Config) -> list[str]:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What decides the outcome of a run: not where its folders are, how many hands it has, how often it is kept."""
+    """What decides the outcome of a run: not where its folders are, whose hands it has, how often it is kept."""
     kept = config.moved(Path.resolve)
-    return kept.model_dump(
-        mode="json", exclude={"run": True, "threads": True, "checkpoint_minutes": True, "data": {"workers"}}
-    )
+    others = dict.fromkeys(("run", "accelerator", "threads", "checkpoint_minutes"), True)
+    return kept.model_dump(mode="json", exclude={**others, "data": {"workers"}})

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import get_console
 
 from engine import (
     MAP_TOLERANCE,
@@ -144,11 +145,12 @@ def _narrow_what_holds(
     count = convolutions(bundle, part)
 
     def write(keep: int) -> None:
-        if precision == "bf16":
-            write_bfloat(bundle, part=part, keep=keep)
-        else:
-            quantise(bundle, precision, pixels=proof.calibration, part=part, keep=keep, ranges=ranges)
-        manifest.sign(bundle)
+        with get_console().status(f"{precision}: {count - keep} of {count} convolutions"):
+            if precision == "bf16":
+                write_bfloat(bundle, part=part, keep=keep)
+            else:
+                quantise(bundle, precision, pixels=proof.calibration, part=part, keep=keep, ranges=ranges)
+            manifest.sign(bundle)
 
     def holds(keep: int) -> bool:
         write(keep)

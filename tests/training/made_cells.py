@@ -35,5 +35,6 @@ def study_of(rows: tuple[Row, ...], cells: list[Cell]) -> study.Study:
         patch_px=None,
         rows=(),
         settings=("seed=1",),
+        finished="",
         cells=cells,
     )

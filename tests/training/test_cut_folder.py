@@ -2,9 +2,11 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
@@ -99,3 +101,45 @@ def test_a_disk_without_room_for_the_pixels_is_said_before_they_are_decoded(
     assert not list(folder.glob("pixels.*[!k]"))
     monkeypatch.undo()
     assert CutFolder(folder).pixels().shape == (8 * 12, PATCH, PATCH)
+
+
+def test_pixels_are_of_the_images_that_are_there(folder: Path) -> None:
+    """An image that was saved anew, or another order of the patches, is not read as what was decoded before."""
+    before = np.array(CutFolder(folder).pixels())
+    name = CutFolder(folder).names[3]
+    cv2.imwrite(str(folder / "images" / name), np.full((PATCH, PATCH), 7, np.uint8))
+    after = CutFolder(folder).pixels()
+    assert (after[3] == 7).all()
+    np.testing.assert_array_equal(np.delete(after, 3, axis=0), np.delete(before, 3, axis=0))
+
+    for table in ("labels.csv", "windows.csv"):
+        lines(table, lambda rows: rows[::-1])(folder)
+    np.testing.assert_array_equal(CutFolder(folder).pixels(), after[::-1])
+
+
+def test_what_was_decoded_stands_in_for_images_that_are_gone(folder: Path) -> None:
+    before = np.array(CutFolder(folder).pixels())
+    shutil.rmtree(folder / "images")
+    np.testing.assert_array_equal(CutFolder(folder).pixels(), before)
+    for table in ("labels.csv", "windows.csv"):
+        lines(table, lambda rows: rows[::-1])(folder)
+    with pytest.raises(ValueError, match="is missing"):
+        CutFolder(folder).pixels()
+
+
+def test_an_image_that_is_not_whole_is_named_without_a_decoders_noise(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    image = folder / "images" / CutFolder(folder).names[3]
+    image.write_bytes(image.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=rf"{image.name} is incomplete: it lacks its end mark"):
+        CutFolder(folder).pixels()
+    assert "libpng" not in capfd.readouterr().err
+
+
+def test_pixels_of_an_earlier_version_are_decoded_once_more(folder: Path) -> None:
+    before = np.array(CutFolder(folder).pixels())
+    (folder / "pixels.json").unlink()
+    (folder / "pixels.u8").write_bytes(bytes(before.nbytes))
+    np.testing.assert_array_equal(CutFolder(folder).pixels(), before)
+    assert (folder / "pixels.json").is_file()

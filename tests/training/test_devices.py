@@ -9,12 +9,14 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from tests.training.data_form import write_toy
 from tests.training.two_devices import CASES, HEARD, configuration, frozen, share, step
+from training.__main__ import app
 from training.config import read_config
 from training.datasets import PatchSet
-from training.devices import launch
+from training.devices import launch, refuse_lacking
 from training.feed import Feed
 from training.fit import Run
 from training.rows import read_rows
@@ -62,7 +64,8 @@ def two(toml: Path) -> Path:
 
 
 def test_processes_that_one_command_starts_learn_what_torchruns_do(two: Path, toml: Path) -> None:
-    words = ["run=started", "devices=2", "network.light=root", "data.hard=0.5", "phase1.epochs=2", "phase1.batch=16"]
+    words = ["run=started", "accelerator=cpu", "devices=2", "network.light=root", "data.hard=0.5"]
+    words += ["phase1.epochs=2", "phase1.batch=16"]
     sets = [f"--set={word}" for word in (*words, "phase2.statistics=16")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
     command = [sys.executable, "-m", "training", "fit", str(toml), *sets]
@@ -149,6 +152,42 @@ def test_processes_are_as_many_as_the_configuration_says(
         monkeypatch.setenv(key, value)
     with pytest.raises(ValueError, match=message):
         launch(read_config(toml, ["nodes=2"]))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "words", "message"),
+    [
+        (0, ["devices=4"], "has 0: --set devices=1 trains on the CPU, --set accelerator=cpu trains in 4"),
+        (2, ["devices=4"], "has 2: --set devices=2 trains on the GPUs, --set accelerator=cpu"),
+        (0, ["accelerator=cuda"], "devices = 1 are GPUs, of which this machine has 0: --set accelerator=cpu"),
+        (0, ["precision=16-mixed"], "needs a GPU: --set precision=32-true"),
+        (2, ["precision=16-mixed", "accelerator=cpu"], "needs a GPU"),
+        (0, ["devices=4", "accelerator=cpu"], None),
+        (4, ["devices=4", "precision=16-mixed"], None),
+        (0, [], None),
+    ],
+)
+def test_what_the_machine_lacks_is_not_trained_otherwise(
+    toml: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, words: list[str], message: str | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    config = read_config(toml, words)
+    if message is None:
+        refuse_lacking(config)
+        return
+    with pytest.raises(ValueError, match=message):
+        launch(config)
+
+
+def test_a_table_of_four_gpus_is_refused_before_anything_is_cut(
+    toml: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    asked = ["table", "2", "--preset", "full", "--data", str(toml.parent / "source"), "--out", str(tmp_path / "out")]
+    refused = CliRunner().invoke(app, asked).exception
+    assert isinstance(refused, ValueError)
+    assert "devices = 4 are GPUs, of which this machine has 1" in str(refused)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_batch_has_patches_for_every_device(toml: Path) -> None:

@@ -119,6 +119,12 @@ def test_the_fold_of_the_test_part_is_given_with_that_part(source: Path, verdict
         raise ran("judge", verdicts, source, "--part", "test", "--test-fold", 0).exception or AssertionError
 
 
+def test_a_part_that_there_is_not_is_refused(source: Path, verdicts: Path) -> None:
+    answer = ran("judge", verdicts, source, "--part", "tset")
+    assert answer.exit_code == 2
+    assert "train, validation, test or all, not 'tset'" in plain(answer.output)
+
+
 def test_screens_that_cannot_be_sealed_are_refused_before_the_export(source: Path, tmp_path: Path) -> None:
     from training.config import read_config
     from training.fit import fit

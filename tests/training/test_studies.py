@@ -176,6 +176,20 @@ def test_some_rows_of_a_table_are_trained_alone_and_name_the_command(source: Pat
     assert "| cosine |" not in text
     assert "--row 'dot product'" in text
     assert len(list((tmp_path / "cells").iterdir())) == 1
+
+    so_far = CliRunner().invoke(app, [*command, "--finished"])
+    assert so_far.exit_code == 0, so_far.output
+    assert "1 of 2 cells are finished" in so_far.output
+    (second,) = set(tmp_path.glob(f"table-4-cpu-{source.name}-*.md")) - {file}
+    told = second.read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| dot product |"))
+    assert row in told
+    assert "| cosine |" not in told
+    assert "--finished`" in told
+    assert len(list((tmp_path / "cells").iterdir())) == 1
+    none = CliRunner().invoke(app, [*command, "--finished", "--row", "cosine"])
+    assert str(none.exception) == f"{tmp_path} has no finished cell of table 4"
+
     refused = CliRunner().invoke(app, [*command, "--row", "dot"])
     assert isinstance(refused.exception, ValueError)
     assert str(refused.exception) == "no row 'dot': there are 'dot product', 'cosine'"

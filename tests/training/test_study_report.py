@@ -40,6 +40,18 @@ def test_where_methods_are_compared_the_two_stage_network_is_held_against_each()
     assert "\n\n- KSSNet: -10.0 (ahead in 0 of 1)" in text
 
 
+def test_of_a_study_that_is_not_finished_what_both_rows_have_is_compared() -> None:
+    rows = (Row(title="two-stage"), Row(title="behind"), Row(title="elsewhere"))
+    own = [cell_of("two-stage", seed, f) for seed, f in enumerate((0.5, 0.7))]
+    found = study_of(rows, [*own, cell_of("behind", 1, 0.6), cell_of("elsewhere", 2, 0.6)])
+    text = report.markdown(dataclasses.replace(found, finished="4 of 9 cells are finished"), "2")
+    assert "; 4 of 9 cells are finished: rows may have other cells." in text
+    assert "\n- behind: 10.0 (ahead in 1 of 1)" in text
+    assert "\n- elsewhere: no cell of the same seed and data" in text
+    heavy = study_of((Row(title="heavy", heavy=True),), [cell_of("heavy", 0, 0, steps_only=True)])
+    assert "Ahead" not in report.markdown(heavy, "2")
+
+
 def test_no_table_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does a look at one seed replace the table of three, or other data of the same name."""
     rows = (Row(title="one"), Row(title="two"))
@@ -58,6 +70,7 @@ def test_no_table_replaces_another(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ["--data", "a/cut", "--row", "two"],
         ["--data", "a/cut", "--set", "phase1.epochs=3"],
         ["--data", "b/cut"],
+        ["--data", "b/cut", "--finished"],
     ]
     monkeypatch.chdir(tmp_path)
     for number, options in enumerate(asked, 1):

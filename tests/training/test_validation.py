@@ -175,7 +175,7 @@ def test_a_fault_is_found(folder: Path, change: Change, check: str, text: str) -
 
 
 def test_every_check_of_the_form_has_a_fault_that_it_finds() -> None:
-    elsewhere = {"alike", "gone", "group", "stale"}  # below, and in the tests of cut folders
+    elsewhere = {"alike", "gone", "group", "stale", "unboxed"}  # below, and in the tests of cut folders
     assert {check for _, check, _ in FAULTS} | elsewhere == set(CHECKS)
 
 
@@ -238,6 +238,9 @@ def test_the_command_tells_by_its_status_and_writes_page_and_json(folder: Path, 
     assert any(hostile in finding["text"] for finding in written["findings"])
     page = (tmp_path / "page.html").read_text()
     assert "<script" not in page
+    told = "Rows count from 0 below the header, as masks name them."
+    assert told in page
+    assert told in answer.output
     assert "&lt;script&gt;" in page
     sources = re.findall(r'(?:src|href)="([^"]*)"', page)
     assert sources

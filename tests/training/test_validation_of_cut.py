@@ -136,7 +136,7 @@ FAULTS: list[tuple[Change, str, str]] = [
     (lambda f: (f / "splits.csv").unlink(), "table", r"splits.csv is missing"),
     (cells([60, 0, 0, 0, 1]), "mask", r"cells beyond \[60, 2, 4, 4\]"),
     (cells([0, 0, 0, 0, 2]), "mask", r"other values"),
-    (cells(), "mask", r"maps.npz and labels.csv differ in what is present: t0"),
+    (cells(), "unboxed", r"maps.npz and labels.csv differ in what is present: t0"),
     (lambda f: (f / "maps.npz").write_bytes(b"PK"), "mask", r"maps.npz cannot be read"),
     (lambda f: (f / "defects.csv").unlink(), "table", r"has no defects.csv: make it anew"),
     (replace("defects.csv", r"^(.*\.png),dot,1,", r"\g<1>,dot,2,"), "box", r"dot, presence 2, "),
@@ -145,7 +145,7 @@ FAULTS: list[tuple[Change, str, str]] = [
     (replace("defects.csv", r"^(.*\.png,dot),1,\d+", r"\g<1>,1,left"), "table", r"defects.csv, row \d+: "),
     (
         replace("defects.csv", r"^.*\.png,dot,1,.*\n", ""),
-        "mask",
+        "unboxed",
         r"defects.csv and labels.csv differ in what is present",
     ),
     (replace("defects.csv", r"^t\d+_", "u_"), "table", r"defects.csv has u_.*png, which labels.csv does not have"),

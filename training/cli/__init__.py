@@ -11,10 +11,13 @@ import rich
 import typer
 from rich.console import Console
 
+from training.truth import PARTS
+
 app = typer.Typer(help="Images and labels in, bundle out.", no_args_is_help=True, pretty_exceptions_enable=False)
 # in a file or a pipe nothing is cut off to fit a width that nobody has; names of labels and folders are no markup
 console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200, markup=False, emoji=False)
 STDOUT = Path("-")
+ALL = "all"  # parts
 
 
 def in_a_folder(file: Path | None) -> Path | None:
@@ -45,6 +48,12 @@ def _json(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
+def _part(part: str) -> str:
+    if part != ALL and part not in PARTS:
+        raise typer.BadParameter(f"{', '.join(PARTS)} or {ALL}, not {part!r}")
+    return part
+
+
 CostsFile = Annotated[
     Path | None, typer.Option(help="What wrong verdicts cost the line, as in configs/limits.toml.", exists=True)
 ]
@@ -56,12 +65,12 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", help="Write the figures to this file as well; - is standard output.", callback=_json),
 ]
-Part = Annotated[str, typer.Option(help="train, validation, test or all.")]
+Part = Annotated[str, typer.Option(help="train, validation, test or all.", callback=_part)]
 
 
 def part_of(part: str) -> str | None:
     """A part as the functions behind the commands take it: None for all."""
-    return None if part == "all" else part
+    return None if part == ALL else part
 
 
 def write_json(file: Path | None, figures: object) -> None:

@@ -29,6 +29,9 @@ def table(
     ] = None,
     row: Annotated[list[str] | None, typer.Option(help="Title of a row; may be given again. Default: all.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="key=value for every row.")] = None,
+    finished: Annotated[
+        bool, typer.Option("--finished", help="Train nothing: the table of the cells that are there.")
+    ] = False,
 ) -> None:
     """Train what a table compares and write it as Markdown, CSV and a plot; finished cells are kept."""
     from rich.console import Console
@@ -52,13 +55,15 @@ def table(
         folds=fold or (),
         settings=set_ or (),
         patch_px=patch,
-        console=console if is_first() else Console(quiet=True),
+        console=console if is_first() and not finished else Console(quiet=True),
         rows=row or (),
+        finished=finished,
     )
     # what was asked for otherwise does not replace the table itself, nor each other
     earlier = out / f"table-{name}-{preset}-{data.name}.md"  # of other data of that name?
     other = earlier.is_file() and f"--data {shlex.quote(str(data))} " not in earlier.read_text()
     asked = [row, fold, patch, set_, seeds if seeds != SEEDS else None, str(data) if other else None]
+    asked += [finished] if finished else []  # without it the names stay those of earlier versions
     mark = hashlib.sha256(repr(asked).encode()).hexdigest()[:6]
     stem = f"table-{name}-{preset}-{data.name}{f'-{mark}' if any(asked) else ''}"
     if not is_first():
@@ -67,4 +72,6 @@ def table(
     report.write_csv(found, out / f"{stem}.csv")
     drawn = report.draw(found, out / f"{stem}.png")
     report.show(found, console)
+    if found.finished:
+        console.print(found.finished)
     console.print(f"{out / stem}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}")

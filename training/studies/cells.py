@@ -65,8 +65,20 @@ class Cell:
     per_label: dict[str, float]
 
 
+class NotTrainedError(ValueError):
+    """A cell is not there, and is not to be trained."""
+
+
 def run_cell(
-    row: Row, division: Division, seed: int, *, preset: Path, settings: Sequence[str], out: Path, base: Path | None
+    row: Row,
+    division: Division,
+    seed: int,
+    *,
+    preset: Path,
+    settings: Sequence[str],
+    out: Path,
+    base: Path | None,
+    finished: bool = False,
 ) -> tuple[Cell, Path]:
     """Train a row, or read what it gave.
 
@@ -78,12 +90,14 @@ def run_cell(
         settings: as of `fit --set`, for every row; its own come after them.
         out: the study's folder.
         base: run of the two-stage network of the same seed and data, for rows that begin with its phase 1.
+        finished: nothing is trained.
 
     Returns:
         The cell and the folder of its run.
 
     Raises:
         BeingTrainedError: another process is at it.
+        NotTrainedError: nothing is to be trained, and it is not there.
         ValueError: a setting is wrong, the data does not fit, or the run is gone that this one begins with.
     """
     config = _config(row, division, seed, preset=preset, settings=settings, base=base)
@@ -91,6 +105,8 @@ def run_cell(
     run, file = out / "runs" / name, out / "cells" / f"{name}.json"
     if (kept := _kept(file, run)) is not None:
         return dataclasses.replace(kept, row=row.title, division=division.name), run
+    if finished and not file.is_file():
+        raise NotTrainedError(f"{row.title!r}, {division.name}, seed {seed} is not trained yet")
     if not file.is_file():
         if base is not None and not RunFolder(base).finished:
             first = file.with_stem(base.name)
@@ -127,7 +143,9 @@ def _name(config: Config, base: Path | None) -> str:
     """Of all that decides the figures; where the data and the first weights lie does not."""
     # what a later version can set, and this cell left as it always was, does not make it another one
     decides: dict[str, Any] = config.model_dump(
-        mode="json", exclude_defaults=True, exclude={"run", "start", "name", "threads", "checkpoint_minutes"}
+        mode="json",
+        exclude_defaults=True,
+        exclude={"run", "start", "name", "accelerator", "threads", "checkpoint_minutes"},
     )
     decides["data"].pop("workers", None)
     for name in PHASES:
@@ -156,7 +174,7 @@ def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
     if row.heavy:  # what it has learnt in a few steps is nothing to report
         return cell
     network, config, labels = load_run(run)
-    fabric = Fabric(accelerator="auto", devices=1)
+    fabric = Fabric(accelerator=config.accelerator, devices=1)
     network.to(fabric.device)
     validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
     known, seen = see(network, validation, fabric), see(network, test, fabric)

@@ -61,7 +61,8 @@ def markdown(study: Study, name: str) -> str:
         f"`{study.command(name)}`",
         "",
         f"Divisions of the data: {len({c.division for c in cells})}, seeds: {len({c.seed for c in cells})}; "
-        f"mean ± standard deviation over all of them together{'' if study.table.of_maps else ', at 0.5'}.",
+        f"mean ± standard deviation over all of them together{'' if study.table.of_maps else ', at 0.5'}"
+        f"{f'; {study.finished}: rows may have other cells' if study.finished else ''}.",
         "",
     ]
     if len(study.table.columns) == 1:
@@ -130,6 +131,8 @@ def chosen(study: Study) -> Row:
 
 def _leads(study: Study) -> Iterator[str]:
     """By how much the chosen row is ahead of each other one, cell by cell of the same seed and data."""
+    if sum(not row.heavy for row in study.table.rows) < 2:
+        return
     own = chosen(study)
     how = "" if own.title == OURS_TITLE else ", chosen by F on validation"
     maps = study.table.of_maps
@@ -145,12 +148,15 @@ def _leads(study: Study) -> Iterator[str]:
         if row.heavy or row is own:
             continue
         pairs = [[_values(study.of(one), study.table.judged, key) for one in (own, row)] for key in study.table.figures]
+        if pairs[0][0].keys().isdisjoint(pairs[0][1]):
+            yield f"- {row.title}: no cell of the same seed and data"
+            continue
         leads = [_lead(mine, theirs, folds=study.folds_there) for mine, theirs in pairs]
         yield f"- {row.title}: {'; '.join(leads)}"
 
 
 def _lead(mine: "_OfCells", theirs: "_OfCells", *, folds: int) -> str:
-    ahead = {cell: 100 * (mine[cell] - theirs[cell]) for cell in sorted(mine)}
+    ahead = {cell: 100 * (mine[cell] - theirs[cell]) for cell in sorted(mine.keys() & theirs)}
     points = list(ahead.values())
     told = f"{statistics.fmean(points):.1f}"
     if len(points) > 1:

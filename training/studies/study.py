@@ -15,7 +15,7 @@ from training import devices
 from training.config import Config, read_config
 from training.cutting import cut, read_folds
 from training.folder import BeingTrainedError, sizes_of
-from training.studies.cells import Cell, Division, run_cell
+from training.studies.cells import Cell, Division, NotTrainedError, run_cell
 from training.studies.maps import with_maps
 from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
 from training.truth import Rule
@@ -65,7 +65,11 @@ PRESETS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Study:
-    """What was asked for, and the cells that were found; `folds_there` is how many folds the data is divided into."""
+    """What was asked for, and the cells that were found.
+
+    `folds_there` is how many folds the data is divided into. `finished` tells how many of its cells there are, where no
+    others were asked for: the table has the rows of which there is one then. Else it is empty.
+    """
 
     table: StudyTable
     preset: Preset
@@ -76,6 +80,7 @@ class Study:
     patch_px: int | None
     rows: tuple[str, ...]
     settings: tuple[str, ...]
+    finished: str
     cells: list[Cell]
 
     def command(self, name: str) -> str:
@@ -84,6 +89,7 @@ class Study:
         options += [] if self.patch_px is None else [f"--patch {self.patch_px}"]
         options += [f"--row {shlex.quote(title)}" for title in self.rows]
         options += [f"--set {shlex.quote(setting)}" for setting in self.settings]
+        options += ["--finished"] if self.finished else []
         asked = f"--preset {self.preset.name} --data {shlex.quote(str(self.data))} --seeds {len(self.seeds)}"
         return " ".join(["python -m training table", name, asked, *options])
 
@@ -104,6 +110,7 @@ def run(
     patch_px: int | None,
     console: Console,
     rows: Sequence[str] = (),
+    finished: bool = False,
 ) -> Study:
     """Train every cell of a table that is not there yet, but those that other processes are at, which are waited for.
 
@@ -119,15 +126,19 @@ def run(
         patch_px: side of a patch; None: the table's or the preset's. Data that is cut takes none.
         console: where to show what is trained.
         rows: titles of the rows that are wanted; empty: all.
+        finished: nothing is trained, and what is not there is left out.
 
     Raises:
-        ValueError: there is no such table or row, the data does not fit, or a run is gone that another begins with.
+        ValueError: there is no such table or row, or no finished cell of it; the data does not fit; the machine lacks
+            GPUs that are asked for; or a run is gone that another begins with.
     """
     base = preset.base(settings)
     wanted = _only(table(name, preset.name, base), rows)
     told, settings = tuple(settings), (*settings, *wanted.settings)
     for row in wanted.rows:  # what is wrong with any of them is said before the first is trained
-        read_config(preset.file, [*settings, *row.settings])
+        config = read_config(preset.file, [*settings, *row.settings])
+        if not finished:
+            devices.refuse_lacking(config)
     windows, rule = wanted.windows or preset.windows, preset.rule if wanted.windows is None else "known"
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
@@ -137,9 +148,13 @@ def run(
     for division in divisions if wanted.of_maps else ():
         read_visible(division.folder)  # what is wrong with it is said before anything is trained
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
-    train = partial(_cell, preset=preset, settings=settings, out=out, of_maps=wanted.of_maps)
+    train = partial(_cell, preset=preset, settings=settings, out=out, of_maps=wanted.of_maps, finished=finished)
+    cells = _trained(work, train, console)
+    found = {cell.row for cell in cells}
+    if not found:
+        raise ValueError(f"{out} has no finished cell of table {name}")
     return Study(
-        table=wanted,
+        table=replace(wanted, rows=tuple(row for row in wanted.rows if row.title in found)),
         preset=preset,
         data=data,
         folds_there=max(1, len(there)),
@@ -148,15 +163,16 @@ def run(
         patch_px=patch_px,
         rows=tuple(rows),
         settings=told,
-        cells=_trained(work, train, console),
+        finished=f"{len(cells)} of {len(work)} cells are finished" if finished else "",
+        cells=cells,
     )
 
 
 def _trained(
     work: Sequence[tuple[Row, Division, int]], train: Callable[[Row, Division, int], Cell], console: Console
 ) -> list[Cell]:
-    """All cells, in order; those that other processes are at come last."""
-    cells: dict[int, Cell] = {}
+    """All cells, in order, but those that are not to be trained; those that other processes are at come last."""
+    cells: dict[int, Cell | None] = {}
     while left := [number for number in range(len(work)) if number not in cells]:
         busy = None
         for number in left:
@@ -164,6 +180,9 @@ def _trained(
             console.print(f"[{number + 1}/{len(work)}] {row.title}, {division.name}, seed {seed}", markup=False)
             try:
                 cells[number] = cell = train(row, division, seed)
+            except NotTrainedError:
+                cells[number] = None
+                continue
             except BeingTrainedError as error:
                 if devices.together():  # of which the first alone knows
                     raise
@@ -174,7 +193,7 @@ def _trained(
             console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
         if busy is not None:
             busy.wait()
-    return [cells[number] for number in range(len(work))]
+    return [cell for _, cell in sorted(cells.items()) if cell is not None]
 
 
 def _cell(
@@ -186,13 +205,15 @@ def _cell(
     settings: Sequence[str],
     out: Path,
     of_maps: bool,
+    finished: bool,
 ) -> Cell:
     """A cell, and what it begins with.
 
     Raises:
         BeingTrainedError: another process is at one of them.
+        NotTrainedError: one of them is not there, and nothing is to be trained.
     """
-    train = partial(run_cell, preset=preset.file, settings=settings, out=out)
+    train = partial(run_cell, preset=preset.file, settings=settings, out=out, finished=finished)
     begun = None
     if row.from_phase1:
         _, begun = train(Row(title=OURS_TITLE), division, seed, base=None)

@@ -29,6 +29,7 @@ CHECKS = {
         "error", "box empty or outside of its image", "Left < right and top < bottom, in pixels of the image."
     ),
     "mask": Check("error", "mask that does not fit its box", "Pixels of a mask lie in the box of their row."),
+    "unboxed": Check("error", "label without a box, or box without its label", "Tables of two cuts? Cut it anew."),
     "label": Check("error", "label that is none", "a-z, 0-9 and _, from a letter on; and one that was asked for."),
     "stale": Check("error", "patch that is not what fit reads", "Delete pixels.u8; the next fit decodes the images."),
     "name": Check(
@@ -46,6 +47,8 @@ CHECKS = {
     "gone": Check("error", "images gone, decoded patches left", "`fit` knows its data by the images: cut it anew."),
     "ignored": Check("warning", "file or row that is not taken", "Only .png and .jpg are taken."),
 }
+
+ROWS = "Rows count from 0 below the header, as masks name them."
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,11 @@ class Report:
         """How many are warnings."""
         return len(self.findings) - self.errors
 
+    @property
+    def note(self) -> str:
+        """What a reader of the findings has to know; empty if nothing."""
+        return ROWS if any("row " in finding.text for finding in self.findings) else ""
+
     def by_check(self) -> dict[str, list[Finding]]:
         """Findings by the key of their check, in the order of `CHECKS`; only those that there are."""
         present = Counter(finding.check for finding in self.findings)
@@ -103,5 +111,6 @@ class Report:
             "errors": self.errors,
             "warnings": self.warnings,
             "counts": self.counts,
+            "note": self.note,
             "findings": [{"check": f.check, "level": f.level, "text": f.text} for f in self.findings],
         }

@@ -137,7 +137,7 @@ def _check_maps(file: Path, patches: Sequence[Patch], patch_px: int) -> list[Fin
     present[tuple(cells[cells[:, 4] == 1][:, :2].T)] = True
     wrong = np.flatnonzero((present != (labels == 1)).any(axis=1))
     names = listed(patches[k].name for k in wrong.tolist())
-    return [Finding("mask", f"maps.npz and labels.csv differ in what is present: {names}")] if len(wrong) else []
+    return [Finding("unboxed", f"maps.npz and labels.csv differ in what is present: {names}")] if len(wrong) else []
 
 
 def _check_defects(folder: Path, patches: Sequence[Patch], patch_px: int) -> list[Finding]:
@@ -163,14 +163,14 @@ def _check_defects(folder: Path, patches: Sequence[Patch], patch_px: int) -> lis
         != {one.label for one in visible.get(patch.name, []) if one.presence == 1}
     ]
     if wrong:
-        findings.append(Finding("mask", f"{VISIBLE_FILE} and labels.csv differ in what is present: {listed(wrong)}"))
+        findings.append(Finding("unboxed", f"{VISIBLE_FILE} and labels.csv differ in what is present: {listed(wrong)}"))
     return findings
 
 
 def _see_patches(folder: Path, patches: Sequence[Patch], patch_px: int) -> tuple[dict[str, Sight], list[Finding]]:
     """Every patch, from its image, and from pixels.u8 where the images are gone; and where the two differ.
 
-    `fit` reads pixels.u8 where it has the right size, whatever has become of the images.
+    `fit` reads pixels.u8 where every image has the size that it was decoded at, or some are gone.
     """
     shape = (len(patches), patch_px, patch_px)
     file = folder / "pixels.u8"
