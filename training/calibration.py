@@ -1,6 +1,6 @@
 """Thresholds and review bands from screens that were not learnt from, with what they cost and how far that is known."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,14 +11,18 @@ from engine import LabelLimits
 from training.costs import Costs
 from training.frontier import Screens
 from training.intervals import Interval, Intervals, bootstrap_zones
-from training.measures import Share, enough, wilson
+from training.measures import enough
 from training.proof import choose
-from training.zones import Tally, rounded, tally
+from training.zones import Tally, Zones, rounded, tally
 
 FEW = 5  # screens with a label: of fewer nothing follows
 UNLIKE = 1.5  # times as many windows: screens of other sizes
 _DIGITS = 4  # of a threshold
 _NEAREST = 1e-6  # to 0 and 1, which are no thresholds
+
+# highest scores (S, L) of S screens, each given by the numbers of its patches, as a glance leaves them whose limit was
+# chosen, by these zones, on the patches (N,) that come first
+Glancing = Callable[[NDArray[np.int64], Zones, Sequence[NDArray[np.int64]]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,6 +70,8 @@ class Calibration:
             said.append(
                 "there are no clean or no defective screens, so every screen goes to review, but one with a score of 1"
             )
+        if found.clean and found.defective:
+            said += self._no_better_than_review()
         if found.escape > cap:
             said.append(
                 f"{found.escapes} of {found.defective} defective screens escape, {found.escape:.1%}: over the cap of "
@@ -101,6 +107,20 @@ class Calibration:
                 "leave outside, let these scores do with less, if no more clean ones are to fail"
             )
         return said
+
+    def _no_better_than_review(self) -> list[str]:
+        """That hardly anything is gained where no clean screen passes, or where a review of every screen costs less."""
+        found, of_review = self.tally, self.costs.review_cost
+        cost = round(found.cost(self.costs), 12)  # what is equal may differ in its last digit
+        passed = found.clean - found.overkills - found.reviewed_clean
+        if passed and cost < of_review:
+            return []
+        return [
+            f"these limits do {'little' if cost < of_review else 'no'} better than to review every screen: of "
+            f"{found.clean} clean ones {passed} pass, {found.overkills} fail and {found.reviewed_clean} go to review, "
+            f"and a screen is expected to cost {cost:.3g}, where its review costs {of_review:g}. To do better takes "
+            "more screens to calibrate on, other costs, or a network that tells clean screens from defective ones"
+        ]
 
     def facts(self) -> dict[str, float | str]:
         """For the manifest: what the limits were chosen for and on, and what they do."""
@@ -146,11 +166,14 @@ def calibrate(
     labels: Sequence[str],
     costs: Costs,
     chose_weights: NDArray[np.bool_] | None = None,
+    glancing: Glancing | None = None,
 ) -> Calibration:
     """Limits of each label.
 
     The threshold, from which a label counts as present, gives the best F on the known patches; the review band, which
-    holds it, is that of `best_zones` on the highest scores of the screens.
+    holds it, is that of `best_zones` on the highest scores of the screens. Where there is a glance, limits are chosen
+    by what the whole network sees, and screens are judged by whichever is worse: with the glance, as on CPUs, or
+    without.
 
     Args:
         probability: (N, L) of the screens' patches, reasoned by screen.
@@ -159,6 +182,7 @@ def calibrate(
         labels: L names.
         costs: of the line.
         chose_weights: (N,) patches of the screens that chose the epoch whose weights these are; None: of none.
+        glancing: what a glance makes of the screens; None: there is none.
 
     Raises:
         ValueError: a probability is no number.
@@ -172,14 +196,26 @@ def calibrate(
         weights_chosen = not (fresh & whole.defective).any() or not (fresh & ~whole.defective).any()
         judging = judging if weights_chosen else fresh
 
+    def patches_of(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.concatenate([np.empty(0, np.int64), *(rows[number] for number in numbers)])
+
     def thresholds_of(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        those = np.concatenate([np.empty(0, np.int64), *(rows[number] for number in numbers)])
+        those = patches_of(numbers)
         pairs = zip(probability[those].T, target[those].T, strict=True)
         chosen = [best_threshold(score[truth >= 0], truth[truth >= 0] == 1) for score, truth in pairs]
         return rounded(np.array(chosen), _DIGITS)
 
-    found = choose(whole, costs, thresholds_of, judging=judging)
-    intervals = bootstrap_zones(whole, costs, thresholds_of, step=found.step, judging=judging)
+    everything = np.arange(len(whole))
+    unknown = np.setdiff1d(np.arange(len(target)), patches_of(everything))  # which a glance must not clear all the same
+
+    def served(chosen_on: NDArray[np.int64], zones: Zones, judged: NDArray[np.int64]) -> Screens:
+        if glancing is None:
+            return whole.take(judged)
+        patches = np.concatenate([patches_of(chosen_on), unknown])
+        return _worse(whole.take(judged), glancing(patches, zones, [rows[number] for number in judged]))
+
+    found = choose(whole, costs, thresholds_of, judging=judging, served=served)
+    intervals = bootstrap_zones(whole, costs, thresholds_of, step=found.step, judging=judging, served=served)
     windows = [len(group) for group in rows]
     limits = zip(labels, found.thresholds.tolist(), found.zones.tolist(), strict=True)
     return Calibration(
@@ -187,9 +223,9 @@ def calibrate(
             label: LabelLimits(threshold=threshold, review=(low, high)) for label, threshold, (low, high) in limits
         },
         costs=costs,
-        tally=tally(whole, found.zones),
+        tally=tally(served(everything, found.zones, everything), found.zones),
         held_out=found.held_out,
-        intervals=_no_narrower(intervals, found.held_out, costs),
+        intervals=_of_labels_seen(_no_narrower(intervals, found.held_out, costs), has),
         screens=whole,
         has=has,
         windows=(min(windows, default=0), max(windows, default=0)),
@@ -197,25 +233,45 @@ def calibrate(
     )
 
 
+def _worse(screens: Screens, highest: NDArray[np.float64]) -> Screens:
+    """Screens with the scores of both ways to see them that make the verdict worse: low ones of defective screens."""
+    defective = screens.defective[:, None]
+    both = np.where(defective, np.minimum(screens.highest, highest), np.maximum(screens.highest, highest))
+    return Screens(both, screens.defective)
+
+
 def _no_narrower(intervals: Intervals | None, held_out: Tally | None, costs: Costs) -> Intervals | None:
     """No narrower than Wilson's intervals: replicates of which none has an escape would say that none ever will.
 
-    Nor is that of the cost narrower than the costs at both ends of the others.
+    That of review has both ends of its two kinds of screens, and that of the cost those of the others.
     """
     if intervals is None or held_out is None:
         return intervals
-    escape = _widened(intervals.escape, wilson(held_out.escapes, held_out.defective))
-    overkill = _widened(intervals.overkill, wilson(held_out.overkills, held_out.clean))
-    ends = [
-        costs.of(escape=e, overkill=o, review=r)
-        for e, o, r in zip(escape[1:], overkill[1:], intervals.review[1:], strict=True)
-    ]
-    cost = Interval(intervals.cost.mean, min(intervals.cost.low, ends[0]), max(intervals.cost.high, ends[1]))
-    return intervals._replace(escape=escape, overkill=overkill, cost=cost)
+    escape = _widened(intervals.escape, held_out.escape_interval)
+    overkill = _widened(intervals.overkill, held_out.overkill_interval)
+    review = _widened(intervals.review, held_out.review_interval(costs))
+    low, high = (
+        costs.of(escape=e, overkill=o, review=r) for e, o, r in zip(escape[1:], overkill[1:], review[1:], strict=True)
+    )
+    return intervals._replace(
+        escape=escape, overkill=overkill, review=review, cost=_widened(intervals.cost, (low, high))
+    )
 
 
-def _widened(interval: Interval, share: Share) -> Interval:
-    return Interval(interval.mean, min(interval.low, share.low), max(interval.high, share.high))
+def _of_labels_seen(intervals: Intervals | None, has: NDArray[np.bool_]) -> Intervals | None:
+    """Without those of limits that are guessed, as hardly a screen has (S, L) the label: draws of few are all alike."""
+    if intervals is None:
+        return None
+    lows, highs = (
+        [one if count >= FEW else None for one, count in zip(ends, has.sum(axis=0).tolist(), strict=True)]
+        for ends in (intervals.lows, intervals.highs)
+    )
+    return intervals._replace(lows=lows, highs=highs)
+
+
+def _widened(interval: Interval, ends: tuple[float, float]) -> Interval:
+    low, high = ends
+    return Interval(interval.mean, min(interval.low, low), max(interval.high, high))
 
 
 def whole_screens(

@@ -10,7 +10,7 @@ from training.architecture import NetworkConfig
 from training.calibration import Calibration
 from training.config import Config
 from training.evaluation import Report
-from training.intervals import Interval
+from training.intervals import Interval, span
 from training.judging import model_of
 from training.network import Network, parameter_table
 from training.temperature import Sureness
@@ -93,7 +93,7 @@ def recalibrated_card(card: str, manifest: Manifest, calibration: Calibration, *
         "tables of patches above, and verdicts and F of precisions beside float32, are by the limits that it was "
         "exported with."
     )
-    card = _without(card, THRESHOLDS)
+    card = card_without(card, THRESHOLDS)
     return card_with(card, manifest, BANDS, [origin, "", *_bands(calibration), ""])
 
 
@@ -119,7 +119,7 @@ def _bands(calibration: Calibration) -> Iterator[str]:
     yield "| --- | --- | --- |" + (" --- | --- |" if intervals else "")
     for number, (label, limit) in enumerate(calibration.limits.items()):
         spans = [] if intervals is None else [intervals.lows[number], intervals.highs[number]]
-        cells = [f"{value:.3f}" for value in limit.review] + [f"{one.low:.3f}-{one.high:.3f}" for one in spans]
+        cells = [f"{value:.3f}" for value in limit.review] + [span(one, "-") for one in spans]
         yield f"| {label} | {' | '.join(cells)} |"
     yield ""
     yield "| of screens | chosen on | left out of them (95 %) |"
@@ -166,7 +166,7 @@ def add_figures(bundle: Path, *, on: str, evaluation: Path, judgement: Path) -> 
             f"{evaluation} and {judgement} are not what `evaluate` and `judge` write: {error!r}"
         ) from error
     card = bundle / CARD_FILE
-    kept = _without(card.read_text(), MEASURED + on)
+    kept = card_without(card.read_text(), MEASURED + on)
     card.write_text(kept.rstrip() + "\n\n" + "\n".join([MEASURED + on, "", *section, ""]))
     manifest.sign(bundle)
 
@@ -181,12 +181,12 @@ def card_with(card: str, manifest: Manifest, heading: str, section: Sequence[str
         section: its lines.
     """
     for old in [heading, *(line for line in card.splitlines() if line.startswith(MEASURED))]:
-        card = _without(card, old)
+        card = card_without(card, old)
     _, _, rest = card.partition("\n")
     return f"# {manifest.name} {manifest.version}\n" + rest.rstrip() + "\n\n" + "\n".join([heading, "", *section])
 
 
-def _without(card: str, heading: str) -> str:
+def card_without(card: str, heading: str) -> str:
     """The card without the section of this heading."""
     before, found, after = card.partition(heading + "\n")
     following = after.find("\n## ")

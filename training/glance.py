@@ -39,6 +39,7 @@ from training.network import Network
 from training.whole import drafted
 
 SECTION = "## Glance"
+SHARE = "glance_share"  # of a manifest's facts: of the windows in which a defect is found, what may be cleared
 CLEAN_WINDOWS = 256  # whose mean features stand for a cleared one
 BEYOND_PX = 32  # of a patch's mirror image around it: maps are padded with zeros, beside which a glance sees less
 CLEARS_ALL = Glance(doubt_min=1.0)  # so that the whole network is spared while doubts are asked for
@@ -86,6 +87,11 @@ class Chosen:
     screens: int
     screens_lost: int
 
+    def facts(self) -> dict[str, float]:
+        """For the manifest."""
+        figures = {f"glance_{name}": float(value) for name, value in asdict(self).items()}
+        return {**figures, "glance_escape_bound": round(self.escape_bound, 4)}
+
     @property
     def escape_bound(self) -> float:
         """What the share of screens that escape by it may be with 95 %, of those that the whole network finds."""
@@ -98,6 +104,37 @@ class Chosen:
             f"{self.screen_labels} labels of screens, and of {self.screens_lost} of {self.screens} screens: "
             f"at most {self.escape_bound:.1%} of such screens escape by it (95 %), besides those by the limits"
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Doubts:
+    """The least doubts of a glance in all that its bundle is served as here.
+
+    Attributes:
+        windows: (N,) of a set's.
+        golden: (G,) of the golden patches.
+        golden_probability: (G, L) the answers of these.
+    """
+
+    windows: NDArray[np.float32]
+    golden: NDArray[np.float32]
+    golden_probability: NDArray[np.float32]
+
+    def most(self, manifest: Manifest, *, low: NDArray[np.float64] | None = None) -> float:
+        """What a limit is at most: it clears no golden patch that tells something, see `telling`."""
+        tells = telling(self.golden_probability, manifest, low=low).any(axis=1)
+        return MARGIN * float(self.golden[tells].min(initial=1.0))
+
+    def refuse_silent(self, manifest: Manifest, *, low: NDArray[np.float64] | None = None) -> None:
+        """Golden patches of which none tells anything hold no limit.
+
+        Raises:
+            ValueError: they are such.
+        """
+        if not telling(self.golden_probability, manifest, low=low).any():
+            raise ValueError(
+                f"no golden patch of {manifest.name} tells anything: a self-test would not find a blind glance"
+            )
 
 
 def add_glance(
@@ -139,32 +176,51 @@ def add_glance(
         beyond = min(BEYOND_PX, before.patch_px - 1)
         write_glance(draft, Doubt(network), clean, side_px=before.patch_px + 2 * beyond, part=Doubt.TRUNK)
         replace(before, glance=CLEARS_ALL).sign(draft)
-        doubt, most = _doubts(draft, patches)
-        chosen = choose(doubt, tells & may_be_there, patches.screens, lost=lost, most=most)
+        doubts = doubts_of(draft, patches)
+        doubts.refuse_silent(before)
+        chosen = choose(doubts.windows, tells & may_be_there, patches.screens, lost=lost, most=doubts.most(before))
         manifest = replace(
             before,
             version=version,
             glance=Glance(doubt_min=chosen.doubt_min),
             training={
                 **before.training,
-                **{f"glance_{name}": float(value) for name, value in asdict(chosen).items()},
-                "glance_escape_bound": round(chosen.escape_bound, 4),
+                **chosen.facts(),
+                SHARE: lost,
                 "glance_data_id": data_id(folders),
                 LEARNT_DATA: " ".join(dict.fromkeys([*learnt_by_bundle(before), *learnt])),
             },
         )
         card = draft / CARD_FILE
-        card.write_text(card_with(card.read_text(), manifest, SECTION, _said(chosen, before)))
+        origin = f"Graphs and limits are those of {before.name} {before.version}."
+        card.write_text(card_with(card.read_text(), manifest, SECTION, said(chosen, origin)))
         manifest.sign(draft)
-        for backend in _served(draft):
-            with closing(backend):
-                self_test(backend, read_golden(draft, backend.precision, backend.manifest))
+        prove(draft)
     return Manifest.read(out), chosen
 
 
-def telling(probability: NDArray[np.float32], manifest: Manifest) -> NDArray[np.bool_]:
-    """Which probabilities (N, L) keep a screen from passing, or have their window looked at again."""
-    low = manifest.review_low
+def prove(bundle: Path) -> None:
+    """Hold a bundle to its golden patches, as all that it is served as here.
+
+    Raises:
+        InferenceError: it does not give them their answers, or the glance clears one that shows something.
+    """
+    for backend in _served(bundle):
+        with closing(backend):
+            self_test(backend, read_golden(bundle, backend.precision, backend.manifest))
+
+
+def telling(
+    probability: NDArray[np.float32], manifest: Manifest, *, low: NDArray[np.float64] | None = None
+) -> NDArray[np.bool_]:
+    """Which probabilities (N, L) keep a screen from passing, or have their window looked at again.
+
+    Args:
+        probability: of the windows.
+        manifest: of the bundle.
+        low: (L,) of the labels' bands, in place of the manifest's.
+    """
+    low = manifest.review_low if low is None else low
     for look in (manifest.second_look, manifest.turned_look):
         if look.ratio_max:
             low = np.minimum(low, look.score_min)
@@ -191,12 +247,10 @@ def choose(
     Raises:
         ValueError: there is no such window, or nothing would be cleared.
     """
-    found = found_NL.any(axis=1)
-    kept = np.sort(doubt[found])
-    if not len(kept):
+    found = np.asarray(found_NL.any(axis=1))
+    if not found.any():
         raise ValueError("the bundle finds no labelled defect in any of these windows: no limit can be chosen on them")
-    # a limit clears what is below it
-    limit = min(float(kept[int(lost * len(kept))]), most)
+    limit = limit_of(doubt, found, lost=lost, most=most)
     cleared = doubt < limit
     if not cleared.any():
         raise ValueError(
@@ -206,7 +260,7 @@ def choose(
     return Chosen(
         doubt_min=limit,
         windows=len(doubt),
-        found=len(kept),
+        found=int(found.sum()),
         lost=int((cleared & found).sum()),
         cleared=int(cleared.sum()),
         screen_labels=int(of_screens.sum()),
@@ -214,6 +268,15 @@ def choose(
         screens=int(of_screens.any(axis=1).sum()),
         screens_lost=int((of_screens.any(axis=1) & ~left.any(axis=1)).sum()),
     )
+
+
+def limit_of(doubt: NDArray[np.float32], found: NDArray[np.bool_], *, lost: float, most: float) -> float:
+    """See `choose`; of windows (N,) some of which must be found.
+
+    It clears what is below it.
+    """
+    kept = np.sort(doubt[found])
+    return min(float(kept[int(lost * len(kept))]), most)
 
 
 def _of_screens(found_NL: NDArray[np.bool_], screens: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -250,25 +313,22 @@ def _served(bundle: Path) -> Iterator[Backend]:
                 yield load(bundle, "openvino", precision=precision)
 
 
-def _doubts(bundle: Path, patches: PatchSet) -> tuple[NDArray[np.float32], float]:
-    """The least doubt of each window (N,) as it is served, and what leaves the golden patches that tell something."""
-    manifest = Manifest.read(bundle)
-    golden = read_golden(bundle, manifest=manifest)
-    telling_golden = golden.pixels[telling(golden.probability, manifest).any(axis=1)]
-    if not len(telling_golden):
-        raise ValueError(f"no golden patch of {bundle.name} tells anything: a self-test would not find a blind glance")
-    least, most = np.ones(len(patches), np.float32), 1.0
+def doubts_of(bundle: Path, patches: PatchSet) -> Doubts:
+    """The least doubts of windows and golden patches in all that a bundle is served as here.
+
+    Args:
+        bundle: with a glance that clears all, see `CLEARS_ALL`: the whole network is then spared.
+        patches: the windows.
+    """
+    golden = read_golden(bundle)
+    windows, shown = np.ones(len(patches), np.float32), np.ones(len(golden.pixels), np.float32)
     for backend in _served(bundle):
         with closing(backend):
             for k in track(range(len(patches)), f"doubts, {backend.runtime} {backend.precision}", transient=True):
-                least[k] = min(least[k], _least(backend, patches.patch(k)[None, None]))
-            most = min(most, MARGIN * _least(backend, telling_golden))
-    return least, most
-
-
-def _least(backend: Backend, pixels: NDArray[np.uint8]) -> float:
-    size = backend.batch_size
-    return min(float(backend.features(pixels[k : k + size]).doubt.min()) for k in range(0, len(pixels), size))
+                windows[k] = min(windows[k], backend.features(patches.patch(k)[None, None]).doubt[0])
+            for k, pixels in enumerate(golden.pixels):
+                shown[k] = min(shown[k], backend.features(pixels[None]).doubt[0])
+    return Doubts(windows=windows, golden=shown, golden_probability=golden.probability)
 
 
 def _clean(backend: Backend, patches: PatchSet, clean: NDArray[np.int64]) -> dict[str, NDArray[np.float32]]:
@@ -292,11 +352,11 @@ def _clean(backend: Backend, patches: PatchSet, clean: NDArray[np.int64]) -> dic
     return {"label_features": label_features[0], "stage1": stage1[0], "activation": level}
 
 
-def _said(chosen: Chosen, before: Manifest) -> list[str]:
+def said(chosen: Chosen, origin: str) -> list[str]:
+    """For the card, with where the rest comes from: lines of the section."""
     return [
         f"On CPUs a small network glances at every window, and the whole one sees those of which it has a doubt of "
         f"{chosen.doubt_min:.4f} or more. On the windows that this was chosen on it {chosen}: by the whole network, a "
-        f"score that does not pass or is looked at again, of a label that is there. Graphs and limits are those of "
-        f"{before.name} {before.version}.",
+        f"score that does not pass or is looked at again, of a label that is there. {origin}",
         "",
     ]

@@ -18,6 +18,7 @@ from rich.table import Column, Table
 
 from training.attribution import Attribution
 from training.evaluation import fitting_patches
+from training.intervals import TOO_FEW
 from training.measures import Mean, Share, bootstrap_means, wilson
 from training.visible import Visible
 
@@ -40,11 +41,12 @@ class Localisation:
 
     Attributes:
         energy: by label, the mean over its patches of the share of the map's positive part in the boxes; its interval
-            by bootstrap over screens.
+            by bootstrap over screens, without width where they are too few to tell.
         energy_mean: of the labels' means.
         pointing: by label, the patches whose strongest cell lies within `TOLERANCE_PX` of a box, with Wilson's
             interval.
-        pointing_mean: of the labels' shares, its interval by bootstrap over screens.
+        pointing_mean: of the labels' shares, its interval by bootstrap over screens; where that has no width, from the
+            means of the labels' ends.
         flat: by label, what a map would reach that is the same everywhere.
     """
 
@@ -138,7 +140,8 @@ def localisation_tables(found: Mapping[str, Mapping[str, Localisation]]) -> Iter
 
 def _value(found: Mean | Share) -> str:
     value = found.value if isinstance(found, Mean) else found.ratio
-    return f"{value:.3f}\n[dim]{found.low:.2f}-{found.high:.2f}[/]"
+    span = f"{found.low:.2f}-{found.high:.2f}" if found.low < found.high else TOO_FEW
+    return f"{value:.3f}\n[dim]{span}[/]"
 
 
 class _Pair(NamedTuple):
@@ -165,12 +168,16 @@ def _summarise(pairs: Sequence[_Pair], stage: str) -> Localisation:
     energies = [np.array([pair.hits[stage].energy for pair in of_label]) for of_label in by_label.values()]
     pointings = [np.array([pair.hits[stage].pointed for pair in of_label]) for of_label in by_label.values()]
     energy_of, energy_mean = bootstrap_means(energies, screens)
+    pointing = {label: wilson(int(found.sum()), len(found)) for label, found in zip(by_label, pointings, strict=True)}
     _, pointing_mean = bootstrap_means(pointings, screens)
+    if pointing_mean.low == pointing_mean.high:  # as where all hit
+        low, high = (float(np.mean(ends)) for ends in zip(*(one[-2:] for one in pointing.values()), strict=True))
+        pointing_mean = pointing_mean._replace(low=low, high=high)
     flat = [np.mean([pair.flat for pair in of_label], axis=0) for of_label in by_label.values()]
     return Localisation(
         energy=dict(zip(by_label, energy_of, strict=True)),
         energy_mean=energy_mean,
-        pointing=dict(zip(by_label, (wilson(int(found.sum()), len(found)) for found in pointings), strict=True)),
+        pointing=pointing,
         pointing_mean=pointing_mean,
         flat=dict(zip(by_label, (Hit(*mean.tolist()) for mean in flat), strict=True)),
     )

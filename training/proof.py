@@ -20,6 +20,9 @@ FOLDS = 5
 FARTHEST = 8.0  # of a logit, that the lows are moved at most
 
 Thresholds = Callable[[NDArray[np.int64]], NDArray[np.float64]]  # of screens by their numbers, to one for each label
+# screens by their numbers as they are judged, after those that zones were chosen on, and these zones: a glance follows
+# from both, and changes what the screens score
+Served = Callable[[NDArray[np.int64], Zones, NDArray[np.int64]], Screens]
 
 
 class Choice(NamedTuple):
@@ -35,7 +38,12 @@ class Choice(NamedTuple):
 
 
 def choose(
-    screens: Screens, costs: Costs, thresholds_of: Thresholds, *, judging: NDArray[np.bool_] | None = None
+    screens: Screens,
+    costs: Costs,
+    thresholds_of: Thresholds,
+    *,
+    judging: NDArray[np.bool_] | None = None,
+    served: Served | None = None,
 ) -> Choice:
     """The best zones, widened where the screens that were left out do not prove the cap.
 
@@ -48,22 +56,28 @@ def choose(
         costs: of the line.
         thresholds_of: the labels' thresholds, of these screens alone.
         judging: which of them judge where they are left out; None: all.
+        served: as what they are judged; None: by the scores that zones are chosen on. How far the lows may go down is
+            told by these in either case.
     """
     judging = np.ones(len(screens), np.bool_) if judging is None else judging
     thresholds = thresholds_of(np.arange(len(screens)))
     zones = best_zones(screens, costs, thresholds)
     left_out = [
-        (screens.take(part[judging[part]]), best_zones(screens.take(rest), costs, thresholds_of(rest)))
+        (rest, best_zones(screens.take(rest), costs, thresholds_of(rest)), part[judging[part]])
         for part, rest in _folds(screens.defective)
     ]
 
-    def judged(step: float) -> Tally:
-        tallies = [tally(part, lowered(chosen, step)) for part, chosen in left_out]
+    def as_chosen(rest: NDArray[np.int64], chosen: Zones, part: NDArray[np.int64]) -> Screens:
+        return screens.take(part)
+
+    def judged(step: float, served: Served = as_chosen) -> Tally:
+        moved = [(rest, lowered(chosen, step), part) for rest, chosen, part in left_out]
+        tallies = [tally(served(rest, chosen, part), chosen) for rest, chosen, part in moved]
         # of screens of one kind no zones were chosen: all of them go to review, and prove nothing
         return functools.reduce(operator.add, tallies) if tallies else tally(screens, lowered(zones, step))
 
-    found = judged(0.0)
-    bound, review = found.escape_bound, found.review(costs)
+    served = served or as_chosen
+    bound, review = judged(0.0, served).escape_bound, judged(0.0).review(costs)
     step = 0.0
     if bound > costs.escape_cap and review < costs.review_capacity:
         limit = review + (costs.review_capacity - review) * (1 - costs.escape_cap / bound)
@@ -73,7 +87,7 @@ def choose(
             return judged(step).review(costs) <= limit and tally(screens, lowered(zones, step)).review(costs) <= most
 
         step = _largest_step(fits)
-    return Choice(thresholds, lowered(zones, step), step, judged(step) if left_out else None)
+    return Choice(thresholds, lowered(zones, step), step, judged(step, served) if left_out else None)
 
 
 def _folds(defective: NDArray[np.bool_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -1,7 +1,8 @@
 """Other limits for a bundle, from other screens or other costs, without training: the graphs stay as they are.
 
-Review bands decide verdicts, thresholds what labels are called present. The thresholds alone may be chosen anew: the
-best F on patches is a flat maximum, and where it lies takes many of them to tell.
+Review bands decide verdicts, thresholds what labels are called present. What a glance may clear follows from the bands,
+so its limit is chosen with them. The thresholds alone may be chosen anew, and leave it: the best F on patches is a flat
+maximum, and where it lies takes many of them to tell.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,13 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import NO_GLANCE, LabelLimits, Manifest, load
+from engine import GLANCE_FILE, NO_GLANCE, Glance, LabelLimits, Manifest, load, seen_whole
 from training.calibration import Calibration, best_within, calibrate
-from training.card import CARD_FILE, THRESHOLDS, card_with, recalibrated_card
+from training.card import CARD_FILE, THRESHOLDS, card_with, card_without, recalibrated_card
+from training.clearing import clearing
 from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
+from training.glance import SECTION, SHARE, Chosen, prove, said
 from training.patches import refuse_dropped, refuse_other_windows
 from training.temperature import FOLDS, folds_by_screen
 from training.whole import drafted
@@ -34,21 +37,33 @@ class Recalibrated:
     Attributes:
         manifest: of it.
         calibration: its limits, and what they do.
-        report: of the same patches, at its thresholds.
+        report: of the same patches, at its thresholds, as it is served on CPUs.
+        glance: the limit of its glance, and what that does; None where it has none.
     """
 
     manifest: Manifest
     calibration: Calibration
     report: Report
+    glance: Chosen | None
 
 
 def recalibrate(
-    bundle: Path, folders: Sequence[Path], out: Path, *, version: str, costs: Costs, part: str | None = None
+    bundle: Path,
+    folders: Sequence[Path],
+    out: Path,
+    *,
+    version: str,
+    costs: Costs,
+    part: str | None = None,
+    lost: float | None = None,
+    drop_glance: bool = False,
 ) -> Recalibrated:
     """Write a bundle with the graphs of another one and limits of its own.
 
     Its manifest has other limits under the next version of them, its card says what they were chosen on; a record of
-    release is not carried over, for it was of other verdicts.
+    release is not carried over, for it was of other verdicts. The limit of a glance is chosen anew for these limits on
+    the same data, as `training.glance` does but no higher than it was, and what escapes by it counts in all that is
+    told of them.
 
     Args:
         bundle: whose graphs, golden patches and precisions are taken.
@@ -57,37 +72,97 @@ def recalibrate(
         version: of the new bundle: with other limits it gives other verdicts, so it must not be called the same.
         costs: of the line.
         part: train, validation or test; None takes all screens.
+        lost: share of the windows in which a defect is found that a glance may clear, below 1; None: the share that the
+            limit of its own was chosen by.
+        drop_glance: leave its glance out, so that the whole network sees every window on CPUs as well.
 
     Raises:
-        ValueError: the version is the bundle's own, `out` exists, the bundle has a glance, or the data does not fit the
-            bundle or is what it has learnt from.
+        ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
+            learnt from; the bundle has no glance to lose windows by or to leave out, or none can be chosen on the data.
         BundleError: the bundle is not whole, or the version is no name.
+        InferenceError: with its new limit the glance clears golden patches that show something.
     """
     before, patches = _fitting(bundle, folders, out, version=version, part=part)
-    if before.glance != NO_GLANCE:  # which was chosen by the limits
-        raise ValueError(f"{bundle} has a glance: calibrate the bundle that it was added to, and add it again")
-    with closing(load(bundle)) as backend:
-        probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
-    found = calibrate(probability, patches.labels, patches.screens, labels=patches.label_names, costs=costs)
+    if before.glance == NO_GLANCE and (drop_glance or lost is not None):
+        raise ValueError(f"{bundle} has no glance that could be left out, or lose windows")
+    of_glance: dict[str, float | str] = {}
+    if before.glance == NO_GLANCE or drop_glance:
+        found, probability = _seen_whole(bundle, patches, costs)
+        glance, chosen = NO_GLANCE, None
+    else:
+        share = _share(before) if lost is None else lost
+        found, probability, chosen = _at_a_glance(bundle, patches, costs, share)
+        glance = Glance(doubt_min=chosen.doubt_min)
+        of_glance = {**chosen.facts(), SHARE: share, "glance_data_id": data_id(folders)}
+    other = THRESHOLDS_DATA, "glance_"  # facts, by how they begin, of limits before
     manifest = replace(
         before,
         version=version,
         limits_version=before.limits_version + 1,
         labels=found.limits,
+        glance=glance,
         training={
-            **{key: value for key, value in before.training.items() if key != THRESHOLDS_DATA},
+            **{key: value for key, value in before.training.items() if not key.startswith(other)},
             **found.facts(),
             "limits_data_id": data_id(folders),
             "limits_before": f"{before.name} {before.version}",
+            **of_glance,
         },
     )
-    _write(bundle, out, manifest, lambda card: recalibrated_card(card, manifest, found, before=before))
+    _write(bundle, out, manifest, lambda card: _card(card, manifest, found, chosen, before=before))
     thresholds = [limits.threshold for limits in found.limits.values()]
     return Recalibrated(
         manifest=Manifest.read(out),
         calibration=found,
         report=report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds),
+        glance=chosen,
     )
+
+
+def _seen_whole(bundle: Path, patches: PatchSet, costs: Costs) -> tuple[Calibration, NDArray[np.float32]]:
+    """Limits of a bundle without a glance, and its probabilities (N, L)."""
+    with seen_whole(bundle) as whole, closing(load(whole)) as backend:
+        probability = bundle_probability(backend, patches, group="screen", look=backend.manifest.turned_look)
+    return calibrate(probability, patches.labels, patches.screens, labels=patches.label_names, costs=costs), probability
+
+
+def _at_a_glance(
+    bundle: Path, patches: PatchSet, costs: Costs, lost: float
+) -> tuple[Calibration, NDArray[np.float32], Chosen]:
+    """Limits of a bundle, that of its glance, and with that its probabilities (N, L).
+
+    Raises:
+        ValueError: no limit of the glance can be chosen.
+    """
+    with clearing(bundle, patches, lost=lost) as seen:
+        found = calibrate(
+            seen.probability,
+            patches.labels,
+            patches.screens,
+            labels=patches.label_names,
+            costs=costs,
+            glancing=seen.highest,
+        )
+        try:
+            chosen = seen.choose(np.array([limits.review[0] for limits in found.limits.values()]))
+        except ValueError as error:
+            told = f"no limit of its glance can be chosen on this data, {error}; --drop-glance leaves it out"
+            raise ValueError(told) from error
+        return found, seen.served_all(chosen.doubt_min), chosen
+
+
+def _share(manifest: Manifest) -> float:
+    """By what share of windows lost its glance was chosen; where that is not told, of those that it did lose."""
+    facts = manifest.training
+    return float(facts.get(SHARE, float(facts.get("glance_lost", 0)) / max(1, float(facts.get("glance_found", 1)))))
+
+
+def _card(card: str, manifest: Manifest, found: Calibration, chosen: Chosen | None, *, before: Manifest) -> str:
+    card = recalibrated_card(card_without(card, SECTION), manifest, found, before=before)
+    if chosen is None:
+        return card
+    origin = "It follows from the bands above, is no higher than it was, and counts in the shares of screens there."
+    return card_with(card, manifest, SECTION, said(chosen, origin))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -146,6 +221,7 @@ def rethreshold(
         ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
             learnt from.
         BundleError: the bundle is not whole, or the version is no name.
+        InferenceError: its glance clears golden patches that show something, as this CPU computes it.
     """
     before, patches = _fitting(bundle, folders, out, version=version, part=part)
     with closing(load(bundle)) as backend:
@@ -257,4 +333,8 @@ def _write(bundle: Path, out: Path, manifest: Manifest, card_of: Callable[[str],
     with drafted(bundle, out) as draft:
         card = draft / CARD_FILE
         card.write_text(card_of(card.read_text()))
+        if manifest.glance == NO_GLANCE:
+            (draft / GLANCE_FILE).unlink(missing_ok=True)
         manifest.sign(draft)
+        if manifest.glance != NO_GLANCE:
+            prove(draft)

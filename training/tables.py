@@ -11,7 +11,7 @@ from training.bands import BORDER_BANDS, CONTRAST_BANDS, SIZE_BANDS, Bands
 from training.borders import Manner
 from training.calibration import Calibration
 from training.comparison import PHASES, Comparison, Trained
-from training.intervals import Interval
+from training.intervals import Interval, span
 from training.judging import Judgement
 from training.measures import Share
 from training.temperature import Sureness
@@ -80,8 +80,8 @@ def print_calibration(found: Calibration, console: Console) -> None:
     console.print(f"limits for {found.costs}", soft_wrap=True, highlight=False)
     zones = Table("label", "pass below", "95 %", "present from", "fail from", "95 %")
     for number, (label, limits) in enumerate(found.limits.items()):
-        low, high = ("", "") if intervals is None else (intervals.lows[number], intervals.highs[number])
-        spans = [f"{one.low:.3f} - {one.high:.3f}" if isinstance(one, Interval) else "" for one in (low, high)]
+        ends = () if intervals is None else (intervals.lows[number], intervals.highs[number])
+        spans = [span(one, " - ") for one in ends] or ["", ""]
         zones.add_row(
             label, f"{limits.review[0]:.3f}", spans[0], f"{limits.threshold:.3f}", f"{limits.review[1]:.3f}", spans[1]
         )
@@ -148,7 +148,7 @@ def print_validation(found: Report, console: Console) -> None:
         table.add_row(Text(CHECKS[key].title, colour), str(len(findings)), findings[0].text)
     if found.findings:
         console.print(table)
-    console.print(f"{found.errors} errors, {found.warnings} warnings")
+    console.print(f"{found.errors} errors, {found.warnings} warnings. {found.note}".rstrip())
 
 
 def print_comparison(found: Comparison, console: Console) -> None:

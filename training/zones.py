@@ -53,7 +53,23 @@ class Tally:
     @property
     def escape_bound(self) -> float:
         """What the share of escapes may be with 95 %, the upper end of Wilson's interval: of none in n about 4/n."""
-        return wilson(self.escapes, self.defective).high
+        return self.escape_interval[1]
+
+    @property
+    def escape_interval(self) -> tuple[float, float]:
+        """Of 95 %, of the share of escapes: Wilson's."""
+        return wilson(self.escapes, self.defective)[-2:]
+
+    @property
+    def overkill_interval(self) -> tuple[float, float]:
+        """Of 95 %, of the share of overkills: Wilson's."""
+        return wilson(self.overkills, self.clean)[-2:]
+
+    def review_interval(self, costs: Costs) -> tuple[float, float]:
+        """Of 95 % at least, of the share of the line's screens that goes to review: from both kinds' ends, Wilson's."""
+        bad, good = wilson(self.reviewed_defective, self.defective), wilson(self.reviewed_clean, self.clean)
+        share = costs.prevalence
+        return share * bad.low + (1 - share) * good.low, share * bad.high + (1 - share) * good.high
 
     def review(self, costs: Costs) -> float:
         """Of the line's screens, the share that goes to review."""

@@ -1,3 +1,4 @@
+import io
 import json
 import tomllib
 from dataclasses import asdict, replace
@@ -8,14 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from rich.console import Console
 
 from engine import fake_manifest
 from engine.manifest import parse
 from training.calibration import best_threshold, calibrate, whole_screens
 from training.costs import Costs, read_costs
-from training.intervals import bootstrap_zones
+from training.intervals import TOO_FEW, Interval, bootstrap_zones, span
 from training.measures import wilson
-from training.zones import tally
+from training.tables import print_calibration
+from training.zones import Tally, tally
 
 ROOT = Path(__file__).parents[2]
 
@@ -179,6 +182,8 @@ def test_intervals_are_of_screens_that_were_left_out() -> None:
     assert low < to_come.cost(costs) < high
     assert found.intervals.escape.low <= to_come.escape <= found.intervals.escape.high
     for (low, high), lows, highs in zip(zones, found.intervals.lows, found.intervals.highs, strict=True):
+        assert lows is not None
+        assert highs is not None
         assert lows.low <= low <= lows.high
         assert highs.low <= high <= highs.high
 
@@ -199,8 +204,71 @@ def test_replicates_know_nothing_of_the_screens_that_judge_them() -> None:
     lower = bootstrap_zones(whole, Costs(), thresholds_of, step=1.0, replicates=20)
     assert lower is not None
     for one, other in zip(usual.lows, lower.lows, strict=True):  # by a step of the logit
+        assert one is not None
+        assert other is not None
         assert other.mean < one.mean
         assert other.high < one.high
+
+
+def same(count: int) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]:
+    """So many defective screens of one score, and as many clean ones of another: every draw of them is the same."""
+    score = np.repeat(np.array([[0.9], [0.1]], np.float32), count, axis=0)
+    return score, (score > 0.5).astype(np.int8), np.arange(2 * count)
+
+
+def test_draws_that_do_not_differ_give_no_interval_without_width() -> None:
+    """Shares are no surer than so many screens make them, and of a limit it is said that nothing is known."""
+    found = calibrate(*same(20), labels=["dot"], costs=Costs(escape_cap=0.9))
+    intervals, held_out = found.intervals, found.held_out
+    assert intervals is not None
+    assert held_out is not None
+    assert (held_out.reviewed_defective, held_out.reviewed_clean) == (0, 0)
+    assert (intervals.review.mean, intervals.review.low) == (0, 0)
+    assert intervals.review.high == pytest.approx(wilson(0, 20).high)
+    worst = found.costs.of(escape=intervals.escape.high, overkill=intervals.overkill.high, review=intervals.review.high)
+    assert intervals.cost.high == pytest.approx(worst)
+    assert intervals.lows == intervals.highs == [None]
+    assert json.loads(json.dumps(found.as_dict()))["intervals"]["labels"] == {"dot": {"low": None, "high": None}}
+    console = Console(record=True, width=160, file=io.StringIO())
+    print_calibration(found, console)
+    (row,) = (line for line in console.export_text().splitlines() if "dot" in line)
+    assert row.count(TOO_FEW) == 2
+
+
+def test_the_ends_of_an_interval_are_told_apart() -> None:
+    assert span(Interval(0.1, 0.0871, 0.25), "-") == "0.087-0.250"
+    assert span(Interval(0.1, 0.00871, 0.00893), " - ") == "0.0087 - 0.0089"
+    assert span(Interval(0.1, 0.0087, 0.00870000001), "-") == span(None, "-") == TOO_FEW
+
+
+def test_the_share_of_review_is_no_surer_than_both_kinds_of_screens() -> None:
+    found = Tally(defective=50, clean=30, escapes=0, overkills=0, reviewed_defective=5, reviewed_clean=3)
+    low, high = found.review_interval(Costs(prevalence=0.2))
+    assert low == pytest.approx(0.2 * wilson(5, 50).low + 0.8 * wilson(3, 30).low)
+    assert high == pytest.approx(0.2 * wilson(5, 50).high + 0.8 * wilson(3, 30).high)
+
+
+def test_limits_that_are_no_better_than_a_review_of_every_screen_are_said_to_be() -> None:
+    """Scores that say nothing; and one faint defect below all clean screens, for which all of them are looked at."""
+    rng = np.random.default_rng(0)
+    nothing, target = rng.uniform(0.01, 0.99, (40, 1)).astype(np.float32), np.array([[1], [0]] * 20, np.int8)
+    faint = np.where(target == 1, 0.9, 0.1).astype(np.float32)
+    faint[0] = 0.01
+    for score, costs, told in (
+        (nothing, Costs(), "these limits do no better than to review every screen: of 20 clean ones 3 pass, 9 fail"),
+        (faint, Costs(review_capacity=1), "these limits do little better than to review every screen: of 20 clean"),
+    ):
+        found = calibrate(score, target, np.arange(40), labels=["dot"], costs=costs)
+        assert (found.tally.cost(costs) >= 1) == ("no better" in told)
+        assert found.as_dict()["warnings"][0].startswith(told)
+        console = Console(record=True, width=400, file=io.StringIO())
+        print_calibration(found, console)
+        assert told in console.export_text()
+    seen = calibrate(faint, target, np.arange(40), labels=["dot"], costs=Costs())  # which lets the faint one pass
+    assert not any("better than to review" in one for one in seen.warnings())
+    clean = np.flatnonzero(target[:, 0] == 0)
+    of_one_kind = calibrate(faint[clean], target[clean], clean, labels=["dot"], costs=costs)
+    assert not any("better than to review" in one for one in of_one_kind.warnings())  # it is said in other words
 
 
 def test_figures_are_json_and_facts_are_a_manifests() -> None:
@@ -225,6 +293,10 @@ def test_a_label_that_hardly_a_screen_has_is_said_to_be_guessed() -> None:
     target[few, 1] = 0
     found = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs(escape_cap=0.5))
     assert "4 screens have the label b: its threshold and limits are guessed" in found.warnings()
+    assert found.intervals is not None
+    for of_a, of_b in (found.intervals.lows, found.intervals.highs):
+        assert of_a is not None
+        assert of_b is None  # of which nothing follows
     target[:, 1] = 0
     found = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs(escape_cap=0.5))
     assert "no screens have the label b: its threshold and limits are guessed" in found.warnings()

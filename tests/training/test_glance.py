@@ -37,7 +37,7 @@ from training.datasets import PatchSet
 from training.evaluation import bundle_probability
 from training.fit import fit
 from training.folder import LEARNT_DATA, data_id, load_run
-from training.glance import BEYOND_PX, add_glance, choose, telling
+from training.glance import BEYOND_PX, Doubts, add_glance, choose, telling
 
 LABELS, SIDE = ("bubble", "pinhole"), 64
 SMALL = ["network.method=feature_clustering", "network.trunk=glance", "phase2.epochs=0", "phase1.epochs=12"]
@@ -126,6 +126,7 @@ def test_the_bundle_says_what_was_chosen_and_on_what(bundle: Path, data: Path, s
     assert not (made / RELEASE_FILE).exists()  # it was of other verdicts
     assert after.training["glance_windows"] == len(PatchSet([data], None))
     assert after.training["glance_data_id"] == data_id([data])
+    assert after.training["glance_share"] == LOST
     assert data_id(small.data.folders) in str(after.training[LEARNT_DATA]).split()
     card = (made / "MODEL_CARD.md").read_text()
     assert card.count("## Glance") == 1
@@ -159,7 +160,8 @@ def test_what_is_taken_for_a_defect_where_none_is_may_be_cleared(
     doubt = np.full(len(patches), 0.001, np.float32)
     doubt[spots] = 0.009
     doubt[spots[3]] = 0.004
-    monkeypatch.setattr("training.glance._doubts", lambda folder, patches: (doubt, 1.0))
+    told = Doubts(windows=doubt, golden=np.ones(1, np.float32), golden_probability=np.ones((1, 2), np.float32))
+    monkeypatch.setattr("training.glance.doubts_of", lambda folder, patches: told)
     _, before = add_glance(bundle, small.run, [data], tmp_path / "before", version="1.1", lost=0.0)
     assert before.doubt_min == pytest.approx(0.004)
     assert before.found == len(spots)

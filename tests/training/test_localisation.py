@@ -144,6 +144,25 @@ def test_a_bundle_is_measured_over_the_patches_that_have_a_label(one_stage: Path
         assert len(tables) == 2
 
 
+def test_one_screen_tells_no_interval_without_width(one_stage: Path, tmp_path: Path) -> None:
+    """The bootstrap draws it again and again: of shares there is Wilson's, of the rest it is said."""
+    source = write_screens(tmp_path / "source", screens=2)  # the first has no defect
+    table = (source / "boxes.csv").read_text().replace(",dot,", ",bubble,").replace(",line,", ",scratch,")
+    (source / "boxes.csv").write_text(table)
+    cut(source, tmp_path / "cut", patch_px=PATCH, labels=LABELS)
+    found = localise(Attribution(one_stage), [tmp_path / "cut"], part=None)
+    one = found["one stage"]
+    assert all(mean.low == mean.high for mean in (one.energy_mean, *one.energy.values()))
+    ends = [(share.low, share.high) for share in one.pointing.values()]
+    assert (one.pointing_mean.low, one.pointing_mean.high) == pytest.approx(np.mean(ends, axis=0))
+    assert one.pointing_mean.low < one.pointing_mean.high
+    shares, pointing = localisation_tables({"b": found})
+    for column in shares.columns[1:]:
+        assert "too few screens" in str(next(iter(column.cells)))
+    for column in pointing.columns[1:]:
+        assert "too few screens" not in str(next(iter(column.cells)))
+
+
 def test_the_command_measures_several_bundles(one_stage: Path, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "found.json"
     arguments = ["localise", "--bundle", str(one_stage), "--bundle", f"{one_stage}/.", "--data", str(data)]

@@ -13,20 +13,19 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from engine import RELEASE_FILE, BundleError, Glance, Manifest
+from engine import RELEASE_FILE, BundleError, Glance, Manifest, fake_manifest
 from engine.manifest import parse
-from tests.bundles import BACKGROUND, grey_of, tiny_bundle
+from tests.bundles import tiny_bundle
+from tests.training.spots import LABELS, cut_spots
 from training import calibration_picture, plots
-from training.calibration import best_within
-from training.card import MEASURED, THRESHOLDS
+from training.calibration import best_within, calibrate
+from training.card import MEASURED, THRESHOLDS, recalibrated_card
 from training.costs import Costs
-from training.cutting import cut
 from training.datasets import PatchSet
 from training.folder import LEARNT_DATA, data_id
 from training.recalibration import THRESHOLDS_DATA, Recalibrated, recalibrate, rethreshold
 from training.reliability import Bin
 
-LABELS = ("bubble", "pinhole")
 CARD = f"""# tiny 1.0.0
 
 Hand-made.
@@ -57,22 +56,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Screens of two patches; every other one has a spot that the bundle sees more or less well."""
-    base = tmp_path_factory.mktemp("data")
-    source, rng = base / "source", np.random.default_rng(0)
-    (source / "screens").mkdir(parents=True)
-    boxes = ["screen,label,left,top,right,bottom,area_px"]
-    for number in range(24):
-        image = rng.integers(BACKGROUND - 20, BACKGROUND + 21, (64, 128)).astype(np.uint8)
-        if number % 2:
-            label = number // 2 % 2
-            image[20:28, 20:28] = grey_of(label) - number % 5  # an activation from 1 down to a half
-            boxes.append(f"s{number:02d},{LABELS[label]},20,20,28,28,64")
-        cv2.imwrite(str(source / "screens" / f"s{number:02d}.png"), image)
-    (source / "boxes.csv").write_text("\n".join(boxes) + "\n")
-    (source / "splits.csv").write_text("screen,part\n" + "".join(f"s{n:02d},test\n" for n in range(24)))
-    cut(source, base / "cut", patch_px=64, labels=LABELS)
-    return base / "cut"
+    return cut_spots(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +87,16 @@ def test_the_card_tells_the_new_limits_alone(done: tuple[Path, Recalibrated]) ->
     assert "## Data\n\nsome\n" in card
     assert "Version 2 of the limits, for the graphs of tiny 1.0.0" in card
     assert card.count("| bubble |") == 1
+
+
+def test_the_card_tells_no_interval_without_width() -> None:
+    """Every draw of twenty screens of one score and twenty of another is the same."""
+    score = np.repeat(np.array([[0.9], [0.1]], np.float32), 20, axis=0)
+    found = calibrate(score, (score > 0.5).astype(np.int8), np.arange(40), labels=["dot"], costs=Costs(escape_cap=0.9))
+    manifest = fake_manifest(("dot",))
+    card = recalibrated_card("# before\n", manifest, found, before=manifest)
+    assert "| dot | 0.300 | 0.700 | too few screens | too few screens |" in card
+    assert "| review | 0.0% | 0.0% (0.0%-16.1%) |" in card
 
 
 def test_limits_are_calibrated_again_and_again(done: tuple[Path, Recalibrated], data: Path, tmp_path: Path) -> None:
@@ -235,12 +229,6 @@ def test_other_limits_need_another_version_and_folder(bundle: Path, data: Path, 
     with pytest.raises(BundleError, match="version"):
         recalibrate(bundle, [data], tmp_path / "new", version="a b", costs=Costs())
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_bundle_with_a_glance_keeps_the_limits_that_it_was_chosen_by(data: Path, tmp_path: Path) -> None:
-    glancing = tiny_bundle(tmp_path / "glancing", labels=LABELS, glance=Glance(doubt_min=0.1))
-    with pytest.raises(ValueError, match="has a glance: calibrate the bundle that it was added to"):
-        recalibrate(glancing, [data], tmp_path / "new", version="2", costs=Costs())
 
 
 def test_the_command_prints_draws_and_writes(bundle: Path, data: Path, tmp_path: Path) -> None:

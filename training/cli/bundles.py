@@ -35,10 +35,22 @@ def calibrate(
     thresholds: Annotated[
         bool, typer.Option("--thresholds", help="From what score labels are present, alone: bands and glance stay.")
     ] = False,
+    lost: Annotated[
+        float | None,
+        typer.Option(
+            help="Share of the windows in which a defect is found that its glance may clear; by default the one that "
+            "it was chosen by.",
+            min=0,
+            max=0.1,
+        ),
+    ] = None,
+    drop_glance: Annotated[
+        bool, typer.Option("--drop-glance", help="Leave its glance out: no window is cleared, which is slower on CPUs.")
+    ] = False,
     picture: Picture = None,
     json_file: Json = None,
 ) -> None:
-    """Choose other limits for a bundle by what wrong verdicts cost, without training."""
+    """Choose other limits for a bundle by what wrong verdicts cost, without training; that of its glance with them."""
     from training.calibration_picture import draw
     from training.costs import Costs, read_costs
     from training.recalibration import recalibrate, rethreshold
@@ -49,6 +61,10 @@ def calibrate(
             raise typer.BadParameter(
                 "it leaves the bands, which --costs choose and --picture draws", param_hint="--thresholds"
             )
+        if lost is not None or drop_glance:
+            raise typer.BadParameter(
+                "it leaves the glance, which --lost and --drop-glance change", param_hint="--thresholds"
+            )
         chosen = rethreshold(bundle, data, out, version=version, part=part_of(part))
         print_thresholds(chosen, console)
         write_json(json_file, chosen.as_dict())
@@ -58,8 +74,12 @@ def calibrate(
         )
         return
     stated = Costs() if costs is None else read_costs(costs)
-    done = recalibrate(bundle, data, out, version=version, costs=stated, part=part_of(part))
+    done = recalibrate(
+        bundle, data, out, version=version, costs=stated, part=part_of(part), lost=lost, drop_glance=drop_glance
+    )
     print_calibration(done.calibration, console)
+    if done.glance is not None:
+        console.print(f"its glance looks from a doubt of {done.glance.doubt_min:.4f} on: {done.glance}", soft_wrap=True)
     errors = {label: r.calibration_error for label, r in done.report.per_label.items()}
     console.print("calibration error: " + ", ".join(f"{label} {error:.4f}" for label, error in errors.items()))
     console.print(
@@ -69,7 +89,7 @@ def calibrate(
     if picture is not None:
         curves = {label: {"as it is": r.reliability} for label, r in done.report.per_label.items()}
         draw(picture, calibration=done.calibration, curves=curves)
-    write_json(json_file, {**done.calibration.as_dict(), "evaluation": done.report})
+    write_json(json_file, {**done.calibration.as_dict(), "evaluation": done.report, "glance": done.glance})
 
 
 @app.command("glance")
