@@ -18,24 +18,35 @@ divided by h w). With attention it says what each cell has given under the weigh
 them it does not say, and neither does it say what changed the norm. A one-stage network, whose two outputs are its
 logits (d = 1), has one map for both.
 
+Both stay true of a mean over several positions of a window, as a turned look takes it: the maps are turned back, and
+their mean belongs to the mean of the scores.
+
 Everything in float32 by ONNX Runtime, whatever precision serves.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper
 
-from engine import Manifest, read_golden
+from engine import Features, Manifest, Window, averaged, cover, cut, in_doubt, look_again, read_golden, turned
 from engine.cpus import available_cpus
 from engine.graphs import Session, open_session, run_session
+from training.architecture import Method
 from training.heads import Array, OneStage, TwoStage, read_head
 
 TOLERANCE = 1e-3  # of a score, or of its size where that is over 1: float32 sums in another order
+MAPPED: tuple[Method, ...] = ("two_stage", "feature_clustering", "plain", "kssnet")
+NO_MAP = (
+    f"what each cell of an image adds to a score is known of the methods {', '.join(MAPPED)}, and not of "
+    f"{' and '.join(method for method in get_args(Method) if method not in MAPPED)}, whose scores are no sum over cells"
+)
+"""What is said of a bundle that has no such map."""
 
 
 class Stage(NamedTuple):
@@ -63,6 +74,49 @@ class Explanation:
     probability: NDArray[np.float32]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Looked:
+    """Of a frame, looked at as the bundle asks for, but for a glance.
+
+    Attributes:
+        windows: K; those that a second look has added come last.
+        added: how many of them it has added.
+        turned: places among them of those in doubt, whose parts are the mean over all positions.
+        explanation: of all of them together.
+    """
+
+    windows: tuple[Window, ...]
+    added: int
+    turned: tuple[int, ...]
+    explanation: Explanation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class _Seen:
+    """What is known of n patches before they are reasoned together.
+
+    Attributes:
+        features: theirs; `activation` (n, 3 L, h, w) has the maps of both stages behind the bundle's own, so that what
+            joins and turns back the one in service does it with all three.
+        constant: (n, 2, L) of both stages.
+    """
+
+    features: Features
+    constant: Array
+
+    def joined(self, others: "_Seen") -> "_Seen":
+        return _Seen(
+            features=Features.joined([self.features, others.features]),
+            constant=np.concatenate([self.constant, others.constant]),
+        )
+
+    def averaged(self, place: int, others: "_Seen") -> "_Seen":
+        """With the mean over all positions of one patch, of which `others` are the other seven."""
+        constant = self.constant.copy()
+        constant[place] = np.concatenate([self.constant[[place]], others.constant]).mean(axis=0)
+        return _Seen(features=averaged(self.features, place, others.features), constant=constant)
+
+
 class Attribution:
     """A bundle whose scores can be taken apart.
 
@@ -81,8 +135,9 @@ class Attribution:
         try:
             self._head = read_head(features, reasoning)
         except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{bundle}: scores of this form cannot be taken apart ({error})") from error
-        self._features = _session(features, self._head.features)
+            raise ValueError(f"{bundle}: its scores cannot be taken apart ({error}): {NO_MAP}") from error
+        self._values = tuple(dict.fromkeys((*self._head.features, "activation")))  # which may be among them
+        self._features = _session(features, self._values)
         self._reasoning = _session(reasoning, self._head.reasoning)
         if isinstance(self._head, OneStage):
             _check_constant(self.explain(read_golden(bundle, manifest=self.manifest).pixels).stage2, bundle)
@@ -96,8 +151,14 @@ class Attribution:
         """The stages by name, those that are different."""
         return {"one stage": found.stage2} if self.one_stage else {"stage 1": found.stage1, "stage 2": found.stage2}
 
+    def units(self) -> dict[str, str]:
+        """In what each of the `stages` has its scores and maps, by its name: one is no multiple of the other."""
+        if not isinstance(self._head, TwoStage):
+            return {"one stage": "logit"}
+        return {"stage 1": "cosine" if self._head.first.cosine else "dot product", "stage 2": "logit"}
+
     def explain(self, pixels: NDArray[np.uint8]) -> Explanation:
-        """Take the scores of the patches of one screen apart.
+        """Take the scores of the patches of one screen apart, each looked at once.
 
         Args:
             pixels: (K, 1, P, P) grey; K is at least 1.
@@ -106,18 +167,62 @@ class Attribution:
             InferenceError: the runtime failed.
             ValueError: the parts do not sum to the scores, so the graphs are not what they were taken for.
         """
-        features: list[list[NDArray[np.float32]]] = []
-        parts: list[tuple[Array, Array, Array, Array]] = []
-        for patch in pixels:  # one at a time: trunk's maps of a whole screen would fill the memory
-            outputs = run_session(self._features, self._head.features, {"pixels": patch[None]})
-            features.append(outputs[:2])
-            parts.append(self._head.take_apart(*(output[0].astype(np.float64) for output in outputs)))
-        label_features, stage1 = (np.concatenate(output) for output in zip(*features, strict=True))
-        feed = {"label_features": label_features, "stage1": stage1}
+        return self._together(self._see(pixels))
+
+    def look(self, frame: NDArray[np.uint8]) -> Looked:
+        """Take the scores of a frame (H, W) apart, looked at again and turned where the bundle asks for it.
+
+        Raises:
+            InferenceError: the runtime failed.
+            ValueError: the frame is smaller than a patch, or see `explain`.
+        """
+        manifest = self.manifest
+        windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
+        seen = self._see(cut(frame, windows, manifest.patch_px))
+        found = self._together(seen)
+        own = seen.features.activation[:, : len(manifest.labels)]
+        between = look_again(windows, found.probability, own, manifest)
+        if between:
+            windows += between
+            seen = seen.joined(self._see(cut(frame, between, manifest.patch_px)))
+            found = self._together(seen)
+        doubtful = in_doubt(found.probability, manifest.turned_look)
+        for place in doubtful:
+            patch = cut(frame, windows[place : place + 1], manifest.patch_px)[0, 0]
+            seen = seen.averaged(place, self._see(turned(patch)))
+        if doubtful:
+            found = self._together(seen)
+        return Looked(windows=windows, added=len(between), turned=doubtful, explanation=found)
+
+    def _see(self, pixels: NDArray[np.uint8]) -> _Seen:
+        """Patches (n, 1, P, P), one at a time: trunk's maps of a whole screen would fill the memory."""
+        features, constants = [], []
+        for patch in pixels:
+            outputs = run_session(self._features, self._values, {"pixels": patch[None]})
+            values = dict(zip(self._values, outputs, strict=True))
+            asked = (values[name][0].astype(np.float64) for name in self._head.features)
+            map1, constant1, map2, constant2 = self._head.take_apart(*asked)
+            maps = np.concatenate([values["activation"][0], map1, map2]).astype(np.float32)[None]
+            features.append(
+                Features(
+                    label_features=values["label_features"],
+                    stage1=values["stage1"],
+                    activation=maps,
+                    doubt=np.ones(1, np.float32),
+                )
+            )
+            constants.append([constant1, constant2])
+        return _Seen(features=Features.joined(features), constant=np.array(constants))
+
+    def _together(self, seen: _Seen) -> Explanation:
+        """Patches reasoned together."""
+        features = seen.features
+        feed = {"label_features": features.label_features, "stage1": features.stage1}
         probability, *reasoned = run_session(self._reasoning, self._head.reasoning, feed)
-        map1, constant1, map2, constant2 = (np.stack(part) for part in zip(*parts, strict=True))
         score, graph = self._head.reasoned(*(output.astype(np.float64) for output in reasoned))
-        first = Stage(stage1.astype(np.float64), map1, constant1, np.zeros_like(constant1))
+        _, map1, map2 = np.split(features.activation.astype(np.float64), 3, axis=1)
+        constant1, constant2 = seen.constant[:, 0], seen.constant[:, 1]
+        first = Stage(features.stage1.astype(np.float64), map1, constant1, np.zeros_like(constant1))
         second = Stage(score, map2, constant2, graph)
         for name, stage in (("stage 1", first), ("stage 2", second)):
             gap = np.abs(stage.map.sum(axis=(2, 3)) + stage.constant + stage.graph - stage.score)
@@ -128,7 +233,7 @@ class Attribution:
         return Explanation(stage1=first, stage2=second, probability=probability)
 
 
-def _session(model: onnx.ModelProto, values: tuple[str, ...]) -> Session:
+def _session(model: onnx.ModelProto, values: Sequence[str]) -> Session:
     """A session of a graph from which the inner `values` can be asked as well."""
     known = {output.name for output in model.graph.output}
     model.graph.output.extend(helper.make_empty_tensor_value_info(name) for name in values if name not in known)
@@ -140,5 +245,5 @@ def _check_constant(stage: Stage, bundle: Path) -> None:
     spread = np.ptp(stage.constant, axis=0).max()
     if spread > TOLERANCE * max(1.0, float(np.abs(stage.score).max())):
         raise ValueError(
-            f"{bundle}: its scores are not the mean of its maps and a constant (they differ by {spread:.3g})"
+            f"{bundle}: its scores are not the mean of its maps and a constant (they differ by {spread:.3g}): {NO_MAP}"
         )

@@ -1,20 +1,24 @@
 """Pictures of where the scores of both stages come from: `explain`.
 
 One row a label: the frame with what is true of it, the maps of stage 1 and of stage 2 over it, and the strongest cell
-of stage 2 at close quarters (after Fig. 7 of Zhou et al. 2023). Orange speaks for the label, blue against it.
+of stage 2 at close quarters (after Fig. 7 of Zhou et al. 2023). Orange speaks for the label, blue against it, by a
+scale under each map. It is the same for all labels of an image, for what cells add to one score can be set beside what
+they add to another of that stage, and noise must not look like a defect. The stages cannot share one: a cosine is no
+logit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from rich.progress import track
 
-from engine import Window, cover, cut, to_grey
-from training.attribution import Attribution, Explanation, Stage
+from engine import NO_GLANCE, Manifest, Window, read_golden
+from training.attribution import Attribution, Looked, Stage
 from training.boxes import SIDES
 from training.images import read_whole
 from training.pictures import (
@@ -28,16 +32,19 @@ from training.pictures import (
     crop,
     heated,
     outline,
+    scale,
     stretched,
     words,
+    wrapped,
     write,
 )
 from training.rows import read_rows
+from training.scans import KINDS, read_scan
 from training.visible import VISIBLE_FILE
 
 PANEL_PX = (480, 960)  # at most so wide and so high
 LEAST_CELL_PX = 9  # what speaks for a label is drawn at least so large, to be seen on a small picture of a screen
-OTHERS = (".tif", ".tiff", ".pgm")  # what the service takes, too, and data folders do not
+LEAST_FULL = 0.5  # of what the golden patches' strongest cell adds: an image of noise alone has no full colour
 CLOSE_PX = 192  # of the frame, in a close-up
 GAP_PX = 8
 
@@ -77,10 +84,14 @@ def explain(
     truth = read_truth(data) if data is not None else {}
     if data is not None:
         _refuse_strangers(images, data, truth)
+    golden = attribution.explain(read_golden(bundle, manifest=attribution.manifest).pixels)
+    least = {name: LEAST_FULL * most for name, most in strongest(attribution.stages(golden)).items()}
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for image in track(images, "explain"):
-        picture = draw(attribution, _frame_of(image), truth.get(image.stem, []), name=image.stem, labels=labels)
+        frame = read_scan(image) if image.suffix.lower() in KINDS else read_whole(image)
+        boxes = truth.get(image.stem, [])
+        picture = draw(attribution, frame, boxes, name=image.stem, labels=labels, least=least)
         written.append(pictures[image])
         write(written[-1], picture)
     return written
@@ -98,13 +109,33 @@ def _refuse_strangers(images: Sequence[Path], data: Path, truth: Truth) -> None:
         raise ValueError(f"{data} does not know {stranger}: {folder} has no image of that name")
 
 
-def _frame_of(path: Path) -> NDArray[np.uint8]:
-    if path.suffix.lower() not in OTHERS:
-        return read_whole(path)
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if image is None:
-        raise ValueError(f"{path} cannot be read")
-    return to_grey(image)
+def strongest(stages: Mapping[str, Stage]) -> dict[str, float]:
+    """By stage, the most that any cell adds to the score of any label, or takes from it."""
+    return {name: float(np.abs(stage.map).max()) for name, stage in stages.items()}
+
+
+def looks(manifest: Manifest) -> str:
+    """Which of a bundle's looks are in the scores that are drawn, in words: they may decide what is served."""
+    glance, second, turned = manifest.glance, manifest.second_look, manifest.turned_look
+    told = ["The bundle has no glance: in service, too, this network sees every window."]
+    if glance != NO_GLANCE:
+        told = [
+            "Scores are without the bundle's glance: in service on a CPU, windows of a doubt below "
+            f"{glance.doubt_min:.4g} are cleared before this network sees them."
+        ]
+    if second.ratio_max == 0:
+        told.append("It asks for no second look.")
+    else:
+        told.append("With its second look, as in service: windows are added where a defect may lie on a border.")
+    if turned.ratio_max == 0:
+        told.append("It asks for no turned look.")
+    else:
+        told.append(
+            f"With its turned look, as in service: of windows that score {turned.score_min:g} to "
+            f"{turned.score_max:g}, up to {turned.ratio_max:.0%} count by their mean over eight positions."
+        )
+    told.append("In half precision a service's scores differ a little from these in float32.")
+    return " ".join(told)
 
 
 def read_truth(data: Path) -> Truth:
@@ -136,17 +167,20 @@ def draw(
     *,
     name: str,
     labels: Sequence[str] = (),
+    least: Mapping[str, float],
 ) -> Picture:
-    """The picture of one frame (H, W); see `explain`."""
+    """The picture of one frame (H, W), see `explain`; what has full colour is no less than `least` of the stage."""
     manifest = attribution.manifest
-    windows = cover(*frame.shape, patch_px=manifest.patch_px, overlap_px=manifest.overlap_px)
-    found = attribution.explain(cut(frame, windows, manifest.patch_px))
+    looked = attribution.look(frame)
+    found = looked.explanation
+    stages, units = attribution.stages(found), attribution.units()
+    scales = {of: Scale(max(most, least[of]) or 1.0, units[of]) for of, most in strongest(stages).items()}
     threshold = {label: limits.threshold for label, limits in manifest.labels.items()}
     highest = dict(zip(manifest.label_names, found.probability.max(axis=0).tolist(), strict=True))
     there = {label for label in highest if highest[label] >= threshold[label]} | highest.keys() & {t for t, _ in truth}
     nearest = max(highest, key=lambda label: highest[label] / threshold[label])
     chosen = [label for label in highest if label in (labels or there or {nearest})]
-    view = View(frame, windows, manifest.patch_px)
+    view = View(frame, looked.windows, manifest.patch_px)
     rows = []
     for label in chosen:
         column = manifest.label_names.index(label)
@@ -154,14 +188,37 @@ def draw(
         said = "present" if highest[label] >= threshold[label] else "not present"
         head = f"{label}: {said} ({highest[label]:.3f}, threshold {threshold[label]:.2f})"
         head += f", true boxes: {len(boxes)}" if truth else ""
-        close, regions = _close_ups(view, found, column, boxes, threshold[label])
-        maps = _maps(view, attribution.stages(found), found.probability[:, column], column, boxes)
+        close, regions = _close_ups(view, looked, column, boxes, threshold[label])
+        maps = _maps(view, stages, scales, found.probability[:, column], column, boxes)
         panels = [_frame(view, boxes, regions), *maps, close]
         width = sum(panel.shape[1] for panel in panels) + GAP_PX * (len(panels) - 1)
         rows.append(np.vstack([words([(head, PAPER)], width, size=20), _beside(panels)]))
-    facts = [name, f"{frame.shape[1]} x {frame.shape[0]} px", f"{manifest.name} {manifest.version}"]
-    legend = "orange and red: speaks for the label; blue: against it" + ("; green: true boxes" if truth else "")
-    return np.vstack([words([("   ".join([*facts, legend]), QUIET)], rows[0].shape[1]), *rows])
+    counted = f"windows: {len(looked.windows)}, of them added by the second look: {looked.added}, "
+    counted += f"looked at turned: {len(looked.turned)}"
+    facts = [name, f"{frame.shape[1]} x {frame.shape[0]} px", f"{manifest.name} {manifest.version}", counted]
+    legend = _legend(view.patch_px // found.stage2.map.shape[-1], two=not attribution.one_stage)
+    legend += " Green: true boxes." if truth else ""
+    width = rows[0].shape[1]
+    paragraphs = ("; ".join(facts), PAPER), (legend, QUIET), (looks(manifest), QUIET)
+    told = [(line, colour) for text, colour in paragraphs for line in wrapped(text, width)]
+    return np.vstack([words(told, width), *rows])
+
+
+def _legend(side_px: int, *, two: bool) -> str:
+    """What the colours of cells of so many pixels say, in words; `two` stages have a scale each."""
+    told = (
+        f"Colour: what a cell ({side_px} x {side_px} px) adds to the score above its map; orange to red speaks for the "
+        "label, blue against it. Under each map is its scale, one for all labels and windows of this image"
+    )
+    told += ", another for each stage, whose scores differ in kind. " if two else ". "
+    return told + "A logit of 0 is a probability of 0.5, one of +2 is 0.88, one of +4 is 0.98."
+
+
+class Scale(NamedTuple):
+    """What has full colour in the maps of one stage, and its unit."""
+
+    most: float
+    unit: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,20 +268,26 @@ class View:
 
 
 def _maps(
-    view: View, stages: dict[str, Stage], probability: NDArray[np.float32], column: int, boxes: Sequence[Rectangle]
+    view: View,
+    stages: Mapping[str, Stage],
+    scales: Mapping[str, Scale],
+    probability: NDArray[np.float32],
+    column: int,
+    boxes: Sequence[Rectangle],
 ) -> list[Picture]:
-    """The map of each stage over the frame, under its score for the window with the highest."""
+    """The map of each stage over the frame and its scale, under its score for the window with the highest."""
     best = int(probability.argmax())
     panels = []
     for name, stage in stages.items():
+        most, unit = scales[name]
         score = (
-            f"score {stage.score[best, column]:+z.2f}" if name == "stage 1" else f"probability {probability[best]:.3f}"
+            f"{unit} {stage.score[best, column]:+z.2f}" if name == "stage 1" else f"probability {probability[best]:.3f}"
         )
-        strongest = float(np.abs(stage.map[:, column]).max()) or 1.0
-        panel = heated(view.small(), view.merged(stage.map[:, column]) / strongest)
+        panel = heated(view.small(), view.merged(stage.map[:, column]) / most)
         for box in boxes:
             outline(panel, view.placed(box), TRUTH)
-        panels.append(_titled(panel, f"{name}: {score}", _sum(stage, best, column)))
+        titled = _titled(panel, f"{name}: {score}", _sum(stage, best, column))
+        panels.append(np.vstack([titled, scale(panel.shape[1], most, f"{unit} a cell")]))
     return panels
 
 
@@ -238,19 +301,27 @@ def _frame(view: View, boxes: Sequence[Rectangle], regions: Sequence[Rectangle])
 
 
 def _close_ups(
-    view: View, found: Explanation, column: int, boxes: Sequence[Rectangle], threshold: float
+    view: View, looked: Looked, column: int, boxes: Sequence[Rectangle], threshold: float
 ) -> tuple[Picture, list[Rectangle]]:
     """The window with the highest score close up, and others that have the label where there is room; their places."""
+    found = looked.explanation
     score = found.probability[:, column]
     room = max(1, view.size[1] // view.size[0])
     surest = np.argsort(-score, kind="stable")[:room].tolist()
     pieces, regions = [], []
     for k in surest[:1] + [k for k in surest[1:] if score[k] >= threshold]:
         piece, region = _close_up(view, *_strongest(view, k, found.stage2.map[k, column]), boxes)
-        window = f"window {view.windows[k].row}, {view.windows[k].column}: " if len(view.windows) > 1 else ""
-        pieces.append(_titled(piece, f"{window}{score[k]:.3f}", f"its strongest cell, {CLOSE_PX} px, more contrast"))
+        title = f"{_window(looked, k)}: {score[k]:.3f}"
+        pieces.append(_titled(piece, title, f"its strongest cell, {CLOSE_PX} px, more contrast"))
         regions.append(region)
     return np.vstack(pieces), regions
+
+
+def _window(looked: Looked, k: int) -> str:
+    """Which window it is, and what was done to it besides."""
+    window = looked.windows[k]
+    named = "added window" if k >= len(looked.windows) - looked.added else "window"
+    return f"{named} {window.row}, {window.column}" + (", looked at turned" if k in looked.turned else "")
 
 
 def _titled(panel: Picture, title: str, facts: str) -> Picture:

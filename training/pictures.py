@@ -20,6 +20,8 @@ FOR, STRONGLY_FOR, AGAINST, TRUTH = (240, 150, 0), (225, 20, 0), (0, 114, 200), 
 INK, PAPER, BACKGROUND, QUIET = (0, 0, 0), (255, 255, 255), (32, 32, 32), (170, 170, 170)
 FRAME = (110, 110, 110)
 LINE_PX = 4  # of words, between two lines
+EDGE_PX = 6  # left and right of words
+BAR_PX = 12  # of a scale of colours
 
 
 def coloured(grey: Picture) -> Picture:
@@ -79,8 +81,41 @@ def words(
     strip = Image.new("RGB", (width, row * len(lines) + LINE_PX), background)
     draw = ImageDraw.Draw(strip)
     for number, (text, colour) in enumerate(lines):
-        draw.text((6, LINE_PX + number * row), text, fill=colour, font=font)
+        draw.text((EDGE_PX, LINE_PX + number * row), text, fill=colour, font=font)
     return np.asarray(strip, np.uint8)
+
+
+def wrapped(text: str, width: int, *, size: int = 14) -> list[str]:
+    """Words in lines that a strip of `width` pixels shows whole, but for a single word that is wider."""
+    font = ImageFont.load_default(size)
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width - 2 * EDGE_PX:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
+
+
+def scale(width: int, most: float, unit: str, *, size: int = 14) -> Picture:
+    """What the colours of `heated` stand for: a bar over `width` pixels, under it its numbers, under these their unit.
+
+    Args:
+        width: of the strip.
+        most: what has full colour; against the label it is as much below 0.
+        unit: of the numbers, in words.
+        size: of the numbers, in pixels.
+    """
+    heat = np.tile(np.linspace(-1, 1, width), (BAR_PX, 1))
+    bar = heated(np.full((BAR_PX, width, 3), BACKGROUND, np.uint8), heat)
+    bar[:, width // 2] = PAPER
+    strip = Image.new("RGB", (width, 2 * (size + LINE_PX) + LINE_PX), BACKGROUND)
+    draw, font, middle = ImageDraw.Draw(strip), ImageFont.load_default(size), width // 2
+    for x, text, anchor in ((0, f"-{most:.2g}", "la"), (middle, "0", "ma"), (width, f"+{most:.2g}", "ra")):
+        draw.text((x, LINE_PX), text, fill=QUIET, font=font, anchor=anchor)
+    draw.text((middle, LINE_PX + size + LINE_PX), unit, fill=QUIET, font=font, anchor="ma")
+    return np.vstack([bar, np.asarray(strip, np.uint8)])
 
 
 def write(path: Path, picture: Picture) -> None:

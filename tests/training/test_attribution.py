@@ -9,14 +9,30 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
+from typer.testing import CliRunner
 
-from engine import Manifest, infer, load
+from engine import (
+    Features,
+    Manifest,
+    SecondLook,
+    TurnedLook,
+    changed_copy,
+    cover,
+    cut,
+    in_doubt,
+    infer,
+    load,
+    look_again,
+    look_turned,
+    turned,
+)
 from tests.bundles import tiny_bundle
-from tests.engine.precisions import LABELS, PATCHES, WIDTHS, write_graphs
+from tests.engine.precisions import LABELS, PATCH_PX, PATCHES, WIDTHS, write_graphs
 from tests.training.heads import CELLS, OneStage, Scaled, StageOne, two_stage
+from training.__main__ import app
 from training.architecture import NetworkConfig
-from training.attribution import Attribution, Explanation
-from training.baselines import build_network
+from training.attribution import MAPPED, Attribution, Explanation
+from training.baselines import METHODS, build_network
 from training.heads import TwoStage
 from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, preprocess
 from training.trunks import COMPACT
@@ -132,6 +148,81 @@ def test_a_patch_has_the_same_maps_alone(bundles: dict[str, Path], explained: di
     assert (alone.stage2.graph != explained["attention"].stage2.graph[2:3]).any()
 
 
+FRAME = np.random.default_rng(1).integers(0, 256, (2 * PATCH_PX, 3 * PATCH_PX - 8), np.uint8)
+
+
+def test_a_frame_is_looked_at_again_and_turned_as_in_service(bundles: dict[str, Path]) -> None:
+    """By what the service does it with; and the maps belong to the scores that come of it."""
+    again, doubtful = SecondLook(score_min=0.0, ratio_max=0.5), TurnedLook(score_min=0.0, score_max=1.0, ratio_max=0.25)
+    with changed_copy(bundles["average"], second_look=again, turned_look=doubtful) as bundle:
+        looked = Attribution(bundle).look(FRAME)
+        backend = load(bundle, "onnxruntime", threads=1)
+    manifest = backend.manifest
+    windows = cover(*FRAME.shape, patch_px=PATCH_PX, overlap_px=manifest.overlap_px)
+    features, once = infer(backend, cut(FRAME, windows, PATCH_PX))
+    between = look_again(windows, once, features.activation, manifest)
+    assert looked.added == len(between) > 0
+    features = Features.joined([features, infer(backend, cut(FRAME, between, PATCH_PX))[0]])
+    places = in_doubt(backend.reason(features.label_features, features.stage1), manifest.turned_look)
+    assert looked.windows == windows + between
+    assert looked.turned == places
+    assert len(places) > 1
+
+    def see_turned(place: int) -> Features:
+        (patch,) = cut(FRAME, looked.windows[place : place + 1], PATCH_PX)[:, 0]
+        return infer(backend, turned(patch))[0]
+
+    features = look_turned(features, places, see_turned)
+    found = looked.explanation
+    expected = backend.reason(features.label_features, features.stage1)
+    backend.close()
+    np.testing.assert_allclose(found.probability, expected, atol=1e-5)
+    assert np.abs(found.probability[: len(windows)] - once).max() > 1e-3  # it is another one than at first sight
+    np.testing.assert_allclose(found.stage1.score, features.stage1, atol=1e-5)
+    np.testing.assert_allclose(found.stage2.map * CELLS**2, features.activation, rtol=1e-4, atol=1e-5)
+    for stage in (found.stage1, found.stage2):
+        whole = stage.map.sum(axis=(2, 3)) + stage.constant + stage.graph
+        np.testing.assert_allclose(whole, stage.score, atol=1e-5)
+    np.testing.assert_allclose(1 / (1 + np.exp(-found.stage2.score)), found.probability, atol=1e-5)
+
+
+def test_a_frame_is_looked_at_once_where_the_bundle_asks_for_no_more(bundles: dict[str, Path]) -> None:
+    attribution = Attribution(bundles["attention"])
+    looked, windows = attribution.look(FRAME), cover(*FRAME.shape, patch_px=PATCH_PX)
+    assert (looked.windows, looked.added, looked.turned) == (windows, 0, ())
+    found = attribution.explain(cut(FRAME, windows, PATCH_PX))
+    np.testing.assert_array_equal(looked.explanation.probability, found.probability)
+    np.testing.assert_array_equal(looked.explanation.stage1.map, found.stage1.map)
+
+
+def test_each_stage_says_in_what_its_maps_are(bundles: dict[str, Path], one_stage: Path, tmp_path: Path) -> None:
+    assert Attribution(bundles["max"]).units() == {"stage 1": "cosine", "stage 2": "logit"}
+    assert Attribution(one_stage).units() == {"one stage": "logit"}
+    torch.manual_seed(0)
+    dots = TwoStageNetwork(len(LABELS), NetworkConfig(trunk="compact", classifier="dot", **WIDTHS)).eval()  # type: ignore[arg-type]
+    bundle = write_graphs(tmp_path / "bundle", FeaturesGraph(dots), ReasoningGraph(dots))
+    assert Attribution(bundle).units() == {"stage 1": "dot product", "stage 2": "logit"}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(MAPPED)))
+def test_a_method_without_such_a_map_is_refused_in_a_sentence(method: str, tmp_path: Path) -> None:
+    """By both commands; it names all methods that have one and all that do not."""
+    torch.manual_seed(0)
+    config = NetworkConfig(method=method, trunk="compact", **WIDTHS)  # type: ignore[arg-type]
+    network = build_network(len(LABELS), config).eval()
+    bundle = write_graphs(tmp_path / "bundle", FeaturesGraph(network), ReasoningGraph(network))
+    (tmp_path / "cut").mkdir()
+    commands = (["explain", str(bundle / "golden.npz")], ["localise", "--data", str(tmp_path / "cut")])
+    for command in commands:
+        refused = CliRunner().invoke(app, [*command, "--bundle", str(bundle)])
+        told = str(refused.exception)
+        assert told.startswith(f"{bundle}: its scores ")
+        assert told.endswith(
+            "what each cell of an image adds to a score is known of the methods two_stage, feature_clustering, plain, "
+            "kssnet, and not of tdrg and sewerml, whose scores are no sum over cells"
+        )
+
+
 def test_stage_1_may_decide_alone(tmp_path: Path) -> None:
     """By the dot product, as in the paper's ablation; the cosine is tested above."""
     bundle = write_graphs(tmp_path / "bundle", StageOne(two_stage("attention")), Scaled())
@@ -183,6 +274,10 @@ TEMPERED = [
 ]
 
 
+def test_every_method_that_is_said_to_have_a_map_is_taken_apart_here() -> None:
+    assert {method for method, _ in TEMPERED} | {"two_stage"} == set(MAPPED)
+
+
 @pytest.mark.parametrize(("method", "pooling"), TEMPERED)
 def test_a_network_of_one_stage_is_taken_apart_as_it_is_exported(method: str, pooling: str, tmp_path: Path) -> None:
     """With a temperature for each label, by which an export divides its scores."""
@@ -211,9 +306,7 @@ def test_a_score_that_is_no_mean_of_its_map_is_refused(one_stage: Path, tmp_path
 
 
 def test_a_graph_of_another_form_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match=r"bundle: scores of this form cannot be taken apart \(activation is made by Max"
-    ):
+    with pytest.raises(ValueError, match=r"bundle: its scores cannot be taken apart \(activation is made by Max"):
         Attribution(tiny_bundle(tmp_path / "bundle"))
 
 

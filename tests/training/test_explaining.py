@@ -1,20 +1,25 @@
 """Pictures are made for people; what can be tested is that they show the right thing at the right place."""
 
 import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from engine import Window, cover
+from engine import Glance, Manifest, SecondLook, TurnedLook, Window, cover, fake_manifest, read_golden
 from tests.engine.precisions import LABELS, PATCH_PX
+from training import explaining
 from training.__main__ import app
-from training.explaining import GAP_PX, View, explain, read_truth
+from training.attribution import Attribution, Explanation, Looked, Stage
+from training.explaining import GAP_PX, View, explain, looks, read_truth
 from training.images import read_whole
-from training.pictures import crop, heated, tiles, words
+from training.pictures import BACKGROUND, BAR_PX, PAPER, QUIET, Picture, crop, heated, scale, tiles, words, wrapped
 
 
 @pytest.fixture
@@ -37,7 +42,7 @@ def test_a_screen_and_a_patch_are_drawn_with_a_row_for_each_label(
     (one,) = explain(one_stage, [patch], tmp_path / "one", labels=LABELS[:1])
     with Image.open(both[1]) as two_rows, Image.open(one) as one_row:
         assert two_rows.width == one_row.width > 3 * 400
-        assert two_rows.height > 1.9 * one_row.height
+        assert two_rows.height - one_row.height > 480  # one panel more
 
 
 def test_a_picture_does_not_replace_what_it_is_of(one_stage: Path, screen: Path, tmp_path: Path) -> None:
@@ -59,6 +64,7 @@ def test_both_stages_are_drawn_side_by_side(
         told = CliRunner().invoke(app, ["explain", "--bundle", str(bundle), str(screen), "--label", LABELS[0]])
         assert told.exit_code == 0, told.output
         assert told.output.strip().endswith("explained/screen.jpg")
+        assert f"{looks(Manifest.read(bundle))}\n" in told.output
         with Image.open(tmp_path / "explained" / "screen.jpg") as picture:
             widths[bundle] = picture.width
             pixels = np.asarray(picture.convert("RGB")).astype(int)
@@ -69,6 +75,154 @@ def test_both_stages_are_drawn_side_by_side(
             for first, second in ((frame, stage1), (frame, stage2), (stage1, stage2)):
                 assert np.abs(first - second).mean() > 5  # each is a picture of its own
     assert widths[two_stages] - widths[one_stage] == panel + GAP_PX
+
+
+MAP = (1, 4, 4)  # of one window of a patch
+
+
+@dataclass
+class Maps:
+    """Stands for an attribution: one window, two labels, and what a cell adds to each, by stage."""
+
+    adds: dict[str, tuple[float, float]]
+    probability: tuple[float, float] = (0.9, 0.8)
+    added: int = 0
+    turned: tuple[int, ...] = ()
+    one_stage: bool = False
+    manifest: Manifest = field(default_factory=lambda: fake_manifest(LABELS[:2], patch_px=PATCH_PX))
+
+    def look(self, frame: NDArray[np.uint8]) -> Looked:
+        first, second = (self._stage(name) for name in ("stage 1", "stage 2"))
+        probability = np.array([self.probability], np.float32)
+        explanation = Explanation(stage1=first, stage2=second, probability=probability)
+        windows = (Window(0, 0, 0, 0),)
+        return Looked(windows=windows, added=self.added, turned=self.turned, explanation=explanation)
+
+    def _stage(self, name: str) -> Stage:
+        part = np.zeros((1, 2, 4, 4))
+        part[0, :, 1, 2] = self.adds[name]
+        nothing = np.zeros((1, 2))
+        return Stage(part.sum(axis=(2, 3)), part, nothing, nothing)
+
+    def stages(self, found: Explanation) -> dict[str, Stage]:
+        return {"stage 1": found.stage1, "stage 2": found.stage2}
+
+    def units(self) -> dict[str, str]:
+        return {"stage 1": "cosine", "stage 2": "logit"}
+
+
+@dataclass
+class Drawn:
+    """A picture, what was written on it, and of every map its heat and its scale."""
+
+    picture: Picture
+    words: list[str]
+    heats: list[NDArray[np.float64]]
+    scales: list[tuple[float, str]]
+
+
+def drawn(maps: Maps, monkeypatch: pytest.MonkeyPatch, *, least: tuple[float, float], **options: object) -> Drawn:
+    said: list[str] = []
+    heats: list[NDArray[np.float64]] = []
+    scales: list[tuple[float, str]] = []
+
+    def write(lines: Sequence[tuple[str, tuple[int, int, int]]], width: int, **others: object) -> Picture:
+        said.extend(text for text, _ in lines)
+        return words(lines, width, **others)  # type: ignore[arg-type]
+
+    def heat(picture: Picture, by: NDArray[np.float64]) -> Picture:
+        heats.append(by)
+        return heated(picture, by)
+
+    def bar(width: int, most: float, unit: str) -> Picture:
+        scales.append((most, unit))
+        return scale(width, most, unit)
+
+    for name, one in (("words", write), ("heated", heat), ("scale", bar)):
+        monkeypatch.setattr(explaining, name, one)
+    frame = np.random.default_rng(0).integers(90, 120, (PATCH_PX, PATCH_PX), np.uint8)
+    by_stage = dict(zip(("stage 1", "stage 2"), least, strict=True))
+    picture = explaining.draw(maps, frame, [], name="a", least=by_stage, **options)  # type: ignore[arg-type]
+    return Drawn(picture, said, heats, scales)
+
+
+def test_all_labels_of_an_image_have_one_scale_in_each_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The maps of two labels, of which one has noise alone: it is faint beside the other, by as much as it is less."""
+    maps = Maps({"stage 1": (0.002, 0.2), "stage 2": (-4.0, 0.1)})
+    found = drawn(maps, monkeypatch, least=(0.01, 0.01))
+    assert found.scales == [(0.2, "cosine a cell"), (4.0, "logit a cell")] * 2
+    most = [float(heat.flat[np.abs(heat).argmax()]) for heat in found.heats]
+    assert most == pytest.approx([0.01, -1.0, 1.0, 0.025], rel=0.02)  # of a cell's middle
+
+
+def test_what_is_not_drawn_is_on_the_scale_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whichever labels are asked for, the same colour is the same figure."""
+    maps = Maps({"stage 1": (0.002, 0.2), "stage 2": (-4.0, 0.1)})
+    assert drawn(maps, monkeypatch, least=(0.01, 0.01), labels=LABELS[:1]).scales == [
+        (0.2, "cosine a cell"),
+        (4.0, "logit a cell"),
+    ]
+
+
+def test_an_image_of_noise_alone_has_no_full_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Maps({"stage 1": (0.002, 0.001), "stage 2": (0.05, -0.04)}, probability=(0.01, 0.0))
+    found = drawn(noise, monkeypatch, least=(0.1, 3.0), labels=LABELS[:2])
+    assert found.scales == [(0.1, "cosine a cell"), (3.0, "logit a cell")] * 2
+    assert max(float(np.abs(heat).max()) for heat in found.heats) == pytest.approx(0.02, rel=0.02)
+
+
+def test_the_least_that_has_full_colour_is_from_the_golden_patches(
+    two_stages: Path, screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, float]] = []
+
+    def draw(*arguments: object, least: dict[str, float], **options: object) -> Picture:
+        asked.append(least)
+        return np.zeros((8, 8, 3), np.uint8)
+
+    monkeypatch.setattr(explaining, "draw", draw)
+    explain(two_stages, [screen], tmp_path)
+    found = Attribution(two_stages).explain(read_golden(two_stages, manifest=Manifest.read(two_stages)).pixels)
+    (least,) = asked
+    assert least == pytest.approx(
+        {"stage 1": 0.5 * np.abs(found.stage1.map).max(), "stage 2": 0.5 * np.abs(found.stage2.map).max()}
+    )
+
+
+def test_a_map_that_says_nothing_can_be_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = drawn(Maps({"stage 1": (0.0, 0.0), "stage 2": (0.0, 0.0)}), monkeypatch, least=(0.0, 0.0))
+    assert not any(heat.any() for heat in found.heats)
+
+
+def test_a_picture_says_in_words_what_was_looked_at_and_what_its_colours_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    maps = Maps({"stage 1": (0.1, 0.2), "stage 2": (1.0, 2.0)}, added=1, turned=(0,))
+    said = " ".join(drawn(maps, monkeypatch, least=(0.1, 0.1)).words)
+    assert "windows: 1, of them added by the second look: 1, looked at turned: 1" in said
+    assert "added window 0, 0, looked at turned: 0.900" in said
+    assert looks(maps.manifest) in said
+    assert f"what a cell ({PATCH_PX // 4} x {PATCH_PX // 4} px) adds to the score above its map" in said
+    assert "stage 1: cosine +0.10" in said
+    assert "stage 2: probability 0.900" in said
+    plain = drawn(replace(maps, added=0, turned=()), monkeypatch, least=(0.1, 0.1)).words
+    assert "window 0, 0: 0.900" in plain
+
+
+def test_which_looks_are_in_the_scores_is_said_for_each_bundle() -> None:
+    none = replace(fake_manifest(LABELS, patch_px=PATCH_PX), second_look=SecondLook(score_min=0.05, ratio_max=0.0))
+    assert looks(none).startswith("The bundle has no glance: ")
+    for asked in ("It asks for no second look.", "It asks for no turned look."):
+        assert asked in looks(none)
+    every = replace(
+        none,
+        glance=Glance(doubt_min=0.25),
+        second_look=SecondLook(score_min=0.05, ratio_max=0.5),
+        turned_look=TurnedLook(score_min=0.1, score_max=0.9, ratio_max=0.2),
+    )
+    told = looks(every)
+    assert "Scores are without the bundle's glance: in service on a CPU, windows of a doubt below 0.25 " in told
+    assert "With its second look, as in service: " in told
+    assert "With its turned look, as in service: of windows that score 0.1 to 0.9, up to 20% " in told
+    assert "no " not in told
 
 
 def test_a_label_that_is_there_by_the_boxes_is_drawn_even_where_it_was_missed(
@@ -158,6 +312,43 @@ def test_heat_of_nothing_changes_nothing_and_signs_have_their_colours() -> None:
     assert calm == [128, 128, 128]
     assert warm[0] > 180 > warm[2]
     assert cold[2] > 150 > cold[0]
+
+
+@pytest.mark.parametrize("width", [40, 481])
+def test_a_scale_has_the_colours_of_the_heat_and_its_numbers(width: int) -> None:
+    strip = scale(width, 3.04, "logit a cell")
+    assert strip.shape[1:] == (width, 3)
+    dark = np.full((1, 2, 3), BACKGROUND, np.uint8)
+    ends = heated(dark, np.array([[-1.0, 1.0]]))[0]
+    np.testing.assert_array_equal(strip[0, [0, -1]], ends)
+    np.testing.assert_array_equal(strip[0, width // 2], PAPER)
+    quarters = strip[BAR_PX // 2, [width // 4, 3 * width // 4]].astype(int)
+    assert quarters[0, 2] > quarters[0, 0]  # bluish against it, reddish for it
+    assert quarters[1, 0] > quarters[1, 2]
+    written = (strip[BAR_PX:] != BACKGROUND).any(axis=2)
+    numbers, unit = np.array_split(written, 2)
+    third = width // 3
+    for part in (numbers[:, :third], numbers[:, third : 2 * third], numbers[:, 2 * third :], unit):
+        assert part.any()
+
+
+def test_a_scale_tells_its_numbers_apart() -> None:
+    assert (scale(200, 3.0, "logit a cell") != scale(200, 4.0, "logit a cell")).any()
+    assert (scale(200, 3.0, "logit a cell") != scale(200, 3.0, "cosine a cell")).any()
+
+
+def test_long_words_are_wrapped_to_what_a_strip_shows() -> None:
+    text = "of windows that score from one tenth to nine tenths a mean is taken"
+    for width in (90, 200, 2000):
+        lines = wrapped(text, width)
+        assert " ".join(lines) == text
+        for line in lines:
+            wide, narrow = (words([(line, QUIET)], size)[:, :width] for size in (2000, width))
+            np.testing.assert_array_equal(wide, narrow)
+            assert (words([(line, QUIET)], 2000)[:, width:] == BACKGROUND).all()
+    assert len(wrapped(text, 2000)) == 1
+    assert len(wrapped(text, 90)) > 5
+    assert wrapped("unbreakable", 20) == ["unbreakable"]
 
 
 def test_a_crop_stays_inside_and_says_where_it_is() -> None:

@@ -33,9 +33,12 @@ def explain(
     ] = None,
 ) -> None:
     """Draw where the scores of both stages come from, one picture an image (no torch needed)."""
+    from engine import Manifest
     from training import explaining
 
-    for picture in explaining.explain(bundle, images, out, labels=label or (), data=data):
+    pictures = explaining.explain(bundle, images, out, labels=label or (), data=data)
+    console.print(explaining.looks(Manifest.read(bundle)), highlight=False, soft_wrap=True)
+    for picture in pictures:
         console.print(str(picture), highlight=False, soft_wrap=True)  # as it is, for whoever reads on
 
 

@@ -10,6 +10,7 @@ import typer
 from rich.table import Table
 
 from training.cli import CostsFile, Json, Part, Picture, Plot, app, console, part_of, write_json
+from training.methods import METHODS
 
 
 class Precision(StrEnum):
@@ -56,7 +57,7 @@ def compare(
 
 @app.command()
 def describe(
-    method: Annotated[str, typer.Argument(help="A method of the paper, or all.")] = "all",
+    method: Annotated[str, typer.Argument(help=f"A method of the paper: {', '.join(METHODS)}; or all.")] = "all",
     size: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=64)] = 1024,
     labels: Annotated[int, typer.Option(help="How many labels.", min=1)] = 4,
     config: Annotated[Path | None, typer.Option(help="TOML file: its network alone.", exists=True)] = None,
@@ -66,7 +67,6 @@ def describe(
     from training.complexity import count as count_network
     from training.complexity import describe as count
     from training.config import read_config
-    from training.methods import METHODS
     from training.studies.counts import show
 
     if config is not None:

@@ -15,6 +15,7 @@ from training.plots import OURS, THEIRS, can_draw
 from training.rows import write_rows
 
 TITLE = "Parameters and multiply-accumulates of one colour patch (Table 8)"
+UNITS = {"parameters": 1e7, "products": 1e10}  # of the table
 
 
 def write(out: Path, console: Console) -> None:
@@ -45,33 +46,49 @@ def write(out: Path, console: Console) -> None:
 
 
 def show(found: Sequence[Description], console: Console) -> None:
-    """Beside the paper's figures, for people."""
+    """Beside the paper's figures, for people; beneath, why one is further from them than it should be."""
     table = Table(box=box.SIMPLE)
     for heading in ("method", "param.\ne7", "paper", "of it", "prod.\ne10", "paper", "of it", "grey"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
     for one in found:
-        parameters, products, paper = one.colour.parameters, one.colour.products, one.paper_products
-        table.add_row(
-            one.title,
-            f"{parameters / 1e7:.3f}",
-            f"{one.paper_parameters / 1e7:.3f}",
-            f"{parameters / one.paper_parameters:.1%}",
-            f"{products / 1e10:.3f}",
-            "-" if paper is None else f"{paper / 1e10:.3f}",
-            "-" if paper is None else f"{products / paper:.1%}",
-            f"{one.grey.products / 1e10:.3f}",
-        )
+        counted = [cell for figure in UNITS for cell in _cells(one, figure)]
+        table.add_row(one.title, *counted, f"{one.grey.products / UNITS['products']:.3f}")
     console.print(table)
+    for note in _notes(found).values():
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(one: Description, figure: str) -> tuple[str, str, str]:
+    """A figure as it is counted, as the paper has it, and the one as a share of the other."""
+    (counted, paper), unit = one.beside[figure], UNITS[figure]
+    if paper is None:
+        return f"{counted / unit:.3f}", "-", "-"
+    return f"{counted / unit:.3f}", f"{paper / unit:.3f}", f"{counted / paper:.1%}"
+
+
+def _notes(found: Sequence[Description]) -> dict[tuple[str, str], str]:
+    """By method and figure, why ours is further from the paper's than it should be."""
+    return {
+        (one.title, figure): f"{one.title}, {_cells(one, figure)[2]} of the paper's {figure}: {reason}"
+        for one in found
+        for figure, reason in one.reasons.items()
+    }
 
 
 def _lines(found: Sequence[Description]) -> Iterator[str]:
     yield "| | parameters, e7 | paper | products, e10 | paper | products of a grey patch, e10 |"
     yield f"|{' --- |' * 6}"
+    notes = _notes(found)
+    marks = {of: f"[^{number}]" for number, of in enumerate(notes, 1)}
     for one in found:
-        parameters, products, paper = one.colour.parameters / 1e7, one.colour.products / 1e10, one.paper_products
-        beside = "-" if paper is None else f"{paper / 1e10:.3f}"
-        counted = f"{parameters:.3f} | {one.paper_parameters / 1e7:.3f} | {products:.3f} | {beside}"
-        yield f"| {one.title} | {counted} | {one.grey.products / 1e10:.3f} |"
+        cells = []
+        for figure in UNITS:
+            counted, paper, _ = _cells(one, figure)
+            cells += [counted + marks.get((one.title, figure), ""), paper]
+        yield f"| {one.title} | {' | '.join(cells)} | {one.grey.products / UNITS['products']:.3f} |"
+    yield ""
+    for of, note in notes.items():
+        yield f"{marks[of]}: {note}"
 
 
 def _draw(found: Sequence[Description], file: Path) -> None:
@@ -80,7 +97,7 @@ def _draw(found: Sequence[Description], file: Path) -> None:
     from matplotlib.figure import Figure
 
     titles, places = [one.title for one in found], range(len(found))
-    parameters = [(one.colour.parameters / 1e7, one.paper_parameters / 1e7) for one in found]
+    parameters = [(one.colour.parameters / 1e7, (one.paper_parameters or math.nan) / 1e7) for one in found]
     products = [(one.colour.products / 1e10, (one.paper_products or math.nan) / 1e10) for one in found]
     with matplotlib.rc_context({"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}):
         figure = Figure(figsize=(8.4, 0.9 + 0.42 * len(found)))
