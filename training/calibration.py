@@ -17,6 +17,7 @@ from training.zones import Tally, Zones, rounded, tally
 
 FEW = 5  # screens with a label: of fewer nothing follows
 UNLIKE = 1.5  # times as many windows: screens of other sizes
+LESS_GLANCE = "Where it may clear less (--lost), or is left out (--drop-glance), the whole network sees more"
 _DIGITS = 4  # of a threshold
 _NEAREST = 1e-6  # to 0 and 1, which are no thresholds
 
@@ -35,8 +36,9 @@ class Calibration:
         tally: of the screens that they were chosen on.
         held_out: of the same screens, but those that chose the epoch where others are there, each judged by limits that
             were chosen without it; None where there are too few.
+        whole: those two by the whole network, without what a glance does to the screens.
         intervals: of screens to come; None where there are too few to tell.
-        screens: those screens.
+        screens: those screens, as they are judged.
         has: (S, L) which label each of them has.
         windows: of how many windows the smallest and the largest of them are.
         weights_chosen: whether the epoch was chosen by the screens that judge.
@@ -46,6 +48,7 @@ class Calibration:
     costs: Costs
     tally: Tally
     held_out: Tally | None
+    whole: tuple[Tally, Tally | None]
     intervals: Intervals | None
     screens: Screens
     has: NDArray[np.bool_]
@@ -65,6 +68,7 @@ class Calibration:
     def warnings(self) -> list[str]:
         """What the limits do not hold, or the screens do not prove, in words; empty where all is well."""
         found, cap = self.tally, self.costs.escape_cap
+        whole, held_out_whole = self.whole
         said = []
         if not found.clean or not found.defective:
             said.append(
@@ -73,10 +77,13 @@ class Calibration:
         if found.clean and found.defective:
             said += self._no_better_than_review()
         if found.escape > cap:
+            why = (
+                f", which so few screens cannot keep but by more review than the capacity of "
+                f"{self.costs.review_capacity:.1%}"
+            )
             said.append(
                 f"{found.escapes} of {found.defective} defective screens escape, {found.escape:.1%}: over the cap of "
-                f"{cap:.2%}, which so few screens cannot keep but by more review than the capacity of "
-                f"{self.costs.review_capacity:.1%}"
+                f"{cap:.2%}{why if whole.escape > cap else ''}{_by_glance(found, whole)}"
             )
         for label, count in zip(self.limits, self.has.sum(axis=0).tolist(), strict=True):
             if count < FEW:
@@ -87,7 +94,7 @@ class Calibration:
                 f"{escapes} escapes of {n} defective screens, each judged by limits chosen without it, prove no more "
                 f"than {self.escape_bound:.1%} (95 %), not the cap of {cap:.2%}: that takes {enough(escapes, cap)} "
                 "such screens with as many escapes. Until then the bands are wider, as far as the capacity for review "
-                "allows"
+                f"allows{_by_glance(self.held_out, held_out_whole)}"
             )
         if self.weights_chosen:
             said.append(
@@ -101,25 +108,33 @@ class Calibration:
                 "for a line whose screens are of one size, calibrate on such screens alone"
             )
         if found.review(self.costs) > self.costs.review_capacity:
+            why = (
+                "neither the cap on escapes nor the thresholds, which no band may leave outside, let these scores do "
+                "with less, if no more clean ones are to fail"
+            )
+            if whole.review(self.costs) <= self.costs.review_capacity:
+                why = f"{whole.review(self.costs):.1%} without the glance. {LESS_GLANCE}"
             said.append(
                 f"{found.review(self.costs):.1%} of the screens go to review, over the capacity of "
-                f"{self.costs.review_capacity:.1%}: neither the cap on escapes nor the thresholds, which no band may "
-                "leave outside, let these scores do with less, if no more clean ones are to fail"
+                f"{self.costs.review_capacity:.1%}: {why}"
             )
         return said
 
     def _no_better_than_review(self) -> list[str]:
         """That hardly anything is gained where no clean screen passes, or where a review of every screen costs less."""
         found, of_review = self.tally, self.costs.review_cost
-        cost = round(found.cost(self.costs), 12)  # what is equal may differ in its last digit
+        costs = [one.cost(self.costs) for one in (found, self.held_out) if one is not None]
+        most = round(max(costs), 12)  # what is equal may differ in its last digit
         passed = found.clean - found.overkills - found.reviewed_clean
-        if passed and cost < of_review:
+        if passed and most < of_review:
             return []
+        left_out = f", {costs[1]:.3g} if it is left out of the choice," if costs[1:] else ""
         return [
-            f"these limits do {'little' if cost < of_review else 'no'} better than to review every screen: of "
+            f"these limits do {'little' if most < of_review else 'no'} better than to review every screen: of "
             f"{found.clean} clean ones {passed} pass, {found.overkills} fail and {found.reviewed_clean} go to review, "
-            f"and a screen is expected to cost {cost:.3g}, where its review costs {of_review:g}. To do better takes "
-            "more screens to calibrate on, other costs, or a network that tells clean screens from defective ones"
+            f"and a screen is expected to cost {costs[0]:.3g}{left_out} where its review costs {of_review:g}. To do "
+            "better takes more screens to calibrate on, other costs, or a network that tells clean screens from "
+            "defective ones"
         ]
 
     def facts(self) -> dict[str, float | str]:
@@ -215,6 +230,7 @@ def calibrate(
         return _worse(whole.take(judged), glancing(patches, zones, [rows[number] for number in judged]))
 
     found = choose(whole, costs, thresholds_of, judging=judging, served=served)
+    as_served = served(everything, found.zones, everything)
     intervals = bootstrap_zones(whole, costs, thresholds_of, step=found.step, judging=judging, served=served)
     windows = [len(group) for group in rows]
     limits = zip(labels, found.thresholds.tolist(), found.zones.tolist(), strict=True)
@@ -223,14 +239,21 @@ def calibrate(
             label: LabelLimits(threshold=threshold, review=(low, high)) for label, threshold, (low, high) in limits
         },
         costs=costs,
-        tally=tally(served(everything, found.zones, everything), found.zones),
+        tally=tally(as_served, found.zones),
         held_out=found.held_out,
+        whole=(tally(whole, found.zones), found.held_out_whole),
         intervals=_of_labels_seen(_no_narrower(intervals, found.held_out, costs), has),
-        screens=whole,
+        screens=as_served,
         has=has,
         windows=(min(windows, default=0), max(windows, default=0)),
         weights_chosen=weights_chosen,
     )
+
+
+def _by_glance(served: Tally | None, whole: Tally | None) -> str:
+    """How many of the escapes are those of a glance, and what helps against them; empty if none is."""
+    count = 0 if served is None or whole is None else served.escapes - whole.escapes
+    return f"; {count} of them by the glance alone, which no band catches. {LESS_GLANCE}" if count else ""
 
 
 def _worse(screens: Screens, highest: NDArray[np.float64]) -> Screens:

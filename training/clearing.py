@@ -29,17 +29,26 @@ class Clearing:
         doubts: of the glance.
         clean: features of the one window (1, ...) that stands for those that are cleared.
         lost: share of the windows in which a defect is found that may be cleared.
-        most: what a limit is at most.
+        most: what the limit is at most.
+        blind: whether these screens had no part in choosing `most`; else it may not help where they judge.
 
     Attributes:
         probability: (N, L) by the whole network, with turned looks where the bundle asks for them.
     """
 
     def __init__(
-        self, backend: Backend, patches: PatchSet, doubts: Doubts, clean: Features, *, lost: float, most: float
+        self,
+        backend: Backend,
+        patches: PatchSet,
+        doubts: Doubts,
+        clean: Features,
+        *,
+        lost: float,
+        most: float,
+        blind: bool,
     ) -> None:
         self._backend, self._patches, self._doubts, self._clean = backend, patches, doubts, clean
-        self._lost, self._most = lost, most
+        self._lost, self._most, self._most_judged = lost, most, most if blind else 1.0
         self._features: dict[int, Features] = {}  # of screens, by the number of the first patch
         self._others: dict[int, Features] = {}  # of windows in their other positions, by the number of the patch
         self._cleared: dict[tuple[int, int], NDArray[np.float32]] = {}  # by that number, and how many are cleared
@@ -75,7 +84,7 @@ class Clearing:
         found = np.asarray(self._found(zones[:, 0])[chosen_on].any(axis=1))
         doubt_min = 0.0
         if found.any():
-            most = self._most_at(zones[:, 0])
+            most = min(self._most_judged, self._doubts.most(self._backend.manifest, low=zones[:, 0]))
             doubt_min = limit_of(self._doubts.windows[chosen_on], found, lost=self._lost, most=most)
         highest = np.zeros((len(screens), len(self._patches.label_names)))
         for screen, rows in zip(highest, screens, strict=True):
@@ -91,16 +100,13 @@ class Clearing:
         """
         manifest = self._backend.manifest
         self._doubts.refuse_silent(manifest, low=low)
-        windows, most = self._doubts.windows, self._most_at(low)
+        windows, most = self._doubts.windows, min(self._most, self._doubts.most(manifest, low=low))
         chosen = choose(windows, self._found(low), self._patches.screens, lost=self._lost, most=most)
         probability = self._backend.reason(self._clean.label_features, self._clean.stage1)
         if telling(probability, manifest, low=low).any():
             scores = ", ".join(f"{score:.2g}" for score in probability[0])
             raise ValueError(f"what stands for a cleared window has the scores {scores}, and would not pass")
         return chosen
-
-    def _most_at(self, low: NDArray[np.float64]) -> float:
-        return min(self._most, self._doubts.most(self._backend.manifest, low=low))
 
     def _found(self, low: NDArray[np.float64]) -> NDArray[np.bool_]:
         """The labels (N, L) that are there, or may be, and that the whole network finds; see `training.glance`."""
@@ -134,7 +140,7 @@ class Clearing:
 
 
 @contextmanager
-def clearing(bundle: Path, patches: PatchSet, *, lost: float) -> Iterator[Clearing]:
+def clearing(bundle: Path, patches: PatchSet, *, lost: float, blind: bool = True) -> Iterator[Clearing]:
     """What the glance of a bundle clears of a set, until the block ends; by a limit that is no higher than its own.
 
     A few windows with a defect may all have a high doubt, and a limit that was chosen on many knows better.
@@ -143,6 +149,7 @@ def clearing(bundle: Path, patches: PatchSet, *, lost: float) -> Iterator[Cleari
         bundle: with a glance.
         patches: of its labels and patch size.
         lost: share of the windows in which a defect is found that may be cleared, below 1.
+        blind: whether the limit that it has was chosen without these screens.
 
     Raises:
         BundleError: the bundle is not whole.
@@ -153,7 +160,7 @@ def clearing(bundle: Path, patches: PatchSet, *, lost: float) -> Iterator[Cleari
         with closing(load(copy, "onnxruntime", precision="fp32")) as backend:
             clean = backend.features(patches.patch(int(doubts.windows.argmin()))[None, None])
     with closing(load(bundle)) as backend:
-        yield Clearing(backend, patches, doubts, clean, lost=lost, most=backend.manifest.glance.doubt_min)
+        yield Clearing(backend, patches, doubts, clean, lost=lost, most=backend.manifest.glance.doubt_min, blind=blind)
 
 
 def _without_maps(features: Features) -> Features:

@@ -1,8 +1,10 @@
 """A folder that `cut` wrote: its tables, held against each other, its pixels and its maps."""
 
+import errno
 import json
 import math
 import os
+from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,10 @@ from training.images import read_whole
 from training.patches import cut_facts
 from training.rows import read_arrays, read_lines, read_rows
 from training.truth import CELL_PX, PARTS
+from training.whole import replace
 
+PIXELS_FILE = "pixels.u8"
+READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 TOLD = {"1", "0", "-1"}  # of a label in a table
 
 
@@ -49,43 +54,30 @@ class CutFolder:
         return [k for k, screen in enumerate(self.screens) if part is None or self.parts[screen] == part]
 
     def pixels(self) -> NDArray[np.uint8]:
-        """The patches (N, P, P), mapped from `pixels.u8`, which is written where it is not there or of other images.
-
-        `pixels.json` beside it tells of which: names in their order, and sizes of the files. Where images are gone,
-        what was decoded of them stands in for them.
+        """The patches (N, P, P), mapped from `pixels.u8`, which is written where `is_decoded` says no.
 
         Raises:
             ValueError: an image is not there, not whole or no patch, or the folder may not be written to.
             OSError: there is no room for it.
         """
         shape = (len(self.names), self.patch_px, self.patch_px)
-        cache = self.folder / "pixels.u8"
-        if not self._is_decoded(cache, shape):
+        cache = self.folder / PIXELS_FILE
+        if not is_decoded(self.folder, self.names, self.patch_px):
             try:
                 with alone(cache.with_suffix(".lock")):  # another run of the same data may just be at it
-                    if not self._is_decoded(cache, shape):
+                    if not is_decoded(self.folder, self.names, self.patch_px):
                         self._decode(cache, shape)
-            except PermissionError as error:
-                told = "take it once where that may be, which leaves pixels.u8 there, or take a copy"
-                raise ValueError(f"{self.folder} may not be written to, where its pixels are kept: {told}") from error
+            except OSError as error:
+                if error.errno not in READ_ONLY:
+                    raise
+                if not (_is_as_long(cache, shape) and _told(cache) is None):  # an earlier version told nothing
+                    told = f"take it once where that may be, which leaves {PIXELS_FILE} and its record, or take a copy"
+                    raise ValueError(f"{self.folder} may not be written to, where pixels are kept: {told}") from error
         return np.memmap(cache, np.uint8, "r", shape=shape)
 
-    def _is_decoded(self, cache: Path, shape: tuple[int, int, int]) -> bool:
-        if not (cache.is_file() and cache.stat().st_size == math.prod(shape)):
-            return False
-        record, images = cache.with_suffix(".json"), self._images()
-        told = json.loads(record.read_text()) if record.is_file() else None  # earlier versions told nothing
-        if images is None:
-            return told is None or [name for name, _ in told] == self.names
-        return bool(told == images)
-
-    def _images(self) -> list[list[str | int]] | None:
-        """Names and sizes of the images, in the order of the patches; None where some are gone."""
-        sizes = {entry.name: entry.stat().st_size for entry in (self.folder / "images").glob("*")}
-        return [[name, sizes[name]] for name in self.names] if sizes.keys() >= set(self.names) else None
-
     def _decode(self, cache: Path, shape: tuple[int, int, int]) -> None:
-        partial, images = cache.with_suffix(".partial"), self._images()
+        partial, record = cache.with_suffix(".partial"), cache.with_suffix(".json")
+        sizes = _sizes(self.folder)
         try:
             # the memory of a file that the disk has no room for kills who writes to it
             with partial.open("wb") as file:
@@ -100,8 +92,10 @@ class CutFolder:
                 raise ValueError(f"{self.folder / 'images' / name} is not a patch of {self.patch_px} px")
             pixels[k] = image
         pixels.flush()
+        record.unlink(missing_ok=True)  # of the pixels before
         partial.replace(cache)
-        cache.with_suffix(".json").write_text(json.dumps(images) + "\n")
+        text = json.dumps([[name, sizes[name]] for name in self.names]) + "\n"
+        replace(record, lambda draft: draft.write_text(text))
 
     def maps(self) -> dict[int, NDArray[np.integer[Any]]]:
         """Cells (n, 4) of the patches that have any: label, row, column, value.
@@ -123,6 +117,44 @@ class CutFolder:
         order = np.argsort(cells[:, 0], kind="stable")
         patches, starts = np.unique(cells[order, 0], return_index=True)
         return dict(zip(patches.tolist(), np.split(cells[order, 1:], starts[1:]), strict=True))
+
+
+def is_decoded(folder: Path, names: Sequence[str], patch_px: int) -> bool:
+    """Whether `pixels.u8` holds these patches, of their images as they are: names in this order, and sizes of files.
+
+    `pixels.json` beside it tells of which images it was decoded; earlier versions told nothing. For images that are
+    gone it stands in.
+    """
+    cache, sizes = folder / PIXELS_FILE, _sizes(folder)
+    if not _is_as_long(cache, (len(names), patch_px, patch_px)):
+        return False
+    told = _told(cache)
+    if told is None:
+        return sizes.keys().isdisjoint(names)
+    return [name for name, _ in told] == list(names) and all(sizes.get(name, size) == size for name, size in told)
+
+
+def _told(cache: Path) -> list[tuple[str, int]] | None:
+    """Names and sizes of the images; none of them where they cannot be read, None where nothing is told."""
+    try:
+        told = json.loads(cache.with_suffix(".json").read_bytes())
+        return [(str(name), int(size)) for name, size in told]
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError):
+        return []
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Of the images that are there, links that lead somewhere too."""
+    if not (folder / "images").is_dir():
+        return {}
+    with os.scandir(folder / "images") as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
+def _is_as_long(cache: Path, shape: tuple[int, int, int]) -> bool:
+    return cache.is_file() and cache.stat().st_size == math.prod(shape)
 
 
 def _read_labels(table: Path) -> tuple[tuple[str, ...], list[str], NDArray[np.int8]]:

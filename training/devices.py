@@ -52,14 +52,17 @@ def refuse_lacking(config: Config) -> None:
     """
     there = 0 if config.accelerator == "cpu" else cuda.device_count()
     wants_gpus = config.accelerator == "cuda" or (config.accelerator == "auto" and config.devices > 1)
+    lacking = []
     if wants_gpus and there < config.devices:
         remedies = [f"--set accelerator=cpu trains in {config.devices} of the CPU's processes"]
         if there or config.accelerator == "auto":
             remedies.insert(0, f"--set devices={max(there, 1)} trains on {'the GPUs' if there else 'the CPU'}")
         told = f"devices = {config.devices} are GPUs, of which this machine has {there}"
-        raise ValueError(f"{told}: {', '.join(remedies)}")
+        lacking.append(f"{told}: {', '.join(remedies)}")
     if config.precision == "16-mixed" and not there:
-        raise ValueError("precision = '16-mixed' needs a GPU: --set precision=32-true, or bf16-mixed")
+        lacking.append("precision = '16-mixed' needs a GPU: --set precision=32-true, or bf16-mixed")
+    if lacking:
+        raise ValueError("; ".join(lacking))
 
 
 def together() -> bool:

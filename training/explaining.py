@@ -28,11 +28,11 @@ from training.pictures import (
     TRUTH,
     Picture,
     Rectangle,
+    colour_bar,
     coloured,
     crop,
     heated,
     outline,
-    scale,
     stretched,
     words,
     wrapped,
@@ -44,7 +44,7 @@ from training.visible import VISIBLE_FILE
 
 PANEL_PX = (480, 960)  # at most so wide and so high
 LEAST_CELL_PX = 9  # what speaks for a label is drawn at least so large, to be seen on a small picture of a screen
-LEAST_FULL = 0.5  # of what the golden patches' strongest cell adds: an image of noise alone has no full colour
+LEAST_FULL = 0.5  # of what the strongest cell of a golden patch adds: an image of noise alone has no full colour
 CLOSE_PX = 192  # of the frame, in a close-up
 GAP_PX = 8
 
@@ -84,8 +84,7 @@ def explain(
     truth = read_truth(data) if data is not None else {}
     if data is not None:
         _refuse_strangers(images, data, truth)
-    golden = attribution.explain(read_golden(bundle, manifest=attribution.manifest).pixels)
-    least = {name: LEAST_FULL * most for name, most in strongest(attribution.stages(golden)).items()}
+    least = _least_full(bundle, attribution)
     out.mkdir(parents=True, exist_ok=True)
     written = []
     for image in track(images, "explain"):
@@ -112,6 +111,27 @@ def _refuse_strangers(images: Sequence[Path], data: Path, truth: Truth) -> None:
 def strongest(stages: Mapping[str, Stage]) -> dict[str, float]:
     """By stage, the most that any cell adds to the score of any label, or takes from it."""
     return {name: float(np.abs(stage.map).max()) for name, stage in stages.items()}
+
+
+def _least_full(bundle: Path, attribution: Attribution) -> dict[str, float]:
+    """By stage, the least that full colour stands for.
+
+    Half of what the strongest cell adds to the score of a label that a golden patch has, of the label to which it adds
+    least: the score of a scratch is made of many cells, that of a pinhole of one.
+    """
+    golden = read_golden(bundle, manifest=attribution.manifest)
+    stages = attribution.stages(attribution.explain(golden.pixels))
+    threshold = np.array([limits.threshold for limits in attribution.manifest.labels.values()])
+    found = {}
+    for name, stage in stages.items():
+        most = np.abs(stage.map).max(axis=(2, 3))
+        of_labels = [
+            float(adds[present].max())
+            for adds, present in zip(most.T, (golden.probability >= threshold).T, strict=True)
+            if present.any()
+        ]
+        found[name] = LEAST_FULL * min(of_labels, default=float(most.max()))
+    return found
 
 
 def looks(manifest: Manifest) -> str:
@@ -230,7 +250,7 @@ class View:
     patch_px: int
 
     @property
-    def scale(self) -> float:
+    def zoom(self) -> float:
         """Pixels of the small picture for each of the frame."""
         height, width = self.frame.shape
         return float(min(PANEL_PX[0] / width, PANEL_PX[1] / height))
@@ -238,7 +258,7 @@ class View:
     @property
     def size(self) -> tuple[int, int]:
         """Width and height of the small picture."""
-        return round(self.frame.shape[1] * self.scale), round(self.frame.shape[0] * self.scale)
+        return round(self.frame.shape[1] * self.zoom), round(self.frame.shape[0] * self.zoom)
 
     def small(self) -> Picture:
         """The small picture, with more contrast."""
@@ -248,7 +268,7 @@ class View:
 
     def placed(self, box: Rectangle) -> Rectangle:
         """A box of the frame on the small picture."""
-        left, top, right, bottom = (edge * self.scale for edge in box)
+        left, top, right, bottom = (edge * self.zoom for edge in box)
         return int(left), int(top), int(np.ceil(right)), int(np.ceil(bottom))
 
     def merged(self, part: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -260,7 +280,7 @@ class View:
             place = canvas[top:bottom, left:right]
             here = cv2.resize(of_window, place.shape[::-1], interpolation=cv2.INTER_LINEAR)
             canvas[top:bottom, left:right] = np.where(np.abs(here) > np.abs(place), here, place)
-        grow = round(LEAST_CELL_PX - self.patch_px * self.scale / part.shape[-1])
+        grow = round(LEAST_CELL_PX - self.patch_px * self.zoom / part.shape[-1])
         if grow <= 0:
             return canvas
         seen = cv2.dilate(canvas, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (grow + 1, grow + 1)))
@@ -287,7 +307,7 @@ def _maps(
         for box in boxes:
             outline(panel, view.placed(box), TRUTH)
         titled = _titled(panel, f"{name}: {score}", _sum(stage, best, column))
-        panels.append(np.vstack([titled, scale(panel.shape[1], most, f"{unit} a cell")]))
+        panels.append(np.vstack([titled, colour_bar(panel.shape[1], most, f"{unit} a cell")]))
     return panels
 
 

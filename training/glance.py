@@ -39,6 +39,7 @@ from training.network import Network
 from training.whole import drafted
 
 SECTION = "## Glance"
+GLANCE_DATA = "glance_data_id"  # of a manifest's facts: `data_id` of all that its limit was chosen on
 SHARE = "glance_share"  # of a manifest's facts: of the windows in which a defect is found, what may be cleared
 CLEAN_WINDOWS = 256  # whose mean features stand for a cleared one
 BEYOND_PX = 32  # of a patch's mirror image around it: maps are padded with zeros, beside which a glance sees less
@@ -276,7 +277,7 @@ def limit_of(doubt: NDArray[np.float32], found: NDArray[np.bool_], *, lost: floa
     It clears what is below it.
     """
     kept = np.sort(doubt[found])
-    return min(float(kept[int(lost * len(kept))]), most)
+    return min(float(kept[int(lost * len(kept) + 1e-9)]), most)  # of k in n, k are lost, though k / n * n may be less
 
 
 def _of_screens(found_NL: NDArray[np.bool_], screens: NDArray[np.int64]) -> NDArray[np.bool_]:

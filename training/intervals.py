@@ -1,5 +1,6 @@
 """How far chosen zones can be trusted: chosen again and again on screens drawn anew, and judged on those left out."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from training.zones import Tally, Zones, best_zones, lowered, tally
 
 REPLICATES = 200
 TOO_FEW = "too few screens"  # is shown in place of an interval without width
+_LEAST = 0.05  # of a logit, between the ends of an interval: less is no more than the limits' rounding
 _DIGITS, _MOST_DIGITS = 3, 6
 _WIDTH = 4  # of the search: the choice of each replicate need not be the very best
 _CENTRAL = (0.025, 0.975)
@@ -127,4 +129,5 @@ def _interval(values: Sequence[float] | NDArray[np.float64]) -> Interval:
 def _spread(values: NDArray[np.float64]) -> Interval | None:
     """The interval of a limit; None where it has no width: draws that do not differ tell nothing of screens to come."""
     interval = _interval(values)
-    return interval if interval.low < interval.high else None
+    low, high = (math.log(end / (1 - end)) for end in np.clip(interval[1:], 1e-9, 1 - 1e-9).tolist())
+    return interval if high - low > _LEAST else None

@@ -98,7 +98,7 @@ def wrapped(text: str, width: int, *, size: int = 14) -> list[str]:
     return lines
 
 
-def scale(width: int, most: float, unit: str, *, size: int = 14) -> Picture:
+def colour_bar(width: int, most: float, unit: str, *, size: int = 14) -> Picture:
     """What the colours of `heated` stand for: a bar over `width` pixels, under it its numbers, under these their unit.
 
     Args:

@@ -28,13 +28,15 @@ Served = Callable[[NDArray[np.int64], Zones, NDArray[np.int64]], Screens]
 class Choice(NamedTuple):
     """Of all screens thresholds, zones and how far their lows were moved down; and what was found on screens left out.
 
-    `held_out` is None where there are fewer than two screens of a kind: nothing can be left out.
+    `held_out` as they are served, `held_out_whole` by the scores that zones are chosen on; None where there are fewer
+    than two screens of a kind: nothing can be left out.
     """
 
     thresholds: NDArray[np.float64]
     zones: Zones
     step: float
     held_out: Tally | None
+    held_out_whole: Tally | None
 
 
 def choose(
@@ -49,15 +51,15 @@ def choose(
 
     Then the lows go down by the same step of the logit for every label, until they use the review that the capacity
     leaves, in the share in which the cap is unproven: nothing where the bound just meets it, nearly all of it with few
-    screens. Neither the zones that judge the screens left out nor those of all screens may then pass the capacity.
+    screens. Neither the zones that judge the screens left out nor those of all screens may then pass the capacity. What
+    escapes because of how screens are served moves nothing: a window that a glance has cleared scores as a clean one.
 
     Args:
         screens: whose limits are wanted.
         costs: of the line.
         thresholds_of: the labels' thresholds, of these screens alone.
         judging: which of them judge where they are left out; None: all.
-        served: as what they are judged; None: by the scores that zones are chosen on. How far the lows may go down is
-            told by these in either case.
+        served: as what they are judged; None: by the scores that zones are chosen on.
     """
     judging = np.ones(len(screens), np.bool_) if judging is None else judging
     thresholds = thresholds_of(np.arange(len(screens)))
@@ -70,24 +72,29 @@ def choose(
     def as_chosen(rest: NDArray[np.int64], chosen: Zones, part: NDArray[np.int64]) -> Screens:
         return screens.take(part)
 
-    def judged(step: float, served: Served = as_chosen) -> Tally:
+    def judged(step: float, seen: Served) -> Tally:
         moved = [(rest, lowered(chosen, step), part) for rest, chosen, part in left_out]
-        tallies = [tally(served(rest, chosen, part), chosen) for rest, chosen, part in moved]
+        tallies = [tally(seen(rest, chosen, part), chosen) for rest, chosen, part in moved]
         # of screens of one kind no zones were chosen: all of them go to review, and prove nothing
-        return functools.reduce(operator.add, tallies) if tallies else tally(screens, lowered(zones, step))
+        return functools.reduce(operator.add, tallies) if tallies else of_all(step)
 
-    served = served or as_chosen
-    bound, review = judged(0.0, served).escape_bound, judged(0.0).review(costs)
+    def of_all(step: float) -> Tally:
+        everything, chosen = np.arange(len(screens)), lowered(zones, step)
+        return tally(as_served(everything, chosen, everything), chosen)
+
+    as_served = served or as_chosen
+    bound, review = judged(0.0, as_chosen).escape_bound, judged(0.0, as_served).review(costs)
     step = 0.0
     if bound > costs.escape_cap and review < costs.review_capacity:
         limit = review + (costs.review_capacity - review) * (1 - costs.escape_cap / bound)
-        most = max(costs.review_capacity, tally(screens, zones).review(costs))
+        most = max(costs.review_capacity, of_all(0.0).review(costs))
 
         def fits(step: float) -> bool:
-            return judged(step).review(costs) <= limit and tally(screens, lowered(zones, step)).review(costs) <= most
+            return judged(step, as_served).review(costs) <= limit and of_all(step).review(costs) <= most
 
         step = _largest_step(fits)
-    return Choice(thresholds, lowered(zones, step), step, judged(step, served) if left_out else None)
+    held_out, whole = (judged(step, seen) if left_out else None for seen in (as_served, as_chosen))
+    return Choice(thresholds, lowered(zones, step), step, held_out, whole)
 
 
 def _folds(defective: NDArray[np.bool_]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:

@@ -22,7 +22,7 @@ from training.costs import Costs
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
-from training.glance import SECTION, SHARE, Chosen, prove, said
+from training.glance import GLANCE_DATA, SECTION, SHARE, Chosen, prove, said
 from training.patches import refuse_dropped, refuse_other_windows
 from training.temperature import FOLDS, folds_by_screen
 from training.whole import drafted
@@ -78,22 +78,27 @@ def recalibrate(
 
     Raises:
         ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
-            learnt from; the bundle has no glance to lose windows by or to leave out, or none can be chosen on the data.
+            learnt from; the bundle has no glance to lose windows by or to leave out, both are asked for, or no limit of
+            it can be chosen on the data.
         BundleError: the bundle is not whole, or the version is no name.
         InferenceError: with its new limit the glance clears golden patches that show something.
     """
     before, patches = _fitting(bundle, folders, out, version=version, part=part)
     if before.glance == NO_GLANCE and (drop_glance or lost is not None):
         raise ValueError(f"{bundle} has no glance that could be left out, or lose windows")
+    if drop_glance and lost is not None:
+        raise ValueError("--lost is of the glance that --drop-glance leaves out: give one of them")
     of_glance: dict[str, float | str] = {}
     if before.glance == NO_GLANCE or drop_glance:
-        found, probability = _seen_whole(bundle, patches, costs)
+        found, probability = _without_glance(bundle, patches, costs)
         glance, chosen = NO_GLANCE, None
     else:
         share = _share(before) if lost is None else lost
-        found, probability, chosen = _at_a_glance(bundle, patches, costs, share)
+        chosen_on = str(before.training.get(GLANCE_DATA, "")).split()
+        blind = {data_id(folders), *(data_id([folder]) for folder in folders)}.isdisjoint(chosen_on)
+        found, probability, chosen = _at_a_glance(bundle, patches, costs, share, blind=blind)
         glance = Glance(doubt_min=chosen.doubt_min)
-        of_glance = {**chosen.facts(), SHARE: share, "glance_data_id": data_id(folders)}
+        of_glance = {**chosen.facts(), SHARE: share, GLANCE_DATA: " ".join([*chosen_on, data_id(folders)])}
     other = THRESHOLDS_DATA, "glance_"  # facts, by how they begin, of limits before
     manifest = replace(
         before,
@@ -119,22 +124,22 @@ def recalibrate(
     )
 
 
-def _seen_whole(bundle: Path, patches: PatchSet, costs: Costs) -> tuple[Calibration, NDArray[np.float32]]:
-    """Limits of a bundle without a glance, and its probabilities (N, L)."""
+def _without_glance(bundle: Path, patches: PatchSet, costs: Costs) -> tuple[Calibration, NDArray[np.float32]]:
+    """Limits of a bundle whose glance, if it has one, is left out, and its probabilities (N, L)."""
     with seen_whole(bundle) as whole, closing(load(whole)) as backend:
         probability = bundle_probability(backend, patches, group="screen", look=backend.manifest.turned_look)
     return calibrate(probability, patches.labels, patches.screens, labels=patches.label_names, costs=costs), probability
 
 
 def _at_a_glance(
-    bundle: Path, patches: PatchSet, costs: Costs, lost: float
+    bundle: Path, patches: PatchSet, costs: Costs, lost: float, *, blind: bool
 ) -> tuple[Calibration, NDArray[np.float32], Chosen]:
     """Limits of a bundle, that of its glance, and with that its probabilities (N, L).
 
     Raises:
         ValueError: no limit of the glance can be chosen.
     """
-    with clearing(bundle, patches, lost=lost) as seen:
+    with clearing(bundle, patches, lost=lost, blind=blind) as seen:
         found = calibrate(
             seen.probability,
             patches.labels,

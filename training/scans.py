@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageFile, TiffImagePlugin
 from engine import to_grey
 from training.images import FOREIGN_ERRORS, PLAIN
 
+UNSIGNED = 1  # of a TIFF's SampleFormat
 KINDS = {".tif": "TIFF", ".tiff": "TIFF", ".pgm": "PPM"}  # by what a name ends with, as Pillow calls them
 GREY_OR_COLOUR = ("L", "RGB", "RGBA")
 # those that notice missing data; fax and JPEG paint it white or grey
@@ -60,10 +61,20 @@ def _refuse_guesses(image: ImageFile.ImageFile) -> None:
         raise Refused("it holds more than one image")
     if image.mode not in (*GREY_OR_COLOUR, *PLAIN):
         raise Refused(f"values of mode {image.mode} have no documented grey; save it as 8-bit grey")
-    if image.format == "PPM" and image.tile[0][0] != "raw":  # Pillow would stretch the values to 255
-        raise Refused("the largest value of a PGM must be 255, and its values binary")
+    if image.format == "PPM" and (image.mode != "L" or image.tile[0][0] != "raw"):  # Pillow would stretch to 255
+        raise Refused("a PGM is grey (P5), with binary values of which the largest is 255")
+    if image.format == "TIFF" and not _is_plain(image):
+        raise Refused("its values are signed, or no tag tells what of them is black")
     if image.format == "TIFF" and image.info["compression"] not in COMPRESSIONS:
         raise Refused(f"{image.info['compression']} hides missing data; save it uncompressed, or with LZW or deflate")
+
+
+def _is_plain(image: ImageFile.ImageFile) -> bool:
+    """Whether black is told, and values are unsigned: TIFF 6.0, PhotometricInterpretation and SampleFormat."""
+    tags = getattr(image, "tag_v2", {})
+    return TiffImagePlugin.PHOTOMETRIC_INTERPRETATION in tags and set(
+        tags.get(TiffImagePlugin.SAMPLEFORMAT, (UNSIGNED,))
+    ) <= {UNSIGNED}
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from engine import fake_manifest
 from engine.manifest import parse
+from training import intervals
 from training.calibration import best_threshold, calibrate, whole_screens
 from training.costs import Costs, read_costs
 from training.intervals import TOO_FEW, Interval, bootstrap_zones, span
@@ -241,6 +242,12 @@ def test_the_ends_of_an_interval_are_told_apart() -> None:
     assert span(Interval(0.1, 0.0087, 0.00870000001), "-") == span(None, "-") == TOO_FEW
 
 
+def test_an_interval_of_the_width_of_its_rounding_is_none() -> None:
+    assert intervals._spread(np.array([0.01569, 0.01575] * 50)) is None
+    assert intervals._spread(np.array([0.9985, 0.99851] * 50)) is None
+    assert intervals._spread(np.array([0.0150, 0.0160] * 50)) is not None
+
+
 def test_the_share_of_review_is_no_surer_than_both_kinds_of_screens() -> None:
     found = Tally(defective=50, clean=30, escapes=0, overkills=0, reviewed_defective=5, reviewed_clean=3)
     low, high = found.review_interval(Costs(prevalence=0.2))
@@ -330,3 +337,18 @@ def test_the_file_of_costs_holds_the_defaults() -> None:
     file = ROOT / "training" / "configs" / "limits.toml"
     assert read_costs(file) == Costs()
     assert tomllib.loads(file.read_text()).keys() == Costs.model_fields.keys()
+
+
+def test_limits_that_are_no_better_on_screens_left_out_are_said_to_be() -> None:
+    """Few screens give limits that are cheap on these and dearer than reviews on others."""
+    rng = np.random.default_rng(0)
+    target = np.array([[1], [0]] * 20, np.int8)
+    for _ in range(20):
+        score = 1 / (1 + np.exp(-rng.normal(np.where(target == 1, 1.5, -1.5), 1.2)))
+        found = calibrate(score, target, np.arange(40), labels=["dot"], costs=Costs())
+        assert found.held_out is not None
+        if found.tally.cost(Costs()) < 1 <= found.held_out.cost(Costs()):
+            told = f", {found.held_out.cost(Costs()):.3g} if it is left out of the choice, where its review costs 1."
+            assert any("no better than to review" in said and told in said for said in found.warnings())
+            return
+    pytest.fail("no draw was cheaper on its own screens")

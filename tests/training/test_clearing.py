@@ -145,7 +145,10 @@ def test_what_escapes_by_a_glance_counts_in_what_is_proven() -> None:
     assert found.held_out.escapes >= len(faint)
     assert found.escape_bound >= wilson(len(faint), 300).high
     assert not found.proven
-    assert any("prove no more than" in said for said in found.warnings())
+    assert found.limits == without.limits  # bands that are wider would not catch them
+    (said,) = (said for said in found.warnings() if "prove no more than" in said)
+    more = found.held_out.escapes - without.held_out.escapes
+    assert f"; {more} of them by the glance alone, which no band catches. Where it may clear less (--lost)" in said
     assert found.intervals is not None
     assert found.intervals.escape.mean > without.intervals.escape.mean + 0.1
 
@@ -164,6 +167,58 @@ def test_a_screen_is_judged_by_the_worse_of_both_ways_to_see_it() -> None:
     assert told(of_clean=0.0, of_defective=1.0).tally == whole.tally
     assert told(of_clean=1.0, of_defective=1.0).tally.overkills == whole.tally.clean
     assert told(of_clean=0.0, of_defective=0.0).tally.escapes == whole.tally.defective
+
+
+def test_reviews_that_a_glance_adds_count_in_the_capacity() -> None:
+    """It gives clean screens a score between the limits, and the bands are not the narrower for it."""
+    probability, target, screens = many(0, screens=60)
+    lifted = np.flatnonzero([not target[screens == number].any() for number in range(60)])[:15]
+
+    def highest(chosen_on: Rows, zones: Zones, screens: Sequence[Rows]) -> NDArray[np.float64]:
+        seen = np.array([probability[rows].max(axis=0) for rows in screens])
+        doubtful = np.array([rows[0] // 2 in lifted for rows in screens])
+        return np.where(doubtful[:, None], zones.mean(axis=1), seen)
+
+    costs = Costs(review_capacity=0.2)
+    whole = calibrate(probability, target, screens, labels=["a", "b"], costs=costs)
+    found = calibrate(probability, target, screens, labels=["a", "b"], costs=costs, glancing=highest)
+    assert whole.tally.review(costs) <= costs.review_capacity < found.tally.review(costs)
+    (said,) = (said for said in found.warnings() if "over the capacity" in said)
+    alone = f"{found.whole[0].review(costs):.1%} without the glance. Where it may clear less"
+    assert alone in said
+    shown = found.screens.highest[[not found.has[k].any() for k in range(len(found.has))]]
+    low, high = found.limits["a"].review
+    assert ((shown[:, 0] > low) & (shown[:, 0] < high)).sum() >= len(lifted)  # what the picture draws
+
+
+def test_a_limit_that_these_screens_chose_does_not_help_where_they_judge(glancing: Path, spots: Path) -> None:
+    """Else a glance that was added by the faintest of them would be told to clear none of them elsewhere."""
+    patches = PatchSet([spots], None)
+    zones = np.array([[0.01, 0.9], [0.01, 0.9]])
+    with changed_copy(glancing, glance=Glance(doubt_min=0.3)) as careful:
+        with clearing(careful, patches, lost=0) as seen:
+            faint = [rows for rows in patches.by_screen() if 0.4 < seen.probability[rows].max() < 0.6]
+            others = np.setdiff1d(np.arange(len(patches)), np.concatenate(faint))
+            assert (seen.highest(others, zones, faint) > zones[:, 0]).any(axis=1).all()
+        with clearing(careful, patches, lost=0, blind=False) as seen:
+            assert (seen.highest(others, zones, faint) < zones[:, 0]).all()
+            assert seen.choose(zones[:, 0]).doubt_min == pytest.approx(0.3)
+
+
+def test_which_screens_chose_the_limit_is_known(
+    glancing: Path, spots: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def noted(*arguments: object, blind: bool, **more: object) -> object:
+        told.append(blind)
+        return clearing(*arguments, blind=blind, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("training.recalibration.clearing", noted)
+    recalibrate(glancing, [spots], tmp_path / "second", version="2", costs=Costs())
+    recalibrate(tmp_path / "second", [spots], tmp_path / "third", version="3", costs=Costs())
+    assert told == [True, False]
+    assert Manifest.read(tmp_path / "second").training["glance_data_id"] == f"old {data_id([spots])}"
 
 
 def test_windows_that_may_have_a_label_choose_the_limit_too() -> None:
@@ -198,7 +253,8 @@ def test_the_embedded_bundle_is_calibrated_glance_and_all(golden_screens: Path, 
     assert (done.glance.windows, done.glance.found, done.glance.lost) == (24, 8, 0)
     assert done.glance.cleared > 0
     assert after.training["glance_windows"] == 24
-    assert after.training["glance_data_id"] == after.training["limits_data_id"] == data_id([golden_screens])
+    assert after.training["limits_data_id"] == data_id([golden_screens])
+    assert after.training["glance_data_id"] == f"{before.training['glance_data_id']} {data_id([golden_screens])}"
     card = (tmp_path / "new" / "MODEL_CARD.md").read_text()
     assert card.count(SECTION) == 1
     assert f"doubt of {after.glance.doubt_min:.4f} or more" in card
@@ -255,6 +311,8 @@ def test_it_may_be_left_out(glancing: Path, spots: Path, tmp_path: Path) -> None
     plain = tiny_bundle(tmp_path / "plain", labels=LABELS)
     whole = recalibrate(plain, [spots], tmp_path / "whole", version="2", costs=Costs())
     assert done.manifest.labels == whole.manifest.labels
+    with pytest.raises(ValueError, match="give one of them"):
+        recalibrate(glancing, [spots], tmp_path / "both", version="2", costs=Costs(), drop_glance=True, lost=0.01)
     for wish in ({"drop_glance": True}, {"lost": 0.01}):
         with pytest.raises(ValueError, match="has no glance"):
             recalibrate(plain, [spots], tmp_path / "no", version="2", costs=Costs(), **wish)
@@ -275,7 +333,7 @@ def test_what_stands_for_a_cleared_window_must_pass(glancing: Path, spots: Path)
         doubts = doubts_of(copy, patches)
         for row in (np.argmin(doubts.windows), np.argmax(doubts.windows)):
             stands = backend.features(patches.patch(int(row))[None, None], glance=False)
-            seen = Clearing(backend, patches, doubts, stands, lost=0, most=1.0)
+            seen = Clearing(backend, patches, doubts, stands, lost=0, most=1.0, blind=True)
             if doubts.windows[row] == 0:
                 assert seen.choose(low).cleared > 0
             else:

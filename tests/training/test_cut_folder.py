@@ -137,6 +137,47 @@ def test_an_image_that_is_not_whole_is_named_without_a_decoders_noise(
     assert "libpng" not in capfd.readouterr().err
 
 
+def test_for_images_that_are_gone_alone_it_stands_in(folder: Path) -> None:
+    """Others that have changed meanwhile are not overlooked, and a link that leads nowhere is an image that is gone."""
+    before, first, second = np.array(CutFolder(folder).pixels()), *CutFolder(folder).names[:2]
+    image = folder / "images" / first
+    image.unlink()
+    np.testing.assert_array_equal(CutFolder(folder).pixels(), before)
+    image.symlink_to("gone.png")
+    np.testing.assert_array_equal(CutFolder(folder).pixels(), before)
+    cv2.imwrite(str(folder / "images" / second), np.zeros((PATCH, PATCH), np.uint8))
+    with pytest.raises(ValueError, match=f"{first} is missing"):
+        CutFolder(folder).pixels()
+
+
+@pytest.mark.parametrize("record", ["", '[["t000_', "[1]", "7"])
+def test_a_record_that_was_cut_off_is_written_again(folder: Path, record: str) -> None:
+    before = np.array(CutFolder(folder).pixels())
+    whole = (folder / "pixels.json").read_text()
+    (folder / "pixels.json").write_text(record)
+    np.testing.assert_array_equal(CutFolder(folder).pixels(), before)
+    assert (folder / "pixels.json").read_text() == whole
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES])
+def test_a_folder_that_may_not_be_written_to_is_read_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """With pixels of an earlier version, which kept no record; or it is told what is missing."""
+    before = np.array(CutFolder(folder).pixels())
+    record = (folder / "pixels.json").read_text()
+    (folder / "pixels.json").unlink()
+
+    def refused(path: Path) -> object:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("training.cut_folder.alone", refused)
+    np.testing.assert_array_equal(CutFolder(folder).pixels(), before)
+    (folder / "pixels.json").write_text(record.replace("_00_", "_99_"))
+    with pytest.raises(ValueError, match=r"may not be written to, .* leaves pixels.u8 and its record, or take a copy"):
+        CutFolder(folder).pixels()
+
+
 def test_pixels_of_an_earlier_version_are_decoded_once_more(folder: Path) -> None:
     before = np.array(CutFolder(folder).pixels())
     (folder / "pixels.json").unlink()

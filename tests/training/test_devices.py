@@ -161,6 +161,7 @@ def test_processes_are_as_many_as_the_configuration_says(
         (2, ["devices=4"], "has 2: --set devices=2 trains on the GPUs, --set accelerator=cpu"),
         (0, ["accelerator=cuda"], "devices = 1 are GPUs, of which this machine has 0: --set accelerator=cpu"),
         (0, ["precision=16-mixed"], "needs a GPU: --set precision=32-true"),
+        (0, ["devices=4", "precision=16-mixed"], "has 0: .*; precision = '16-mixed' needs a GPU"),
         (2, ["precision=16-mixed", "accelerator=cpu"], "needs a GPU"),
         (0, ["devices=4", "accelerator=cpu"], None),
         (4, ["devices=4", "precision=16-mixed"], None),
@@ -187,6 +188,7 @@ def test_a_table_of_four_gpus_is_refused_before_anything_is_cut(
     refused = CliRunner().invoke(app, asked).exception
     assert isinstance(refused, ValueError)
     assert "devices = 4 are GPUs, of which this machine has 1" in str(refused)
+    assert "; --finished trains nothing" in str(refused)
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from typer.testing import CliRunner
 
-from tests.service.pictures import LONG, tiff
+from tests.service.pictures import LONG, SHORT, Tags, tiff
 from training.__main__ import app
 from training.scans import KINDS, read_scan
 
@@ -127,10 +127,21 @@ def test_what_has_no_documented_grey_is_refused(
     assert str(refused.value) == f"{path} cannot be used: {told}"
 
 
-def test_a_pgm_whose_values_would_be_stretched_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("header", [b"P5 4 4 100\n", b"P6 4 4 255\n", b"P4 4 4\n", b"P2 4 4 255\n"])
+def test_what_is_no_grey_of_the_whole_range_is_refused_as_pgm(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "a.pgm"
-    path.write_bytes(b"P5 4 4 100\n" + bytes(range(16)))
-    with pytest.raises(ValueError, match=r"the largest value of a PGM must be 255"):
+    path.write_bytes(header + (b"7 " * 16 if header.startswith(b"P2") else bytes(range(48))))
+    with pytest.raises(ValueError, match=r"a PGM is grey \(P5\), with binary values of which the largest is 255"):
+        read_scan(path)
+
+
+@pytest.mark.parametrize("tags", [{262: (SHORT, [])}, {339: (SHORT, [2])}])
+def test_a_tiff_that_does_not_tell_what_is_black_is_refused(tags: Tags, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(tiff([GREY.tobytes()], GREY.shape, tags={339: (SHORT, [1])}))
+    np.testing.assert_array_equal(read_scan(path), GREY)
+    path.write_bytes(tiff([GREY.tobytes()], GREY.shape, tags=tags))
+    with pytest.raises(ValueError, match=r"its values are signed, or no tag tells what of them is black"):
         read_scan(path)
 
 

@@ -187,6 +187,9 @@ def test_some_rows_of_a_table_are_trained_alone_and_name_the_command(source: Pat
     assert "| cosine |" not in told
     assert "--finished`" in told
     assert len(list((tmp_path / "cells").iterdir())) == 1
+    never_cut = CliRunner().invoke(app, [*command, "--finished", "--patch", "64"])
+    assert str(never_cut.exception) == f"{tmp_path} has no finished cell of table 4"
+    assert len(list((tmp_path / "cut").iterdir())) == 1
     none = CliRunner().invoke(app, [*command, "--finished", "--row", "cosine"])
     assert str(none.exception) == f"{tmp_path} has no finished cell of table 4"
 
@@ -235,6 +238,9 @@ def test_the_table_of_maps_holds_both_stages_against_a_network_of_one(source: Pa
     run.rename(tmp_path / "gone")
     refused = CliRunner().invoke(app, command)
     assert str(refused.exception) == f"{run} is gone, whose maps are asked for: remove {its_cell} to train it"
+    so_far = CliRunner().invoke(app, [*command, "--finished"])
+    assert "2 of 3 cells are finished" in so_far.output
+    assert len(list((tmp_path / "maps").iterdir())) == 2  # of the runs that are still there
     (tmp_path / "gone").rename(run)
     alone = CliRunner().invoke(app, [*command, "--row", "map loss, contrast 0.1"])
     assert alone.exit_code == 0, alone.output  # though the two-stage network is not there to be held against it

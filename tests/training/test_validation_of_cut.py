@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from tests.training.data_form import write_screens
 from training.__main__ import app
+from training.cut_folder import CutFolder
 from training.cutting import cut
 from training.rows import read_rows
 from training.validation.findings import Report
@@ -42,10 +43,12 @@ def found(report: Report) -> list[tuple[str, str]]:
 
 def decode(folder: Path) -> NDArray[np.uint8]:
     """Every patch in the order of labels.csv, as `fit` keeps them in pixels.u8."""
-    files = [folder / "images" / row["img_names"] for row in read_rows(folder / "labels.csv")]
-    pixels = np.stack([cv2.imread(str(file), cv2.IMREAD_GRAYSCALE) for file in files])  # type: ignore[misc]
-    (folder / "pixels.u8").write_bytes(pixels.astype(np.uint8).tobytes())
-    return pixels.astype(np.uint8)
+    return np.array(CutFolder(folder).pixels())
+
+
+def test_images_that_fit_would_decode_anew_are_not_stale(folder: Path) -> None:
+    save_anew(folder)
+    assert "stale" not in dict(found(validate_cut(folder)))
 
 
 def test_a_sound_folder_has_no_fault(folder: Path) -> None:
@@ -80,7 +83,14 @@ def cells(*rows: list[int]) -> Change:
 
 
 def alter(folder: Path) -> None:
-    """An image that was changed after it had been decoded."""
+    """An image that is another one than was decoded, of the same size."""
+    pixels = decode(folder)
+    pixels[0, 5, 5] ^= 1
+    (folder / "pixels.u8").write_bytes(pixels.tobytes())
+
+
+def save_anew(folder: Path) -> None:
+    """An image that was changed after it had been decoded: `fit` decodes all of them again."""
     decode(folder)
     cv2.imwrite(str(folder / "images" / FIRST), np.full((PATCH, PATCH), 9, np.uint8))
 

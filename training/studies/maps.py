@@ -10,14 +10,14 @@ from training import whole
 from training.bare import attribution_of
 from training.folder import RunFolder
 from training.localisation import localise
-from training.studies.cells import Cell, Division
+from training.studies.cells import Cell, Division, NotTrainedError
 from training.studies.tables import POINTS, STAGES
 from training.visible import VISIBLE_FILE
 
 ONE_STAGE, FLAT = "one stage", "flat"
 
 
-def with_maps(cell: Cell, run: Path, division: Division, out: Path) -> Cell:
+def with_maps(cell: Cell, run: Path, division: Division, out: Path, *, finished: bool) -> Cell:
     """The cell with the means over its labels, by stage; of one stage, which is the last, and of a flat map as well.
 
     Args:
@@ -25,8 +25,10 @@ def with_maps(cell: Cell, run: Path, division: Division, out: Path) -> Cell:
         run: its run.
         division: its data.
         out: the study's folder.
+        finished: nothing is to be trained.
 
     Raises:
+        NotTrainedError: nothing is to be trained, and its maps were not measured before its run was gone.
         ValueError: the run is gone, or its network cannot be taken apart.
         OSError: the data tells no boxes.
     """
@@ -34,6 +36,8 @@ def with_maps(cell: Cell, run: Path, division: Division, out: Path) -> Cell:
     file = out / "maps" / f"{run.name}-{boxes}.json"
     if not file.is_file():
         if not RunFolder(run).finished:
+            if finished:
+                raise NotTrainedError(f"{run} is gone, whose maps are asked for")
             its_cell = out / "cells" / f"{run.name}.json"
             raise ValueError(f"{run} is gone, whose maps are asked for: remove {its_cell} to train it")
         found = localise(attribution_of(run), [division.folder], part="test")

@@ -138,13 +138,13 @@ def run(
     for row in wanted.rows:  # what is wrong with any of them is said before the first is trained
         config = read_config(preset.file, [*settings, *row.settings])
         if not finished:
-            devices.refuse_lacking(config)
+            _refuse_lacking(config)
     windows, rule = wanted.windows or preset.windows, preset.rule if wanted.windows is None else "known"
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
     there = _folds_of(data, folds=folds, patch_px=patch_px)
     chosen = folds or (there if wanted.every_fold else there[:1])
-    divisions = list(_divisions(data, out, windows, rule, chosen))
+    divisions = list(_divisions(data, out, windows, rule, chosen, finished=finished))
     for division in divisions if wanted.of_maps else ():
         read_visible(division.folder)  # what is wrong with it is said before anything is trained
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
@@ -166,6 +166,13 @@ def run(
         finished=f"{len(cells)} of {len(work)} cells are finished" if finished else "",
         cells=cells,
     )
+
+
+def _refuse_lacking(config: Config) -> None:
+    try:
+        devices.refuse_lacking(config)
+    except ValueError as error:
+        raise ValueError(f"{error}; --finished trains nothing, and shows the cells that are there") from error
 
 
 def _trained(
@@ -220,7 +227,7 @@ def _cell(
     cell, its_run = train(row, division, seed, base=begun)
     if of_maps:
         with devices.first_first():
-            cell = with_maps(cell, its_run, division, out)
+            cell = with_maps(cell, its_run, division, out, finished=finished)
     return cell
 
 
@@ -254,8 +261,13 @@ def _folds_of(data: Path, *, folds: Sequence[int], patch_px: int | None) -> list
     return there
 
 
-def _divisions(data: Path, out: Path, windows: Windows, rule: Rule, folds: Sequence[int]) -> Iterator[Division]:
-    """The data as it is where it is cut, else cut with each fold as the test part, or once where there is none."""
+def _divisions(
+    data: Path, out: Path, windows: Windows, rule: Rule, folds: Sequence[int], *, finished: bool = False
+) -> Iterator[Division]:
+    """The data as it is where it is cut, else cut with each fold as the test part, or once where there is none.
+
+    Of a fold that was never cut nothing is `finished`.
+    """
     if (data / "cut.json").is_file():
         yield Division(name=data.name, folder=data)
         return
@@ -267,6 +279,8 @@ def _divisions(data: Path, out: Path, windows: Windows, rule: Rule, folds: Seque
         how = f"{windows.patch_px}{stride}-{windows.shrink}{'' if rule == 'known' else f'-{rule}'}"
         cut_name = f"{data.name}-{content}-{how}{'' if fold is None else f'-{fold}'}"
         folder, draft = out / "cut" / cut_name, out / "cut" / f".{cut_name}"
+        if finished and not folder.is_dir():
+            continue
         folder.parent.mkdir(parents=True, exist_ok=True)
         with alone(out / "cut.lock"):  # other tables may be made beside this one
             if not folder.is_dir():

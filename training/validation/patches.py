@@ -14,6 +14,7 @@ import xxhash
 from rich.progress import track
 
 from training.conversion.names import LABEL
+from training.cut_folder import PIXELS_FILE, is_decoded
 from training.images import read_whole
 from training.rows import read_arrays
 from training.truth import CELL_PX
@@ -170,11 +171,11 @@ def _check_defects(folder: Path, patches: Sequence[Patch], patch_px: int) -> lis
 def _see_patches(folder: Path, patches: Sequence[Patch], patch_px: int) -> tuple[dict[str, Sight], list[Finding]]:
     """Every patch, from its image, and from pixels.u8 where the images are gone; and where the two differ.
 
-    `fit` reads pixels.u8 where every image has the size that it was decoded at, or some are gone.
+    `fit` decodes images of other sizes anew; those that only look otherwise it does not see.
     """
     shape = (len(patches), patch_px, patch_px)
-    file = folder / "pixels.u8"
-    decoded = np.memmap(file, np.uint8, "r", shape=shape) if file.is_file() and _fits(file, shape) else None
+    taken = is_decoded(folder, [patch.name for patch in patches], patch_px)
+    decoded = np.memmap(folder / PIXELS_FILE, np.uint8, "r", shape=shape) if taken else None
     images = {path.name for path in (folder / "images").glob("*")}
     lost = [patch.name for patch in patches if patch.name not in images]
     findings = []
@@ -210,10 +211,6 @@ def _see_patches(folder: Path, patches: Sequence[Patch], patch_px: int) -> tuple
         seen = list(track(pool.map(one, range(len(patches))), total=len(patches), description="look"))
     pairs = zip(patches, seen, strict=True)
     return {p.name: s for p, s in pairs if isinstance(s, Sight)}, findings + [s for s in seen if isinstance(s, Finding)]
-
-
-def _fits(file: Path, shape: tuple[int, int, int]) -> bool:
-    return file.stat().st_size == int(np.prod(shape))
 
 
 def _whole(patches: Sequence[Patch], sights: Mapping[str, Sight], patch_px: int) -> Sight:
