@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 Pooling = Literal["average", "max", "attention"]
 Light = Literal["linear", "root"]
+Activation = Literal["relu", "leaky_relu", "tanh"]
 Method = Literal["two_stage", "feature_clustering", "plain", "kssnet", "tdrg", "sewerml"]
 
 
@@ -13,7 +14,7 @@ class NetworkConfig:
     """What the network is. The defaults are the paper's.
 
     Raises:
-        ValueError: a width or the scale is not positive, or the pooling is unknown.
+        ValueError: a width or the scale is not positive, or what is to be chosen is unknown.
     """
 
     method: Method = "two_stage"  # or a rival, see `training.baselines`
@@ -24,6 +25,7 @@ class NetworkConfig:
     feature_width: int = 512  # d
     projection_width: int = 512  # of Z; the paper does not give it
     relation_width: int = 256  # r; the paper does not give it
+    relation_activation: Activation = "relu"  # Fa of Eq. 7; the paper does not name it
     classifier: Literal["cosine", "dot"] = "cosine"  # classifier 1; "dot" is linear, without norms and scale
     cosine_scale: float = 10.0  # start of the learnt scale on the cosine; see learn_scale
     learn_scale: bool = True  # False with cosine_scale = 1 is the paper's bare cosine
@@ -73,5 +75,8 @@ class NetworkConfig:
             raise ValueError(f"network.relation_similarity must be 'dot' or 'cosine', not {self.relation_similarity!r}")
         if self.reasoned_features not in ("raw", "unit"):
             raise ValueError(f"network.reasoned_features must be 'raw' or 'unit', not {self.reasoned_features!r}")
+        if self.relation_activation not in get_args(Activation):
+            known = ", ".join(get_args(Activation))
+            raise ValueError(f"network.relation_activation must be one of {known}, not {self.relation_activation!r}")
         if self.relation_scores not in ("bare", "scaled"):
             raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,13 +8,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
+from engine import NO_TURNED_LOOK, FakeBackend, TurnedLook, fake_manifest
 from tests.training.data_form import write_screens
 from training.augment import Augment
 from training.config import Augmentation
 from training.cutting import cut
 from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate, refuse_known, refuse_leaks
-from training.evaluation import by_image, groups, report
+from training.evaluation import bundle_probability, by_image, evaluate, fitting_patches, groups, report
+from training.measures import wilson
+from training.reliability import calibration_error, reliability
 
 
 def test_macro_figures_are_those_of_the_paper() -> None:
@@ -30,6 +35,52 @@ def test_macro_figures_are_those_of_the_paper() -> None:
     assert found.f_measure == pytest.approx(2 * precision * recall / (precision + recall))
     assert found.f_measure != pytest.approx((a.f_measure + b.f_measure) / 2)
     assert (b.positives, b.negatives) == (2, 1)
+
+
+@given(seed=st.integers(0, 2**32 - 1), patches=st.integers(1, 12), labels=st.integers(1, 3))
+def test_the_report_is_what_a_loop_counts(seed: int, patches: int, labels: int) -> None:
+    """Every figure of every label, and their means over the labels that a known patch has."""
+    rng = np.random.default_rng(seed)
+    probability = (rng.integers(0, 11, (patches, labels)) / 10).astype(np.float32)  # many as high as a threshold
+    target = rng.integers(-1, 2, (patches, labels)).astype(np.int8)
+    thresholds = rng.integers(1, 10, labels) / 10
+    names = ["a", "b", "c"][:labels]
+    found = report(probability, target, labels=names, thresholds=thresholds.tolist())
+    means: dict[str, list[float]] = {"accuracy": [], "precision": [], "recall": []}
+    for column, name in enumerate(names):
+        counts = {(said, is_so): 0 for said in (True, False) for is_so in (True, False)}
+        for patch in range(patches):
+            if target[patch, column] >= 0:
+                said = float(probability[patch, column]) >= thresholds[column]
+                counts[said, bool(target[patch, column])] += 1
+        tp, fp, fn, tn = (counts[key] for key in ((True, True), (True, False), (False, True), (False, False)))
+        one = found.per_label[name]
+        assert (one.positives, one.negatives) == (tp + fn, fp + tn)
+        assert one.accuracy == pytest.approx((tp + tn) / max(1, tp + tn + fp + fn))
+        assert one.precision == pytest.approx(tp / max(1, tp + fp))
+        assert one.recall == pytest.approx(tp / max(1, tp + fn))
+        assert one.f_measure == pytest.approx(2 * tp / max(1, 2 * tp + fp + fn))
+        assert one.precision_interval == wilson(tp, tp + fp)[3:]
+        assert one.recall_interval == wilson(tp, tp + fn)[3:]
+        known = target[:, column] >= 0
+        known_and_so = probability[known, column], target[known, column] == 1
+        assert one.reliability == reliability(*known_and_so)
+        assert one.calibration_error == calibration_error(*known_and_so)
+        if one.positives:
+            for figure, of_labels in means.items():
+                of_labels.append(getattr(one, figure))
+    for figure, of_labels in means.items():
+        assert getattr(found, figure) == pytest.approx(sum(of_labels) / max(1, len(of_labels)))
+    p, r = found.precision, found.recall
+    assert found.f_measure == pytest.approx(2 * p * r / (p + r) if p + r else 0)
+    assert found.patches == patches
+
+
+def test_a_score_is_held_against_its_threshold_in_double_precision() -> None:
+    """As the service does: 0.7 in single precision is a little less than 0.7, and 0.1 a little more than 0.1."""
+    probability = np.array([[0.7, 0.1, 0.5]], np.float32)
+    found = report(probability, np.ones((1, 3), np.int8), labels=["a", "b", "c"], thresholds=[0.7, 0.1, 0.5])
+    assert [found.per_label[label].recall for label in "abc"] == [0, 1, 1]
 
 
 def test_each_label_has_its_own_threshold() -> None:
@@ -60,14 +111,64 @@ def test_groups_hold_every_patch_once(folder: Path, group: str) -> None:
     assert sorted(np.concatenate(found).tolist()) == list(range(len(patches)))
     if group == "screen":
         assert all(len(set(patches.screens[g].tolist())) == 1 for g in found)
+    if group == "single":
+        assert {len(g) for g in found} == {1}
     if group == "batch:7":
         assert {len(g) for g in found[:-1]} == {7}
+        drawn = np.concatenate(found).tolist()
+        assert drawn != sorted(drawn)  # shuffled, and alike every time
+        assert drawn == np.concatenate(groups(patches, group)).tolist()
+
+
+@pytest.mark.parametrize(("labels", "patch_px"), [(("line", "dot"), 128), (("dot", "line"), 64)])
+def test_patches_that_a_bundle_does_not_know_are_refused(folder: Path, labels: tuple[str, ...], patch_px: int) -> None:
+    fitting = fake_manifest(("dot", "line"), patch_px=128, batch_size=1)
+    assert len(fitting_patches(fitting, [folder], part="test")) == len(PatchSet([folder], "test"))
+    with pytest.raises(ValueError, match="the bundle knows"):
+        fitting_patches(fake_manifest(labels, patch_px=patch_px, batch_size=1), [folder], part="test")
 
 
 @pytest.mark.parametrize("group", ["batch", "batch:0", "batch:x", "line"])
 def test_an_unknown_group_is_refused(folder: Path, group: str) -> None:
     with pytest.raises(ValueError, match="--group"):
         groups(PatchSet([folder], None), group)
+
+
+@pytest.mark.parametrize("group", ["screen", "single", "batch:7"])
+def test_whole_screens_alone_are_looked_at_turned(folder: Path, group: str) -> None:
+    """As the service does, by a backend that sees whether the left of a patch is brighter than its right."""
+    look = TurnedLook(score_min=0.0, score_max=1.0, ratio_max=1.0)
+    manifest = replace(fake_manifest(("dot", "line"), patch_px=128, batch_size=50), turned_look=look)
+
+    def brighter(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+        apart = pixels[..., :64].mean(axis=(1, 2, 3)) - pixels[..., 64:].mean(axis=(1, 2, 3))
+        return np.repeat(1 / (1 + np.exp(-10 * apart))[:, None], 2, axis=1)
+
+    backend, patches = FakeBackend(manifest, brighter), PatchSet([folder], "test")
+    thresholds = [limits.threshold for limits in manifest.labels.values()]
+    turned, once = (
+        report(
+            bundle_probability(backend, patches, group=group, look=one),
+            patches.labels,
+            labels=patches.label_names,
+            thresholds=thresholds,
+        )
+        for one in (look, NO_TURNED_LOOK)
+    )
+    assert turned.per_label != once.per_label
+    found = evaluate(backend, [folder], part="test", group=group)
+    assert found.per_label == (turned if group == "screen" else once).per_label
+
+
+def test_a_defect_at_its_threshold_is_found_in_its_band_too(folder: Path) -> None:
+    manifest = fake_manifest(("dot", "line"), patch_px=128, batch_size=50)
+    at = np.array([limits.threshold for limits in manifest.labels.values()])
+    backend = FakeBackend(manifest, lambda pixels: np.tile(at, (len(pixels), 1)))
+    found = evaluate(backend, [folder], part="test", group="screen")
+    assert found.recall == 1
+    shares = [share for of_kind in found.bands.values() for bands in of_kind.values() for share in bands.values()]
+    assert shares
+    assert all(share.hits == share.total > 0 for share in shares)
 
 
 @given(st.data())

@@ -49,10 +49,39 @@ def check_equal(found: Tensor, expected: Tensor, told: Tensor) -> None:
     torch.testing.assert_close(*gradients, atol=1e-9, rtol=1e-9)
 
 
-@given(seed=st.integers(0, 10_000), patches=st.integers(1, 6), labels=st.integers(1, 4))
-def test_contrast_is_equation_2(seed: int, patches: int, labels: int) -> None:
+@given(seed=st.integers(0, 10_000), patches=st.integers(1, 6), labels=st.integers(1, 4), heat=st.floats(0.05, 2))
+def test_contrast_is_equation_2(seed: int, patches: int, labels: int, heat: float) -> None:
     feature, target = draw(seed, patches, labels, width=5)
+    found = supervised_contrast(feature, target, temperature=heat)
+    check_equal(found, contrast_by_the_formula(feature, target, heat), feature)
+
+
+def test_the_temperature_of_the_contrast_is_the_papers() -> None:
+    feature, target = draw(7, 6, 3, width=5)
     check_equal(supervised_contrast(feature, target), contrast_by_the_formula(feature, target, 0.1), feature)
+
+
+def test_contrast_asks_for_no_length() -> None:
+    feature, target = draw(7, 6, 3, width=5)
+    length = torch.logspace(-3, 3, 6).double()[:, None, None]
+    assert supervised_contrast(feature, target) > 1
+    torch.testing.assert_close(supervised_contrast(length * feature, target), supervised_contrast(feature, target))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_are_those_of_float32(dtype: torch.dtype) -> None:
+    feature, target = draw(8, 6, 3, width=5)
+    feature = feature.detach().to(dtype)
+    for half, full in zip(*(every_loss(told, target) for told in (feature, feature.float())), strict=True):
+        assert half.dtype == torch.float32
+        assert torch.equal(half, full)
+
+
+def every_loss(feature: Tensor, target: Tensor) -> list[Tensor]:
+    logit = feature[..., 0]
+    maps, cells = logit[..., None, None].expand(-1, -1, 2, 2), target[..., None, None].expand(-1, -1, 2, 2)
+    entropies = [known_bce(logit, target), known_bce(logit, target, negative_focus=2.0), patch_bce(logit, target)]
+    return [supervised_contrast(feature, target), map_loss(maps, cells), *entropies]
 
 
 @given(seed=st.integers(0, 10_000), patches=st.integers(1, 6), labels=st.integers(1, 4), weight=st.floats(0.1, 9))
@@ -92,6 +121,9 @@ def test_means_of_shares_are_the_mean_of_all(seed: int, patches: int) -> None:
     assert isinstance(mean, Tensor)
     parts = [known_bce(logit[s], target[s], positive_weight=4, device_mean=lambda _: mean) for s in shares]
     check_equal((parts[0] + parts[1]) / 2, known_bce(logit, target, positive_weight=4), logit)
+    maps, cells = logit[..., None, None], target[..., None, None]
+    parts = [map_loss(maps[s], cells[s], positive_weight=4, device_mean=lambda _: mean) for s in shares]
+    check_equal((parts[0] + parts[1]) / 2, map_loss(maps, cells, positive_weight=4), logit)
 
 
 def test_contrast_falls_when_labels_cluster() -> None:
@@ -159,25 +191,25 @@ def test_the_loss_of_a_patch_is_that_of_its_known_labels(seed: int, patches: int
         torch.testing.assert_close(found[row], expected)
 
 
-@pytest.mark.parametrize("focus", [0.0, 1.0, 4.0])
-def test_asymmetric_loss_is_the_one_written_out(focus: float) -> None:
-    generator = torch.Generator().manual_seed(3)
-    logit = torch.randn(6, 3, generator=generator, dtype=torch.float64) * 3
-    target = torch.randint(-1, 2, (6, 3), generator=generator)
-    total, known = 0.0, 0
-    for x, t in zip(logit.flatten().tolist(), target.flatten().tolist(), strict=True):
+@given(seed=st.integers(0, 10_000), focus=st.sampled_from([0.0, 1.0, 2.5, 4.0]), weight=st.floats(0.1, 9))
+def test_asymmetric_loss_is_the_one_written_out(seed: int, focus: float, weight: float) -> None:
+    told, target = draw(seed, 6, 3)
+    logit = told * 3
+    total, weights = logit.sum() * 0, 0.0
+    for x, t in zip(logit.flatten(), target.flatten().tolist(), strict=True):
         if t < 0:
             continue
-        known += 1
-        p = 1 / (1 + math.exp(-x))
+        p = 1 / (1 + torch.exp(-x))
+        weights += weight if t == 1 else 1
         if t == 1:
-            total -= math.log(p)
-        elif focus:
-            shifted = max(p - 0.05, 0.0)
-            total -= shifted**focus * math.log(1 - shifted)
-        else:
-            total -= math.log(1 - p)
-    assert known_bce(logit, target, negative_focus=focus).item() == pytest.approx(total / known, rel=1e-5)
+            total = total - weight * torch.log(p)
+        elif not focus:
+            total = total - torch.log(1 - p)
+        elif p > 0.05:
+            total = total - (p - 0.05) ** focus * torch.log(1 - (p - 0.05))
+    check_equal(
+        known_bce(logit, target, positive_weight=weight, negative_focus=focus), total / max(weights, 1e-6), told
+    )
 
 
 def test_a_sure_absent_label_is_no_loss_where_negatives_are_focused() -> None:
@@ -189,7 +221,8 @@ def test_a_sure_absent_label_is_no_loss_where_negatives_are_focused() -> None:
     assert logit.grad.item() == 0
 
 
-def test_a_finer_map_counts_by_its_warmest_cells() -> None:
-    logits, target = torch.randn(2, 3, 4, 4), torch.randint(-1, 2, (2, 3, 2, 2))
-    warmest = logits.reshape(2, 3, 2, 2, 2, 2).amax(dim=(3, 5))
+@pytest.mark.parametrize(("rows", "columns"), [(4, 4), (2, 4), (4, 2)])
+def test_a_finer_map_counts_by_its_warmest_cells(rows: int, columns: int) -> None:
+    logits, target = torch.randn(2, 3, rows, columns), torch.randint(-1, 2, (2, 3, 2, 2))
+    warmest = logits.reshape(2, 3, 2, rows // 2, 2, columns // 2).amax(dim=(3, 5))
     torch.testing.assert_close(map_loss(logits, target), map_loss(warmest, target))

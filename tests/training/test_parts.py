@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from training.architecture import NetworkConfig
+from tests.training.small import heard_network
 from training.losses import supervised_contrast
 from training.network import TwoStageNetwork
 from training.parts import in_parts
@@ -20,10 +20,7 @@ def pixels() -> Tensor:
 
 
 def network(*, frozen: bool) -> TwoStageNetwork:
-    torch.manual_seed(0)
-    small = {"trunk": "light", "feature_width": 8, "projection_width": 8, "relation_width": 4}
-    made = TwoStageNetwork(3, NetworkConfig(**small))  # type: ignore[arg-type]
-    return made.eval() if frozen else made
+    return heard_network().train(not frozen)
 
 
 def gradient(made: TwoStageNetwork, pixels: Tensor, *, parts: int, reason: bool) -> dict[str, Tensor]:
@@ -44,7 +41,8 @@ def test_the_gradient_is_that_of_the_whole_batch(pixels: Tensor, parts: int, rea
     found = gradient(network(frozen=True), pixels, parts=parts, reason=reason)
     assert found.keys() == whole.keys()
     for key, expected in whole.items():
-        torch.testing.assert_close(found[key], expected, atol=1e-5, rtol=1e-5, msg=key)
+        apart = (found[key] - expected).abs().max() / expected.abs().max().clamp_min(1e-3)
+        assert apart < 1e-4, key
 
 
 def test_running_statistics_are_taken_once_of_each_part(pixels: Tensor) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training.architecture import NetworkConfig
-from training.network import GraphReasoning
+from training.reasoning import GraphReasoning
 
 
 def relating(length: float, options: Mapping[str, str]) -> float:

@@ -1,3 +1,6 @@
+import math
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -5,10 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from training.architecture import NetworkConfig
-from training.network import ReasoningGraph, TwoStageNetwork
+from engine import fake_manifest
+from tests.training.small import heard_network
+from tests.training.small import patches as pixels
+from training.network import ReasoningGraph
 from training.reliability import calibration_error, reliability
-from training.temperature import COLDEST, HOTTEST, fit_temperature, fit_temperatures, log_loss, sigmoid
+from training.temperature import (
+    COLDEST,
+    FOLDS,
+    HOTTEST,
+    Sureness,
+    fit_temperature,
+    fit_temperatures,
+    folds_by_screen,
+    log_loss,
+    sigmoid,
+    temperature_facts,
+    temperatures_of,
+)
 
 
 def patches(seed: int, *, count: int, temperature: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -36,6 +53,19 @@ def test_no_temperature_has_a_lower_loss(seed: int, count: int) -> None:
     found = fit_temperature(score, truth)
     assert COLDEST <= found <= HOTTEST
     assert loss(found) <= min(loss(t) for t in np.geomspace(COLDEST, HOTTEST, 200)) + 1e-6
+
+
+def test_temperatures_end_at_a_quarter_and_at_ten() -> None:
+    truth = np.arange(400) % 2 == 0
+    wrong, timid = np.where(truth, -50.0, 50.0), np.where(truth, 0.01, -0.01)
+    assert (fit_temperature(wrong, truth), fit_temperature(timid, truth)) == pytest.approx((10, 0.25))
+
+
+def test_the_loss_is_the_mean_of_what_each_patch_costs() -> None:
+    score, truth = np.array([2.0, -1.0, 1000.0, -1000.0]), np.array([True, False, True, True])
+    assert log_loss(score, truth) == pytest.approx((math.log1p(math.exp(-2)) + math.log1p(math.exp(-1)) + 1000) / 4)
+    assert log_loss(score[:0], truth[:0]) == 0
+    assert sigmoid(score) == pytest.approx([1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1)), 1, 0])
 
 
 def test_a_label_that_is_told_apart_is_not_made_certain() -> None:
@@ -76,12 +106,62 @@ def test_few_patches_keep_what_was_learnt() -> None:
         assert found.after == found.before
 
 
-def test_what_is_after_was_not_fitted_on_it() -> None:
-    score, truth = patches(4, count=200, temperature=3.0)
-    target = truth[:, None].astype(np.int8)
-    found = fit_temperatures(score[:, None], target, np.arange(200), labels=["dot"])["dot"]
-    best = min(log_loss(score / t, truth) for t in np.geomspace(COLDEST, HOTTEST, 100))
-    assert best < found.loss_after < found.loss_before
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_after_was_not_fitted_on_it(seed: int) -> None:
+    """Each patch is told by the temperature of the screens of other folds, written out patch by patch."""
+    score, truth = patches(seed, count=45, temperature=3.0)
+    screens = np.random.default_rng(seed).permutation(np.arange(45) // 3)
+    found = fit_temperatures(score[:, None], truth[:, None].astype(np.int8), screens, labels=["dot"])["dot"]
+    fold = folds_by_screen(screens)
+    cooled = np.zeros(45)
+    for patch in range(45):
+        others = [k for k in range(45) if fold[k] != fold[patch]]
+        cooled[patch] = score[patch] / fit_temperature(score[others], truth[others])
+    on_itself = log_loss(score / fit_temperature(score, truth), truth)
+    assert abs(log_loss(cooled, truth) - on_itself) > 1e-4  # else nobody could tell which of both it is
+    assert found.loss_after == pytest.approx(log_loss(cooled, truth), abs=1e-9)
+    assert found.loss_before == pytest.approx(log_loss(score, truth), abs=1e-9)
+    assert found.loss_after < found.loss_before
+    assert found.temperature == round(fit_temperature(score, truth), 4)
+    assert found.before == reliability(sigmoid(score), truth)
+    assert found.after == reliability(sigmoid(cooled), truth)
+    assert found.error_before == calibration_error(sigmoid(score), truth)
+    assert found.error_after == calibration_error(sigmoid(cooled), truth)
+
+
+@given(seed=st.integers(0, 2**32 - 1), screens=st.integers(1, 30), patches=st.integers(1, 90))
+def test_the_patches_of_a_screen_are_in_one_fold_and_folds_are_as_large(seed: int, screens: int, patches: int) -> None:
+    numbers = np.random.default_rng(seed).integers(0, screens, patches) * 7
+    fold = folds_by_screen(numbers)
+    of_screen = {int(number): set(fold[numbers == number].tolist()) for number in numbers}
+    assert all(len(folds) == 1 for folds in of_screen.values())
+    sizes = np.bincount([next(iter(folds)) for folds in of_screen.values()], minlength=FOLDS)
+    assert len(sizes) == FOLDS
+    assert sizes.max() - sizes.min() <= 1
+
+
+def test_a_temperature_that_helps_only_what_it_was_fitted_on_is_not_kept() -> None:
+    """Right on all screens but one, which is wrong and surer: what that asks for, the others ask for only with it."""
+    score = np.array([*[3.0, -3.0] * 6, -9.0])
+    truth = np.array([*[True, False] * 6, True])
+    found = fit_temperatures(score[:, None], truth[:, None].astype(np.int8), np.arange(13), labels=["dot"])["dot"]
+    temperature = fit_temperature(score, truth)
+    assert temperature > 1.1
+    assert log_loss(score / temperature, truth) < log_loss(score, truth) - 0.1
+    assert (found.temperature, found.loss_after, found.after) == (1.0, found.loss_before, found.before)
+
+
+def test_each_label_is_told_by_its_own_scores() -> None:
+    first, second = (patches(seed, count=200, temperature=t) for seed, t in ((6, 3.0), (7, 0.5)))
+    score, target = (np.stack(pair, axis=1) for pair in zip(first, second, strict=True))
+    target = target.astype(np.int8)
+    target[::5, 1] = -1
+    screens = np.arange(200) // 5
+    both = fit_temperatures(score, target, screens, labels=["a", "b"])
+    for column, label in enumerate("ab"):
+        one = slice(column, column + 1)
+        assert both[label] == fit_temperatures(score[:, one], target[:, one], screens, labels=["x"])["x"]
+    assert both["a"].temperature > 2 > 1 > both["b"].temperature
 
 
 def test_the_calibration_error_of_a_few_patches() -> None:
@@ -110,13 +190,29 @@ def test_the_curve_has_every_patch(rows: list[tuple[float, bool]]) -> None:
 
 
 def test_a_tempered_network_divides_its_scores() -> None:
-    torch.manual_seed(0)
-    network = TwoStageNetwork(3, NetworkConfig(trunk="light", feature_width=8, projection_width=8)).eval()
-    feature, cosine = torch.randn(5, 3, 8), torch.rand(5, 3) * 2 - 1
+    """What is seen of a patch, and what is heard of the others."""
+    network = heard_network()
     temperature = torch.tensor([0.5, 1.0, 4.0])
-    graph = ReasoningGraph(network)
     with torch.inference_mode():
-        before = torch.logit(graph(feature, cosine))
+        before = network(pixels(5))
+        alone = network(pixels(5), group_N=torch.arange(5))
         network.temper(temperature)
-        after = torch.logit(graph(feature, cosine))
-    torch.testing.assert_close(after, before / temperature, atol=1e-4, rtol=1e-4)
+        after = network(pixels(5))
+        probability = ReasoningGraph(network)(before.feature_NLF, before.cosine_NL)
+    assert before.score_NL is not None
+    assert (before.score_NL - alone.score_NL).abs().max() > 0.01
+    torch.testing.assert_close(after.score_NL, before.score_NL / temperature, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(probability, torch.sigmoid(before.score_NL / temperature), atol=1e-5, rtol=1e-5)
+    assert torch.equal(after.logit_NL, before.logit_NL)  # stage 1 is left alone
+
+
+def test_a_bundle_tells_the_temperatures_of_its_labels() -> None:
+    found = {"dot": sureness(2.5), "line": sureness(0.8)}
+    facts = temperature_facts(found)
+    manifest = fake_manifest(("dot", "line", "blot"), patch_px=64, batch_size=1)
+    assert temperatures_of(replace(manifest, training={**manifest.training, **facts})) == [2.5, 0.8, 1.0]
+
+
+def sureness(temperature: float) -> Sureness:
+    nothing = {"loss_before": 0.0, "loss_after": 0.0, "error_before": 0.0, "error_after": 0.0}
+    return Sureness(temperature=temperature, before=(), after=(), **nothing)
