@@ -140,6 +140,34 @@ def test_few_screens_keep_the_cap_where_the_capacity_allows_it() -> None:
         assert found.review(bounded) <= capacity
 
 
+def test_so_many_may_escape_as_the_cap_says() -> None:
+    assert allowed_escapes(Costs(escape_cap=0.29), 100) == 29  # though 0.29 * 100 is a little less
+    assert allowed_escapes(Costs(escape_cap=0.02), 99) == 1
+
+
+def test_those_that_may_escape_do_where_the_capacity_cannot_be_kept() -> None:
+    """Two of ten may: a third below nearly all clean ones has these looked at, but not the least of them as well."""
+    defective, clean = np.array([[0.02], [0.03], [0.04], *[[0.9]] * 7]), np.array([[0.035], *[[0.1]] * 9])
+    costs = Costs(escape_cap=0.2, review_capacity=0.1)
+    screens = screens_of(defective, clean)
+    found = tally(screens, best_zones(screens, costs, np.array([0.5])))
+    assert (found.escapes, found.reviewed_clean) == (2, 9)
+
+
+@pytest.mark.parametrize("threshold", [0.93, 0.96, 0.99])
+def test_the_band_of_a_threshold_without_room_above_lies_below_it(threshold: float) -> None:
+    screens = screens_of(np.array([[0.9991], [0.9993], [0.9995]]), np.array([[0.955], [0.97], [0.985]]))
+    ((low, high),) = best_zones(screens, Costs(escape_cap=0.9), np.array([threshold]))
+    assert low <= threshold <= high
+    assert high - low >= NARROWEST_BAND - 1e-9
+
+
+def test_limits_have_six_digits() -> None:
+    screens = screens_of(np.full((3, 1), 0.7), np.full((3, 1), 0.123456789))
+    ((low, _),) = best_zones(screens, Costs(escape_cap=0.9), np.array([0.5]))
+    assert low == float(f"{low:.6g}") != float(f"{low:.5g}")
+
+
 def test_rounding_lets_nothing_pass() -> None:
     """Three defective screens and a clean one between two numbers of six digits."""
     scores = np.concatenate([np.full(3, np.float32(0.4200008)), np.full(117, 0.9)])[:, None]

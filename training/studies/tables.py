@@ -278,6 +278,7 @@ def _left_open(preset: PresetName, base: Config) -> StudyTable:
             Row(title="a bare cosine", settings=("network.cosine_scale=1", "network.learn_scale=false")),
             Row(title="scaled cosines in Eq. 6", settings=("network.relation_scores=scaled",)),
             Row(title="edges in both directions", settings=("network.symmetric=true",)),
+            Row(title="a leaky ReLU in Eq. 7", settings=("network.relation_activation=leaky_relu",)),
             Row(title="nodes of unit length", settings=("network.normalise_nodes=true",)),
             Row(title="features of unit length in stage 2", settings=("network.reasoned_features=unit",)),
         ),
