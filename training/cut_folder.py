@@ -18,7 +18,6 @@ from training.images import read_whole
 from training.patches import cut_facts
 from training.rows import read_arrays, read_lines, read_rows
 from training.truth import CELL_PX, PARTS
-from training.whole import replace
 
 PIXELS_FILE = "pixels.u8"
 READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -94,8 +93,9 @@ class CutFolder:
         pixels.flush()
         record.unlink(missing_ok=True)  # of the pixels before
         partial.replace(cache)
-        text = json.dumps([[name, sizes[name]] for name in self.names]) + "\n"
-        replace(record, lambda draft: draft.write_text(text))
+        draft = record.with_suffix(".draft")  # another process reads it without the lock
+        draft.write_text(json.dumps([[name, sizes[name]] for name in self.names]) + "\n")
+        draft.replace(record)
 
     def maps(self) -> dict[int, NDArray[np.integer[Any]]]:
         """Cells (n, 4) of the patches that have any: label, row, column, value.
