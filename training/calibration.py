@@ -78,7 +78,7 @@ class Calibration:
             said += self._no_better_than_review()
         if found.escape > cap:
             why = (
-                f", which so few screens cannot keep but by more review than the capacity of "
+                ", which so few screens cannot keep but by more review than the capacity of "
                 f"{self.costs.review_capacity:.1%}"
             )
             said.append(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from training.config import Config, read_config
+from training.config import read_config
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = ROOT / "training" / "configs"
@@ -29,9 +29,6 @@ def test_batches_of_one_screen_measure_their_statistics_on_shuffled_patches() ->
 def test_a_full_study_trains_as_the_paper_does() -> None:
     """But for what says where, on how many devices and in what precision."""
     paper, study = (read_config(CONFIGS / f"{name}.toml", []) for name in ("paper", "study-full"))
-    assert study.model_copy(update={"name": paper.name, "run": paper.run, "data": paper.data, **hands(paper)}) == paper
+    elsewhere = {key: getattr(paper, key) for key in ("name", "run", "data", "devices", "precision")}
+    assert study.model_copy(update=elsewhere) == paper
     assert study.devices == 4
-
-
-def hands(config: Config) -> dict[str, object]:
-    return {"devices": config.devices, "precision": config.precision}
