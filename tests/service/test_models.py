@@ -37,6 +37,7 @@ def settings_of(folder: Path) -> Settings:
 @pytest.fixture
 def client(folder: Path) -> Iterator[httpx.Client]:
     with serve(create_app(settings_of(folder))) as client:
+        until(lambda: client.get("/readyz").is_success)  # the first bundle is tested while the service answers already
         yield client
 
 

@@ -16,6 +16,7 @@ from service.settings import Settings
 from service.store import RECORD_FILE, Store, StoreError
 from tests.bundles import tiny_bundle
 from tests.service.apps import GOLDEN, Device, is_problem, serve
+from tests.service.devices import until
 from tests.service.shelves import BREAKERS, shelf, wrong_golden
 
 
@@ -238,4 +239,5 @@ def test_backends_that_are_given_are_what_is_served(line: Line) -> None:
     line.run(line.folder / "one", TWO)
     app = create_app(line.settings(line.folder / "one"), backends=[Device().backend()], golden=GOLDEN)
     with serve(app) as client:
+        until(lambda: client.get("/readyz").is_success)
         assert client.get("/readyz").json()["model"]["name"] == "fake"
