@@ -57,6 +57,8 @@ def test_finished_cells_are_kept_and_shared(source: Path, tmp_path: Path, monkey
         assert set(cell.figures) == {*GROUPS, IMAGE}
         assert all(0 <= cell.figures[group][key] <= 1 for group in GROUPS for key in FIGURES)
         assert set(cell.per_label) == {"dot", "line"}
+    # which tells it from a cell of the same row, data and seed that was trained otherwise
+    assert [cell.settings for cell in first.cells] == [[*SHORT, "network.classifier=dot"], [*SHORT]]
 
     def refuse(_: object) -> None:
         raise AssertionError("trained again")

@@ -15,7 +15,7 @@ from training.pooling import pooled
 from training.trunks import build_trunk, staged
 
 RARE = 0.03  # a conditional frequency below it is no edge
-NEIGHBOURS = 0.4  # share of an embedding that comes from other labels
+NEIGHBOURS = 0.4  # weight of the frequencies beside that of the label itself, before normalisation
 SLOPE = 0.2  # of the leaky ReLU between graph convolutions
 
 
@@ -29,7 +29,8 @@ class KSSNet(OneStage):
     it has 26,280,772 parameters for colour, the paper says 2.627e7.
 
     Left out of the authors' code (github.com/mathkey/mssnet): dropout of a half before both classifiers, and weights
-    of the graph convolutions as a product of two factors.
+    of the graph convolutions as a product of two factors. The graph that they keep, of another data set, looks as if it
+    was normalised before rare pairs were dropped and neighbours given their share; here it is normalised last.
     """
 
     graph: Tensor

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,8 +51,8 @@ class Cell:
     `figures` holds for each group of patches that reason together, and for whole images, accuracy, precision, recall,
     f_measure at 0.5, fitted_f_measure and validation_f_measure, by which a row may be chosen: at 0.5 on the validation
     part, which also chose the epoch; `per_label` the F of each label at 0.5, by screen. A cell of a few steps has none.
-    `revision` is that of the code that trained it, where that is known. `with_maps` adds to `figures` what each stage's
-    maps hit.
+    `revision` is that of the code that trained it, where that is known, `settings` what it was trained with beside the
+    preset, which cells of before 2026-11-29 do not tell. `with_maps` adds to `figures` what each stage's maps hit.
     """
 
     row: str
@@ -63,6 +63,7 @@ class Cell:
     revision: str | None
     figures: dict[str, dict[str, float]]
     per_label: dict[str, float]
+    settings: list[str] = field(default_factory=list)
 
 
 class NotTrainedError(ValueError):
@@ -116,7 +117,8 @@ def run_cell(
         if here:
             with RunFolder(run).alone():  # another process may have come here for the same cell
                 if _kept(file, run) is None:
-                    told = json.dumps(dataclasses.asdict(measure(run, row, division, seed)), indent=2) + "\n"
+                    cell = measure(run, row, division, seed, settings=[*settings, *row.settings])
+                    told = json.dumps(dataclasses.asdict(cell), indent=2) + "\n"
                     file.parent.mkdir(parents=True, exist_ok=True)
                     whole.replace(file, lambda draft: draft.write_text(told))
                 (run / "last.ckpt").unlink(missing_ok=True)
@@ -159,8 +161,8 @@ def _name(config: Config, base: Path | None) -> str:
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
-    """The cell of a finished run."""
+def measure(run: Path, row: Row, division: Division, seed: int, *, settings: Sequence[str]) -> Cell:
+    """The cell of a finished run, which was trained with these settings."""
     cell = Cell(
         row=row.title,
         division=division.name,
@@ -170,6 +172,7 @@ def measure(run: Path, row: Row, division: Division, seed: int) -> Cell:
         revision=revision_of(run),
         figures={},
         per_label={},
+        settings=list(settings),
     )
     if row.heavy:  # what it has learnt in a few steps is nothing to report
         return cell
