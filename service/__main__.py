@@ -240,20 +240,20 @@ def backup(file: Annotated[Path, typer.Argument(help="File to copy the record of
 def restore(file: Annotated[Path, typer.Argument(help="A copy that `backup` made.")]) -> None:
     """Put a copy in the place of the record, while no service runs."""
     state_dir = read_settings().state_dir
-    upkeep.restore(state_dir, file)
-    print(f"{file} is the record in {state_dir}")
+    replaced = upkeep.restore(state_dir, file)
+    print(f"{file} is the record in {state_dir}{'' if replaced is None else f'; the one of before is {replaced}'}")
 
 
 @app.command()
 def prune(
-    before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Day of local time; it is kept itself.")],
+    before: Annotated[datetime, typer.Option(formats=["%Y-%m-%d"], help="Day of local time (TZ); it is kept itself.")],
 ) -> None:
     """Delete older screens from the record, also while the service runs; their ids are free from then on."""
     with Progress(*Progress.get_default_columns(), console=errors, disable=not errors.is_terminal) as bar:
         task = bar.add_task("prune", total=None)
         day = before.replace(year=max(before.year, 1970)).astimezone()  # nothing is older
         deleted = upkeep.prune(read_settings().state_dir, day, tell=lambda count: bar.advance(task, count))
-    print(f"{deleted} screens of before {before.date()} are deleted")
+    print(f"{deleted} screens of before {day:%Y-%m-%d %H:%M %Z} are deleted")
 
 
 def run() -> None:

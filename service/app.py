@@ -128,6 +128,7 @@ def _run(settings: Settings, models: Models, store: Store, metrics: Metrics, dec
     metrics.watch("queue_patches", "Patches waiting or running.", lambda: models.waiting_patches)
     metrics.watch("record_ok", "1 while the last write of the record succeeded.", lambda: not store.failure)
     metrics.watch("record_free_bytes", "Free on the disk of the record.", lambda: _free_bytes(settings.state_dir))
+    metrics.watch("record_reusable_bytes", "Free inside the record, of pruned screens.", lambda: store.reusable_bytes)
     metrics.watch("self_test_ok", "1 while the last self-test succeeded.", lambda: models.report().ok)
     metrics.watch("self_test_age_seconds", "Time since the last success.", lambda: _age_s(models.report().age_s))
     return Running(
@@ -150,7 +151,7 @@ async def _watch(models: Models, on_gone: Callable[[], None]) -> None:
 async def _watch_record(store: Store) -> None:
     while True:
         await anyio.sleep(WATCH_S)
-        await anyio.to_thread.run_sync(store.try_again)
+        await anyio.to_thread.run_sync(store.look)
 
 
 def _free_bytes(folder: Path) -> float:

@@ -17,7 +17,7 @@ from typing import NamedTuple, TypeVar
 import alembic.command
 import alembic.config
 import alembic.util
-from sqlalchemy import ColumnElement, Engine, String, create_engine, delete, event, select
+from sqlalchemy import ColumnElement, Connection, Engine, String, create_engine, delete, event, select
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
@@ -115,6 +115,7 @@ class Store:
 
     Attributes:
         failure: why the record could not be written, or read, the last time; empty where it could.
+        reusable_bytes: of the file, when it was last looked at: what pruned screens took and new ones will take.
     """
 
     def __init__(self, state_dir: Path, *, migrate: bool = True) -> None:
@@ -129,9 +130,15 @@ class Store:
             self._engine = _engine(self._file)
             if migrate:
                 _migrate(self._engine)
-            self._engine.connect().close()
+            with self._engine.connect() as connection:
+                self.reusable_bytes = _reusable_bytes(connection)
             self._identity = _identity(self._file)
-        except (OSError, SQLAlchemyError, alembic.util.CommandError) as error:
+        except alembic.util.CommandError as error:  # a revision that is not among ours
+            raise StoreError(
+                f"cannot open the record in {state_dir}: it is of a later version of the service ({error}): start "
+                "that, or put a copy of before in its place"
+            ) from error
+        except (OSError, SQLAlchemyError) as error:
             raise StoreError(f"cannot open the record in {state_dir}: {_said(error)}") from error
         self._closed = False
         self.failure = ""
@@ -193,10 +200,13 @@ class Store:
                 session.execute(delete(ScreenRow).where(ScreenRow.id.in_(old)))
         return len(old)
 
-    def try_again(self) -> None:
-        """Keep in `failure` whether a record that failed can be read and written again, by a row that does not stay."""
+    def look(self) -> None:
+        """See how full the record is, and whether one that failed is sound again, by a row that does not stay."""
         if not self.failure:
             self.failure = self._astray()
+            if not self.failure:
+                with suppress(StoreError), self._reading() as session:  # it is kept in `failure`
+                    self.reusable_bytes = _reusable_bytes(session.connection())
             return
         tried = ScreenRow(screen_id="", digest="", verdict="", recorded_at=_now(), answer=" " * LONGEST_ANSWER)
         with suppress(StoreError):  # it is kept in `failure`
@@ -325,6 +335,13 @@ def _migrate(engine: Engine) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
         config.attributes["connection"] = connection
         alembic.command.upgrade(config, "head")
+
+
+def _reusable_bytes(connection: Connection) -> int:
+    pages, page_bytes = (
+        int(connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()) for name in ("freelist_count", "page_size")
+    )
+    return pages * page_bytes
 
 
 def _read(kind: type[_Value], row: Base) -> _Value:

@@ -3,14 +3,15 @@
 import shutil
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from service.server import alone_in
 from service.store import RECORD_FILE, Store, StoreError
 
-JOURNALS = ("-wal", "-shm", "-journal")  # that SQLite has beside a record
+WAL = "-wal"
+JOURNALS = (WAL, "-shm", "-journal")  # that SQLite has beside a record
 BATCH = 1000  # screens that are deleted in one transaction: a verdict waits no longer than for one of those
 
 
@@ -38,8 +39,11 @@ def back_up(state_dir: Path, target: Path) -> None:
         raise StoreError(f"cannot copy the record to {target}: {error}") from error
 
 
-def restore(state_dir: Path, copy: Path) -> None:
+def restore(state_dir: Path, copy: Path) -> Path | None:
     """Put a copy in the record's place; no service may be running.
+
+    Returns:
+        Where the record of before is kept; None where there was none.
 
     Raises:
         StoreError: it is no whole record, or cannot be put there.
@@ -48,14 +52,45 @@ def restore(state_dir: Path, copy: Path) -> None:
     with alone_in(state_dir):
         record, part = state_dir / RECORD_FILE, state_dir / f"{RECORD_FILE}.part"
         try:
-            shutil.copyfile(copy, part)
-            _check(part)
-            for journal in JOURNALS:  # of the record before: SQLite would play them into the copy
-                record.with_name(record.name + journal).unlink(missing_ok=True)
+            _remove(part)  # of a call that was killed
+            _take(copy, part)
+            kept = _keep(record)
             part.rename(record)
         except (sqlite3.Error, OSError) as error:
-            part.unlink(missing_ok=True)
+            _remove(part)
             raise StoreError(f"cannot put {copy} in the place of the record: {error}") from error
+    return kept
+
+
+def _take(copy: Path, part: Path) -> None:
+    """Copy a record into one file, with what its journal holds: one that `restore` kept has one."""
+    shutil.copyfile(copy, part)
+    if (journal := _beside(copy, WAL)).is_file():
+        shutil.copyfile(journal, _beside(part, WAL))
+        with closing(sqlite3.connect(part)) as record:
+            record.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    _check(part)
+
+
+def _keep(record: Path) -> Path | None:
+    """Give a record a second name, and its journals that name alone: SQLite would play them into the next one."""
+    if not record.exists():
+        return None
+    kept = record.with_name(f"{record.stem}-replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}{record.suffix}")
+    kept.hardlink_to(record)  # without a moment in which there is no record: a service would begin an empty one
+    for journal in JOURNALS:
+        with suppress(FileNotFoundError):
+            _beside(record, journal).rename(_beside(kept, journal))
+    return kept
+
+
+def _beside(record: Path, journal: str) -> Path:
+    return record.with_name(record.name + journal)
+
+
+def _remove(record: Path) -> None:
+    for journal in ("", *JOURNALS):
+        _beside(record, journal).unlink(missing_ok=True)
 
 
 def _check(path: Path) -> None:

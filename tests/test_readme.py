@@ -59,7 +59,7 @@ def test_every_series_is_in_the_readme() -> None:
     made = {name for name in made if name.startswith("inspect_")}
     watched = {
         *("inspect_memory_held_bytes", "inspect_memory_waiting", "inspect_queue_patches"),
-        *("inspect_record_ok", "inspect_record_free_bytes"),
+        *("inspect_record_ok", "inspect_record_free_bytes", "inspect_record_reusable_bytes"),
         *("inspect_self_test_ok", "inspect_self_test_age_seconds"),
     }
     assert names == made | watched

@@ -80,7 +80,23 @@ def test_no_log_grows_for_ever() -> None:
 def test_a_setting_reaches_the_service_on_a_cpu_and_on_gpus() -> None:
     for name in ("inspect", "inspect-gpu"):
         assert services()[name]["env_file"] == [{"path": "inspect.env", "required": False}]
-    assert "inspect.env" in (ROOT / ".gitignore").read_text()
+    assert {"/inspect.env", "/.env"} <= set((ROOT / ".gitignore").read_text().splitlines())
+
+
+def test_no_setting_takes_the_service_away_from_its_port_its_volume_or_its_health_check() -> None:
+    image = environment()
+    for name in ("INSPECT_HOST", "INSPECT_PORT", "INSPECT_STATE_DIR"):
+        assert services()["inspect"]["environment"][name] == image[name]  # which goes before inspect.env
+
+
+def test_prometheus_takes_new_rules_without_a_new_container() -> None:
+    assert "--enable-feature=auto-reload-config" in services()["prometheus"]["command"]
+
+
+def test_where_memory_is_short_the_inspection_goes_last() -> None:
+    scores = {name: service.get("oom_score_adj", 0) for name, service in services().items()}
+    assert scores.pop("inspect") == scores.pop("inspect-gpu") == 0
+    assert min(scores.values()) > 0
 
 
 def test_every_service_says_whether_it_is_healthy() -> None:

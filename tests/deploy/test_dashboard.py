@@ -8,6 +8,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.problems import KINDS
+from service.routes import POST_PROBLEMS
 from tests.deploy.expressions import (
     DEPLOY,
     alerts,
@@ -124,3 +125,10 @@ def test_the_error_alert_watches_every_fault_of_the_service_and_none_of_its_clie
     (rule,) = (rule for rule in alerts() if rule["alert"] == "InspectErrors")
     (pattern,) = re.findall(r'code=~"([^"]*)"', rule["expr"])
     assert set(pattern.split("|")) == {code for code, kind in KINDS.items() if kind.status >= 500}
+
+
+def test_the_alert_of_refusals_watches_every_fault_that_a_screen_may_have_and_nothing_else() -> None:
+    (rule,) = (rule for rule in alerts() if rule["alert"] == "InspectRefusals")
+    (pattern,) = re.findall(r'code=~"([^"]*)"', rule["expr"])
+    matched = {code for code in KINDS if re.fullmatch(pattern, code)}
+    assert matched == {code for code in POST_PROBLEMS if KINDS[code].status < 500}

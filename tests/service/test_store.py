@@ -3,6 +3,8 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -67,10 +69,10 @@ def test_a_record_that_cannot_be_written_says_so_until_it_can(tmp_path: Path, mo
             store.activate(activation("one"))
         with pytest.raises(StoreError, match="locked"):
             store.record(answered(1))
-        store.try_again()
+        store.look()
         assert "locked" in store.failure
         other.rollback()
-    store.try_again()
+    store.look()
     assert store.failure == ""
     store.record(answered(1))
     with pytest.raises(StoreError, match="has an answer already"):
@@ -88,10 +90,10 @@ def test_a_record_that_cannot_be_read_is_not_ready_either(tmp_path: Path) -> Non
             with pytest.raises(StoreError, match=r"cannot read the record: no such table: screens$"):
                 read()
             assert store.failure == "no such table: screens"
-        store.try_again()
+        store.look()
         assert store.failure == "no such table: screens"
         other.execute("ALTER TABLE lost RENAME TO screens")
-    store.try_again()
+    store.look()
     assert store.failure == ""
     assert store.page(limit=9).items == ()  # what was tried did not stay
     store.close()
@@ -104,22 +106,38 @@ def test_nothing_is_written_to_a_file_that_nobody_will_find(tmp_path: Path, repl
     (tmp_path / RECORD_FILE).rename(tmp_path / "away")
     if replaced:
         shutil.copyfile(tmp_path / "away", tmp_path / RECORD_FILE)
-    store.try_again()
+    store.look()
     assert "is gone, or another file by now" in store.failure
     with pytest.raises(StoreError, match="is gone, or another file by now"):
         store.record(answered(2))
     (tmp_path / "away").replace(tmp_path / RECORD_FILE)
-    store.try_again()
+    store.look()
     assert store.failure == ""
     store.record(answered(2))
     store.close()
+
+
+def test_room_that_deleted_screens_leave_is_told(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    assert store.reusable_bytes == 0
+    for number in range(100):
+        store.record(replace(answered(number), answer=" " * 3000))
+    store.look()
+    assert store.reusable_bytes == 0
+    store.delete_before(datetime.max, at_most=100)
+    store.look()
+    assert 300_000 < store.reusable_bytes < 600_000
+    store.close()
+    again = Store(tmp_path)
+    assert again.reusable_bytes == store.reusable_bytes
+    again.close()
 
 
 def test_whether_a_record_can_be_written_is_found_out_by_writing(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.failure = "the disk was full"
     before = (tmp_path / f"{RECORD_FILE}-wal").stat().st_size
-    store.try_again()
+    store.look()
     assert (tmp_path / f"{RECORD_FILE}-wal").stat().st_size > before
     assert store.failure == ""
     store.close()
@@ -299,7 +317,7 @@ def test_record_of_a_later_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "screens.sqlite") as other:
         other.execute("UPDATE alembic_version SET version_num = '9999'")
     other.close()
-    with pytest.raises(StoreError, match="cannot open"):
+    with pytest.raises(StoreError, match=r"of a later version of the service .*'9999'.*put a copy of before"):
         Store(tmp_path)
 
 

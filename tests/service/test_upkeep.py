@@ -2,6 +2,7 @@
 
 import shutil
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC, datetime, timedelta, timezone
@@ -74,12 +75,24 @@ def test_a_copy_takes_the_place_of_a_record_that_was_killed(tmp_path: Path) -> N
             store.record(answered(number))
         killed = shutil.copytree(tmp_path / "state", tmp_path / "killed")
     assert (killed / f"{RECORD_FILE}-wal").stat().st_size > 0
-    restore(killed, tmp_path / "copy.sqlite")
-    assert sorted(path.name for path in killed.iterdir()) == [RECORD_FILE, "service.lock"]
+    kept = restore(killed, tmp_path / "copy.sqlite")
+    assert kept is not None
+    assert {path.name for path in killed.iterdir() if kept.name not in path.name} == {RECORD_FILE, "service.lock"}
     with closing(Store(killed)) as store:
         assert store.find("s-49") == answered(49)
         assert store.find("s-50") is None
         store.record(answered(50))
+    restore(killed, kept)  # what was recorded since the copy is not lost: it is whole with its journal
+    with closing(Store(killed)) as store:
+        assert store.find("s-199") == answered(199)
+
+
+def test_a_copy_takes_the_place_of_a_record_that_is_gone(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "state")) as store:
+        store.record(answered(1))
+        back_up(tmp_path / "state", tmp_path / "copy.sqlite")
+    assert restore(tmp_path / "new", tmp_path / "copy.sqlite") is None
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == [RECORD_FILE, "service.lock"]
 
 
 def test_what_is_no_whole_record_is_not_put_in_its_place(store: Store, tmp_path: Path) -> None:
@@ -144,14 +157,21 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path, monkeypatc
     store.record(answered(2, NOON + timedelta(days=2)))
     answer = CliRunner().invoke(app, ["backup", str(tmp_path / "copy.sqlite")])
     assert (answer.exit_code, "copy.sqlite: 0.0 MB" in answer.stdout) == (0, True)
-    answer = CliRunner().invoke(app, ["prune", "--before", "2026-05-06"])
-    assert (answer.exit_code, answer.stdout) == (0, "1 screens of before 2026-05-06 are deleted\n")
+    monkeypatch.setenv("TZ", "JST-9")
+    time.tzset()
+    for day, told in (
+        ("2026-05-06", "1 screens of before 2026-05-06 00:00 JST are deleted\n"),
+        ("0001-01-01", "0 screens of before 1970-01-01 00:00 JST are deleted\n"),
+    ):
+        answer = CliRunner().invoke(app, ["prune", "--before", day])
+        assert (answer.exit_code, answer.stdout) == (0, told)
+    monkeypatch.delenv("TZ")
+    time.tzset()
     assert store.find("s-1") is None
     assert store.find("s-2") is not None
-    answer = CliRunner().invoke(app, ["prune", "--before", "0001-01-01"])
-    assert (answer.exit_code, answer.stdout) == (0, "0 screens of before 0001-01-01 are deleted\n")
     store.close()
     answer = CliRunner().invoke(app, ["restore", str(tmp_path / "copy.sqlite")])
     assert answer.exit_code == 0, answer.output
+    assert "; the one of before is " in answer.stdout
     with closing(Store(tmp_path / "state")) as restored:
         assert restored.find("s-1") is not None
