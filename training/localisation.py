@@ -140,7 +140,7 @@ def localisation_tables(found: Mapping[str, Mapping[str, Localisation]]) -> Iter
 
 def _value(found: Mean | Share) -> str:
     value = found.value if isinstance(found, Mean) else found.ratio
-    span = f"{found.low:.2f}-{found.high:.2f}" if found.low < found.high else TOO_FEW
+    span = TOO_FEW if found.low is None else f"{found.low:.2f}-{found.high:.2f}"
     return f"{value:.3f}\n[dim]{span}[/]"
 
 
@@ -170,7 +170,7 @@ def _summarise(pairs: Sequence[_Pair], stage: str) -> Localisation:
     energy_of, energy_mean = bootstrap_means(energies, screens)
     pointing = {label: wilson(int(found.sum()), len(found)) for label, found in zip(by_label, pointings, strict=True)}
     _, pointing_mean = bootstrap_means(pointings, screens)
-    if pointing_mean.low == pointing_mean.high:  # as where all hit
+    if pointing_mean.low is None:  # as where all hit
         low, high = (float(np.mean(ends)) for ends in zip(*(one[-2:] for one in pointing.values()), strict=True))
         pointing_mean = pointing_mean._replace(low=low, high=high)
     flat = [np.mean([pair.flat for pair in of_label], axis=0) for of_label in by_label.values()]

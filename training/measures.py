@@ -45,11 +45,11 @@ def wilson(count: int, total: int) -> Share:
 
 
 class Mean(NamedTuple):
-    """A mean over `total` observations, with its 95 % interval."""
+    """A mean over `total` observations, with its 95 % interval; None where draws that do not differ tell of none."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     total: int
 
 
@@ -74,15 +74,15 @@ def bootstrap_means(
     drawn = (total @ weight) / np.ma.masked_equal(count @ weight, 0)
     means = total.sum(axis=1) / count.sum(axis=1)
     each = [
-        Mean(float(mean), *_interval(of_kind.compressed()), int(seen.sum()))
+        _mean(float(mean), of_kind.compressed(), int(seen.sum()))
         for mean, of_kind, seen in zip(means, drawn, count, strict=True)
     ]
-    return each, Mean(float(means.mean()), *_interval(drawn.mean(axis=0).compressed()), int(count.sum()))
+    return each, _mean(float(means.mean()), drawn.mean(axis=0).compressed(), int(count.sum()))
 
 
-def _interval(drawn: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return float(low), float(high)
+def _mean(value: float, drawn: NDArray[np.float64], total: int) -> Mean:
+    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
+    return Mean(value, low, high, total) if low < high else Mean(value, None, None, total)
 
 
 def enough(count: int, ratio: float) -> int:
