@@ -43,7 +43,7 @@ def build_trunk(name: str, *, weights: str | None = None, channels: int = 1) -> 
     """The trunk called `name` and its number of channels D.
 
     Args:
-        name: "light" (ours, for CPUs), "glance" (ours, a quarter of its work, for glances), "compact" (ours, for
+        name: "light" (ours, for CPUs), "glance" (ours, a third of its products, for glances), "compact" (ours, for
             studies on small patches), a torchvision ResNet such as "resnet50" (the paper's), "vgg16" or "inception_v3";
             the last has no padding, and gives a map that is smaller by a few cells.
         weights: torchvision's weights name, e.g. "IMAGENET1K_V2", fetched by torchvision; None starts from scratch.
@@ -194,7 +194,7 @@ GLANCE_WIDTH = 96
 
 
 def glance_trunk(channels: int = 1) -> Trunk:
-    """A quarter of the light trunk's work on a CPU: whether there is anything to look at, and hardly what it is.
+    """A third of the light trunk's products: whether there is anything to look at, and hardly what it is.
 
     The stem takes each block of 8 x 8 pixels as a whole, so that no pixel is read twice.
     """
