@@ -104,6 +104,7 @@ async def _fill(
                 if inlet is not None:
                     received = await inlet(buffer, received, tell)
     except TimeoutError as error:
+        request.state.unread = True  # what comes on this connection next may be the rest of it
         raise BodyTooSlow(f"the body did not arrive within {timeout_s:g} s") from error
     except ClientDisconnect as error:
         raise IncompleteBody(f"the connection closed after {received} bytes") from error

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any, cast
 
 import numpy as np
@@ -44,6 +45,8 @@ FORMATS = {
     "image/x-portable-graymap": "PPM",
 }
 MEDIA_TYPES = (*FORMATS, RAW)
+NO_SIZE = "raw bytes need their width and height"
+SIZE_OF_A_FILE = f"width and height go with {RAW} alone: a file carries its own"
 SUFFIXES = {
     ".png": "image/png",
     ".bmp": "image/bmp",
@@ -153,25 +156,17 @@ def decode(
         IncompleteImage: the file ends before its last pixel.
         UnreadableImage: no image, or one whose values have no documented grey value.
     """
-
-    def accept(height: int, width: int) -> None:
-        if height * width > max_pixels:
-            raise ImageTooLarge(f"{width} x {height} pixels are over the limit of {max_pixels}")
-        if agreed is not None and (height, width) != agreed:
-            raise FrameSizeMismatch(f"{width} x {height} pixels; this line sends {agreed[1]} x {agreed[0]}")
-        if min(height, width) < patch_px:
-            raise ImageTooSmall(f"{width} x {height} pixels are smaller than a patch of {patch_px}")
-
+    accept = partial(refuse_size, agreed=agreed, max_pixels=max_pixels, patch_px=patch_px)
     if source.media_type == RAW:
         if source.size is None:
-            raise InvalidRequest("raw bytes need their width and height")
+            raise InvalidRequest(NO_SIZE)
         accept(*source.size)
         size_from: FrameSizeFrom = "query" if agreed is None else "setting"
         if isinstance(source.data, Arrival):
             return Frame(pixels=source.data.pixels, size_from=size_from, arrival=source.data)
         return Frame(pixels=_raw(source.data, *source.size), size_from=size_from)
     if source.size is not None:
-        raise InvalidRequest(f"width and height go with {RAW} alone: a file carries its own")
+        raise InvalidRequest(SIZE_OF_A_FILE)
     assert not isinstance(source.data, Arrival)
     with _opened(source.data, source.media_type) as image:
         stored = _stored_size(image)
@@ -183,6 +178,22 @@ def decode(
             f"{pixels.shape[1]} x {pixels.shape[0]} pixels came out of a file of {stored[1]} x {stored[0]}"
         )
     return Frame(pixels=pixels, size_from="header" if agreed is None else "setting")
+
+
+def refuse_size(height: int, width: int, *, agreed: tuple[int, int] | None, max_pixels: int, patch_px: int) -> None:
+    """Refuse a frame by its size alone, so that nobody has to send it for that.
+
+    Raises:
+        ImageTooLarge: over `max_pixels`.
+        FrameSizeMismatch: not the agreed (height, width).
+        ImageTooSmall: smaller than a patch.
+    """
+    if height * width > max_pixels:
+        raise ImageTooLarge(f"{width} x {height} pixels are over the limit of {max_pixels}")
+    if agreed is not None and (height, width) != agreed:
+        raise FrameSizeMismatch(f"{width} x {height} pixels; this line sends {agreed[1]} x {agreed[0]}")
+    if min(height, width) < patch_px:
+        raise ImageTooSmall(f"{width} x {height} pixels are smaller than a patch of {patch_px}")
 
 
 def _raw(data: bytes | memoryview, height: int, width: int) -> NDArray[np.uint8]:

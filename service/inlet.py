@@ -223,6 +223,9 @@ class _Http(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, unless within another answer, and close."""
+        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
+            self.cycle.keep_alive = False  # the request before it is whole, and its answer is the last one
+            return
         self._refused = True
         log.warning("malformed request", client=None if self.client is None else self.client[0], detail=msg)
         if (running := self.app_state.get("running")) is not None:
@@ -233,6 +236,7 @@ class _Http(HttpToolsProtocol):
             self.transport.write(head.encode() + b"connection: close\r\n\r\n" + body)
         self.transport.close()
         if self.cycle is not None:  # it hears of it now, and not when its sender has ended
+            self.cycle.scope["state"]["answered"] = True
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 

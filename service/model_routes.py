@@ -90,7 +90,8 @@ SWAP_EXAMPLE = {
     "duration_s": 1.25,
 }
 PUT_PROBLEMS = (
-    *("incomplete_body", "body_too_large", "unsupported_media", "invalid_request", "deadline_exceeded"),
+    *("malformed_request", "incomplete_body", "body_too_slow", "body_too_large", "unsupported_media"),
+    "invalid_request",
     *(
         "bundle_unknown",
         "bundle_refused",

@@ -41,6 +41,7 @@ from service.store import Activation, Store
 
 State = Literal["active", "previous", "available", "broken"]
 Outcome = Literal["activated", "rolled_back", "unchanged"]
+Left = list[Serving]  # the bundle before, if any, until it is closed: nothing else may hold it then
 
 SELF_TEST_WITHIN_S = FRESH_S  # the first; a device that needs longer could never prove a pass
 PROVEN_WITHIN_S = 300.0  # read, loaded, warm and self-tested; what takes longer hangs
@@ -176,8 +177,10 @@ class Models:
             NotReady: the service is stopping.
             StoreError: it could not be recorded.
         """
+        started_at, left = time.monotonic(), Left()
         with self._alone():
-            return self._swap(self._catalogue.proper(bundle), "activated", without_release=without_release)
+            swap = self._swap(self._catalogue.proper(bundle), "activated", left, without_release=without_release)
+        return self._ended(swap, left, started_at)
 
     def roll_back(self) -> Swap:
         """Put the bundle in service that was before; a second time leads back again.
@@ -192,11 +195,13 @@ class Models:
             NotReady: the service is stopping.
             StoreError: the record failed.
         """
+        started_at, left = time.monotonic(), Left()
         with self._alone():
             before = self._before(self.current)
             if before is None:
                 raise BundleUnknown("no other bundle was in service before this one")
-            return self._swap(before.bundle, "rolled_back", without_release=True, digest=before.digest)
+            swap = self._swap(before.bundle, "rolled_back", left, without_release=True, digest=before.digest)
+        return self._ended(swap, left, started_at)
 
     def list(self) -> ModelList:
         """Every bundle that is or was in service, or can be put there.
@@ -228,6 +233,8 @@ class Models:
             if not self._swapping.acquire(blocking=False):
                 raise SwapInProgress("wait until it is there, then ask again")
             try:
+                if len(self._active.open) > LEFT_MOST:
+                    raise SwapInProgress(f"{LEFT_MOST} bundles before still have screens under way, and are in memory")
                 yield
             finally:
                 self._swapping.release()
@@ -235,9 +242,11 @@ class Models:
             self._metrics.swaps.labels("refused").inc()
             raise
 
-    def _swap(self, bundle: str, outcome: Outcome, *, without_release: bool, digest: str = "") -> Swap:
-        """Steps 2 to 7, unless the bundle is in service already; `digest` is what it must have, if not empty."""
-        started_at = time.monotonic()
+    def _swap(self, bundle: str, outcome: Outcome, left: Left, *, without_release: bool, digest: str = "") -> Swap:
+        """Steps 2 to 6, unless the bundle is in service already; `left` is given the one before.
+
+        `digest` is what the bundle must have, if not empty.
+        """
         old = self.current
         with _refusing():
             path = self._catalogue.path(bundle)
@@ -249,14 +258,19 @@ class Models:
         else:
             active = self._replace(bundle, path, outcome, without_release=without_release, digest=digest)
             previous = _named(old.bundle, old.manifest)
+            left.append(old)
+            self._show(outcome)
+        self._metrics.swaps.labels(outcome).inc()
+        return Swap(outcome=outcome, active=active, previous=previous, duration_s=0.0)
+
+    def _ended(self, swap: Swap, left: Left, started_at: float) -> Swap:
+        """Step 7, which takes as long as the sender of a screen under way does: it holds up no other swap."""
+        if left:
+            old = left.pop()
             self._active.retire(old)
             del old  # the last that holds it
             give_back()
-            self._show(outcome)
-        self._metrics.swaps.labels(outcome).inc()
-        return Swap(
-            outcome=outcome, active=active, previous=previous, duration_s=round(time.monotonic() - started_at, 3)
-        )
+        return replace(swap, duration_s=round(time.monotonic() - started_at, 3))
 
     def _replace(self, bundle: str, path: Path, outcome: Outcome, *, without_release: bool, digest: str) -> NamedModel:
         """Steps 2 to 6: the new bundle is the active one, or an exception says why not and nothing has changed."""

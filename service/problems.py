@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Match, Route
 
 from engine import InferenceError
-from service.errors import BodyTooSlow, ServiceError, concrete_errors
+from service.errors import ServiceError, concrete_errors
 from service.metrics import Metrics
 from service.store import StoreError
 
@@ -94,10 +94,10 @@ def respond(request: Request, document: Problem, headers: dict[str, str] | None 
     A probe is not counted: it is no screen that was refused, and an alert on errors would only repeat the self-test's.
     """
     metrics: Metrics = request.state.running.metrics
-    if request.url.path not in PROBES:
+    if request.url.path not in PROBES and not getattr(request.state, "answered", False):
         metrics.errors.labels(document.code).inc()
     structlog.contextvars.bind_contextvars(code=document.code, detail=document.detail)
-    if document.code == BodyTooSlow.code or "expect" in request.headers:
+    if getattr(request.state, "unread", False) or "expect" in request.headers:
         # the rest of the body may never come, and the next request would be taken for it
         headers = {**(headers or {}), "Connection": "close"}
     return Response(document.model_dump_json(), document.status, headers=headers, media_type=MEDIA_TYPE)

@@ -19,8 +19,8 @@ from service import examples
 from service.admission import Admission, Place, needed_bytes
 from service.arrival import Arrival
 from service.bodies import receive, receive_lines
-from service.errors import BodyTooLarge, ImageTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
-from service.images import MEDIA_TYPES, RAW, Source
+from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
+from service.images import MEDIA_TYPES, NO_SIZE, RAW, SIZE_OF_A_FILE, Source, refuse_size
 from service.inspector import Inspection
 from service.metrics import Metrics
 from service.models import Models
@@ -111,6 +111,17 @@ POST_BODY = {
 VERDICT_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The verdict, recorded before it is answered.",
+        "headers": {
+            "X-Frame-Digest": {"description": "Of the pixels that it was given for.", "schema": {"type": "string"}},
+            "X-Recorded-At": {
+                "description": "When, in UTC.",
+                "schema": {"type": "string", "format": "date-time"},
+            },
+            "X-Replayed": {
+                "description": "Whether it was recorded before.",
+                "schema": {"type": "string", "enum": ["true", "false"]},
+            },
+        },
         "content": {"application/json": {"examples": {name: _example(v) for name, v in examples.VERDICTS.items()}}},
     }
 }
@@ -147,12 +158,14 @@ async def inspect_screen(
     _refuse_other_parameters(request, "screen_id", "width", "height", "deadline_s")
     if (width is None) != (height is None):
         raise InvalidRequest("width and height go together")
+    if width is not None and media_type != RAW:
+        raise InvalidRequest(SIZE_OF_A_FILE)
     size = None if width is None or height is None else (height, width)
     inspect = functools.partial(_inspect, running, screen_id, deadline_at=deadline_at)
     structlog.contextvars.bind_contextvars(screen_id=screen_id)  # in every line of this request
     with running.admission.admit(screen_id) as place:
         if media_type == RAW:
-            arrival = await _arrival(size, place, settings, deadline_at)
+            arrival = await _arrival(size, place, running, deadline_at)
             inspect = functools.partial(inspect, receive_s=time.monotonic() - received_at)
             inspection = await _inspect_lines(request, arrival, inspect, running, deadline_at)
             whole_at = arrival.ended_at
@@ -164,7 +177,6 @@ async def inspect_screen(
                     request, limit_bytes=settings.max_body_bytes, timeout_s=deadline_at - time.monotonic()
                 ),
                 media_type=media_type,
-                size=size,
             )
             whole_at = time.monotonic()
             inspect = functools.partial(inspect, receive_s=whole_at - received_at)
@@ -181,9 +193,12 @@ async def inspect_screen(
     summary="What was answered for a screen",
 )
 def read_screen(
-    running: CurrentRunning, screen_id: Annotated[str, Path(pattern=SCREEN_ID, max_length=LONGEST_SCREEN_ID)]
+    request: Request,
+    running: CurrentRunning,
+    screen_id: Annotated[str, Path(pattern=SCREEN_ID, max_length=LONGEST_SCREEN_ID)],
 ) -> Response:
     """The same bytes that were answered when it was inspected; the headers tell for which frame, and when."""
+    _refuse_other_parameters(request)
     answered = running.store.find(screen_id)
     if answered is None:
         raise NotFound(f"no screen {screen_id} was answered")
@@ -240,7 +255,12 @@ async def readyz(running: CurrentRunning) -> JSONResponse:
     )
 
 
-@router.get("/metrics", summary="Every series, for Prometheus", response_class=Response)
+@router.get(
+    "/metrics",
+    summary="Every series, for Prometheus",
+    response_class=Response,
+    responses={200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
+)
 async def metrics(running: CurrentRunning) -> Response:
     """The Prometheus text format."""
     return Response(running.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
@@ -259,13 +279,13 @@ def _refuse_other_parameters(request: Request, *names: str) -> None:
         raise InvalidRequest(f"{again[0]} is there {given.count(again[0])} times")
 
 
-async def _arrival(size: tuple[int, int] | None, place: Place, settings: Settings, deadline_at: float) -> Arrival:
-    """Memory for a raw frame (height, width), once there is room; whether the line sends such frames, decoding says."""
+async def _arrival(size: tuple[int, int] | None, place: Place, running: Running, deadline_at: float) -> Arrival:
+    """Memory for a raw frame (height, width), once there is room."""
     if size is None:
-        raise InvalidRequest("raw bytes need their width and height")
-    height, width = size
-    if height * width > settings.max_pixels:
-        raise ImageTooLarge(f"{width} x {height} pixels are over the limit of {settings.max_pixels}")
+        raise InvalidRequest(NO_SIZE)
+    settings, (height, width) = running.settings, size
+    patch_px = running.models.current.manifest.patch_px
+    refuse_size(height, width, agreed=settings.frame_size, max_pixels=settings.max_pixels, patch_px=patch_px)
     if height * width > settings.max_body_bytes:
         raise BodyTooLarge(f"{width} x {height} pixels are over the limit of {settings.max_body_bytes} bytes")
     await place.hold(height * width, timeout_s=deadline_at - time.monotonic())

@@ -16,6 +16,7 @@ import pytest
 import xxhash
 from structlog.testing import capture_logs
 
+from engine import InferenceError
 from service.aggregation import REVIEW_REASON
 from service.settings import Settings
 from service.store import RECORD_FILE
@@ -115,6 +116,55 @@ def test_a_late_body_and_one_that_is_not_sent_for_end_their_connection(client: h
             answer = line.makefile("rb").read()
         assert b"\r\nconnection: close\r\n" in answer.lower()
         assert code in answer
+
+
+@pytest.mark.parametrize(
+    ("query", "media_type", "code"),
+    [
+        ("width=256&height=512", "application/octet-stream", "frame_size_mismatch"),
+        (f"width={SIZE[1]}&height={SIZE[0]}", "image/png", "invalid_request"),
+    ],
+)
+def test_a_size_that_does_not_fit_is_refused_before_the_frame_is_sent(
+    tmp_path: Path, query: str, media_type: str, code: str
+) -> None:
+    settings = Settings(state_dir=tmp_path, frame_size=SIZE)
+    head = f"POST /v1/screens?screen_id=one&{query} HTTP/1.1\r\nhost: line\r\ncontent-length: 131072\r\n"
+    with serve_device(Device(), settings) as client:
+        url = client.base_url
+        with socket.create_connection((url.host, url.port or 0), WAIT_S / 2) as line:  # its deadline is longer
+            line.sendall(f"{head}content-type: {media_type}\r\n\r\n".encode())
+            assert code.encode() in line.recv(2**16)
+
+
+def test_a_late_answer_to_a_frame_that_did_not_come_ends_its_connection(tmp_path: Path) -> None:
+    """Whatever it is: the model fails on the lines that are there."""
+    device = Device()
+    device.failure = InferenceError("broken")
+    height, width = 4 * SIZE[0], SIZE[1]
+    with serve_device(device, Settings(state_dir=tmp_path)) as client:
+        url = client.base_url
+        query = f"screen_id=late&width={width}&height={height}&deadline_s=1"
+        head = f"POST /v1/screens?{query} HTTP/1.1\r\nhost: line\r\ncontent-length: {height * width}\r\n"
+        with socket.create_connection((url.host, url.port or 0), WAIT_S) as line:
+            line.sendall(f"{head}content-type: application/octet-stream\r\n\r\n".encode() + bytes(3 * SIZE[0] * width))
+            answer = line.makefile("rb").read()  # until the service ends it
+    assert b"inference_failed" in answer
+    assert b"\r\nconnection: close\r\n" in answer.lower()
+
+
+def test_a_broken_request_is_counted_once(client: httpx.Client) -> None:
+    url = client.base_url
+    head = f"POST /v1/screens?screen_id=one&width={SIZE[1]}&height={SIZE[0]} HTTP/1.1\r\nhost: line\r\n"
+    head += "content-type: application/octet-stream\r\ntransfer-encoding: chunked\r\n\r\n"
+    with socket.create_connection((url.host, url.port or 0), WAIT_S) as line:
+        line.sendall(head.encode() + b"3\r\nabc\r\n")
+        time.sleep(0.1)
+        line.sendall(b"no size\r\n")
+        assert line.makefile("rb").read().startswith(b"HTTP/1.1 400 ")
+    until(lambda: count(client, "inspect_screens_in_flight") == 0)
+    assert count(client, "inspect_errors_total", code="malformed_request") == 1
+    assert count(client, "inspect_errors_total", code="incomplete_body") == 0
 
 
 def test_a_resource_says_of_all_its_methods(client: httpx.Client) -> None:

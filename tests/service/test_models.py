@@ -344,6 +344,7 @@ def test_a_screen_under_way_ends_with_the_bundle_that_it_began_with(folder: Path
         swap = here.swap()
         # others are not held up by it
         assert version(here.client, "next") == "2"
+        assert count(here.client, "inspect_model_info", name="tiny", version="2", runtime="onnxruntime") == 1
         assert count(here.client, "inspect_queue_patches") == 6
         assert not swap.done()
         backend.features(GOLDEN.pixels)  # open as long as its screen needs it
@@ -354,13 +355,17 @@ def test_a_screen_under_way_ends_with_the_bundle_that_it_began_with(folder: Path
             backend.features(GOLDEN.pixels)
 
 
-def test_only_one_swap_runs_at_a_time(folder: Path) -> None:
+def test_a_sender_that_stalls_does_not_bar_the_way_back(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with held(folder) as (here, _):
         swap = here.swap()
-        for second in (activate(here.client, "one"), roll_back(here.client)):
-            assert is_problem(second, 409, "swap_in_progress")
+        assert activate(here.client, "one").json()["outcome"] == "activated"
+        assert roll_back(here.client).json()["active"]["bundle"] == "two"
+        assert not swap.done()  # it tells how long the screen under way held its bundle
+        monkeypatch.setattr("service.models.LEFT_MOST", 1)  # but no more bundles are in memory than that
+        for further in (activate(here.client, "one"), roll_back(here.client)):
+            assert is_problem(further, 409, "swap_in_progress")
         here.device.screen_gate.open()
-        assert swap.result().status_code == 200
+        assert swap.result().json()["active"]["bundle"] == "two"
         assert activate(here.client, "one").status_code == 200
 
 
