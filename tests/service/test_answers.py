@@ -153,6 +153,25 @@ def test_a_late_answer_to_a_frame_that_did_not_come_ends_its_connection(tmp_path
     assert b"\r\nconnection: close\r\n" in answer.lower()
 
 
+@pytest.mark.parametrize("later", [False, True])
+def test_what_stands_behind_a_whole_frame_does_not_take_its_answer(tmp_path: Path, later: bool) -> None:
+    device, stray = Device(), b"no request\r\n\r\n"
+    with serve_device(device, Settings(state_dir=tmp_path)) as client:
+        url = client.base_url
+        query = f"screen_id=one&width={SIZE[1]}&height={SIZE[0]}"
+        head = f"POST /v1/screens?{query} HTTP/1.1\r\nhost: line\r\ncontent-length: {SIZE[0] * SIZE[1]}\r\n"
+        with socket.create_connection((url.host, url.port or 0), WAIT_S) as line:
+            device.screen_gate.hold()
+            line.sendall(f"{head}content-type: application/octet-stream\r\n\r\n".encode())
+            line.sendall(SCREENS["pass"].tobytes() + (b"" if later else stray))
+            device.screen_gate.wait_for()
+            line.sendall(stray if later else b"")
+            time.sleep(0.05)
+            device.screen_gate.open()
+            assert line.makefile("rb").read().startswith(b"HTTP/1.1 200 OK\r\n")  # and then the connection ends
+        assert count(client, "inspect_errors_total", code="malformed_request") == 0
+
+
 def test_a_broken_request_is_counted_once(client: httpx.Client) -> None:
     url = client.base_url
     head = f"POST /v1/screens?screen_id=one&width={SIZE[1]}&height={SIZE[0]} HTTP/1.1\r\nhost: line\r\n"

@@ -251,18 +251,6 @@ def test_sender_that_closes_its_side_behind_a_body_is_answered(app: App, line: s
     assert line.recv(1) == b""
 
 
-@pytest.mark.parametrize("later", [False, True])
-def test_what_stands_behind_a_whole_body_does_not_take_its_answer(app: App, line: socket.socket, later: bool) -> None:
-    app.answers_after_s = 0.2
-    body, stray = noise(LONG), b"no request\r\n\r\n"
-    line.sendall(head(len(body)) + body + (b"" if later else stray))
-    if later:
-        time.sleep(MOMENT_S)
-        line.sendall(stray)
-    assert answers(line, 1) == [digest(body)]
-    assert line.recv(1) == b""
-
-
 def refusal(line: socket.socket) -> dict[str, Any]:
     """The problem document behind which the connection is closed."""
     answer = b""
