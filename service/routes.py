@@ -70,6 +70,15 @@ class Page(BaseModel):
     next: int | None
 
 
+LATER = frozenset({"in_progress", "queue_full", "not_ready"})  # codes that say when to ask again
+RETRY_AFTER = {
+    "Retry-After": {
+        "description": f"Seconds; with {', '.join(f'`{code}`' for code in sorted(LATER))}.",
+        "schema": {"type": "integer"},
+    }
+}
+
+
 def problem_responses(*names: str) -> dict[int | str, dict[str, Any]]:
     """The problem documents that a route answers with, for its documentation."""
     statuses: dict[int, list[str]] = {}
@@ -79,6 +88,7 @@ def problem_responses(*names: str) -> dict[int | str, dict[str, Any]]:
         status: {
             "description": ", ".join(f"`{name}`" for name in listed),
             "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+            **({"headers": RETRY_AFTER} if LATER.intersection(listed) else {}),
         }
         for status, listed in sorted(statuses.items())
     }

@@ -10,6 +10,7 @@ from jsonschema import Draft202012Validator
 
 from engine import BundleError, InferenceError, RuntimeUnavailable
 from service.app import create_app
+from service.errors import ScreenInProgress, concrete_errors
 from service.images import MEDIA_TYPES
 from service.problems import KINDS
 from service.settings import Settings
@@ -51,6 +52,15 @@ def test_real_answers_fit_the_documents_schema(client: httpx.Client, document: d
     for kind, pixels in SCREENS.items():
         validator(document, "Verdict").validate(post(client, kind, pixels).json())
     validator(document, "Page").validate(client.get("/v1/screens").json())
+
+
+def test_the_headers_of_an_answer_are_promised(client: httpx.Client, document: dict[str, Any]) -> None:
+    responses = document["paths"]["/v1/screens"]["post"]["responses"]
+    ours = {name for name in post(client, "headers", SCREENS["pass"]).headers if name.startswith("x-")}
+    assert {name.lower() for name in responses["200"]["headers"]} == ours - {"x-request-id"}
+    later = {error.status for error in concrete_errors() if error.status == 503 or error is ScreenInProgress}
+    assert {int(status) for status, told in responses.items() if "Retry-After" in told.get("headers", {})} == later
+    assert list(document["paths"]["/metrics"]["get"]["responses"]["200"]["content"]) == ["text/plain"]
 
 
 @pytest.mark.parametrize("schema", ["Verdict", "Model", "LabelResult", "Defect", "Box", "Proof", "Timing"])
