@@ -60,7 +60,7 @@ def describe(answer: dict[str, Any]) -> str:
     active, previous = (_described(answer[key]) for key in ("active", "previous"))
     if answer["outcome"] == "unchanged":
         return f"{active} was in service already"
-    return f"{active} is in service after {answer['duration_s']:.1f} s; a rollback leads to {previous}"
+    return f"{active} was put in service within {answer['duration_s']:.1f} s; a rollback leads to {previous}"
 
 
 def _name(service: httpx.Client, bundle: str) -> str:

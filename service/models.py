@@ -15,7 +15,7 @@ of their own and have `PROVEN_WITHIN_S`; where a device hangs they are left behi
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -41,7 +41,6 @@ from service.store import Activation, Store
 
 State = Literal["active", "previous", "available", "broken"]
 Outcome = Literal["activated", "rolled_back", "unchanged"]
-Left = list[Serving]  # the bundle before, if any, until it is closed: nothing else may hold it then
 
 SELF_TEST_WITHIN_S = FRESH_S  # the first; a device that needs longer could never prove a pass
 PROVEN_WITHIN_S = 300.0  # read, loaded, warm and self-tested; what takes longer hangs
@@ -96,8 +95,8 @@ class Swap:
 
     Attributes:
         outcome: `unchanged` where it was in service already.
-        active: what is in service now.
-        previous: what a rollback goes to; None where there is nothing.
+        active: what this call put in service; another may have followed until the bundle before was closed.
+        previous: what a rollback went to from there; None where there was nothing.
         duration_s: until the bundle before was closed.
     """
 
@@ -171,16 +170,13 @@ class Models:
         Raises:
             BundleUnknown: no bundle has this name.
             BundleRefused: it is broken, does not fit the line, lacks its plan, fails its self-test, or hangs.
-            SwapInProgress: another call is under way, or several hang.
+            SwapInProgress: another call is under way, several hang, or several bundles before are still in use.
             VersionTaken: another was in service under its name and version.
             ReleaseMissing: it was not released, as it will run and against the one in service.
             NotReady: the service is stopping.
             StoreError: it could not be recorded.
         """
-        started_at, left = time.monotonic(), Left()
-        with self._alone():
-            swap = self._swap(self._catalogue.proper(bundle), "activated", left, without_release=without_release)
-        return self._ended(swap, left, started_at)
+        return self._swap(lambda: (self._catalogue.proper(bundle), ""), "activated", without_release=without_release)
 
     def roll_back(self) -> Swap:
         """Put the bundle in service that was before; a second time leads back again.
@@ -191,17 +187,11 @@ class Models:
         Raises:
             BundleUnknown: no other was in service before, or its folder is gone.
             BundleRefused: it is broken by now, or another, or lacks its plan, which `engine build` makes.
-            SwapInProgress: another call is under way, or several hang.
+            SwapInProgress: another call is under way, several hang, or several bundles before are still in use.
             NotReady: the service is stopping.
             StoreError: the record failed.
         """
-        started_at, left = time.monotonic(), Left()
-        with self._alone():
-            before = self._before(self.current)
-            if before is None:
-                raise BundleUnknown("no other bundle was in service before this one")
-            swap = self._swap(before.bundle, "rolled_back", left, without_release=True, digest=before.digest)
-        return self._ended(swap, left, started_at)
+        return self._swap(self._way_back, "rolled_back", without_release=True)
 
     def list(self) -> ModelList:
         """Every bundle that is or was in service, or can be put there.
@@ -242,35 +232,40 @@ class Models:
             self._metrics.swaps.labels("refused").inc()
             raise
 
-    def _swap(self, bundle: str, outcome: Outcome, left: Left, *, without_release: bool, digest: str = "") -> Swap:
-        """Steps 2 to 6, unless the bundle is in service already; `left` is given the one before.
+    def _way_back(self) -> tuple[str, str]:
+        before = self._before(self.current)
+        if before is None:
+            raise BundleUnknown("no other bundle was in service before this one")
+        return before.bundle, before.digest
 
-        `digest` is what the bundle must have, if not empty.
+    def _swap(self, wanted: Callable[[], tuple[str, str]], outcome: Outcome, *, without_release: bool) -> Swap:
+        """Steps 2 to 7, unless the bundle is in service already.
+
+        `wanted` gives its name and the digest that it must have, if not empty, while no other swap is under way.
         """
-        old = self.current
-        with _refusing():
-            path = self._catalogue.path(bundle)
-            unchanged = digest_of(path, expected=digest) == old.digest and bundle == old.bundle
-        if unchanged:
-            outcome, before = "unchanged", self._before(old)
-            active = _named(old.bundle, old.manifest)
-            previous = None if before is None else _named(before.bundle, before)
-        else:
-            active = self._replace(bundle, path, outcome, without_release=without_release, digest=digest)
-            previous = _named(old.bundle, old.manifest)
-            left.append(old)
-            self._show(outcome)
-        self._metrics.swaps.labels(outcome).inc()
-        return Swap(outcome=outcome, active=active, previous=previous, duration_s=0.0)
-
-    def _ended(self, swap: Swap, left: Left, started_at: float) -> Swap:
-        """Step 7, which takes as long as the sender of a screen under way does: it holds up no other swap."""
-        if left:
-            old = left.pop()
-            self._active.retire(old)
+        started_at = time.monotonic()
+        with self._alone():
+            bundle, digest = wanted()
+            old = self.current
+            with _refusing():
+                path = self._catalogue.path(bundle)
+                unchanged = digest_of(path, expected=digest) == old.digest and bundle == old.bundle
+            if unchanged:
+                outcome, before = "unchanged", self._before(old)
+                active = _named(old.bundle, old.manifest)
+                previous = None if before is None else _named(before.bundle, before)
+            else:
+                active = self._replace(bundle, path, outcome, without_release=without_release, digest=digest)
+                previous = _named(old.bundle, old.manifest)
+                self._show(outcome)
+            self._metrics.swaps.labels(outcome).inc()
+        if not unchanged:
+            self._active.retire(old)  # which a sender that stalls may put off: no other swap waits for it
             del old  # the last that holds it
             give_back()
-        return replace(swap, duration_s=round(time.monotonic() - started_at, 3))
+        return Swap(
+            outcome=outcome, active=active, previous=previous, duration_s=round(time.monotonic() - started_at, 3)
+        )
 
     def _replace(self, bundle: str, path: Path, outcome: Outcome, *, without_release: bool, digest: str) -> NamedModel:
         """Steps 2 to 6: the new bundle is the active one, or an exception says why not and nothing has changed."""

@@ -73,15 +73,25 @@ def _take(copy: Path, part: Path) -> None:
 
 
 def _keep(record: Path) -> Path | None:
-    """Give a record a second name, and its journals that name alone: SQLite would play them into the next one."""
-    if not record.exists():
-        return None
+    """Give a record a second name, and its journals that name alone: SQLite would play them into the next one.
+
+    There is no moment without a record meanwhile, in which a service would begin an empty one.
+    """
     kept = record.with_name(f"{record.stem}-replaced-{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}{record.suffix}")
-    kept.hardlink_to(record)  # without a moment in which there is no record: a service would begin an empty one
+    there = record.exists()
+    if there:
+        with suppress(sqlite3.Error), closing(sqlite3.connect(record)) as old:
+            old.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # one file holds it all then, unless it is damaged
+        try:
+            kept.hardlink_to(record)
+        except OSError:  # another's file, or a file system that has no links
+            part = _beside(kept, ".part")
+            shutil.copyfile(record, part)
+            part.rename(kept)
     for journal in JOURNALS:
         with suppress(FileNotFoundError):
             _beside(record, journal).rename(_beside(kept, journal))
-    return kept
+    return kept if there else None
 
 
 def _beside(record: Path, journal: str) -> Path:

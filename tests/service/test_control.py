@@ -41,10 +41,10 @@ def run(folder: Path) -> Iterator[Run]:
 def test_a_bundle_is_put_in_service_and_back(run: Run) -> None:
     there, again, back = run("two"), run("two"), run("--rollback")
     assert [answer.exit_code for answer in (there, again, back)] == [0, 0, 0]
-    assert there.stdout.startswith("two (tiny 2) is in service after ")
+    assert there.stdout.startswith("two (tiny 2) was put in service within ")
     assert there.stdout.endswith(" s; a rollback leads to one (tiny 1)\n")
     assert again.stdout == "two (tiny 2) was in service already\n"
-    assert back.stdout.startswith("one (tiny 1) is in service after ")
+    assert back.stdout.startswith("one (tiny 1) was put in service within ")
 
 
 def test_the_answer_can_be_had_as_it_is(run: Run) -> None:

@@ -82,9 +82,44 @@ def test_a_copy_takes_the_place_of_a_record_that_was_killed(tmp_path: Path) -> N
         assert store.find("s-49") == answered(49)
         assert store.find("s-50") is None
         store.record(answered(50))
-    restore(killed, kept)  # what was recorded since the copy is not lost: it is whole with its journal
+    assert kept.stat().st_nlink == 1  # one file, which nothing else writes to
+    restore(killed, kept)  # what was recorded since the copy is not lost
     with closing(Store(killed)) as store:
         assert store.find("s-199") == answered(199)
+
+
+def test_a_copy_takes_the_place_of_a_record_whose_journal_is_left(tmp_path: Path) -> None:
+    with closing(Store(tmp_path / "state")) as store:
+        for number in range(50):
+            store.record(answered(number))
+        back_up(tmp_path / "state", tmp_path / "copy.sqlite")
+        for number in range(50, 200):
+            store.record(answered(number))
+        killed = shutil.copytree(tmp_path / "state", tmp_path / "killed")
+    (killed / RECORD_FILE).rename(tmp_path / "away")
+    assert restore(killed, tmp_path / "copy.sqlite") is None
+    with closing(Store(killed)) as store:
+        assert [store.find(f"s-{number}") for number in (49, 50)] == [answered(49), None]
+        store.record(answered(50))
+    with closing(sqlite3.connect(killed / RECORD_FILE)) as record:
+        assert record.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def refuse(*_: Path) -> None:
+    raise PermissionError("fs.protected_hardlinks")
+
+
+def test_a_record_that_cannot_be_linked_is_kept_all_the_same(store: Store, tmp_path: Path) -> None:
+    store.record(answered(1))
+    back_up(tmp_path / "state", tmp_path / "copy.sqlite")
+    store.record(answered(2))
+    store.close()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "hardlink_to", refuse)
+        kept = restore(tmp_path / "state", tmp_path / "copy.sqlite")
+    assert kept is not None
+    with closing(sqlite3.connect(kept)) as record:
+        assert record.execute("SELECT count(*) FROM screens").fetchone() == (2,)
 
 
 def test_a_copy_takes_the_place_of_a_record_that_is_gone(tmp_path: Path) -> None:
@@ -157,16 +192,17 @@ def test_the_commands_say_what_they_did(store: Store, tmp_path: Path, monkeypatc
     store.record(answered(2, NOON + timedelta(days=2)))
     answer = CliRunner().invoke(app, ["backup", str(tmp_path / "copy.sqlite")])
     assert (answer.exit_code, "copy.sqlite: 0.0 MB" in answer.stdout) == (0, True)
-    monkeypatch.setenv("TZ", "JST-9")
+    answers = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TZ", "JST-9")
+        time.tzset()
+        for day in ("2026-05-06", "0001-01-01"):
+            answers.append(CliRunner().invoke(app, ["prune", "--before", day]))
     time.tzset()
-    for day, told in (
-        ("2026-05-06", "1 screens of before 2026-05-06 00:00 JST are deleted\n"),
-        ("0001-01-01", "0 screens of before 1970-01-01 00:00 JST are deleted\n"),
-    ):
-        answer = CliRunner().invoke(app, ["prune", "--before", day])
-        assert (answer.exit_code, answer.stdout) == (0, told)
-    monkeypatch.delenv("TZ")
-    time.tzset()
+    assert [(answer.exit_code, answer.stdout) for answer in answers] == [
+        (0, "1 screens of before 2026-05-06 00:00 JST are deleted\n"),
+        (0, "0 screens of before 1970-01-01 00:00 JST are deleted\n"),
+    ]
     assert store.find("s-1") is None
     assert store.find("s-2") is not None
     store.close()
