@@ -114,6 +114,8 @@ class _Http(HttpToolsProtocol):
         self._in_head = False
         self._head_timer: asyncio.TimerHandle | None = None
         self._refused = False
+        self._astray = False  # what comes now stands behind the last request that is answered, and is none
+        self._before: RequestResponseCycle | None = None  # the request that is to be answered before the newest
         self._framing: bytes | None = (
             None  # the header by which the request under way has a body; None where it has none
         )
@@ -133,7 +135,7 @@ class _Http(HttpToolsProtocol):
     def written(self, count_bytes: int) -> None:
         """So many bytes were read into what was lent."""
         data, self._lent = self._lent[:count_bytes], self._scratch  # a frame is held by nobody who only waits
-        if self.transport.is_closing():
+        if self.transport.is_closing() or self._astray:
             return
         if unseen := min(self._unseen, count_bytes):
             self._unset_keepalive_if_required()
@@ -208,7 +210,9 @@ class _Http(HttpToolsProtocol):
             b"%s: %s" % header for header in self.headers if header[0] in (b"content-length", b"transfer-encoding")
         ]
         self._framing = next((line for line in framing if line != b"content-length: 0"), None)
+        before = self.cycle
         super().on_headers_complete()
+        self._before = None if before is None or before is self.cycle or before.response_complete else before
         if self.cycle is not None and self.cycle.scope is self.scope:  # not so where the connection is upgraded
             self.scope["extensions"] = {EXTENSION: {"into": partial(self._let_in, self.cycle)}}
 
@@ -223,8 +227,10 @@ class _Http(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no request, unless within another answer, and close."""
-        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
-            self.cycle.keep_alive = False  # the request before it is whole, and its answer is the last one
+        if self._astray:
+            return
+        if (last := self._last_to_answer()) is not None:
+            self._end_behind(last, msg)
             return
         self._refused = True
         log.warning("malformed request", client=None if self.client is None else self.client[0], detail=msg)
@@ -240,9 +246,28 @@ class _Http(HttpToolsProtocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
 
+    def _last_to_answer(self) -> RequestResponseCycle | None:
+        """The last whole request that waits for its answer, where what is malformed stands behind it."""
+        if self.cycle is None or self.cycle.response_complete:
+            return None
+        if (
+            self._before is not None and self.cycle.more_body and self.pipeline
+        ):  # the newest is itself the malformed one
+            self.pipeline.popleft()
+            self.cycle = self._before
+        return None if self.cycle.more_body else self.cycle
+
+    def _end_behind(self, last: RequestResponseCycle, msg: str) -> None:
+        """Answer what is to be answered, and close: a refusal now would be taken for one of those answers."""
+        log.warning("malformed behind a request", client=None if self.client is None else self.client[0], detail=msg)
+        self._astray, self._in_head = True, False
+        last.keep_alive = False
+        self._stop_timer()
+        self.flow.pause_reading()
+
     def _more_may_come(self) -> bool:
         """Whether the sender may be within something that nobody waits for, of which it is to hear."""
-        return self._refused or (self.cycle is not None and self.cycle.more_body)
+        return self._refused or self._astray or (self.cycle is not None and self.cycle.more_body)
 
     def _await_head(self) -> None:
         """Close the connection where no whole head comes for as long as one may be idle between two requests."""
@@ -258,6 +283,7 @@ class _Http(HttpToolsProtocol):
         self._stop_timer()
         self._ending.closed()
         super().connection_lost(exc)
+        self._before = None
         self._end_body()
         if self.scope is not None:
             self.scope["extensions"] = {}  # which hold this object, which holds them
