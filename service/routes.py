@@ -19,7 +19,15 @@ from service import examples
 from service.admission import Admission, Place, needed_bytes
 from service.arrival import Arrival
 from service.bodies import receive, receive_lines
-from service.errors import BodyTooLarge, InvalidRequest, NotFound, NotReady, UnsupportedMedia
+from service.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    NotFound,
+    NotReady,
+    QueueFull,
+    ScreenInProgress,
+    UnsupportedMedia,
+)
 from service.images import MEDIA_TYPES, NO_SIZE, RAW, SIZE_OF_A_FILE, Source, refuse_size
 from service.inspector import Inspection
 from service.metrics import Metrics
@@ -70,7 +78,7 @@ class Page(BaseModel):
     next: int | None
 
 
-LATER = frozenset({"in_progress", "queue_full", "not_ready"})  # codes that say when to ask again
+LATER = frozenset(error.code for error in (QueueFull, NotReady, ScreenInProgress))  # which say when to ask again
 RETRY_AFTER = {
     "Retry-After": {
         "description": f"Seconds; with {', '.join(f'`{code}`' for code in sorted(LATER))}.",
@@ -164,6 +172,7 @@ async def inspect_screen(
     received_at = time.monotonic()
     settings = running.settings
     deadline_at = received_at + (settings.deadline_s if deadline_s is None else deadline_s)
+    structlog.contextvars.bind_contextvars(screen_id=screen_id)  # in every line of this request
     media_type = _media_type(request)
     _refuse_other_parameters(request, "screen_id", "width", "height", "deadline_s")
     if (width is None) != (height is None):
@@ -172,7 +181,6 @@ async def inspect_screen(
         raise InvalidRequest(SIZE_OF_A_FILE)
     size = None if width is None or height is None else (height, width)
     inspect = functools.partial(_inspect, running, screen_id, deadline_at=deadline_at)
-    structlog.contextvars.bind_contextvars(screen_id=screen_id)  # in every line of this request
     with running.admission.admit(screen_id) as place:
         if media_type == RAW:
             arrival = await _arrival(size, place, running, deadline_at)
@@ -284,7 +292,8 @@ def _refuse_other_parameters(request: Request, *names: str) -> None:
     """
     given = [name for name, _ in request.query_params.multi_items()]
     if unknown := sorted(set(given).difference(names)):
-        raise InvalidRequest(f"unknown parameter {unknown[0][:40]!r}: there are {', '.join(sorted(names))}")
+        there = f"there are {', '.join(sorted(names))}" if names else "there are none"
+        raise InvalidRequest(f"unknown parameter {unknown[0][:40]!r}: {there}")
     if again := [name for name in names if given.count(name) > 1]:
         raise InvalidRequest(f"{again[0]} is there {given.count(again[0])} times")
 
