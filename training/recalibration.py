@@ -295,8 +295,8 @@ def _said(found: Rethresholded) -> Iterator[str]:
     yield (
         f"Version {found.manifest.limits_version} of the limits, for the graphs and bands of {before.name} "
         f"{before.version}. The best F inside them on {found.report.patches} patches, and on those of screens that had "
-        "no part in the choice. The tables of patches above, and verdicts and F of precisions beside float32, are by the "
-        "thresholds before:"
+        "no part in the choice. The tables of patches above, and verdicts and F of precisions beside float32, are by "
+        "the thresholds before:"
     )
     yield ""
     yield "| label | before | F | threshold | F | F left out |"

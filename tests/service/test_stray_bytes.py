@@ -21,17 +21,23 @@ STRAY = {
 }
 
 
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
+def serving(request: pytest.FixtureRequest) -> Iterator[tuple[App, tuple[str, int]]]:
+    app = App()
+    with running(app, loop=request.param, lifespan="off", timeout_keep_alive=IDLE_S) as address:
+        yield app, address
+
+
 @pytest.fixture
-def app() -> App:
-    return App()
+def app(serving: tuple[App, tuple[str, int]]) -> App:
+    app, _ = serving
+    app.ended.clear()
+    return app
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
-def line(request: pytest.FixtureRequest, app: App) -> Iterator[socket.socket]:
-    with (
-        running(app, loop=request.param, lifespan="off", timeout_keep_alive=IDLE_S) as address,
-        socket.create_connection(address, WAIT_S) as connection,
-    ):
+@pytest.fixture
+def line(serving: tuple[App, tuple[str, int]]) -> Iterator[socket.socket]:
+    with socket.create_connection(serving[1], WAIT_S) as connection:
         yield connection
 
 
