@@ -1,6 +1,4 @@
 import pytest
-import torch
-from torch import nn
 
 from training.baselines import build_network
 from training.config import Config, read_config
@@ -26,18 +24,6 @@ def test_every_row_of_every_table_is_a_network_and_a_training(name: str, preset:
         if not row.heavy and not row.from_phase1:  # the same budget for every method
             assert config.phase1.epochs + config.phase2.epochs == base.phase1.epochs + base.phase2.epochs
     assert wanted.axis == "" or all(row.x is not None for row in wanted.rows)
-
-
-@pytest.mark.parametrize("preset", ["cpu", "full"])
-def test_light_that_is_not_shifted_goes_into_networks_that_normalise_it_behind_their_stem(preset: PresetName) -> None:
-    file = study.PRESETS[preset].file
-    for row in table("2", preset, read_config(file)).rows:
-        config = read_config(file, list(row.settings)).network
-        with torch.device("meta"):
-            layers = [m for m in build_network(4, config).modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
-        normalised = isinstance(layers[1], nn.BatchNorm2d)
-        assert normalised == (config.method != "sewerml" and config.trunk != "vgg16"), row.title
-        assert config.light == "linear" or normalised, row.title
 
 
 def _rates(config: Config, steps: int) -> list[float]:

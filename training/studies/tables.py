@@ -47,7 +47,6 @@ OF_BATCHES = {
 # of the preset `cpu`, where a method learns little at the others' rate: the best of 3e-3, 1e-3 and 3e-4 on the
 # validation part of one fold
 OWN_RATES = {"tdrg": ("phase1.learning_rate=3e-4",), "sewerml": ("phase1.learning_rate=1e-3",)}
-NOT_NORMALISED = "sewerml", "vgg16"  # a method and a trunk without what `root` relies on behind the stem
 HEAVY = "vgg16", "inception_v3"  # which the preset `cpu` only shows to run
 TAUGHT = "network.pooling=attention", "loss.map=4.0"
 BEST = "map loss, contrast 0.1"
@@ -350,8 +349,6 @@ def _method(row: PaperMethod, preset: PresetName, base: Config, paper: tuple[flo
         settings += one_stage(base)
     if preset == "cpu":
         settings += OWN_RATES.get(row.method, ())
-        if {row.method, row.trunk} & set(NOT_NORMALISED):
-            settings += ("network.light=linear",)
     heavy = preset == "cpu" and row.trunk in HEAVY
     title = "plain trunk, in the place of ResNet-50" if light and row.method == "plain" else row.title
     return Row(title=title, settings=settings + A_FEW_STEPS * heavy, paper=paper, heavy=heavy)
