@@ -248,8 +248,8 @@ def preprocess(pixel_NGPP: Tensor, *, light: Light = "linear") -> Tensor:
 
     `root` makes shot noise, whose variance grows with the light, about the same at every grey level (the Anscombe
     transform without its constant), so that five grey levels count for more on a dark panel than on a bright one. It
-    is not shifted nor scaled: the normalisation behind the stem does that, and costs nothing in a finished graph. SewerML
-    and VGG-16 have none there; the first learns less from shifted light all the same (RESULTS.md).
+    is not shifted nor scaled: the normalisation behind the stem does that, and costs nothing in a finished graph.
+    SewerML and VGG-16 have none there; the first learns less from shifted light all the same (RESULTS.md).
     """
     if light == "root":
         return pixel_NGPP.float().sqrt()
