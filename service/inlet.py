@@ -233,7 +233,7 @@ class _Http(HttpToolsProtocol):
             self._end_behind(last, msg)
             return
         self._refused = True
-        log.warning("malformed request", client=None if self.client is None else self.client[0], detail=msg)
+        self._warn("malformed request", msg)
         if (running := self.app_state.get("running")) is not None:
             running.metrics.errors.labels("malformed_request").inc()
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
@@ -247,23 +247,24 @@ class _Http(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _last_to_answer(self) -> RequestResponseCycle | None:
-        """The last whole request that waits for its answer, where what is malformed stands behind it."""
+        """The last whole request that waits for its answer, behind which a malformed one stands, which is forgotten."""
         if self.cycle is None or self.cycle.response_complete:
             return None
-        if (
-            self._before is not None and self.cycle.more_body and self.pipeline
-        ):  # the newest is itself the malformed one
-            self.pipeline.popleft()
+        if self._before is not None and self.cycle.more_body and self.pipeline:
+            self.pipeline.popleft()  # the newest, which is itself the malformed one
             self.cycle = self._before
         return None if self.cycle.more_body else self.cycle
 
     def _end_behind(self, last: RequestResponseCycle, msg: str) -> None:
         """Answer what is to be answered, and close: a refusal now would be taken for one of those answers."""
-        log.warning("malformed behind a request", client=None if self.client is None else self.client[0], detail=msg)
+        self._warn("malformed behind a request", msg)
         self._astray, self._in_head = True, False
         last.keep_alive = False
         self._stop_timer()
         self.flow.pause_reading()
+
+    def _warn(self, event: str, msg: str) -> None:
+        log.warning(event, client=None if self.client is None else self.client[0], detail=msg)
 
     def _more_may_come(self) -> bool:
         """Whether the sender may be within something that nobody waits for, of which it is to hear."""

@@ -65,8 +65,9 @@ def test_a_copy_that_breaks_off_leaves_nothing_that_looks_whole(tmp_path: Path) 
     assert [path.name for path in tmp_path.iterdir()] == [RECORD_FILE]
 
 
-def test_a_copy_takes_the_place_of_a_record_that_was_killed(tmp_path: Path) -> None:
-    """Whose journal lies beside it still, and is of another file."""
+@pytest.fixture
+def killed(tmp_path: Path) -> Path:
+    """A record of 200 screens that was killed, so that its journal lies beside it; a copy has the first 50."""
     with closing(Store(tmp_path / "state")) as store:
         for number in range(50):
             store.record(answered(number))
@@ -75,6 +76,10 @@ def test_a_copy_takes_the_place_of_a_record_that_was_killed(tmp_path: Path) -> N
             store.record(answered(number))
         killed = shutil.copytree(tmp_path / "state", tmp_path / "killed")
     assert (killed / f"{RECORD_FILE}-wal").stat().st_size > 0
+    return killed
+
+
+def test_a_copy_takes_the_place_of_a_record_that_was_killed(killed: Path, tmp_path: Path) -> None:
     kept = restore(killed, tmp_path / "copy.sqlite")
     assert kept is not None
     assert {path.name for path in killed.iterdir() if kept.name not in path.name} == {RECORD_FILE, "service.lock"}
@@ -88,14 +93,7 @@ def test_a_copy_takes_the_place_of_a_record_that_was_killed(tmp_path: Path) -> N
         assert store.find("s-199") == answered(199)
 
 
-def test_a_copy_takes_the_place_of_a_record_whose_journal_is_left(tmp_path: Path) -> None:
-    with closing(Store(tmp_path / "state")) as store:
-        for number in range(50):
-            store.record(answered(number))
-        back_up(tmp_path / "state", tmp_path / "copy.sqlite")
-        for number in range(50, 200):
-            store.record(answered(number))
-        killed = shutil.copytree(tmp_path / "state", tmp_path / "killed")
+def test_a_copy_takes_the_place_of_a_record_whose_journal_is_left(killed: Path, tmp_path: Path) -> None:
     (killed / RECORD_FILE).rename(tmp_path / "away")
     assert restore(killed, tmp_path / "copy.sqlite") is None
     with closing(Store(killed)) as store:
