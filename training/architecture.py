@@ -1,5 +1,6 @@
 """What a network is: its method, its trunk and its widths. Knows nothing of how it is built."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -14,7 +15,7 @@ class NetworkConfig:
     """What the network is. The defaults are the paper's.
 
     Raises:
-        ValueError: a width or the scale is not positive, or what is to be chosen is unknown.
+        ValueError: a width or the scale is not positive or not finite, or what is to be chosen is unknown.
     """
 
     method: Method = "two_stage"  # or a rival, see `training.baselines`
@@ -36,6 +37,8 @@ class NetworkConfig:
     reasoned_features: Literal["raw", "unit"] = "raw"  # X in Eqs. 4 and 7; "unit" is ours, see `GraphReasoning`
     symmetric: bool = False  # average E with its transpose, as an undirected graph would have it
     normalise_nodes: bool = False  # unit nodes at the start of stage 2
+    # what classifier 2 begins as, which the paper does not tell: random, it has to learn anew what classifier 1 knows
+    scores_from: Literal["random", "classifier1"] = "random"
 
     @property
     def stages(self) -> int:
@@ -63,6 +66,8 @@ class NetworkConfig:
         for name in ("feature_width", "projection_width", "relation_width", "cosine_scale", "bank"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"network.{name} must be positive, not {getattr(self, name)}")
+        if not math.isfinite(self.cosine_scale):
+            raise ValueError(f"network.cosine_scale must be finite, not {self.cosine_scale}")
         if self.pooling not in get_args(Pooling):
             raise ValueError(f"network.pooling must be one of {', '.join(get_args(Pooling))}, not {self.pooling!r}")
         if self.light not in ("linear", "root"):
@@ -78,5 +83,7 @@ class NetworkConfig:
         if self.relation_activation not in get_args(Activation):
             known = ", ".join(get_args(Activation))
             raise ValueError(f"network.relation_activation must be one of {known}, not {self.relation_activation!r}")
+        if self.scores_from not in ("random", "classifier1"):
+            raise ValueError(f"network.scores_from must be 'random' or 'classifier1', not {self.scores_from!r}")
         if self.relation_scores not in ("bare", "scaled"):
             raise ValueError(f"network.relation_scores must be 'bare' or 'scaled', not {self.relation_scores!r}")

@@ -18,8 +18,11 @@ divided by h w). With attention it says what each cell has given under the weigh
 them it does not say, and neither does it say what changed the norm. A one-stage network, whose two outputs are its
 logits (d = 1), has one map for both.
 
+With `network.reasoned_features = "unit"` stage 2 takes each X_j at unit length, so its terms of j are over |X_j| as
+well; the bundle's `activation` knows nothing of that length.
+
 Both stay true of a mean over several positions of a window, as a turned look takes it: the maps are turned back, and
-their mean belongs to the mean of the scores.
+their mean belongs to the mean of the scores. The |X_j| of stage 2 is the length of the mean X_j then.
 
 Everything in float32 by ONNX Runtime, whatever precision serves.
 """
@@ -96,9 +99,9 @@ class _Seen:
     """What is known of n patches before they are reasoned together.
 
     Attributes:
-        features: theirs; `activation` (n, 3 L, h, w) has the maps of both stages behind the bundle's own, so that what
-            joins and turns back the one in service does it with all three.
-        constant: (n, 2, L) of both stages.
+        features: theirs; `activation` (n, (2 + J) L, h, w) has the maps of stage 1 and of the J parts of stage 2 behind
+            the bundle's own, so that what joins and turns back the one in service does it with all of them.
+        constant: (n, 1 + J, L) of the same.
     """
 
     features: Features
@@ -202,7 +205,8 @@ class Attribution:
             values = dict(zip(self._values, outputs, strict=True))
             asked = (values[name][0].astype(np.float64) for name in self._head.features)
             map1, constant1, map2, constant2 = self._head.take_apart(*asked)
-            maps = np.concatenate([values["activation"][0], map1, map2]).astype(np.float32)[None]
+            parts = map2.reshape(-1, *map1.shape[1:])
+            maps = np.concatenate([values["activation"][0], map1, parts]).astype(np.float32)[None]
             features.append(
                 Features(
                     label_features=values["label_features"],
@@ -211,7 +215,7 @@ class Attribution:
                     doubt=np.ones(1, np.float32),
                 )
             )
-            constants.append([constant1, constant2])
+            constants.append(np.vstack([constant1, constant2]))
         return _Seen(features=Features.joined(features), constant=np.array(constants))
 
     def _together(self, seen: _Seen) -> Explanation:
@@ -220,8 +224,12 @@ class Attribution:
         feed = {"label_features": features.label_features, "stage1": features.stage1}
         probability, *reasoned = run_session(self._reasoning, self._head.reasoning, feed)
         score, graph = self._head.reasoned(*(output.astype(np.float64) for output in reasoned))
-        _, map1, map2 = np.split(features.activation.astype(np.float64), 3, axis=1)
-        constant1, constant2 = seen.constant[:, 0], seen.constant[:, 1]
+        maps = features.activation.astype(np.float64)
+        maps = maps.reshape(len(maps), -1, score.shape[1], *maps.shape[2:])  # (n, 2 + J, L, h, w)
+        map1, constant1 = maps[:, 1], seen.constant[:, 0]
+        share = self._head.shares(features.label_features.astype(np.float64))
+        map2 = np.einsum("nj,njlhw->nlhw", share, maps[:, 2:])
+        constant2 = np.einsum("nj,njl->nl", share, seen.constant[:, 1:])
         first = Stage(features.stage1.astype(np.float64), map1, constant1, np.zeros_like(constant1))
         second = Stage(score, map2, constant2, graph)
         for name, stage in (("stage 1", first), ("stage 2", second)):

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -14,7 +15,11 @@ from training.config import Augmentation
 
 
 class Augment(nn.Module):
-    """Flips, rotation and jitter; geometry moves the pixels and the maps alike, light the pixels alone."""
+    """Flips, rotation and jitter; geometry moves the pixels and the maps alike, light the pixels alone.
+
+    A shift leaves the maps, and what a shift or a free rotation moves out of the patch keeps its label: of pinholes of 4
+    px on patches of 256 px a shift by up to 15 px loses 4 in 100, by up to 3 none, a free rotation 9.
+    """
 
     def __init__(self, config: Augmentation) -> None:
         super().__init__()
@@ -26,7 +31,7 @@ class Augment(nn.Module):
         if config.shift:
             steps.append(RandomShift(config.shift))
         if config.rotation_degrees:
-            steps.append(v2.RandomRotation(config.rotation_degrees))
+            steps.append(FreeRotation(config.rotation_degrees))
         if config.brightness or config.contrast:
             steps.append(v2.ColorJitter(brightness=config.brightness, contrast=config.contrast))
         if config.gamma:
@@ -39,6 +44,18 @@ class Augment(nn.Module):
         """Pixels (1, P, P) uint8 and maps (L, h, w), augmented alike."""
         image, mask = self.steps(tv_tensors.Image(pixels), tv_tensors.Mask(maps))
         return image.as_subclass(Tensor), mask.as_subclass(Tensor)
+
+
+class FreeRotation(v2.RandomRotation):  # type: ignore[misc]  # torchvision has no types
+    """Rotation by any angle. Around a cell that has a defect it is not known which of its neighbours has it now."""
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:  # noqa: ANN401 - torchvision's signature
+        """Turn image or mask."""
+        turned = super().transform(inpt, params)
+        if not isinstance(inpt, tv_tensors.Mask):
+            return turned
+        near = functional.max_pool2d((turned == 1).float(), 3, stride=1, padding=1) > 0
+        return tv_tensors.wrap(torch.where(near & (turned == 0), -1, turned).to(turned.dtype), like=inpt)
 
 
 class QuarterTurn(v2.Transform):  # type: ignore[misc]  # torchvision has no types

@@ -33,7 +33,7 @@ from training.evaluation import Report, report
 from training.folder import LEARNT_DATA, RunFolder, data_id, learnt_by_run, load_run, refuse_changed
 from training.inference import reasoned, see, served
 from training.network import FeaturesGraph, Network, Output, ReasoningGraph
-from training.patches import refuse_dropped, refuse_other_windows
+from training.patches import dropped, refuse_dropped, refuse_other_windows
 from training.precision import Made, Proof, add_precisions, calibration_patches
 from training.record import revision_of
 from training.rows import read_rows
@@ -110,7 +110,7 @@ def export_run(
     network, config, _ = load_run(run)
     refuse_changed(run, config)
     refuse_other_windows([*config.data.folders, *calibration], overlap_px=overlap_px)
-    refuse_dropped(calibration)
+    refuse_dropped(calibration if calibration else config.data.folders)
     _refuse_unfit(run, config, precisions, turned_look)
     refuse_known(calibration, config.all_folders)
     learnt = learnt_by_run(run, config)
@@ -195,8 +195,10 @@ def export_run(
 
 def _refuse_unfit(run: Path, config: Config, precisions: Sequence[str], turned_look: TurnedLook) -> None:
     """Refuse a run that cannot do what the bundle is to do."""
-    if config.network.stages == 2 and config.phase2.epochs == 0 and config.start is None:
-        raise ValueError(f"stage 2 of {run} has learnt nothing: phase2.epochs = 0")
+    learnt = RunFolder(run).phases
+    if not learnt or (config.network.stages == 2 and "phase2" not in learnt):
+        what = "stage 2 of " if learnt else ""
+        raise ValueError(f"{what}{run} has learnt nothing: no run of it had epochs")
     if "fp16" in precisions and config.network.method in STAGE_BY_STAGE:
         raise ValueError(f"{config.network.method} is not made in fp16: its trunk is taken apart, stage by stage")
     if turned_look.ratio_max and not (config.augmentation.flip and config.augmentation.quarter_turns):
@@ -275,16 +277,18 @@ def _temper(network: Network, seen: Sequence[_Seen]) -> tuple[dict[str, Sureness
 
 
 def _calibrate(config: Config, sets: Sequence[_Served], costs: Costs) -> Calibration:
-    """Limits by all sets together."""
+    """Limits by all sets together, but for a validation part from which patches were dropped."""
+    sets = sets[1:] if dropped(config.data.folders) else sets
     patches = [one.patches for one in sets]
-    last = config.phase2 if config.phase2.epochs else config.phase1
     chose = np.arange(sum(len(one) for one in patches)) < len(patches[0])  # the validation part
+    if dropped(config.data.folders) or all(phase.keep == "last" or not phase.epochs for phase in config.phases):
+        chose[:] = False
     return calibrate(
         np.concatenate([one.probability for one in sets]),
         *_truth(patches),
         labels=patches[0].label_names,
         costs=costs,
-        chose_weights=chose if last.keep == "best" else None,
+        chose_weights=chose if chose.any() else None,
     )
 
 

@@ -12,10 +12,10 @@ from training.costs import Costs
 from training.frontier import Screens
 from training.intervals import Interval, Intervals, bootstrap_zones
 from training.measures import enough
-from training.proof import choose
-from training.zones import Tally, Zones, rounded, tally
+from training.proof import LabelEscapes, choose, escapes_by_label
+from training.zones import Tally, Zones, rounded, tally, worse
 
-FEW = 5  # screens with a label: of fewer nothing follows
+FEW = 5  # screens with a label, or with it alone: of fewer nothing follows
 UNLIKE = 1.5  # times as many windows: screens of other sizes
 LESS_GLANCE = "Where it may clear less (--lost), or is left out (--drop-glance), the whole network sees more"
 _DIGITS = 4  # of a threshold
@@ -36,18 +36,20 @@ class Calibration:
         tally: of the screens that they were chosen on.
         held_out: of the same screens, but those that chose the epoch where others are there, each judged by limits that
             were chosen without it; None where there are too few.
+        by_label: of the screens of `held_out`, the escapes of each label.
         whole: those two by the whole network, without what a glance does to the screens.
         intervals: of screens to come; None where there are too few to tell.
         screens: those screens, as they are judged.
         has: (S, L) which label each of them has.
         windows: of how many windows the smallest and the largest of them are.
-        weights_chosen: whether the epoch was chosen by the screens that judge.
+        weights_chosen: whether the epoch was chosen by the screens that judge, or may have been.
     """
 
     limits: dict[str, LabelLimits]
     costs: Costs
     tally: Tally
     held_out: Tally | None
+    by_label: dict[str, LabelEscapes]
     whole: tuple[Tally, Tally | None]
     intervals: Intervals | None
     screens: Screens
@@ -57,13 +59,16 @@ class Calibration:
 
     @property
     def escape_bound(self) -> float:
-        """What the share of escapes may be with 95 %, by the screens left out."""
+        """What the share of escapes is at most, with 97.5 %, by the screens left out; see `Tally.escape_bound`."""
         return 1.0 if self.held_out is None else self.held_out.escape_bound
 
     @property
     def proven(self) -> bool:
-        """Whether so few escapes of so many screens left out bound the share of escapes by the cap, with 95 %."""
-        return self.escape_bound <= self.costs.escape_cap
+        """Whether so few escapes of so many screens left out bound the share of escapes by the cap, with 97.5 %.
+
+        Never where these screens chose the epoch: the network is at its best on them.
+        """
+        return self.escape_bound <= self.costs.escape_cap and not self.weights_chosen
 
     def warnings(self) -> list[str]:
         """What the limits do not hold, or the screens do not prove, in words; empty where all is well."""
@@ -85,21 +90,20 @@ class Calibration:
                 f"{found.escapes} of {found.defective} defective screens escape, {found.escape:.1%}: over the cap of "
                 f"{cap:.2%}{why if whole.escape > cap else ''}{_by_glance(found, whole)}"
             )
-        for label, count in zip(self.limits, self.has.sum(axis=0).tolist(), strict=True):
-            if count < FEW:
-                said.append(f"{count or 'no'} screens have the label {label}: its threshold and limits are guessed")
-        if not self.proven:
+        said += self._of_labels()
+        if self.escape_bound > cap:
             escapes, n = (0, 0) if self.held_out is None else (self.held_out.escapes, self.held_out.defective)
             said.append(
                 f"{escapes} escapes of {n} defective screens, each judged by limits chosen without it, prove no more "
-                f"than {self.escape_bound:.1%} (95 %), not the cap of {cap:.2%}: that takes {enough(escapes, cap)} "
+                f"than {self.escape_bound:.1%} (97.5 %), not the cap of {cap:.2%}: that takes {enough(escapes, cap)} "
                 "such screens with as many escapes. Until then the bands are wider, as far as the capacity for review "
                 f"allows{_by_glance(self.held_out, held_out_whole)}"
             )
         if self.weights_chosen:
             said.append(
-                "the same screens chose the epoch whose weights these are, so what is told of them flatters: other "
-                "defective and clean ones, by --calibrate, judge without them"
+                "the same screens chose the epoch whose weights these are, or may have, so what is told of them "
+                "flatters, and no cap is proven: other defective and clean ones, by export --calibrate or calibrate "
+                "--data, judge without them"
             )
         least, most = self.windows
         if most >= UNLIKE * least:
@@ -118,6 +122,39 @@ class Calibration:
                 f"{found.review(self.costs):.1%} of the screens go to review, over the capacity of "
                 f"{self.costs.review_capacity:.1%}: {why}"
             )
+        elif self.held_out is not None and self.held_out.review(self.costs) > self.costs.review_capacity:
+            ends = self.held_out.review_interval(self.costs) if self.intervals is None else self.intervals.review[1:]
+            said.append(
+                f"{self.held_out.review(self.costs):.1%} ({ends[0]:.1%}-{ends[1]:.1%}) of screens that are left out of "
+                f"the choice go to review, over the capacity of {self.costs.review_capacity:.1%}, though "
+                f"{found.review(self.costs):.1%} of those that it is made on do: expect so many on the line, or "
+                "calibrate on more screens"
+            )
+        return said
+
+    def _of_labels(self) -> list[str]:
+        """Labels of which too few screens tell, and those whose own screens escape beyond the cap, which all share."""
+        said, cap = [], self.costs.escape_cap
+        single = self.has.sum(axis=1, keepdims=True) == 1
+        counts = zip(self.has.sum(axis=0).tolist(), (self.has & single).sum(axis=0).tolist(), strict=True)
+        for (label, left_out), (count, alone) in zip(self.by_label.items(), counts, strict=True):
+            escapes = left_out.alone
+            judging = alone if self.held_out is None else escapes.total
+            if count < FEW:
+                said.append(f"{count or 'no'} screens have the label {label}: its threshold and limits are guessed")
+            elif judging < FEW:
+                fresh = "" if judging == alone else " that did not choose the epoch"
+                said.append(
+                    f"{judging or 'no'} screens{fresh} have the label {label} and no other, and beside others it need "
+                    f"not be seen: how many of it escape is not known. Add screens that have {label} alone"
+                )
+            if len(self.limits) > 1 and escapes.ratio > cap:
+                said.append(
+                    f"{escapes.hits} of {escapes.total} screens that have the label {label} and no other escape where "
+                    f"they are left out of the choice, {escapes.ratio:.1%} ({escapes.low:.1%}-{escapes.high:.1%}): the "
+                    f"cap of {cap:.2%} counts screens of all labels together. Add screens that have {label} alone, to "
+                    "calibrate on and, where they score like clean ones, to learn from"
+                )
         return said
 
     def _no_better_than_review(self) -> list[str]:
@@ -145,6 +182,7 @@ class Calibration:
             "limits_screens": f"{found.defective} defective, {found.clean} clean",
             "limits_escape": round(found.escape, 4),
             "limits_escape_bound": round(self.escape_bound, 4),
+            "limits_proven": "yes" if self.proven else f"no{': they may have chosen the epoch' * self.weights_chosen}",
             "limits_overkill": round(found.overkill, 4),
             "limits_review": round(found.review(self.costs), 4),
         }
@@ -163,8 +201,10 @@ class Calibration:
             "screens": asdict(self.tally),
             "escape": self.tally.escape,
             "held_out": None if self.held_out is None else asdict(self.held_out),
+            "held_out_labels": {label: asdict(one) for label, one in self.by_label.items()},
             "escape_bound": self.escape_bound,
             "escape_cap_proven": self.proven,
+            "weights_chosen": self.weights_chosen,
             "overkill": self.tally.overkill,
             "review": self.tally.review(self.costs),
             "cost": self.tally.cost(self.costs),
@@ -206,7 +246,7 @@ def calibrate(
         raise ValueError("a probability is no number: no limits can be chosen on these")
     whole, has, rows = whole_screens(probability, target, screens)
     judging, weights_chosen = np.ones(len(whole), np.bool_), False
-    if chose_weights is not None:
+    if chose_weights is not None and chose_weights.any():
         fresh = np.array([not chose_weights[group].any() for group in rows], np.bool_)
         weights_chosen = not (fresh & whole.defective).any() or not (fresh & ~whole.defective).any()
         judging = judging if weights_chosen else fresh
@@ -227,7 +267,7 @@ def calibrate(
         if glancing is None:
             return whole.take(judged)
         patches = np.concatenate([patches_of(chosen_on), unknown])
-        return _worse(whole.take(judged), glancing(patches, zones, [rows[number] for number in judged]))
+        return worse(whole.take(judged), glancing(patches, zones, [rows[number] for number in judged]), zones)
 
     found = choose(whole, costs, thresholds_of, judging=judging, served=served)
     as_served = served(everything, found.zones, everything)
@@ -241,6 +281,7 @@ def calibrate(
         costs=costs,
         tally=tally(as_served, found.zones),
         held_out=found.held_out,
+        by_label=dict(zip(labels, escapes_by_label(has, found), strict=True)),
         whole=(tally(whole, found.zones), found.held_out_whole),
         intervals=_of_labels_seen(_no_narrower(intervals, found.held_out, costs), has),
         screens=as_served,
@@ -254,13 +295,6 @@ def _by_glance(served: Tally | None, whole: Tally | None) -> str:
     """How many of the escapes are those of a glance, and what helps against them; empty if none is."""
     count = 0 if served is None or whole is None else served.escapes - whole.escapes
     return f"; {count} of them by the glance alone, which no band catches. {LESS_GLANCE}" if count else ""
-
-
-def _worse(screens: Screens, highest: NDArray[np.float64]) -> Screens:
-    """Screens with the scores of both ways to see them that make the verdict worse: low ones of defective screens."""
-    defective = screens.defective[:, None]
-    both = np.where(defective, np.minimum(screens.highest, highest), np.maximum(screens.highest, highest))
-    return Screens(both, screens.defective)
 
 
 def _no_narrower(intervals: Intervals | None, held_out: Tally | None, costs: Costs) -> Intervals | None:

@@ -115,12 +115,19 @@ def _bands(calibration: Calibration) -> Iterator[str]:
     yield f"{costs}."
     yield from (f"**{said[0].upper()}{said[1:]}.**" for said in calibration.warnings())
     yield ""
-    yield "| label | low | high |" + (" 95 % of low | 95 % of high |" if intervals else "")
-    yield "| --- | --- | --- |" + (" --- | --- |" if intervals else "")
+    yield "| label | low | high |" + (" spread of low | of high |" if intervals else "") + " escaped | escaped, alone |"
+    yield "| --- | --- | --- | --- | --- |" + (" --- | --- |" if intervals else "")
     for number, (label, limit) in enumerate(calibration.limits.items()):
         spans = [] if intervals is None else [intervals.lows[number], intervals.highs[number]]
         cells = [f"{value:.3f}" for value in limit.review] + [span(one, "-") for one in spans]
+        escapes = calibration.by_label[label]
+        cells += [f"{n} of {of} ({low:.1%}-{high:.1%})" for n, of, _, low, high in (escapes.escape, escapes.alone)]
         yield f"| {label} | {' | '.join(cells)} |"
+    yield ""
+    if intervals:
+        yield "The spread holds 2.5 to 97.5 % of the limits that draws of the screens give: no interval of confidence."
+    yield "Escaped: of the screens with the label, and of those with no other, each left out of the choice; with 95 %"
+    yield "intervals (Wilson 1927)."
     yield ""
     yield "| of screens | chosen on | left out of them (95 %) |"
     yield "| --- | --- | --- |"

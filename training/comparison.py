@@ -4,13 +4,14 @@ Reads what `training.folder`, `training.record` and `training.journal` write; no
 """
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from training.config import flat
+from pydantic import ValidationError
+
+from training.config import Config, flat
 from training.rows import read_rows
 
 PHASES = ("phase1", "phase2")
@@ -88,7 +89,7 @@ def _read(run: Path, name: str) -> Trained:
         raise ValueError(f"{run} is not the folder of a run (config.json is missing)")
     record = _json(run / "run.json") or {"data": {}, "sessions": []}
     session = record["sessions"][-1] if record["sessions"] else None
-    config = dict(flat(_json(run / "config.json")))
+    config = dict(flat(_config(run / "config.json")))
     config.pop("run")
     data = _json(run / "data.json")
     return Trained(
@@ -105,11 +106,25 @@ def _read(run: Path, name: str) -> Trained:
     )
 
 
+def _config(file: Path) -> dict[str, Any]:
+    """With what a version of before could not set yet, as it is where nobody sets it."""
+    told: dict[str, Any] = _json(file)
+    try:
+        return Config.model_validate(told).model_dump(mode="json")
+    except ValidationError:  # another version's
+        return told
+
+
 def _names(runs: Sequence[Path]) -> list[str]:
-    """The folders' names, where two share one with what is before it."""
-    whole = [run.resolve() for run in runs]
-    often = Counter(run.name for run in whole)
-    return [run.name if often[run.name] == 1 else f"{run.parent.name}/{run.name}" for run in whole]
+    """The folders' names, where several share one with as many of those before it as tell them apart."""
+    whole = dict.fromkeys(run.resolve() for run in runs)
+
+    def name(run: Path) -> str:
+        ends = ["/".join(run.parts[-length:]) for length in range(1, len(run.parts))]
+        alone = (end for end in ends if sum(f"/{other.as_posix()}".endswith(f"/{end}") for other in whole) == 1)
+        return next(alone, str(run))
+
+    return [name(run.resolve()) for run in runs]
 
 
 def _epoch(row: dict[str, str]) -> Epoch:

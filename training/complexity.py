@@ -92,9 +92,9 @@ def describe(name: str, *, size_px: int = SIZE_PX, labels: int = LABELS) -> Desc
 
 
 def count(config: NetworkConfig, *, size_px: int, labels: int, channels: int = 1) -> Complexity:
-    """Count a network on a patch of `size_px`."""
+    """Count a network on a patch of `size_px`. Pretrained weights change no count, and are not fetched."""
     with torch.device("meta"):
-        network = build_network(labels, config, channels=channels).eval()
+        network = build_network(labels, replace(config, trunk_weights=None), channels=channels).eval()
         pixels = torch.zeros(1, channels, size_px, size_px)
         products, _ = get_model_complexity_info(
             _Positional(network),

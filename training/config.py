@@ -12,7 +12,8 @@ from training.faults import faults_of
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # finite alone: JSON has null for the rest, and a run whose config.json holds that can never be continued
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Data(_Section):
@@ -32,7 +33,7 @@ class Augmentation(_Section):
     flip: bool = True  # in both directions
     quarter_turns: bool = True  # rotation by 0, 90, 180 or 270 degrees, which keeps every pixel
     # pixels either way, what comes in mirrored: for trunks whose strides see a defect otherwise from pixel to pixel.
-    # The maps stay, so it is little beside their cells of 32 pixels
+    # The maps stay: over 3 pixels some small defects lie in a cell that is told to have none
     shift: int = Field(0, ge=0, lt=16)
     rotation_degrees: float = Field(0.0, ge=0, le=180)  # free rotation on top; corners are filled with 0
     brightness: float = Field(0.2, ge=0)  # factor 1 +- brightness
@@ -79,7 +80,9 @@ class Config(_Section):
 
     name: str = Field(min_length=1)
     run: Path  # the folder that the run is written to
-    start: Path | None = None  # weights (.safetensors) of an earlier run with the same network and labels
+    # weights (.safetensors) of an earlier run with the same network and labels. A phase 2 that learns begins the label
+    # graph anew all the same, from its classifier 1
+    start: Path | None = None
     start_share: float = Field(0.0, ge=0, lt=1)  # of those weights in the finished run's: see `training.folder`
     seed: int = Field(0, ge=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -100,12 +103,18 @@ class Config(_Section):
         """Refuse what cannot work together."""
         if self.start_share and self.start is None:
             raise ValueError("start_share needs start: there are no other weights to take a share of")
-        if any(phase.hold and phase.schedule == "constant" for phase in (self.phase1, self.phase2)):
+        if any(phase.hold and phase.schedule == "constant" for phase in self.phases):
             raise ValueError("hold needs schedule = 'cosine': a constant rate never falls")
         if self.phase1.freeze:
             raise ValueError("phase1.freeze: phase 1 trains stage 1, and would learn nothing")
         if self.phase2.freeze and (self.network.stages == 1 or self.phase2.statistics):
             raise ValueError("phase2.freeze keeps stage 1: it needs a network with two, and statistics = 0")
+        if self.phase2.freeze and not self.phase1.epochs and self.start is None:
+            raise ValueError("phase2.freeze keeps a stage 1 that has learnt nothing: phase1.epochs = 0, and no start")
+        world = self.devices * self.nodes
+        for name, phase in zip(("phase1", "phase2"), self.phases, strict=True):
+            if phase.epochs and phase.batch % world:
+                raise ValueError(f"{name}.batch = {phase.batch} does not divide over {world} devices")
         if self.data.resident and self.augmentation.rotation_degrees:
             raise ValueError("data.resident has no free rotation: set augmentation.rotation_degrees = 0")
         if self.loss.map > 0 and not self.network.has_label_maps:
@@ -122,6 +131,11 @@ class Config(_Section):
             raise ValueError("network.method = 'tdrg' normalises over a step's patches: two at least on each device")
         if self.loss.contrast and not self.network.has_label_features:
             raise ValueError(f"network.method = {self.network.method!r} has no label features: set loss.contrast = 0")
+
+    @property
+    def phases(self) -> tuple[Phase, Phase]:
+        """In their order."""
+        return self.phase1, self.phase2
 
     @property
     def all_folders(self) -> list[Path]:

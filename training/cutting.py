@@ -30,6 +30,7 @@ from training.truth import CELL_PX, PARTS, Defect, Rule
 from training.visible import Visible, border_px
 
 PART_OF_TRAINING_FOR_VALIDATION = 0.15
+_FEWEST_GROUPS = 4  # of training screens, of which one may be drawn whole
 SUFFIXES = (".png", ".jpg", ".jpeg")  # of screens, in capitals or not
 NO_SCREEN = ".png or .jpg"
 
@@ -122,14 +123,21 @@ def _choose_labels(defects: dict[str, list[Defect]], wanted: Sequence[str]) -> l
     return list(wanted) or sorted(found)
 
 
+def is_utf8(name: str) -> bool:
+    """Whether tables can hold the name of a file: one out of an archive of another system may be other bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
 def screen_files(source: Path) -> dict[str, Path]:
     """Screen name to image file, sorted by name.
 
     Raises:
-        ValueError: there are none, or two of one name.
+        ValueError: there are none, two of one name, or one whose name is not UTF-8.
     """
     files: dict[str, Path] = {}
     for path in sorted((source / "screens").glob("*")):
+        if not is_utf8(path.name):
+            raise ValueError(f"{source / 'screens'} holds {path.name!a}, whose name is not UTF-8: no table can hold it")
         if path.suffix.lower() in SUFFIXES and files.setdefault(path.stem, path) != path:
             raise ValueError(f"{files[path.stem]} and {path.name} are one screen: names are told apart without suffix")
     if not files:
@@ -140,7 +148,7 @@ def screen_files(source: Path) -> dict[str, Path]:
 def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -> dict[str, str]:
     """Part of each screen: train, validation or test.
 
-    Where the folder names no validation part, 15 % of the training screens, drawn with a fixed seed.
+    Where the folder names no validation part, 15 % of the training screens, see `draw_validation`.
 
     Raises:
         ValueError: neither splits.csv nor folds.csv, a screen is missing from it, or the fold does not exist.
@@ -169,7 +177,9 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
     if unknown:
         raise ValueError(f"unknown part {sorted(unknown)[0]!r}: train, validation or test")
     kept = {screen: parts[screen] for screen in screens}
-    return kept if "validation" in parts.values() else draw_validation(kept)
+    if "validation" in parts.values():
+        return kept
+    return draw_validation(kept, _columns(source / ("folds.csv" if test_fold is not None else "splits.csv")))
 
 
 def read_folds(source: Path) -> dict[str, int]:
@@ -196,12 +206,46 @@ def _one_each(table: Path, column: str) -> dict[str, str]:
     return found
 
 
-def draw_validation(parts: Mapping[str, str]) -> dict[str, str]:
-    """Parts by screen with 15 % of the training screens, drawn with a fixed seed, as validation part."""
+def _columns(table: Path) -> dict[str, dict[str, str]]:
+    """What else a division tells of each screen, such as its board or phone, by column."""
+    rows = read_rows(table, "screen")
+    names = rows[0].keys() - {"screen", "part", "fold"} if rows else ()
+    return {name: {row["screen"]: row.get(name) or "" for row in rows} for name in sorted(names)}
+
+
+def draw_validation(parts: Mapping[str, str], columns: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
+    """Parts by screen with 15 % of the training screens, drawn with a fixed seed, as validation part.
+
+    Whole groups are drawn where `columns` tell of some, such as phones, that the parts hold apart: a network that is
+    chosen by phones it has learnt is flattered. Of several such columns that with the fewest groups counts.
+
+    Args:
+        parts: train or test, by screen.
+        columns: values of each screen; an empty one is a group of that screen alone.
+    """
     training = sorted(screen for screen, part in parts.items() if part == "train")
-    count = round(PART_OF_TRAINING_FOR_VALIDATION * len(training))
-    drawn = {training[i] for i in np.random.default_rng(0).permutation(len(training))[:count]}
+    held = [groups for values in columns.values() if (groups := _groups_apart(parts, values))]
+    groups = min(held, key=len, default=[[screen] for screen in training])
+    drawn: list[str] = []
+    for index in np.random.default_rng(0).permutation(len(groups)):
+        if len(drawn) >= round(PART_OF_TRAINING_FOR_VALIDATION * len(training)):
+            break
+        drawn += groups[index]
     return {screen: "validation" if screen in drawn else part for screen, part in parts.items()}
+
+
+def _groups_apart(parts: Mapping[str, str], values: Mapping[str, str]) -> list[list[str]]:
+    """The training screens by their value, where no value is in two parts; none where that groups nothing."""
+    inside: dict[str, set[str]] = {}
+    groups: dict[str, list[str]] = {}
+    for screen, part in sorted(parts.items()):
+        value = values.get(screen, "")
+        if value:
+            inside.setdefault(value, set()).add(part)
+        if part == "train":
+            groups.setdefault(value or f"\n{screen}", []).append(screen)
+    apart = all(len(found) == 1 for found in inside.values())
+    return list(groups.values()) if apart and _FEWEST_GROUPS <= len(groups) < sum(map(len, groups.values())) else []
 
 
 def _frame_of(path: Path, defects: list[Defect]) -> NDArray[np.uint8]:

@@ -55,7 +55,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
         self.label_names = first.label_names
         self.patch_px = first.patch_px
         self.transform = transform
-        self.seed = (0, 0)  # with its index it decides how a patch is transformed
+        self.seed = (0, 0)  # with its index, or its place among those that are drawn, it decides how it is transformed
         self._pixels = [cut.pixels() for cut in cuts]
         self._maps = [cut.maps() for cut in cuts]
         self._rows = [(c, k) for c, cut in enumerate(cuts) for k in cut.rows_of(part)]
@@ -71,7 +71,9 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor, Tensor, int, int]:
+    def __getitem__(self, key: int | tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, int, int]:
+        """A patch by its index, or by its index and the step and place in it that it is drawn for."""
+        index, *place = (key,) if isinstance(key, int) else key
         folder, row = self._rows[index]
         pixels = torch.from_numpy(self._pixels[folder][row].copy())[None]
         target = torch.from_numpy(self._dense_map(folder, row))
@@ -80,7 +82,7 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
             with torch.random.fork_rng(devices=[]):
                 # the CPU's alone: seeding every device costs as much as turning a patch
                 torch.default_generator.manual_seed(
-                    int(np.random.SeedSequence([*self.seed, index]).generate_state(1, np.uint64)[0])
+                    int(np.random.SeedSequence([*self.seed, *(place or [index])]).generate_state(1, np.uint64)[0])
                 )
                 pixels, target = self.transform(pixels, target)
         return pixels, torch.from_numpy(self.labels[index]), target, int(self.screens[index]), index

@@ -18,7 +18,7 @@ from training import devices
 from training.config import Config, Phase
 from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate
 from training.losses import patch_bce
-from training.resident import Resident
+from training.resident import Resident, refuse_too_large
 
 UNSEEN = 0.7  # difficulty of a patch that was not seen yet: rather hard, so that all are seen soon
 _AUGMENTATION = 1  # a stream of random numbers beside that of the network
@@ -46,6 +46,17 @@ class Feed:
         self._fabric = fabric
         self._seed = config.seed * 2 + (name == "phase2")
         self._resident: Resident | None = None
+
+    def refuse_unfit(self) -> None:
+        """Refuse now what would end the run once the phase begins.
+
+        Raises:
+            ValueError: see `order`, and `Resident`.
+        """
+        if self.phase.epochs:
+            self.order(0)
+            if self._config.data.resident:
+                refuse_too_large(self.patches, self._fabric.device)
 
     def hold(self) -> None:
         """Have the patches in the device's own memory, where `data.resident` says so."""
@@ -100,7 +111,13 @@ class Feed:
             # forked, they share the memory-mapped pixels; other ways to start them would copy every one
             workers["multiprocessing_context"] = "fork"
         self.patches.seed = (self._seed, epoch)
-        for batch in DataLoader(self.patches, batch_sampler=order, **workers, collate_fn=collate):
+        # of a patch that an epoch draws several times each draw is another image, on whichever device
+        rank, world = self._fabric.global_rank, self._fabric.world_size
+        keys = [
+            [(index, number, place * world + rank) for place, index in enumerate(indices)]
+            for number, indices in enumerate(order, step)
+        ]
+        for batch in DataLoader(self.patches, batch_sampler=keys, **workers, collate_fn=collate):
             yield Batch(*(self._fabric.to_device(getattr(batch, one.name)) for one in dataclasses.fields(Batch)))
 
     def step_seed(self, epoch: int, step: int, *stream: int) -> int:

@@ -63,7 +63,7 @@ def compare(
 ) -> Fidelity:
     """Compare the probabilities (N, L) of a precision with those of float32; each set reasoned by screen."""
     gap = np.abs(probability.astype(np.float64) - reference)
-    thresholds = np.array([limits.threshold for limits in manifest.labels.values()], np.float32)
+    thresholds = np.array([limits.threshold for limits in manifest.labels.values()])  # in float64, as served
     verdicts = zip(*(_outcomes(found, patches, manifest) for found in (reference, probability)), strict=True)
     flips = Counter(f"{before} -> {after}" for before, after in verdicts if before != after)
     macro_f = [

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from training import devices
 from training.augment import Augment
-from training.baselines import build_network
+from training.baselines import build_network, refuse_small_patches
 from training.config import Config, Phase
 from training.datasets import Batch, PatchSet, refuse_leaks
 from training.evaluation import Report, report
@@ -35,6 +35,7 @@ from training.network import Network, Output
 from training.record import begin_session, describe_data
 
 PHASES = ("phase1", "phase2")
+MEASURED = 512  # patches by which the lengths of label features are told
 
 
 def fit(config: Config) -> Report:
@@ -42,8 +43,8 @@ def fit(config: Config) -> Report:
 
     Raises:
         BeingTrainedError: another process is at it.
-        ValueError: the run's folder was begun with another configuration, the data does not fit, the loss is no longer
-            finite, or the GPU's memory is too small.
+        ValueError: the run's folder was begun with another configuration, the data does not fit the network, the
+            devices or their memory, or the loss is no longer finite.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -79,12 +80,17 @@ class Run:
         refuse_leaks(config.all_folders)
         with fabric.rank_zero_first():  # the first device decodes the pixels and begins the folder
             self.validation = PatchSet(config.data.folders, "validation")
-            build_network(len(self.validation.label_names), config.network)  # what cannot be built begins no run
-            self.folder.begin(config, self.validation.label_names)
+            # what cannot be trained begins no run: its folder would take no other configuration
+            labels = self.validation.label_names
+            build_network(len(labels), config.network)
             training = {name: self._training_set(getattr(config, name)) for name in PHASES}
-        self.feeds = {name: Feed(name, patches, config, fabric) for name, patches in training.items()}
+            for side in sorted({patches.patch_px for patches in (self.validation, *training.values())}):
+                refuse_small_patches(len(labels), config.network, side)
+            self.feeds = {name: Feed(name, patches, config, fabric) for name, patches in training.items()}
+            for feed in self.feeds.values():
+                feed.refuse_unfit()
+            self.folder.begin(config, labels)
         self.kept_at = time.monotonic()
-        labels = self.validation.label_names
         fabric.seed_everything(config.seed, verbose=False)
         network = build_network(len(labels), config.network)
         if config.start is not None:
@@ -126,8 +132,10 @@ class Run:
 
     def _run_phase(self, feed: Feed, resumed: dict[str, Any] | None) -> None:
         name, phase = feed.name, feed.phase
-        if resumed is None:
-            self.network.begin_phase(name, cooccurrence(torch.from_numpy(feed.patches.labels)))
+        if resumed is None and phase.epochs:  # one that learns nothing leaves what a run starts from as it is
+            asked = name == "phase2" and self.config.network.scores_from == "classifier1"
+            lengths_L = self._feature_lengths(feed) if asked else None
+            self.network.begin_phase(name, cooccurrence(torch.from_numpy(feed.patches.labels)), lengths_L)
         if phase.freeze:
             self.network.keep_stage1()
         module, optimiser = self.fabric.setup(self.network, _optimiser(self.network, phase))
@@ -238,6 +246,20 @@ class Run:
                 device_mean=self._mean,
             )
         return parts
+
+    def _feature_lengths(self, feed: Feed) -> Tensor:
+        """Mean length of each label's features (L,), of shuffled training patches as stage 1 sees them."""
+        feed.hold()
+        network = self.network.to(self.fabric.device).eval()
+        order = feed.even_order(0, MEASURED)
+        with torch.no_grad(), self.fabric.autocast():
+            # from the step after the epoch's last on: they draw like none of its own
+            features = [
+                network(batch.pixels, reason=False).feature_NLF.float()
+                for batch in feed.batches(order, epoch=0, step=len(feed.order(0)))
+            ]
+        found: Tensor = self._mean(torch.cat(features).norm(dim=-1).mean(dim=0)).cpu()
+        return found
 
     def _measure_statistics(self, feed: Feed, at: Standing) -> None:
         """Batch normalisation's statistics of shuffled patches at the weights of now (Wu and Johnson 2021, precise BN).

@@ -28,6 +28,11 @@ from training.whole import replace
 
 TOLD = 5  # differing keys of a configuration at most
 MIXED = "mixed"  # weights of the end of a run, in part those that it started with
+# what of a network is of stage 2 alone
+STAGE2 = (
+    *("projection_width", "relation_width", "relation_activation", "relation_scores", "relate_to", "bank"),
+    *("relation_similarity", "reasoned_features", "symmetric", "normalise_nodes", "scores_from"),
+)
 LEARNT_DATA = "learnt_data_ids"  # of a manifest's facts: `data_id` of each folder that its network has learnt from
 
 
@@ -75,10 +80,12 @@ class RunFolder:
         Weights to begin with that lie in no run's folder are taken on trust: nothing tells what labels they know.
 
         Raises:
-            ValueError: it was not, or the run whose weights it begins with has other labels or another order of them.
+            ValueError: it was not, or the run whose weights it begins with has another network, or other labels or
+                another order of them.
         """
         if config.start is not None:
             _refuse_other_labels(config.start, labels)
+            _refuse_other_network(config.start, config)
         self.path.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
         if config.start is not None:
@@ -86,9 +93,13 @@ class RunFolder:
         content = [content_id(folder) for folder in config.all_folders]
         file = self.path / "config.json"
         if not file.is_file():
-            before = [] if config.start is None else RunFolder(config.start.parent).learnt
+            start = None if config.start is None else RunFolder(config.start.parent)
             own = [data_id([folder]) for folder in config.all_folders]
-            told = {**data, "learnt": list(dict.fromkeys([*own, *before])), "content": content}
+            learnt = [*own, *(start.learnt if start else ())]
+            phases = [name for name in ("phase1", "phase2") if getattr(config, name).epochs]
+            phases += [] if start is None else start.phases
+            more = {"learnt": list(dict.fromkeys(learnt)), "phases": sorted(set(phases)), "content": content}
+            told = {**data, **more}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
         if differing := _differing(Config.model_validate_json(file.read_text()), config):
@@ -103,6 +114,11 @@ class RunFolder:
     def data_id(self) -> str:
         """Identity of the data that the folder was begun with."""
         return str(self._data["data_id"])
+
+    @property
+    def phases(self) -> list[str]:
+        """The phases that its weights have learnt in, here or in runs before it; all where that is not known."""
+        return list(self._data.get("phases", ("phase1", "phase2")))
 
     @property
     def content(self) -> list[str] | None:
@@ -285,6 +301,19 @@ def _refuse_other_labels(start: Path, labels: Sequence[str]) -> None:
     before = RunFolder(start.parent)._data.get("labels", list(labels))
     if before != list(labels):
         raise ValueError(f"{start} knows the labels {', '.join(before)}, the data has {', '.join(labels)}")
+
+
+def _refuse_other_network(start: Path, config: Config) -> None:
+    """Refuse a run's weights where its network is not this one; a stage 2 that begins anew may be another."""
+    file = start.parent / "config.json"
+    if not file.is_file():  # weights in no run's folder are taken on trust
+        return
+    before, now = Config.model_validate_json(file.read_text()).network, config.network
+    free = {"trunk_weights", *(STAGE2 if config.phase2.epochs and not config.start_share else ())}
+    for name in (field.name for field in dataclasses.fields(now)):
+        if name not in free and getattr(before, name) != getattr(now, name):
+            told = f"network.{name} = {getattr(before, name)!r}, here it is {getattr(now, name)!r}"
+            raise ValueError(f"{start} is of another network: {told}")
 
 
 def _differing(before: Config, now: Config) -> list[str]:

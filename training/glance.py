@@ -95,7 +95,7 @@ class Chosen:
 
     @property
     def escape_bound(self) -> float:
-        """What the share of screens that escape by it may be with 95 %, of those that the whole network finds."""
+        """What the share of screens that escape by it may be with 97.5 %, of those that the whole network finds."""
         return wilson(self.screens_lost, self.screens).high
 
     def __str__(self) -> str:
@@ -103,7 +103,7 @@ class Chosen:
             f"clears {self.cleared} of {self.windows} windows ({self.cleared / self.windows:.1%}), {self.lost} of the "
             f"{self.found} in which a defect is found among them; all such windows of {self.screen_labels_lost} of "
             f"{self.screen_labels} labels of screens, and of {self.screens_lost} of {self.screens} screens: "
-            f"at most {self.escape_bound:.1%} of such screens escape by it (95 %), besides those by the limits"
+            f"at most {self.escape_bound:.1%} of such screens escape by it (97.5 %), besides those by the limits"
         )
 
 
@@ -188,7 +188,7 @@ def add_glance(
                 **before.training,
                 **chosen.facts(),
                 SHARE: lost,
-                "glance_data_id": data_id(folders),
+                GLANCE_DATA: " ".join(data_id([folder]) for folder in folders),
                 LEARNT_DATA: " ".join(dict.fromkeys([*learnt_by_bundle(before), *learnt])),
             },
         )
@@ -301,7 +301,7 @@ def _refuse_learnt(learnt: Sequence[str], folders: Sequence[Path], part: str | N
     refuse_known(folders, [])
     for folder in folders if part in (None, "train") else ():
         if data_id([folder]) in learnt:
-            raise ValueError(f"run or bundle has learnt from {folder}: take others, or --part validation or test")
+            raise ValueError(f"run or bundle has learnt from {folder}: take others, or --part test")
 
 
 def _served(bundle: Path) -> Iterator[Backend]:

@@ -64,6 +64,11 @@ def only_largest(trunk_DHW: Array) -> Array:
     return only_DS
 
 
+def undivided(feature_NLF: Array) -> Array:
+    """`Head.shares` of what is one part, (N, 1)."""
+    return np.ones((len(feature_NLF), 1))
+
+
 class Head(Protocol):
     """How the scores of both stages are linear, and which values of the two graphs tell it."""
 
@@ -76,7 +81,13 @@ class Head(Protocol):
         """Values of the reasoning graph, from `probability` on."""
 
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
-        """Map and constant of stage 1, map and constant of stage 2 of one patch, from its values of the graph."""
+        """Map and constant of stage 1, map and constant of stage 2 of one patch, from its values of the graph.
+
+        Those of stage 2 may be in J parts, (J, L, h, w) and (J, L), see `shares`.
+        """
+
+    def shares(self, feature_NLF: Array) -> Array:
+        """What each part of stage 2 is multiplied by in its score, (N, J), from the features that are reasoned."""
 
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
         """Scores of stage 2, and the graph's part in them, from the values behind `probability`."""
@@ -84,13 +95,17 @@ class Head(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class TwoStage:
-    """Both stages; `weight_LLD` is c_ij . W_j, `constant_L` the sum over j of c_ij . b_j, `relation_LR` c_iR."""
+    """Both stages; `weight_LLD` is c_ij . W_j, `constant_LL` is c_ij . b_j, `relation_LR` c_iR.
+
+    `unit`: stage 2 takes label features of unit length, so that what it makes of each label j is a part of its own.
+    """
 
     first: Pooled
     reasoning: tuple[str, ...]
     weight_LLD: Array
-    constant_L: Array
+    constant_LL: Array
     relation_LR: Array
+    unit: bool
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -100,9 +115,19 @@ class TwoStage:
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
         """See `Head`."""
         looked_LDS, form = self.first.looked_at(*others), others[0].shape[1:]
-        part_LS = (self.weight_LLD[:, :, None, :] @ looked_LDS).sum(axis=1)[:, 0]
+        part_JLS = (self.weight_LLD[:, :, None, :] @ looked_LDS)[:, :, 0].swapaxes(0, 1)
+        constant_JL = self.constant_LL.T
+        if not self.unit:
+            part_JLS, constant_JL = part_JLS.sum(axis=0, keepdims=True), constant_JL.sum(axis=0, keepdims=True)
         own = self.first.take_apart(feature_LF, looked_LDS, form)
-        return (*own, part_LS.reshape(-1, *form), self.constant_L)
+        return (*own, part_JLS.reshape(*part_JLS.shape[:2], *form), constant_JL)
+
+    def shares(self, feature_NLF: Array) -> Array:
+        """See `Head`."""
+        if not self.unit:
+            return undivided(feature_NLF)
+        share_NL: Array = 1 / np.maximum(np.linalg.norm(feature_NLF, axis=2), 1e-12)  # as the graph bounds it
+        return share_NL
 
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
         """See `Head`."""
@@ -128,6 +153,10 @@ class FirstStage:
         part_LHW, constant_L = self.first.take_apart(feature_LF, looked_LDS, others[0].shape[1:])
         return part_LHW, constant_L, self.scale_L[:, None, None] * part_LHW, self.scale_L * constant_L
 
+    def shares(self, feature_NLF: Array) -> Array:
+        """See `Head`."""
+        return undivided(feature_NLF)
+
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
         """See `Head`."""
         return score_NL, np.zeros_like(score_NL)
@@ -152,6 +181,10 @@ class OneStage:
             part_LHW = (self.weight_LD @ only_largest(others[0])).reshape(-1, *others[0].shape[1:])
         constant_L = score_L - part_LHW.sum(axis=(1, 2))
         return part_LHW, constant_L, part_LHW, constant_L
+
+    def shares(self, feature_NLF: Array) -> Array:
+        """See `Head`."""
+        return undivided(feature_NLF)
 
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
         """See `Head`."""
@@ -186,12 +219,14 @@ def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage
     classifier = reasoned.constant(weight)
     labels, width = first.bias_LF.shape
     own_LLF = classifier[:, : labels * width].reshape(labels, labels, width)
+    flat, related = reasoned.maker(enhanced, "Concat").input
     return TwoStage(
         first=first,
-        reasoning=("probability", score, reasoned.maker(enhanced, "Concat").input[1]),
+        reasoning=("probability", score, related),
         weight_LLD=np.einsum("ijf,jfd->ijd", own_LLF, first.linear_LFD),
-        constant_L=np.einsum("ijf,jf->i", own_LLF, first.bias_LF),
+        constant_LL=np.einsum("ijf,jf->ij", own_LLF, first.bias_LF),
         relation_LR=classifier[:, labels * width :],
+        unit=reasoned.maker(flat, "Reshape").input[0] != "label_features",
     )
 
 

@@ -45,17 +45,25 @@ def read_header(path: Path) -> Header:
     """
     try:
         with Image.open(path, formats=tuple(TAKEN)) as image:
-            exif = Image.Exif()
-            exif.load(image.info.get("exif", b""))  # Pillow's getexif would decode a PNG for it
+            turned = _asks_to_be_turned(image.info.get("exif", b""))  # Pillow's getexif would decode a PNG for it
             if image.height * image.width > MOST_PIXELS:
                 raise ValueError(f"{image.width} x {image.height} pixels")
-            turned = exif.get(ExifTags.Base.Orientation, 1) != 1
             kind = "JPEG" if image.format == "MPO" else str(image.format)  # some phones append a second picture
             return Header(kind, (image.height, image.width), turned)
     except FileNotFoundError as error:
         raise ValueError(f"{path} is missing") from error
     except FOREIGN_ERRORS as error:
         raise ValueError(f"{path} cannot be read as PNG, JPEG or BMP: {error}") from error
+
+
+def _asks_to_be_turned(block: bytes) -> bool:
+    """Whether a viewer would turn or mirror the image: 1 is upright, 0 is no orientation, nor is a broken block one."""
+    exif = Image.Exif()
+    try:
+        exif.load(block)
+        return exif.get(ExifTags.Base.Orientation) in range(2, 9)
+    except FOREIGN_ERRORS:
+        return False
 
 
 def read_upright(path: Path) -> Header:

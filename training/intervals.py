@@ -22,7 +22,7 @@ _CENTRAL = (0.025, 0.975)
 
 
 class Interval(NamedTuple):
-    """Mean over the replicates, and the central 95 % of them."""
+    """Mean over the replicates, and between what ends the central 95 % of them lie."""
 
     mean: float
     low: float
@@ -44,7 +44,9 @@ class Intervals(NamedTuple):
     """Of each label's low and high, and of what the zones do to screens that they were not chosen on.
 
     `lows` and `highs` by label's number, None where the replicates do not differ; `escape`, `overkill`, `review` as
-    shares, `cost` of a screen.
+    shares, `cost` of a screen. Those of limits are their spread over draws of the screens and no intervals of
+    confidence: a limit hangs on the outermost screens, and of those that are drawn again none lies farther out. Where
+    it was tried three in five lows of other sets lay within, and the median of them three times in four.
     """
 
     lows: list[Interval | None]

@@ -5,10 +5,10 @@ Nothing of the service is imported.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.progress import track
@@ -16,11 +16,13 @@ from rich.progress import track
 from training.bands import CONTRAST_BANDS, by_band
 from training.boxes import read_defects
 from training.contrast import measured
+from training.costs import Costs
 from training.cutting import read_parts, screen_files
 from training.faults import faults_of
 from training.images import read_whole
 from training.measures import Share, f_measure, wilson
 from training.truth import Defect
+from training.zones import Tally
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,13 +46,37 @@ class LabelJudgement:
     by_contrast: dict[str, Share]
 
 
+class Weighed(NamedTuple):
+    """A share of the line's screens, and between what ends it lies."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfTheLine:
+    """Shares of the line's screens, where its costs state how many are defective; intervals of 95 % at least, Wilson's.
+
+    `escape`: those that are defective and pass. `overkill`: clean, and fail. `review`: of either kind, in review, which
+    `review_capacity` is the bound of.
+    """
+
+    prevalence: float
+    review_capacity: float
+    escape: Weighed
+    overkill: Weighed
+    review: Weighed
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:
     """Shares of screens, and each label.
 
     `models`: which gave the verdicts, see `model_of`; several where one was put in service between screens.
     `escape`: defective screens that passed. `overkill`: clean screens that failed. `review`: screens of either kind
-    in review. `unanswered`: screens whose entry is a problem document. `missing`: screens of the folder, or of its
+    in review, by how many of each were judged; `line` by how many of each the line has, None where that is not
+    stated. `unanswered`: screens whose entry is a problem document. `missing`: screens of the folder, or of its
     part, without an entry. `accuracy`, `precision` and `recall` are means over the labels that a screen has, and
     `f_measure` is 2PR/(P+R) of them, as in the paper's tables. `wrong` names the screens of the first two.
     """
@@ -61,6 +87,8 @@ class Judgement:
     overkill: Share
     review: Share
     review_of_clean: Share
+    review_of_defective: Share
+    line: OfTheLine | None
     unanswered: int
     missing: int
     accuracy: float
@@ -71,7 +99,14 @@ class Judgement:
     wrong: list[dict[str, str]]
 
 
-def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: int | None = None) -> Judgement:
+def judge(
+    verdicts: Path,
+    source: Path,
+    *,
+    part: str | None = None,
+    test_fold: int | None = None,
+    costs: Costs | None = None,
+) -> Judgement:
     """Compare a list of verdicts with a data folder.
 
     Args:
@@ -79,6 +114,7 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
         source: folder in the data form; `screen_id` is the screen's name.
         part: judge only these screens: train, validation or test; None: every screen that was answered.
         test_fold: see `read_parts`.
+        costs: of the line, by whose prevalence shares are weighed as well; None: by none.
 
     Raises:
         ValueError: not such a list, a screen that the folder does not know, one that is there twice, or one that
@@ -118,6 +154,8 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
         overkill=_share(good.values(), "fail"),
         review=_share([*bad.values(), *good.values()], "review"),
         review_of_clean=_share(good.values(), "review"),
+        review_of_defective=_share(bad.values(), "review"),
+        line=None if costs is None else _of_the_line(_tally(list(bad.values()), list(good.values())), costs),
         unanswered=len(answers) - len(answered),
         missing=len(known) - len(answers),
         accuracy=_mean(report.accuracy for report in seen),
@@ -135,6 +173,33 @@ def judge(verdicts: Path, source: Path, *, part: str | None = None, test_fold: i
 def model_of(name: str, version: str, limits: int) -> str:
     """How a model is called in the figures of `evaluate` and `judge`."""
     return f"{name} {version}, limits {limits}"
+
+
+def _tally(bad: Sequence[str], good: Sequence[str]) -> Tally:
+    """Of the verdicts on defective and on clean screens."""
+    return Tally(
+        defective=len(bad),
+        clean=len(good),
+        escapes=bad.count("pass"),
+        overkills=good.count("fail"),
+        reviewed_defective=bad.count("review"),
+        reviewed_clean=good.count("review"),
+    )
+
+
+def _of_the_line(found: Tally, costs: Costs) -> OfTheLine:
+    """As `calibrate` weighs: each kind of screens by its share of the line's."""
+
+    def times(share: float, ratio: float, ends: tuple[float, float]) -> Weighed:
+        return Weighed(share * ratio, share * ends[0], share * ends[1])
+
+    return OfTheLine(
+        prevalence=costs.prevalence,
+        review_capacity=costs.review_capacity,
+        escape=times(costs.prevalence, found.escape, found.escape_interval),
+        overkill=times(1 - costs.prevalence, found.overkill, found.overkill_interval),
+        review=Weighed(found.review(costs), *found.review_interval(costs)),
+    )
 
 
 def _share(verdicts: Iterable[str], wanted: str) -> Share:

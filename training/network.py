@@ -52,6 +52,12 @@ class CosineClassifier(nn.Module):
         """Logits (N, L) of the cosines."""
         return cosine_NL * self.log_scale.exp()
 
+    def as_linear(self, length_L: Tensor) -> Tensor:
+        """Weights (L, F) whose products with features of these lengths are the logits."""
+        if not self.normalised:
+            return self.weight
+        return functional.normalize(self.weight, dim=-1) * (self.log_scale.exp() / length_L)[:, None]
+
 
 class Output(NamedTuple):
     """What one forward pass gives.
@@ -123,8 +129,14 @@ class Network(nn.Module, ABC):
         """What stage 1 gave before `temper`, as it gives it after: the same where stage 2 alone is tempered."""
         return seen
 
-    def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
-        """Take what a phase starts from: the co-occurrence counts M (L, L) of its training set."""
+    def begin_phase(self, phase: str, counts_LL: Tensor, length_L: Tensor | None = None) -> None:
+        """Take what a phase starts from.
+
+        Args:
+            phase: its name.
+            counts_LL: the co-occurrence counts M of its training set.
+            length_L: mean length of each label's features there, where `scores_from` asks for it.
+        """
 
     def keep_stage1(self) -> None:
         """Let stage 1 stay as it is from now on while the network learns, its batch normalisation too."""
@@ -213,10 +225,19 @@ class TwoStageNetwork(Clustering):
         feature_NLF, cosine_NL, map_NLHW, trunk_NDHW = self.stage1(pixel_NGPP)
         return feature_NLF, cosine_NL, self.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
 
-    def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
+    @torch.no_grad()
+    def begin_phase(self, phase: str, counts_LL: Tensor, length_L: Tensor | None = None) -> None:
         """Stage 2 starts from what stage 1 has learnt."""
-        if phase == "phase2":
-            self.reasoning.start_from(self.classifier1.weight, counts_LL)
+        if phase != "phase2":
+            return
+        self.reasoning.start_from(self.classifier1.weight, counts_LL)
+        if self.config.scores_from == "classifier1":
+            if length_L is None:
+                raise ValueError("network.scores_from = 'classifier1' needs the lengths of the features")
+            weight_LF = self.classifier1.as_linear(length_L)
+            self.reasoning.start_classifier(
+                weight_LF * length_L[:, None] if self.reasoning.unit_features else weight_LF
+            )
 
     def components(self) -> dict[str, nn.Module]:
         """Those of stage 1, and graph reasoning with the nodes that begin as classifier 1's."""

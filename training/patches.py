@@ -89,15 +89,24 @@ def refuse_other_windows(folders: Sequence[Path], *, overlap_px: int) -> None:
             )
 
 
-def refuse_dropped(folders: Sequence[Path]) -> None:
-    """Refuse cut folders from which patches were dropped, as a screen's highest score may lie in one of those.
+def dropped(folders: Sequence[Path]) -> list[Path]:
+    """The cut folders from which patches were dropped: a screen's highest score may lie in one of those.
 
     Raises:
-        ValueError: one was cut by the paper's rule, or is not cut.
+        ValueError: a folder is not cut.
     """
-    for folder in folders:
-        if cut_facts(folder)["rule"] == "paper":
-            raise ValueError(f"{folder} was cut by --rule paper, which drops patches that the service looks at")
+    return [folder for folder in folders if cut_facts(folder)["rule"] == "paper"]
+
+
+def refuse_dropped(folders: Sequence[Path]) -> None:
+    """Refuse such folders where limits are to be chosen by whole screens.
+
+    Raises:
+        ValueError: there is one, or a folder is not cut.
+    """
+    if found := dropped(folders):
+        remedy = "choose limits on screens cut by --rule known (--calibrate)"
+        raise ValueError(f"{found[0]} was cut by --rule paper, which drops patches that the service looks at: {remedy}")
 
 
 def cut_facts(folder: Path) -> dict[str, Any]:

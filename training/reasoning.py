@@ -71,6 +71,13 @@ class GraphReasoning(nn.Module):
         self.edges.copy_(edges)
         self.nodes.copy_(functional.normalize(weight_LF, dim=-1) if self.normalise_nodes else weight_LF)
 
+    @torch.no_grad()
+    def start_classifier(self, weight_LF: Tensor) -> None:
+        """Start classifier 2 as one that tells each label by its own feature X alone, as classifier 1 does."""
+        own_LLF = torch.eye(len(weight_LF), device=weight_LF.device)[:, :, None] * weight_LF
+        self.classifier.weight.zero_()
+        self.classifier.weight[:, : weight_LF.numel()] = own_LLF.flatten(1)
+
     def forward(
         self,
         feature_NLF: Tensor,

@@ -19,6 +19,7 @@ from training.calibration import Calibration, best_within, calibrate
 from training.card import CARD_FILE, THRESHOLDS, card_with, card_without, recalibrated_card
 from training.clearing import clearing
 from training.costs import Costs
+from training.cut_folder import CutFolder
 from training.datasets import PatchSet, refuse_known
 from training.evaluation import Report, bundle_probability, fitting_patches, report
 from training.folder import data_id, learnt_by_bundle
@@ -63,7 +64,8 @@ def recalibrate(
     Its manifest has other limits under the next version of them, its card says what they were chosen on; a record of
     release is not carried over, for it was of other verdicts. The limit of a glance is chosen anew for these limits on
     the same data, as `training.glance` does but no higher than it was, and what escapes by it counts in all that is
-    told of them.
+    told of them. A bundle does not tell whether the validation part of what it has learnt from chose the epoch of its
+    weights, or of those that it began with: such screens choose limits, and prove nothing.
 
     Args:
         bundle: whose graphs, golden patches and precisions are taken.
@@ -83,22 +85,23 @@ def recalibrate(
         BundleError: the bundle is not whole, or the version is no name.
         InferenceError: with its new limit the glance clears golden patches that show something.
     """
-    before, patches = _fitting(bundle, folders, out, version=version, part=part)
+    before, patches, chose = _fitting(bundle, folders, out, version=version, part=part)
     if before.glance == NO_GLANCE and (drop_glance or lost is not None):
         raise ValueError(f"{bundle} has no glance that could be left out, or lose windows")
     if drop_glance and lost is not None:
         raise ValueError("--lost is of the glance that --drop-glance leaves out: give one of them")
     of_glance: dict[str, float | str] = {}
     if before.glance == NO_GLANCE or drop_glance:
-        found, probability = _without_glance(bundle, patches, costs)
+        found, probability = _without_glance(bundle, patches, costs, chose)
         glance, chosen = NO_GLANCE, None
     else:
         share = _share(before) if lost is None else lost
         chosen_on = str(before.training.get(GLANCE_DATA, "")).split()
         blind = {data_id(folders), *(data_id([folder]) for folder in folders)}.isdisjoint(chosen_on)
-        found, probability, chosen = _at_a_glance(bundle, patches, costs, share, blind=blind)
+        found, probability, chosen = _at_a_glance(bundle, patches, costs, chose, share, blind=blind)
         glance = Glance(doubt_min=chosen.doubt_min)
-        of_glance = {**chosen.facts(), SHARE: share, GLANCE_DATA: " ".join([*chosen_on, data_id(folders)])}
+        seen_now = [data_id([folder]) for folder in folders]
+        of_glance = {**chosen.facts(), SHARE: share, GLANCE_DATA: " ".join(dict.fromkeys([*chosen_on, *seen_now]))}
     other = THRESHOLDS_DATA, "glance_"  # facts, by how they begin, of limits before
     manifest = replace(
         before,
@@ -124,15 +127,20 @@ def recalibrate(
     )
 
 
-def _without_glance(bundle: Path, patches: PatchSet, costs: Costs) -> tuple[Calibration, NDArray[np.float32]]:
+def _without_glance(
+    bundle: Path, patches: PatchSet, costs: Costs, chose: NDArray[np.bool_]
+) -> tuple[Calibration, NDArray[np.float32]]:
     """Limits of a bundle whose glance, if it has one, is left out, and its probabilities (N, L)."""
     with seen_whole(bundle) as whole, closing(load(whole)) as backend:
         probability = bundle_probability(backend, patches, group="screen", look=backend.manifest.turned_look)
-    return calibrate(probability, patches.labels, patches.screens, labels=patches.label_names, costs=costs), probability
+    found = calibrate(
+        probability, patches.labels, patches.screens, labels=patches.label_names, costs=costs, chose_weights=chose
+    )
+    return found, probability
 
 
 def _at_a_glance(
-    bundle: Path, patches: PatchSet, costs: Costs, lost: float, *, blind: bool
+    bundle: Path, patches: PatchSet, costs: Costs, chose: NDArray[np.bool_], lost: float, *, blind: bool
 ) -> tuple[Calibration, NDArray[np.float32], Chosen]:
     """Limits of a bundle, that of its glance, and with that its probabilities (N, L).
 
@@ -146,6 +154,7 @@ def _at_a_glance(
             patches.screens,
             labels=patches.label_names,
             costs=costs,
+            chose_weights=chose,
             glancing=seen.highest,
         )
         try:
@@ -228,7 +237,7 @@ def rethreshold(
         BundleError: the bundle is not whole, or the version is no name.
         InferenceError: its glance clears golden patches that show something, as this CPU computes it.
     """
-    before, patches = _fitting(bundle, folders, out, version=version, part=part)
+    before, patches, _ = _fitting(bundle, folders, out, version=version, part=part)
     with closing(load(bundle)) as backend:
         probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
     limits = dict(before.labels)
@@ -313,8 +322,8 @@ def _said(found: Rethresholded) -> Iterator[str]:
 
 def _fitting(
     bundle: Path, folders: Sequence[Path], out: Path, *, version: str, part: str | None
-) -> tuple[Manifest, PatchSet]:
-    """The bundle's manifest, and patches that limits of it may be chosen on.
+) -> tuple[Manifest, PatchSet, NDArray[np.bool_]]:
+    """The bundle's manifest, patches that limits of it may be chosen on, and which (N,) may have chosen its epoch.
 
     A folder that it has learnt from is known by its tables: another cut of the same screens is not recognised.
     """
@@ -328,10 +337,13 @@ def _fitting(
     refuse_dropped(folders)
     learnt = set(learnt_by_bundle(before))
     together = data_id(folders)
-    for folder in folders if part in (None, "train") else ():
-        if not learnt.isdisjoint({data_id([folder]), together}):
-            raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part validation or test")
-    return before, fitting_patches(before, folders, part=part)
+    known = [not learnt.isdisjoint({data_id([folder]), together}) for folder in folders]
+    for folder, is_known in zip(folders, known, strict=True):
+        if is_known and part in (None, "train"):
+            raise ValueError(f"{bundle} has learnt from {folder}: take other screens, or --part test")
+    counts = [len(CutFolder(folder).rows_of(part)) for folder in folders]
+    chose = np.repeat([one and part == "validation" for one in known], counts)
+    return before, fitting_patches(before, folders, part=part), chose
 
 
 def _write(bundle: Path, out: Path, manifest: Manifest, card_of: Callable[[str], str]) -> None:

@@ -43,7 +43,7 @@ class Resident:
     def __init__(
         self, patches: PatchSet, augmentation: Augmentation, device: torch.device, *, visible: bool = True
     ) -> None:
-        _refuse_too_large(patches, device)
+        refuse_too_large(patches, device)
         self._augmentation = augmentation
         self._device = device
         self._pixels = torch.empty(len(patches), patches.patch_px, patches.patch_px, dtype=torch.uint8, device=device)
@@ -72,7 +72,12 @@ class Resident:
         return Batch(pixels[:, None], self._labels[chosen], maps, self._screens[chosen], chosen)
 
 
-def _refuse_too_large(patches: PatchSet, device: torch.device) -> None:
+def refuse_too_large(patches: PatchSet, device: torch.device) -> None:
+    """Refuse patches that a device has no room for.
+
+    Raises:
+        ValueError: it has too little memory.
+    """
     needed, free = len(patches) * patches.patch_px**2, _free_bytes(device)
     if needed > _MOST * free:
         gib = 2**30

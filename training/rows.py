@@ -17,7 +17,8 @@ def read_lines(path: Path) -> tuple[list[str], Iterator[tuple[int, dict[str, str
     A row with values too few lacks those; nothing is wrong where the last text is empty.
 
     Raises:
-        ValueError: the file is no CSV file, or its header has a name twice; iterating raises it too.
+        ValueError: the file is no CSV file, its header has a name twice, or other marks than commas; iterating raises
+            it too.
     """
     rows = _lines(path)
     _, header, _ = next(rows)
@@ -31,6 +32,8 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str], str]]:
             header = list(reader.fieldnames or [])
             if again := [name for name in header if header.count(name) > 1]:
                 raise ValueError(f"{path} has the column {again[0]!r} twice")
+            if len(header) == 1 and (mark := next((mark for mark in ";\t" if mark in header[0]), "")):
+                raise ValueError(f"{path} has {mark!r} between its columns: save it with commas")
             yield 1, dict.fromkeys(header, ""), ""
             for row in reader:
                 yield reader.line_num, row, _wrong(row)

@@ -12,13 +12,15 @@ from training.borders import Manner
 from training.calibration import Calibration
 from training.comparison import PHASES, Comparison, Trained
 from training.intervals import Interval, span
-from training.judging import Judgement
+from training.judging import Judgement, Weighed
 from training.measures import Share
 from training.temperature import Sureness
 from training.validation.findings import CHECKS, Report
 
 if TYPE_CHECKING:  # it needs torch, which runs are compared without
     from training.recalibration import Rethresholded
+
+SPREAD = "2.5-97.5 % of draws"
 
 
 def print_judgement(found: Judgement, console: Console) -> None:
@@ -27,11 +29,18 @@ def print_judgement(found: Judgement, console: Console) -> None:
     for name, share in (
         ("escape: defective, passed", found.escape),
         ("overkill: clean, failed", found.overkill),
-        ("review", found.review),
         ("review of clean ones", found.review_of_clean),
+        ("review of defective ones", found.review_of_defective),
     ):
         screens.add_row(name, *_cells(share))
     console.print(screens)
+    if (line := found.line) is not None:
+        of_line = Table("of the line's screens", "share", "95 % interval", title=f"{line.prevalence:.1%} defective")
+        of_line.add_row("escape: defective, passed", *_interval_cells(line.escape, percent=True))
+        of_line.add_row("overkill: clean, failed", *_interval_cells(line.overkill, percent=True))
+        name = f"review, where people can look at {line.review_capacity:.1%}"
+        of_line.add_row(name, *_interval_cells(line.review, percent=True))
+        console.print(of_line)
     if found.unanswered:
         console.print(f"{found.unanswered} screens have no verdict", style="red")
     if found.missing:
@@ -75,10 +84,13 @@ def print_thresholds(found: "Rethresholded", console: Console) -> None:
 
 
 def print_calibration(found: Calibration, console: Console) -> None:
-    """The zones of each label, and what they do to the screens that they were chosen on and to others."""
+    """The zones of each label, and what they do to the screens that they were chosen on and to others.
+
+    Beside each limit stands its spread over draws of the screens, which is no interval of confidence.
+    """
     intervals = found.intervals
     console.print(f"limits for {found.costs}", soft_wrap=True, highlight=False)
-    zones = Table("label", "pass below", "95 %", "present from", "fail from", "95 %")
+    zones = Table("label", "pass below", SPREAD, "present from", "fail from", SPREAD)
     for number, (label, limits) in enumerate(found.limits.items()):
         ends = () if intervals is None else (intervals.lows[number], intervals.highs[number])
         spans = [span(one, " - ") for one in ends] or ["", ""]
@@ -88,7 +100,7 @@ def print_calibration(found: Calibration, console: Console) -> None:
     console.print(zones)
 
     tally, costs = found.tally, found.costs
-    rates = Table("of screens", "chosen on them", "at most (95 %)", "left out of them", "95 %")
+    rates = Table("of screens", "chosen on them", "at most (97.5 %)", "left out of them", "95 %")
     escape, overkill, review, cost = (
         ("", "") if intervals is None else _interval_cells(getattr(intervals, name), percent=name != "cost")
         for name in ("escape", "overkill", "review", "cost")
@@ -99,6 +111,12 @@ def print_calibration(found: Calibration, console: Console) -> None:
     rates.add_row("review, of the line's", f"{tally.review(costs):.1%}", "", *review)
     rates.add_row("expected cost of a screen", f"{tally.cost(costs):.3f}", "", *cost)
     console.print(rates)
+
+    escaped = Table("left out of the choice", "with it, escaped", "95 %", "with it alone, escaped", "95 %")
+    for label, one in found.by_label.items():
+        cells = (cell for share in (one.escape, one.alone) for cell in (_cells(share)[0], _cells(share)[2]))
+        escaped.add_row(label, *cells)
+    console.print(escaped)
     for warning in found.warnings():
         console.print(warning, style="red", soft_wrap=True, highlight=False)
 
@@ -238,7 +256,7 @@ def _cells(share: Share) -> tuple[str, str, str]:
     return f"{share.hits}/{share.total}", f"{share.ratio:.1%}", interval
 
 
-def _interval_cells(interval: Interval, *, percent: bool) -> tuple[str, str]:
+def _interval_cells(interval: Interval | Weighed, *, percent: bool) -> tuple[str, str]:
     shown = "{:.1%}" if percent else "{:.3f}"
     mean, low, high = (shown.format(value) for value in interval)
     return mean, f"{low} - {high}"

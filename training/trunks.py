@@ -42,6 +42,11 @@ def staged(trunk: nn.Module) -> Trunk:
 def build_trunk(name: str, *, weights: str | None = None, channels: int = 1) -> tuple[nn.Module, int]:
     """The trunk called `name` and its number of channels D.
 
+    Pretrained weights of a ResNet or of VGG-16 expect about (x / 255 - 0.45) / 0.225 of a grey level x (VGG-16's
+    IMAGENET1K_FEATURES x - 115). They get another light: "linear" (see `training.network.preprocess`) has 1/2.2 of that
+    contrast, and "root" goes from 0 to 16, so that the first batches move a ResNet's batch normalisation; VGG-16 has
+    none. Those of Inception-v3 expect what "linear" gives, see `_inception`.
+
     Args:
         name: "light" (ours, for CPUs), "glance" (ours, a third of its products, for glances), "compact" (ours, for
             studies on small patches), a torchvision ResNet such as "resnet50" (the paper's), "vgg16" or "inception_v3";
@@ -50,22 +55,24 @@ def build_trunk(name: str, *, weights: str | None = None, channels: int = 1) -> 
         channels: 1; 3 keeps the stem of colour images, to count what the literature counts.
 
     Raises:
-        ValueError: unknown name, or weights asked of a trunk that has none.
+        ValueError: unknown name or weights, or weights asked of a trunk that has none.
     """
     if name in OURS:
         if weights is not None:
             raise ValueError(f"the {name} trunk has no pretrained weights")
         return OURS[name](channels)
+    if name not in ("vgg16", "inception_v3", *torchvision.models.list_models(include="resnet*")):
+        raise ValueError(
+            f"unknown trunk {name!r}: {', '.join(map(repr, OURS))}, 'vgg16', 'inception_v3' or a torchvision ResNet"
+        )
+    if weights is not None:
+        _refuse_unknown_weights(name, weights)
     if name == "vgg16":
         vgg = torchvision.models.vgg16(weights=weights)
         vgg.features[0] = stem(vgg.features[0], channels)
         return vgg.features, 512
     if name == "inception_v3":
         return _inception(weights, channels), 2048
-    if name not in torchvision.models.list_models(include="resnet*"):
-        raise ValueError(
-            f"unknown trunk {name!r}: {', '.join(map(repr, OURS))}, 'vgg16', 'inception_v3' or a torchvision ResNet"
-        )
     resnet = torchvision.models.get_model(name, weights=weights)
     layers = [resnet.layer1, resnet.layer2, resnet.layer3, resnet.layer4]
     width = resnet.fc.in_features
@@ -74,8 +81,22 @@ def build_trunk(name: str, *, weights: str | None = None, channels: int = 1) -> 
     return Trunk(*first, *layers, ends=(5, 6, 7, 8), widths=widths), width
 
 
+def _refuse_unknown_weights(name: str, weights: str) -> None:
+    there = torchvision.models.get_model_weights(name)
+    try:
+        there.verify(weights)
+    except KeyError as error:
+        known = ", ".join(there.__members__)
+        raise ValueError(f"network.trunk_weights = {weights!r} are none of {name}: it has {known}") from error
+
+
 def _inception(weights: str | None, channels: int) -> nn.Sequential:
-    """Inception-v3 without its auxiliary and its own classifier."""
+    """Inception-v3 without its auxiliary and its own classifier, and without the dropout of a half before that.
+
+    From scratch it starts as PyTorch's layers do (`init_weights=False`), and not from a truncated normal. Pretrained
+    weights expect (x / 255 - 0.5) / 0.5 of a grey level x: torchvision makes that of ImageNet's form in the part of the
+    forward pass that is left out here.
+    """
     inception = torchvision.models.inception_v3(weights=weights, aux_logits=weights is not None, init_weights=False)
     inception.Conv2d_1a_3x3.conv = stem(inception.Conv2d_1a_3x3.conv, channels)
     return nn.Sequential(

@@ -19,6 +19,7 @@ from training.frontier import WIDTH, Box, Screens, frontier
 from training.measures import wilson
 
 Zones = NDArray[np.float64]  # (L, 2): low and high of each label
+PASS, REVIEW, FAIL = range(3)
 
 NARROWEST_BAND = 0.05  # few screens may separate perfectly; a line needs some band all the same
 _HIGHEST = 0.995  # of a limit where the threshold is not higher, so that a score can reach it
@@ -52,7 +53,10 @@ class Tally:
 
     @property
     def escape_bound(self) -> float:
-        """What the share of escapes may be with 95 %, the upper end of Wilson's interval: of none in n about 4/n."""
+        """What the share of escapes is at most, with 97.5 %: of none in n about 4/n.
+
+        It is the upper end of Wilson's interval of 95 %, which leaves 2.5 % on either side.
+        """
         return self.escape_interval[1]
 
     @property
@@ -81,19 +85,33 @@ class Tally:
         return costs.of(escape=self.escape, overkill=self.overkill, review=self.review(costs))
 
 
+def outcomes(screens: Screens, zones: Zones) -> NDArray[np.int64]:
+    """`PASS`, `REVIEW` or `FAIL` of each screen (S,)."""
+    fails, held = ((screens.highest >= limit).any(axis=1) for limit in (zones[:, 1], zones[:, 0]))
+    return np.where(fails, FAIL, np.where(held, REVIEW, PASS))
+
+
 def tally(screens: Screens, zones: Zones) -> Tally:
     """Count what zones make of screens."""
-    fails = (screens.highest >= zones[:, 1]).any(axis=1)
-    reviewed = (screens.highest >= zones[:, 0]).any(axis=1) & ~fails
-    bad = screens.defective
+    outcome, bad = outcomes(screens, zones), screens.defective
     return Tally(
         defective=int(bad.sum()),
         clean=int((~bad).sum()),
-        escapes=int((bad & ~fails & ~reviewed).sum()),
-        overkills=int((~bad & fails).sum()),
-        reviewed_defective=int((bad & reviewed).sum()),
-        reviewed_clean=int((~bad & reviewed).sum()),
+        escapes=int((bad & (outcome == PASS)).sum()),
+        overkills=int((~bad & (outcome == FAIL)).sum()),
+        reviewed_defective=int((bad & (outcome == REVIEW)).sum()),
+        reviewed_clean=int((~bad & (outcome == REVIEW)).sum()),
     )
+
+
+def worse(screens: Screens, other: NDArray[np.float64], zones: Zones) -> Screens:
+    """Each screen with those of two ways' scores (S, L) that give the worse verdict by zones; of equals the first.
+
+    Not label by label: a defect that fails by one label here and by another there escapes in neither way.
+    """
+    one, two = outcomes(screens, zones), outcomes(Screens(other, screens.defective), zones)
+    by_other = np.where(screens.defective, two < one, two > one)
+    return Screens(np.where(by_other[:, None], other, screens.highest), screens.defective)
 
 
 def allowed_escapes(costs: Costs, defective: int) -> int:

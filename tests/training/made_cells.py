@@ -29,6 +29,7 @@ def study_of(rows: tuple[Row, ...], cells: list[Cell]) -> study.Study:
         table=StudyTable(title="Three", rows=rows),
         preset=study.PRESETS["cpu"],
         data=Path("d"),
+        out=Path("study"),
         folds_there=1,
         seeds=(0, 1, 2),
         folds=(0,),

@@ -1,6 +1,7 @@
 """The maps of both stages and what stands beside them are the scores, whatever the pooling."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from engine import (
     look_turned,
     turned,
 )
+from engine.export import write_graph
 from tests.bundles import tiny_bundle
 from tests.engine.precisions import LABELS, PATCH_PX, PATCHES, WIDTHS, write_graphs
 from tests.training.heads import CELLS, OneStage, Scaled, StageOne, two_stage
@@ -35,6 +37,7 @@ from training.attribution import MAPPED, Attribution, Explanation
 from training.baselines import METHODS, build_network
 from training.heads import TwoStage
 from training.network import FeaturesGraph, ReasoningGraph, TwoStageNetwork, preprocess
+from training.reasoning import GraphReasoning
 from training.trunks import COMPACT
 
 POOLINGS = ["average", "max", "attention"]
@@ -92,6 +95,8 @@ def by_loops(network: TwoStageNetwork, pooling: str) -> dict[str, Array]:
                 found["map1"][n, i, y, x] = unit @ linear[i] @ (share[i, :, y, x] * trunk[n, :, y, x]) / norm
             for j in range(labels):
                 columns = classifier2[i, j * width : (j + 1) * width]
+                if network.reasoning.unit_features:
+                    columns = columns / np.linalg.norm(feature[j])
                 found["constant2"][n, i] += columns @ bias[j]
                 for y, x in cells:
                     found["map2"][n, i, y, x] += columns @ linear[j] @ (share[j, :, y, x] * trunk[n, :, y, x])
@@ -129,6 +134,55 @@ def test_a_map_and_what_does_not_depend_on_the_trunk_give_the_score(
         np.testing.assert_allclose(whole, score.numpy(), atol=1e-5)
     assert not found.stage1.graph.any()
     np.testing.assert_allclose(found.probability, torch.sigmoid(output.score_NL).numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def unit(bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose stage 2 takes label features of unit length; the other graph is the same, and takes the longer."""
+    bundle = shutil.copytree(bundles["attention"], tmp_path_factory.mktemp("unit") / "bundle")
+    manifest = Manifest.read(bundle)
+    k, labels = torch.export.Dim("k", min=1), len(LABELS)
+    write_graph(
+        bundle / "reasoning.onnx",
+        ReasoningGraph(unit_network()),
+        (torch.zeros(2, labels, WIDTHS["feature_width"]), torch.zeros(2, labels)),
+        names=(["label_features", "stage1"], ["probability"]),
+        dynamic={"label_features": {0: k}, "stage1": {0: k}},
+    )
+    manifest.sign(bundle)
+    return bundle
+
+
+def unit_network() -> TwoStageNetwork:
+    network = two_stage("attention")
+    config = replace(network.config, reasoned_features="unit")
+    network.reasoning = GraphReasoning(len(LABELS), config)
+    return network.eval()
+
+
+def test_unit_features_are_taken_apart_by_their_own_lengths(unit: Path) -> None:
+    found, network = Attribution(unit).explain(PATCHES), unit_network()
+    with torch.inference_mode():
+        score = network(torch.from_numpy(PATCHES)).score_NL
+    assert score is not None
+    np.testing.assert_allclose(found.stage2.score, score.numpy(), atol=1e-5)
+    whole = found.stage2.map.sum(axis=(2, 3)) + found.stage2.constant + found.stage2.graph
+    np.testing.assert_allclose(whole, score.numpy(), atol=1e-5)
+    expected = by_loops(network, "attention")
+    np.testing.assert_allclose(found.stage1.map, expected["map1"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.stage2.map, expected["map2"], rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.stage2.constant, expected["constant2"], rtol=1e-4, atol=1e-6)
+
+
+def test_a_turned_look_takes_unit_features_by_the_length_of_their_mean(unit: Path) -> None:
+    doubtful = TurnedLook(score_min=0.0, score_max=1.0, ratio_max=0.25)
+    ramps = np.tile(np.linspace(0, 255, 8).astype(np.uint8), (len(FRAME), FRAME.shape[1] // 8))  # lengths turn with it
+    with changed_copy(unit, turned_look=doubtful) as bundle:
+        looked = Attribution(bundle).look(ramps)
+    assert looked.turned
+    found = looked.explanation
+    whole = found.stage2.map.sum(axis=(2, 3)) + found.stage2.constant + found.stage2.graph
+    np.testing.assert_allclose(1 / (1 + np.exp(-whole)), found.probability, atol=1e-5)
 
 
 def test_with_average_pooling_stage_2_is_the_activation_of_the_bundle(
@@ -314,6 +368,6 @@ def test_parts_that_miss_the_score_are_an_error(bundles: dict[str, Path]) -> Non
     attribution = Attribution(bundles["average"])
     head = attribution._head
     assert isinstance(head, TwoStage)
-    head.constant_L[:] += 0.01
+    head.constant_LL[:] += 0.01
     with pytest.raises(ValueError, match="the parts of stage 2 miss its score"):
         attribution.explain(PATCHES)

@@ -19,7 +19,7 @@ from training.baselines import METHODS, build_network
 from training.baselines.kssnet import SLOPE, KSSNet, label_graph
 from training.baselines.tdrg import mixed
 from training.bundling import export_run
-from training.complexity import describe
+from training.complexity import count, describe
 from training.config import read_config
 from training.datasets import PatchSet
 from training.fit import fit
@@ -144,6 +144,16 @@ def test_describe_counts_the_network_of_a_configuration(tmp_path: Path) -> None:
     found = json.loads(file.read_text())
     assert found["parameters"] == sum(found["parts"].values()) == 207_177  # as its model card says
     assert 360e6 < found["products"] < 400e6
+
+
+def test_nothing_is_fetched_to_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(*_: object, **__: object) -> None:
+        raise AssertionError("weights are fetched")
+
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", fetch)
+    config = NetworkConfig(method="plain", trunk="resnet18", trunk_weights="IMAGENET1K_V1")
+    counted = count(config, size_px=64, labels=4)
+    assert counted == count(replace(config, trunk_weights=None), size_px=64, labels=4)
 
 
 @pytest.mark.parametrize("method", RIVALS)

@@ -1,6 +1,7 @@
 import io
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -13,13 +14,12 @@ from rich.console import Console
 
 from engine import fake_manifest
 from engine.manifest import parse
-from training import intervals
-from training.calibration import best_threshold, calibrate, whole_screens
+from training.calibration import best_threshold, calibrate
+from training.card import recalibrated_card
 from training.costs import Costs, read_costs
-from training.intervals import TOO_FEW, Interval, bootstrap_zones, span
 from training.measures import wilson
 from training.tables import print_calibration
-from training.zones import Tally, tally
+from training.zones import Tally, Zones
 
 ROOT = Path(__file__).parents[2]
 
@@ -170,84 +170,6 @@ def test_many_screens_prove_the_cap() -> None:
     assert found.escape_bound == found.held_out.escape_bound <= 0.05
 
 
-def test_intervals_are_of_screens_that_were_left_out() -> None:
-    """The share on the screens at hand flatters; that of ten thousand others lies in the interval."""
-    costs = Costs(escape_cap=0.9, review_capacity=1)
-    found = calibrate(*many(1, screens=120), labels=["a", "b"], costs=costs)
-    assert found.intervals is not None
-    others, *_ = whole_screens(*many(2, screens=10_000))
-    zones = np.array([limits.review for limits in found.limits.values()])
-    to_come = tally(others, zones)
-    assert found.tally.cost(costs) < to_come.cost(costs)
-    low, high = found.intervals.cost.low, found.intervals.cost.high
-    assert low < to_come.cost(costs) < high
-    assert found.intervals.escape.low <= to_come.escape <= found.intervals.escape.high
-    for (low, high), lows, highs in zip(zones, found.intervals.lows, found.intervals.highs, strict=True):
-        assert lows is not None
-        assert highs is not None
-        assert lows.low <= low <= lows.high
-        assert highs.low <= high <= highs.high
-
-
-def test_replicates_know_nothing_of_the_screens_that_judge_them() -> None:
-    whole, _, rows = whole_screens(*many(4, screens=60))
-    seen: list[set[int]] = []
-
-    def thresholds_of(numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-        seen.append(set(numbers.tolist()))
-        assert len(numbers) == len(rows)  # as many as there are, some of them several times
-        return np.array([0.5, 0.5])
-
-    usual = bootstrap_zones(whole, Costs(), thresholds_of, replicates=20)
-    assert usual is not None
-    assert len(seen) == 20
-    assert all(0.5 < len(some) / len(rows) < 0.8 for some in seen)  # a share of 1/e of them is left out
-    lower = bootstrap_zones(whole, Costs(), thresholds_of, step=1.0, replicates=20)
-    assert lower is not None
-    for one, other in zip(usual.lows, lower.lows, strict=True):  # by a step of the logit
-        assert one is not None
-        assert other is not None
-        assert other.mean < one.mean
-        assert other.high < one.high
-
-
-def same(count: int) -> tuple[NDArray[np.float32], NDArray[np.int8], NDArray[np.int64]]:
-    """So many defective screens of one score, and as many clean ones of another: every draw of them is the same."""
-    score = np.repeat(np.array([[0.9], [0.1]], np.float32), count, axis=0)
-    return score, (score > 0.5).astype(np.int8), np.arange(2 * count)
-
-
-def test_draws_that_do_not_differ_give_no_interval_without_width() -> None:
-    """Shares are no surer than so many screens make them, and of a limit it is said that nothing is known."""
-    found = calibrate(*same(20), labels=["dot"], costs=Costs(escape_cap=0.9))
-    intervals, held_out = found.intervals, found.held_out
-    assert intervals is not None
-    assert held_out is not None
-    assert (held_out.reviewed_defective, held_out.reviewed_clean) == (0, 0)
-    assert (intervals.review.mean, intervals.review.low) == (0, 0)
-    assert intervals.review.high == pytest.approx(wilson(0, 20).high)
-    worst = found.costs.of(escape=intervals.escape.high, overkill=intervals.overkill.high, review=intervals.review.high)
-    assert intervals.cost.high == pytest.approx(worst)
-    assert intervals.lows == intervals.highs == [None]
-    assert json.loads(json.dumps(found.as_dict()))["intervals"]["labels"] == {"dot": {"low": None, "high": None}}
-    console = Console(record=True, width=160, file=io.StringIO())
-    print_calibration(found, console)
-    (row,) = (line for line in console.export_text().splitlines() if "dot" in line)
-    assert row.count(TOO_FEW) == 2
-
-
-def test_the_ends_of_an_interval_are_told_apart() -> None:
-    assert span(Interval(0.1, 0.0871, 0.25), "-") == "0.087-0.250"
-    assert span(Interval(0.1, 0.00871, 0.00893), " - ") == "0.0087 - 0.0089"
-    assert span(Interval(0.1, 0.0087, 0.00870000001), "-") == span(None, "-") == TOO_FEW
-
-
-def test_an_interval_of_the_width_of_its_rounding_is_none() -> None:
-    assert intervals._spread(np.array([0.01569, 0.01575] * 50)) is None
-    assert intervals._spread(np.array([0.9985, 0.99851] * 50)) is None
-    assert intervals._spread(np.array([0.0150, 0.0160] * 50)) is not None
-
-
 def test_the_share_of_review_is_no_surer_than_both_kinds_of_screens() -> None:
     found = Tally(defective=50, clean=30, escapes=0, overkills=0, reviewed_defective=5, reviewed_clean=3)
     low, high = found.review_interval(Costs(prevalence=0.2))
@@ -352,3 +274,99 @@ def test_limits_that_are_no_better_on_screens_left_out_are_said_to_be() -> None:
             assert any("no better than to review" in said and told in said for said in found.warnings())
             return
     pytest.fail("no draw was cheaper on its own screens")
+
+
+def spread(
+    *labels: NDArray[np.float64], clean: int = 400
+) -> tuple[NDArray[np.float64], NDArray[np.int8], NDArray[np.int64]]:
+    """Screens of one patch: clean ones, and of each label the scores (n,) of those that have it alone."""
+    rng, counts = np.random.default_rng(1), [len(score) for score in labels]
+    score = rng.uniform(0.0001, 0.01, (clean + sum(counts), len(labels)))
+    target = np.zeros(score.shape, np.int8)
+    for number, own in enumerate(labels):
+        rows = slice(clean + sum(counts[:number]), clean + sum(counts[: number + 1]))
+        score[rows, number], target[rows, number] = own, 1
+    return score, target, np.arange(len(score))
+
+
+def test_a_rare_label_that_escapes_is_said_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight of twelve are less than the cap of all labels together, which is proven."""
+    monkeypatch.setattr("training.calibration.bootstrap_zones", lambda *_, **__: None)
+    rare = np.array([0.001] * 8 + [0.97] * 4)
+    found = calibrate(*spread(np.full(988, 0.98), rare), labels=["a", "c"], costs=Costs())
+    assert found.held_out is not None
+    assert (found.held_out.escapes, found.held_out.defective, found.proven) == (8, 1000, True)
+    assert found.by_label["c"].escape == found.by_label["c"].alone == wilson(8, 12)
+    assert found.by_label["a"].alone == wilson(0, 988)
+    (said,) = found.warnings()
+    assert said.startswith("8 of 12 screens that have the label c and no other escape where they are left out")
+    assert "66.7% (39.1%-86.2%)" in said
+    assert "Add screens that have c alone" in said
+    told = json.loads(json.dumps(found.as_dict()))["held_out_labels"]
+    assert told["c"]["alone"] == pytest.approx(wilson(8, 12))
+    console = Console(record=True, width=200, file=io.StringIO())
+    print_calibration(found, console)
+    (row,) = (line for line in console.export_text().splitlines() if " 8/12 " in line)
+    assert row.count("39.1% - 86.2%") == 2
+    manifest = fake_manifest(("a", "c"))
+    card = recalibrated_card("# before\n", manifest, found, before=manifest)
+    assert "| 8 of 12 (39.1%-86.2%) | 8 of 12 (39.1%-86.2%) |" in card
+
+
+def test_a_label_that_is_hardly_ever_alone_is_said_to_be_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside another that fails its screens it need not be seen, and screens that judge nothing tell nothing of it."""
+    monkeypatch.setattr("training.calibration.bootstrap_zones", lambda *_, **__: None)
+    costs = Costs(escape_cap=0.05)
+    score, target, screens = spread(np.full(200, 0.98), np.full(40, 0.97))
+    assert calibrate(score, target, screens, labels=["a", "b"], costs=costs).warnings() == []
+    told = "screens{} have the label b and no other, and beside others it need not be seen: how many of it escape is"
+    chose = (target[:, 1] == 1) & (screens % 20 > 0)
+    found = calibrate(score, target, screens, labels=["a", "b"], costs=costs, chose_weights=chose)
+    (said,) = found.warnings()
+    assert said.startswith("2 " + told.format(" that did not choose the epoch"))
+    beside = target.copy()
+    beside[target[:, 1] == 1, 0] = 1
+    (said,) = calibrate(score, beside, screens, labels=["a", "b"], costs=costs).warnings()
+    assert said.startswith("no " + told.format(""))
+    assert said.endswith("Add screens that have b alone")
+
+
+def test_screens_that_chose_the_weights_prove_no_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.calibration.bootstrap_zones", lambda *_, **__: None)
+    data = spread(np.full(400, 0.98))
+    for chose, proven, fact in ((False, True, "yes"), (True, False, "no: they may have chosen the epoch")):
+        chose_weights = np.full(len(data[0]), chose)
+        found = calibrate(*data, labels=["dot"], costs=Costs(), chose_weights=chose_weights)
+        assert found.escape_bound < Costs().escape_cap
+        assert (found.proven, found.weights_chosen) == (proven, chose)
+        assert found.facts()["limits_proven"] == fact
+        told = found.as_dict()
+        assert (told["escape_cap_proven"], told["weights_chosen"]) == (proven, chose)
+        assert len(found.warnings()) == chose  # not that more screens would prove it
+
+
+def test_a_capacity_that_only_the_screens_at_hand_keep_is_said_to_be_passed() -> None:
+    costs = Costs(escape_cap=0.05, review_capacity=0.05)
+    found = calibrate(*many(10, screens=40), labels=["a", "b"], costs=costs)
+    assert found.held_out is not None
+    assert found.intervals is not None
+    assert found.tally.review(costs) <= costs.review_capacity < found.held_out.review(costs)
+    low, high = found.intervals.review[1:]
+    told = (
+        f"11.0% ({low:.1%}-{high:.1%}) of screens that are left out of the choice go to review, over the capacity of 5"
+    )
+    assert any(said.startswith(told) for said in found.warnings())
+
+
+def test_a_defect_that_each_way_sees_by_another_label_does_not_escape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lowest scores of both, label by label, would pass."""
+    monkeypatch.setattr("training.calibration.bootstrap_zones", lambda *_, **__: None)
+    probability, target, screens = spread(np.full(30, 0.95), np.full(30, 0.94), clean=60)
+
+    def turned(chosen_on: NDArray[np.int64], zones: Zones, rows: Sequence[NDArray[np.int64]]) -> NDArray[np.float64]:
+        return np.array([probability[row].max(axis=0)[::-1] for row in rows])
+
+    found = calibrate(probability, target, screens, labels=["a", "b"], costs=Costs(), glancing=turned)
+    assert found.tally.escapes == 0
+    assert found.held_out is not None
+    assert found.held_out.escapes == 0

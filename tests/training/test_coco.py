@@ -179,7 +179,7 @@ def set_key(where: str, number: int, **values: object) -> Callable[[dict[str, An
         (set_key("annotations", 0, bbox=None), "annotation 1 on left/a 1.png: neither bbox nor segmentation"),
         (set_key("annotations", 2, segmentation=[[1, 1, 2, 2]]), "annotation 3 on b.bmp: a polygon of 4 numbers"),
         (set_key("annotations", 2, segmentation=[[1, 1, 999, 2, 3, 3]]), "a polygon leaves the image"),
-        (set_key("annotations", 2, segmentation=[[]]), "a polygon of 0 numbers"),
+        (set_key("annotations", 2, segmentation=[[]], bbox=None), "neither bbox nor segmentation"),
         (set_key("annotations", 3, segmentation={"size": [WIDTH, HEIGHT], "counts": []}), "a mask of 96 x 128"),
         (set_key("annotations", 3, segmentation={"size": [HEIGHT, WIDTH], "counts": [5, 5]}), "counts of 10 pixels"),
         (
@@ -263,7 +263,7 @@ def test_a_box_that_was_not_turned_stays_a_box(tmp_path: Path, attributes: objec
         ([3, 4, 5, 3], [[3, 4, 9, 4, 9, 8, 3, 8]], None),  # the last pixel is not counted
         ([2.6, 3.5, 6.9, 4.9], [[3, 4, 9, 4, 9, 8, 3, 8]], None),
         ([110, 80, 40, 30], [[110, 80, 128, 80, 128, 96, 110, 96]], None),  # the image cut off the polygon alone
-        ([10, 10, 80, 20], [[10, 10, 90, 29.4, 90, 30]], None),  # the tip is too thin for a pixel
+        ([10, 10, 80, 20], [[10, 10, 90, 29.4, 90, 30]], None),  # its tip is thinner than a pixel
         ([50, 0, 4, 40], [[32, 18, 72, 18, 72, 22, 32, 22]], {"rotation": 90}),  # of the box before it was turned
     ],
 )
@@ -272,6 +272,34 @@ def test_a_box_beside_its_segmentation_may_be_rounded_or_cut_off(
 ) -> None:
     change = set_key("annotations", 2, bbox=bbox, segmentation=segmentation, attributes=attributes)
     assert convert_coco({write_set(tmp_path / "set", change): None}, tmp_path / "form").masks == 3
+
+
+def test_spots_of_one_mask_are_labelled_in_each_of_their_windows(tmp_path: Path) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), int)
+    for top in (4, 36, 68):
+        for left in (4, 36, 68, 100):
+            mask[top : top + 6, left : left + 6] = 1
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.T.ravel(), [0]])))
+    counts = np.diff(np.concatenate([[0], edges, [HEIGHT * WIDTH]])).tolist()
+    change = set_key("annotations", 3, segmentation={"size": [HEIGHT, WIDTH], "counts": counts})
+    convert_coco({write_set(tmp_path / "set", change): None}, tmp_path / "form", test_share=0.34)
+    cut(tmp_path / "form", tmp_path / "cut", patch_px=32)
+    rows = [row for row in read_rows(tmp_path / "cut" / "labels.csv") if row["img_names"].startswith("b_")]
+    assert {row["tin_ash"] for row in rows} == {"1"}
+
+
+def test_a_plain_box_may_have_an_empty_polygon(tmp_path: Path) -> None:
+    file = write_set(tmp_path / "set", set_key("annotations", 0, segmentation=[[]]))
+    convert_coco({file: None}, tmp_path / "form")
+    first = read_defects(tmp_path / "form", screen_files(tmp_path / "form"))["left-a_1"][0]
+    assert (first.box, first.rows) == ((10, 20, 16, 24), None)
+
+
+def test_a_category_that_this_batch_lacks_may_be_named(tmp_path: Path) -> None:
+    file = write_set(tmp_path / "set", lambda coco: coco["categories"].append({"id": 99, "name": "Glue"}))
+    assert "glue_spot" not in convert_coco({file: None}, tmp_path / "form", renamed={"Glue": "glue_spot"}).defects
+    with pytest.raises(ValueError, match="--rename names 'Glu'"):
+        convert_coco({file: None}, tmp_path / "other", renamed={"Glu": "glue_spot"})
 
 
 def test_a_mask_counted_row_by_row_is_refused_where_a_box_tells(tmp_path: Path) -> None:

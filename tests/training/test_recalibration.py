@@ -95,7 +95,9 @@ def test_the_card_tells_no_interval_without_width() -> None:
     found = calibrate(score, (score > 0.5).astype(np.int8), np.arange(40), labels=["dot"], costs=Costs(escape_cap=0.9))
     manifest = fake_manifest(("dot",))
     card = recalibrated_card("# before\n", manifest, found, before=manifest)
-    assert "| dot | 0.300 | 0.700 | too few screens | too few screens |" in card
+    assert "| label | low | high | spread of low | of high | escaped | escaped, alone |" in card
+    assert "no interval of confidence" in card
+    assert "| dot | 0.300 | 0.700 | too few screens | too few screens | 0 of 20 (0.0%-16.1%) | 0 of 20" in card
     assert "| review | 0.0% | 0.0% (0.0%-16.1%) |" in card
 
 
@@ -283,7 +285,34 @@ def test_limits_are_not_chosen_on_what_the_bundle_has_learnt_from(
     replace(before, training={**before.training, LEARNT_DATA: f"0123 {data_id([data])}"}).write(among)
     for learnt in (alone, among):
         if refused:
-            with pytest.raises(ValueError, match=r"has learnt from .*cut: take other screens, or --part validation"):
+            with pytest.raises(ValueError, match=r"has learnt from .*cut: take other screens, or --part test$"):
                 recalibrate(learnt, [data], tmp_path / "new", version="2", costs=Costs(), part=part)
         else:
             recalibrate(learnt, [data], tmp_path / f"new-{learnt.name}", version="2", costs=Costs(), part=part)
+
+
+def test_a_validation_part_that_was_learnt_from_proves_nothing(
+    bundle: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have chosen the epoch, which a bundle does not tell; other screens judge where there are any."""
+    own, other = (shutil.copytree(data, tmp_path / name) for name in ("own", "other"))
+    for folder, rows in ((own, 1), (other, -1)):  # in another order: another folder by its tables
+        lines = (folder / "splits.csv").read_text().replace(",test", ",validation").splitlines()
+        (folder / "splits.csv").write_text("\n".join([lines[0], *lines[1:][::rows], ""]))
+    learnt = shutil.copytree(bundle, tmp_path / "learnt")
+    before = Manifest.read(bundle)
+    replace(before, training={**before.training, LEARNT_DATA: data_id([own])}).write(learnt)
+    monkeypatch.setattr("training.recalibration.refuse_known", lambda *_: None)  # of the same screens
+    for number, (of, folders, chose, judging) in enumerate(
+        ((learnt, [own], True, 12), (learnt, [other, own], False, 12), (bundle, [own], False, 12))
+    ):
+        out = tmp_path / f"new-{number}"
+        found = recalibrate(of, folders, out, version="2", costs=Costs(escape_cap=0.5), part="validation").calibration
+        assert found.held_out is not None
+        assert (found.tally.defective, found.held_out.defective) == (12 * len(folders), judging)
+        assert found.escape_bound < 0.5
+        assert (found.weights_chosen, found.proven) == (chose, not chose)
+        assert any("chose the epoch" in said for said in found.warnings()) == chose
+        assert Manifest.read(out).training["limits_proven"] == (
+            "no: they may have chosen the epoch" if chose else "yes"
+        )

@@ -24,12 +24,12 @@ from training.resident import (
     Resident,
     _moved,
     _moved_each,
-    _refuse_too_large,
     _relit,
     _relit_each,
     _turned,
     _turned_each,
     augment,
+    refuse_too_large,
 )
 
 CPU = torch.device("cpu")
@@ -198,10 +198,10 @@ def test_what_torch_holds_of_a_phase_before_is_free(patches: PatchSet, monkeypat
     for allocated, enough in ((pixels // 2, True), (pixels, False)):
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device, allocated=allocated: allocated)
         if enough:
-            _refuse_too_large(patches, torch.device("cuda"))
+            refuse_too_large(patches, torch.device("cuda"))
         else:
             with pytest.raises(ValueError, match=r"set data.resident = false"):
-                _refuse_too_large(patches, torch.device("cuda"))
+                refuse_too_large(patches, torch.device("cuda"))
 
 
 def test_a_machine_with_too_little_memory_is_said_to_have_it(

@@ -8,6 +8,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
 from tests.training.data_form import write_screens
@@ -16,6 +17,7 @@ from training.__main__ import app
 from training.cutting import cut
 from training.rows import read_rows
 from training.studies import report, study
+from training.studies.cells import Cell, Division
 from training.studies.tables import PresetName, Row, Windows, table
 from training.truth import Rule
 
@@ -93,3 +95,35 @@ def test_a_cut_folder_is_taken_as_it_is(source: Path, tmp_path: Path) -> None:
     (division,) = study._divisions(tmp_path / "patches", tmp_path / "out", Windows(patch_px=96, shrink=1), "known", ())
     assert (division.name, division.folder) == ("patches", tmp_path / "patches")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_fold_counts_once_and_one_that_was_never_begun_is_not_finished(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Path(shutil.copytree(source, tmp_path / "folded"))
+    (data / "splits.csv").unlink()
+    (data / "folds.csv").write_text("screen,fold\n" + "".join(f"t{n:03d},{n % 3}\n" for n in range(6)))
+
+    def cell(row: Row, division: Division, seed: int, **_: object) -> tuple[Cell, Path]:
+        return dataclasses.replace(cell_of(row.title, seed, 0.5), division=division.name), tmp_path
+
+    monkeypatch.setattr(study, "run_cell", cell)
+
+    def found(*folds: int, finished: bool) -> study.Study:
+        return study.run(
+            "4",
+            preset=study.PRESETS["cpu"],
+            data=data,
+            out=tmp_path / "out",
+            seeds=(0, 1),
+            folds=folds,
+            settings=(),
+            patch_px=96,
+            console=Console(quiet=True),
+            finished=finished,
+        )
+
+    assert len(found(0, 0, finished=False).cells) == 4
+    so_far = found(0, 1, finished=True)
+    assert so_far.finished == "4 of 8 cells are finished"
+    assert f"--out {tmp_path / 'out'} --finished" in so_far.command("4")

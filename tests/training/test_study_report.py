@@ -95,3 +95,16 @@ def test_seeds_of_a_fold_count_as_one() -> None:
 
     assert lead(1).split(" (")[0] == lead(3).split(" (")[0]
     assert lead(3).endswith("(ahead in 12 of 15)")
+
+
+def test_a_lead_is_the_mean_of_its_divisions_whatever_their_seeds() -> None:
+    mine = {("d, fold 0", 0): 0.6, ("d, fold 0", 1): 0.6, ("d, fold 0", 2): 0.6, ("d, fold 1", 0): 0.5}
+    assert report._lead(mine, dict.fromkeys(mine, 0.5), folds=5).startswith("5.0 ± ")  # of 10 and 0
+
+
+def test_a_pair_of_one_division_claims_nothing_of_folds() -> None:
+    rows = (Row(title="two-stage"), Row(title="one"))
+    cells = [dataclasses.replace(cell_of("two-stage", s, 0.6), division=d) for d in ("a", "b") for s in (0, 1)]
+    cells += [dataclasses.replace(cell_of("one", s, 0.5 + 0.01 * s), division="a") for s in (0, 1)]
+    text = report.markdown(study_of(rows, cells), "2")
+    assert "(of one division: the intervals are those of other seeds)" in text

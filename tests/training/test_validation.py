@@ -1,8 +1,11 @@
 """A folder in the data form, looked at: each kind of fault is found, and a sound folder has none."""
 
 import json
+import os
 import re
 import shutil
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,8 +19,9 @@ from tests.test_architecture import TRAINING_LIBRARIES, loaded_by
 from tests.training.data_form import write_screens
 from training.__main__ import app
 from training.cutting import read_parts, screen_files
-from training.validation.findings import CHECKS, Report
+from training.validation.findings import CHECKS, Picture, Report
 from training.validation.form import validate_form
+from training.validation.page import draw, write_page
 
 PATCH = 128
 
@@ -48,6 +52,7 @@ def test_a_sound_folder_has_no_fault(folder: Path) -> None:
 
 
 Change = Callable[[Path], object]
+HEADER = "screen,label,left,top,right,bottom,area_px\n"
 
 
 def replace(table: str, before: str, after: str) -> Change:
@@ -64,6 +69,10 @@ def replace(table: str, before: str, after: str) -> Change:
 
 def append(table: str, text: str) -> Change:
     return lambda folder: (folder / table).write_text((folder / table).read_text() + text)
+
+
+def contrasts(row: str) -> Change:
+    return lambda folder: (folder / "conditions.csv").write_text(f"screen,id,label,contrast\n{row}\n")
 
 
 def shorten(folder: Path) -> None:
@@ -163,6 +172,11 @@ FAULTS: list[tuple[Change, str, str]] = [
     (lambda f: (f / "masks" / "t001.npz").write_bytes(b"PK"), "mask", r"t001.npz cannot be read"),
     (lambda f: (f / "masks" / "t900.npz").write_bytes(b""), "ignored", r"masks/t900.npz is no mask of a screen"),
     (all_train, "absent", r"no screen is in test"),
+    (contrasts("t999,0,dot,1.0"), "table", r"conditions.csv, row 0: row 0 of boxes.csv is of another"),
+    (contrasts("t002,x,dot,1.0"), "table", r"conditions.csv, row 0: 'x' and '1.0' are to be num"),
+    (lambda f: (f / "boxes.csv").write_text(HEADER), "label", r"boxes.csv names no label: name those .* by --label"),
+    (replace("splits.csv", "^screen,part", "screen;part"), "table", r"splits.csv has ';' between its columns"),
+    (lambda f: (f / "screens" / os.fsdecode(b"\xc6.png")).touch(), "image", r"udcc6.png': its name is not UTF-8"),
 ]  # fmt: skip
 
 
@@ -202,6 +216,28 @@ def test_a_phone_in_two_parts_is_found(folder: Path) -> None:
     groups = [text for check, text in found(validate_form(folder, patch_px=PATCH)) if check == "group"]
     assert len(groups) == 3
     assert groups[0].startswith("phone P0 is in more than one part: 1 in test, ")
+
+
+def test_what_is_not_told_of_a_phone_is_no_phone(folder: Path) -> None:
+    rows = [f"t{n:03d},{'test' if n % 5 == 4 else 'train'}," for n in range(15)]
+    (folder / "splits.csv").write_text("screen,part,phone\n" + "\n".join(rows) + "\n")
+    assert found(validate_form(folder, patch_px=PATCH)) == []
+
+
+@pytest.mark.parametrize("edges", ["-3300000,2,9,9", "1,2,3000000000,9", "5000,6000,7000,8000"])
+def test_a_box_that_is_far_off_still_has_its_page(folder: Path, tmp_path: Path, edges: str) -> None:
+    append("boxes.csv", f"t002,dot,{edges},42\n")(folder)
+    report = validate_form(folder, patch_px=PATCH)
+    assert [check for check, _ in found(report)] == ["box"]
+    write_page(report, tmp_path / "page.html")
+    assert "data:image/jpeg" in (tmp_path / "page.html").read_text()
+
+
+def test_an_image_that_claims_too_much_has_no_picture(tmp_path: Path) -> None:
+    ends = b"IHDR" + struct.pack(">IIBBBBB", 50000, 50000, 8, 0, 0, 0, 0)
+    header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + ends + struct.pack(">I", zlib.crc32(ends))
+    (tmp_path / "large.png").write_bytes(header)
+    assert draw(Picture(tmp_path / "large.png", "large")) == ""
 
 
 def test_folds_count_as_parts(folder: Path) -> None:

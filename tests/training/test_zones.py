@@ -9,7 +9,19 @@ from numpy.typing import NDArray
 from training.costs import Costs
 from training.frontier import Screens, frontier
 from training.measures import enough, wilson
-from training.zones import NARROWEST_BAND, Tally, Zones, allowed_escapes, best_zones, lowered, rounded, tally, worth
+from training.zones import (
+    NARROWEST_BAND,
+    Tally,
+    Zones,
+    allowed_escapes,
+    best_zones,
+    lowered,
+    outcomes,
+    rounded,
+    tally,
+    worse,
+    worth,
+)
 
 UNCAPPED = Costs(review_capacity=1, escape_cap=0.999)
 
@@ -92,6 +104,15 @@ def test_the_tally_is_what_a_loop_counts() -> None:
     by_hand = 0.2 * (7 * found.escapes + 2 * found.reviewed_defective) / bad
     by_hand += 0.8 * (3 * found.overkills + 2 * found.reviewed_clean) / good
     assert found.cost(costs) == pytest.approx(by_hand)
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_worse_of_two_verdicts_is_that_of_a_whole_screen(seed: int) -> None:
+    one, other = (random_screens(number, screens=20, labels=2) for number in (seed, seed + 1))
+    zones = np.array([[0.4, 0.7], [0.5, 0.9]])
+    both = [outcomes(screens, zones) for screens in (one, other)]
+    expected = np.where(one.defective, np.minimum(*both), np.maximum(*both))
+    np.testing.assert_array_equal(outcomes(worse(one, other.highest, zones), zones), expected)
 
 
 def test_a_label_need_not_see_what_another_sees() -> None:

@@ -31,6 +31,8 @@ class KSSNet(OneStage):
     Left out of the authors' code (github.com/mathkey/mssnet): dropout of a half before both classifiers, and weights
     of the graph convolutions as a product of two factors. The graph that they keep, of another data set, looks as if it
     was normalised before rare pairs were dropped and neighbours given their share; here it is normalised last.
+    Their training is no part of the network: they clip gradients at a norm of 10 and learn with Adam; here nothing is
+    clipped, and the optimiser is the configuration's.
     """
 
     graph: Tensor
@@ -44,7 +46,7 @@ class KSSNet(OneStage):
         self.classifier = nn.Linear(width, labels)
         self.register_buffer("graph", torch.eye(labels))
 
-    def begin_phase(self, phase: str, counts_LL: Tensor) -> None:
+    def begin_phase(self, phase: str, counts_LL: Tensor, length_L: Tensor | None = None) -> None:
         """Make the graph of the training part."""
         if phase == "phase1":
             self.graph.copy_(label_graph(counts_LL))

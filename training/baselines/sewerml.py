@@ -18,6 +18,10 @@ DROPOUT = 0.6
 class SewerML(OneStage):
     """Three convolutions, pooled to 8 x 8, and three dense layers (Xie et al. 2019; Haurum and Moeslund 2021).
 
+    Xie et al. classify in two levels, first whether there is a defect and then which; the benchmark's code has this one
+    network for either level, and here it gives all labels at once, without a level before it. Patches under 246 px
+    leave a map of fewer than 8 x 8 cells, which the pooling enlarges: of 160 px, one of 5 x 5.
+
     Its trunk is its own; `network.trunk` has no say. The dense layers leave no activation map, so a box is the window.
     At 1024 px the first convolution runs over the whole image, with 64 channels that take 0.27 GB a patch.
     """

@@ -33,6 +33,11 @@ class TDRG(OneStage):
 
     def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
         super().__init__(labels, config)
+        if config.feature_width % HEADS:
+            wanted = f"a multiple of {HEADS}, the heads of its attention"
+            raise ValueError(
+                f"network.method = 'tdrg': network.feature_width must be {wanted}, not {config.feature_width}"
+            )
         self.trunk, width = build_trunk(config.trunk, weights=config.trunk_weights, channels=channels)
         middle, d = staged(self.trunk).widths[2], config.feature_width
         self.to_16 = nn.Conv2d(middle, d, 1)

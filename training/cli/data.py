@@ -128,8 +128,8 @@ def validate(
     wanted = label or ()
     report = validate_cut(source, labels=wanted) if is_cut else validate_form(source, labels=wanted, patch_px=patch)
     tables.print_validation(report, console)
+    write_json(json_file, report.as_dict())
     if html is not None:
         write_page(report, html)
-    write_json(json_file, report.as_dict())
     if report.errors:
         raise typer.Exit(1)

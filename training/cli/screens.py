@@ -83,13 +83,21 @@ def judge(
     source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],
     part: Part = "all",
     test_fold: Annotated[int | None, typer.Option(help="Fold of folds.csv that is the test part.")] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(
+            help="As in configs/limits.toml: shares of the line's screens by its prevalence too.", exists=True
+        ),
+    ] = None,
     json_file: Json = None,
 ) -> None:
     """Judge the service's verdicts: escape, overkill, review, labels, boxes (no torch needed)."""
     from training import judging, tables
+    from training.costs import read_costs
 
     if test_fold is not None and part_of(part) is None:
         raise typer.BadParameter("says what --part test is: give that as well", param_hint="--test-fold")
-    found = judging.judge(verdicts, source, part=part_of(part), test_fold=test_fold)
+    stated = None if costs is None else read_costs(costs)
+    found = judging.judge(verdicts, source, part=part_of(part), test_fold=test_fold, costs=stated)
     tables.print_judgement(found, console)
     write_json(json_file, found)

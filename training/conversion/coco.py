@@ -3,9 +3,10 @@
 Taken: `images` (id, file_name, width, height), `categories` (id, name) and `annotations` (id, image_id, category_id,
 bbox [x, y, width, height], segmentation). An image without an annotation is a screen without a defect.
 
-- A segmentation, polygons or run lengths, compressed or not, becomes the defect's mask, and its pixels decide the box;
-  several polygons of one annotation add up. A pixel belongs to a polygon where its centre lies inside (even-odd); one
-  that is thinner than that has the pixels that its outline runs through.
+- A segmentation, polygons or run lengths, compressed or not, becomes a mask, and its pixels decide the box; several
+  polygons of one annotation add up. A pixel belongs to a polygon where its centre lies inside (even-odd); where one is
+  thinner than that it has the pixels that its outline runs through. Each connected region (8 neighbours) of an
+  annotation's mask becomes one defect (`training.conversion.regions`). A polygon without a point, `[[]]`, is none.
 - Without one, the box is the bbox, outwards to whole pixels. It may leave its image by one pixel, as tools round;
   that pixel is cut off.
 - A bbox that CVAT has turned (`attributes.rotation`, degrees, clockwise about its centre) becomes a mask of the turned
@@ -44,6 +45,7 @@ from training.conversion.form import (
 )
 from training.conversion.names import IMAGE_SUFFIXES, label_names, screen_name
 from training.conversion.polygons import ROUNDING_PX, polygon_pixels, turned_corners
+from training.conversion.regions import regions
 from training.conversion.runs import runs_of_counts, unpack_counts
 from training.truth import PARTS, Defect
 
@@ -123,8 +125,9 @@ def convert_coco(
             `faulty`.
     """
     files = {path: read_coco(path) for path in sources}
-    used = [name for path, coco in files.items() for name in _used_categories(path, coco)]
-    labels = label_names(list(dict.fromkeys(used)), renamed or {})
+    used = dict.fromkeys(name for coco in files.values() for name in _used_categories(coco))
+    there = {category.name for coco in files.values() for category in coco.categories}
+    labels = label_names([*used], renamed or {}, unused=there - used.keys())
     screens = [
         screen for path, coco in files.items() for screen in _labelled(path, coco, images or path.parent, labels)
     ]
@@ -166,13 +169,15 @@ def read_coco(path: Path) -> Coco:
     return coco
 
 
-def defect_of(annotation: Annotation, label: str, height: int, width: int) -> Defect:
+def defects_of(annotation: Annotation, label: str, height: int, width: int) -> list[Defect]:
     """What an annotation of an image (height, width) shows, with its pixels where it has a segmentation.
 
     Raises:
         ValueError: it has neither box nor segmentation, or one that does not fit; the message does not name it.
     """
     found, bbox, degrees = annotation.segmentation, annotation.bbox, _turn(annotation.attributes)
+    if isinstance(found, list):
+        found = [polygon for polygon in found if polygon]
     if isinstance(found, RunLengths):
         if found.size != (height, width):
             raise ValueError(f"a mask of {found.size[1]} x {found.size[0]}, but the image has {width} x {height} px")
@@ -186,17 +191,16 @@ def defect_of(annotation: Annotation, label: str, height: int, width: int) -> De
         rows, columns = _turned_pixels(bbox, degrees, height, width)
     else:
         left, top, right, bottom = _outward(bbox, height, width)
-        return Defect(label=label, left=left, top=top, right=right, bottom=bottom)
+        return [Defect(label=label, left=left, top=top, right=right, bottom=bottom)]
     if not len(rows):
         raise ValueError("a mask without a pixel")
-    defect = Defect.of_pixels(label, rows, columns)
     if found:
-        edges = _edges(found, defect)
+        edges = _edges(found, Defect.of_pixels(label, rows, columns))
         if isinstance(found, list) and max(edges) <= 1 and max(edges[2] - edges[0], edges[3] - edges[1]) < 1:
             raise ValueError("a polygon of less than a pixel at the corner: fractions of the image?")
         if bbox is not None and not degrees:  # of a turned one the bbox is what it was before
             _refuse_another(bbox, edges, height, width)
-    return defect
+    return regions(rows, columns, label)
 
 
 def _turn(attributes: object) -> float:
@@ -304,7 +308,7 @@ def _count_unnamed(screens: Sequence[Labelled], images: Path | None) -> dict[str
     return {root: count for root, count in counts.items() if count}
 
 
-def _used_categories(path: Path, coco: Coco) -> list[str]:
+def _used_categories(coco: Coco) -> list[str]:
     """Names of the categories that an annotation has: tools export some that stand for nothing."""
     used = {annotation.category_id for annotation in coco.annotations}
     return [category.name for category in coco.categories if category.id in used]
@@ -318,11 +322,12 @@ def _labelled(path: Path, coco: Coco, folder: Path, labels: Mapping[str, str]) -
 
     def labelled(image: Image) -> Labelled:
         def defects() -> list[Defect]:
-            found, faults = [], []
+            found: list[Defect] = []
+            faults: list[str] = []
             for annotation in on_image.get(image.id, []):
                 try:
                     label = label_of[annotation.category_id]
-                    found.append(defect_of(annotation, label, image.height, image.width))
+                    found += defects_of(annotation, label, image.height, image.width)
                 except ValueError as error:
                     faults.append(f"{path}: annotation {annotation.id} on {image.file_name}: {error}")
             if faults:

@@ -68,13 +68,15 @@ def read_division(table: Path, screens: Sequence[str]) -> Division:
     `screen` may also be the name of the image file.
 
     Raises:
-        ValueError: it lacks a column, a screen, or has one twice or one that is not there.
+        ValueError: it lacks a column, a screen, has one twice or one that is not there, or both a part and a fold.
     """
     header, lines = read_lines(table)
     rows = list(lines)
     column = next((name for name in ("fold", "part") if rows and name in header), None)
     if column is None or "screen" not in header:
         raise ValueError(f"{table} needs the columns screen and part, or screen and fold, and a row")
+    if {"part", "fold"} <= set(header):  # one of them would count for nothing
+        raise ValueError(f"{table} has the columns part and fold: leave one out")
     divided: dict[str, dict[str, str]] = {}
     for number, row, wrong in rows:
         if wrong:
@@ -174,7 +176,7 @@ def refuse_twins(names: Iterable[tuple[str, str]]) -> None:
     files: dict[str, str] = {}
     for screen, file in names:
         if screen.lower() in files:  # not every disk tells them apart
-            raise ValueError(f"{files[screen.lower()]!r} and {file!r} would both be screen {screen!r}")
+            raise ValueError(f"{files[screen.lower()]!r} and {file!r} would both be screen {screen!r}: rename one")
         files[screen.lower()] = file
 
 

@@ -1,7 +1,8 @@
 """Names of screens and labels in the data form, from those of other forms, by rules that are stated."""
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 
 from engine import LABEL as LABEL  # what a bundle takes
@@ -9,22 +10,29 @@ from engine import LABEL as LABEL  # what a bundle takes
 IMAGE_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png"}
 # a screen_id of the service, by which verdicts are found again
 SCREEN = re.compile(r"(?=.{1,64}$)[.]*[A-Za-z0-9_-][A-Za-z0-9._-]*")
+_LONGEST, _TOLD = 64, 8  # characters of one, and of the hash in one that was shortened
 LABEL_RULE = "a-z, 0-9 and _ from a letter on, at most 32"
 
 
 def screen_name(file_name: str) -> str:
     """The screen of an image file: its path without suffix, folders joined by "-", "_" for what no screen_id may hold.
 
+    What is too long for a screen_id keeps its beginning, and ends with a hash of the whole.
+
     Raises:
-        ValueError: an absolute path, one that leads upwards, or a name of more than 64 characters.
+        ValueError: an absolute path, one that leads upwards, or dots alone.
     """
     path = PurePosixPath(file_name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts or not path.name or ":" in path.parts[0]:
-        raise ValueError(f"{file_name!r} is no path below the folder of images")
+        remedy = "make it one in the file, and name that folder by --images"
+        raise ValueError(f"{file_name!r} is no path below the folder of images: {remedy}")
     stem = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
     name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(stem.parts))
+    if len(name) > _LONGEST:
+        told = hashlib.sha256(str(stem).encode()).hexdigest()[:_TOLD]
+        name = f"{name[: _LONGEST - _TOLD - 1]}-{told}"
     if not SCREEN.fullmatch(name):
-        raise ValueError(f"{file_name!r} makes a name of {len(name)} characters, a screen's has at most 64")
+        raise ValueError(f"{file_name!r} makes the screen {name!r}, which is dots alone")
     return name
 
 
@@ -45,14 +53,14 @@ def label_name(original: str, renamed: Mapping[str, str]) -> str:
     return label
 
 
-def label_names(originals: list[str], renamed: Mapping[str, str]) -> dict[str, str]:
-    """Labels of the classes of a data set.
+def label_names(originals: list[str], renamed: Mapping[str, str], *, unused: Collection[str] = ()) -> dict[str, str]:
+    """Labels of the classes of a data set; it may know others that it does not use, which `renamed` may name as well.
 
     Raises:
         ValueError: see `label_name`; two classes become one label without being told to, or `renamed` knows a class
             that the data set does not.
     """
-    stranger = next((original for original in renamed if original not in originals), None)
+    stranger = next((original for original in renamed if original not in {*originals, *unused}), None)
     if stranger is not None:
         raise ValueError(f"--rename names {stranger!r}, which is no class here ({', '.join(originals)})")
     labels = {original: label_name(original, renamed) for original in originals}

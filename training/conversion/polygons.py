@@ -15,8 +15,9 @@ def polygon_pixels(
 ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Rows and columns of the pixels of an image that lie in any of several polygons [x, y, x, y, ...].
 
-    A pixel lies in a polygon where its centre does (even-odd); pixel 0 reaches from 0 to 1, its centre is 0.5. A
-    polygon without a centre has the pixels that its outline runs through, or a thin scratch would have none.
+    A pixel lies in a polygon where its centre does (even-odd); pixel 0 reaches from 0 to 1, its centre is 0.5. Where
+    a polygon is too thin for a centre it has the pixels that its outline runs through: of a thin scratch, or of the
+    tail of a spot, nothing is lost.
 
     Args:
         polygons: in pixels.
@@ -42,8 +43,7 @@ def polygon_pixels(
     size = int(high[1] - low[1]), int(high[0] - low[0])
     mask = np.zeros(size, bool)
     for points in shapes:
-        inside = _centres_inside(points - low, *size)
-        mask |= inside if inside.any() else _outline(points - low, *size)
+        mask |= _with_thin_parts(_centres_inside(points - low, *size), _outline(points - low, *size, cut=cut))
     rows, columns = np.nonzero(mask)
     return (rows + low[1]).astype(np.int32), (columns + low[0]).astype(np.int32)
 
@@ -71,6 +71,21 @@ def _centres_inside(points: NDArray[np.float64], height: int, width: int) -> NDA
     return inside
 
 
-def _outline(points: NDArray[np.float64], height: int, width: int) -> NDArray[np.bool_]:
-    corners = np.floor(points).clip(0, [width - 1, height - 1]).astype(np.int32)
+def _with_thin_parts(inside: NDArray[np.bool_], outline: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels inside, and of the outline those far from any; all of them where it would not hang together."""
+    thin = outline & ~_widened(inside)
+    found = inside | outline & _widened(thin)  # a pixel further, which joins the thin part to the rest
+    pieces, _ = cv2.connectedComponents(found.astype(np.uint8), connectivity=8)
+    return found if pieces <= 2 else found | outline  # one of them is what lies around
+
+
+def _widened(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """With the eight neighbours of each pixel."""
+    return cv2.dilate(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+
+
+def _outline(points: NDArray[np.float64], height: int, width: int, *, cut: bool) -> NDArray[np.bool_]:
+    corners = np.floor(points).astype(np.int32)
+    if not cut:  # by a pixel at most; the sides of one that is cut would lie elsewhere by it
+        corners = corners.clip(0, [width - 1, height - 1])
     return cv2.polylines(np.zeros((height, width), np.uint8), [corners], isClosed=True, color=1).astype(bool)

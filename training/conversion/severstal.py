@@ -17,14 +17,11 @@ it does not state: here the window is learnt and the image judged.
 from collections.abc import Mapping
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from training.conversion.form import Converted, Labelled, division_of, draw_division, refuse_twins, write_form
 from training.conversion.names import label_names, screen_name
+from training.conversion.regions import regions
 from training.conversion.runs import Runs, runs_of_pairs
 from training.rows import read_lines
-from training.truth import Defect
 
 HEIGHT, WIDTH = 256, 1600
 CLASSES = ("1", "2", "3", "4")
@@ -87,7 +84,7 @@ def convert_severstal(
             name=screen_name(file),
             file=images / file,
             size=(HEIGHT, WIDTH),
-            defects=lambda: [defect for name, found in runs.items() for defect in regions(found, labels[name])],
+            defects=lambda: [one for name, found in runs.items() for one in regions(*found.pixels(), labels[name])],
         )
 
     return write_form(out, [labelled(file) for file in files], parts, link=link)
@@ -155,19 +152,6 @@ def read_official(division: Path) -> dict[str, tuple[str, set[str]]]:
     if not official:
         raise ValueError(f"{division} divides no image")
     return official
-
-
-def regions(runs: Runs, label: str) -> list[Defect]:
-    """The connected regions (8 neighbours) of a mask, each with its box and pixels."""
-    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
-    mask[runs.pixels()] = 1
-    count, numbers, boxes, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-    defects = []
-    for number in range(1, count):  # 0 is what lies around them
-        left, top, width, height = (int(value) for value in boxes[number, :4])
-        rows, columns = np.nonzero(numbers[top : top + height, left : left + width] == number)
-        defects.append(Defect.of_pixels(label, (rows + top).astype(np.int32), (columns + left).astype(np.int32)))
-    return defects
 
 
 def _image_files(images: Path) -> list[str]:

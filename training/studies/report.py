@@ -54,7 +54,7 @@ def show(study: Study, console: Console) -> None:
 
 def markdown(study: Study, name: str) -> str:
     """The table, how it was made, and the chosen row's lead."""
-    cells = [cell for cell in study.cells if not cell.steps_only]
+    cells = [cell for cell in study.cells if not cell.steps_only] or study.cells
     lines = [
         f"## {study.table.title}",
         "",
@@ -152,18 +152,19 @@ def _leads(study: Study) -> Iterator[str]:
             yield f"- {row.title}: no cell of the same seed and data"
             continue
         leads = [_lead(mine, theirs, folds=study.folds_there) for mine, theirs in pairs]
-        yield f"- {row.title}: {'; '.join(leads)}"
+        shared = {division for division, _ in pairs[0][0].keys() & pairs[0][1]}
+        alone = " (of one division: the intervals are those of other seeds)" if len(shared) == 1 < divisions else ""
+        yield f"- {row.title}: {'; '.join(leads)}{alone}"
 
 
 def _lead(mine: "_OfCells", theirs: "_OfCells", *, folds: int) -> str:
+    """The mean of the divisions' means, each over its seeds, with its margin; of one division of its seeds alone."""
     ahead = {cell: 100 * (mine[cell] - theirs[cell]) for cell in sorted(mine.keys() & theirs)}
     points = list(ahead.values())
-    told = f"{statistics.fmean(points):.1f}"
+    by_division = [statistics.fmean(ahead[cell] for cell in cells) for _, cells in groupby(ahead, key=itemgetter(0))]
+    several = len(by_division) > 1
+    told = f"{statistics.fmean(by_division):.1f}"
     if len(points) > 1:
-        by_division = [
-            statistics.fmean(ahead[cell] for cell in cells) for _, cells in groupby(ahead, key=itemgetter(0))
-        ]
-        several = len(by_division) > 1
         half = margin(by_division if several else points, folds=folds if several else 1)
         told = f"{told} ± {half:.1f}"
     return f"{told} (ahead in {sum(point > 0 for point in points)} of {len(points)})"

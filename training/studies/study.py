@@ -22,6 +22,7 @@ from training.truth import Rule
 from training.visible import read_visible
 
 OWN_SETTINGS = ("run", "seed", "start", "data.folders")  # cells would be taken for others if `--set` changed them
+OUT = Path("study")  # where nothing else is asked for
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 
@@ -74,6 +75,7 @@ class Study:
     table: StudyTable
     preset: Preset
     data: Path
+    out: Path
     folds_there: int
     seeds: tuple[int, ...]
     folds: tuple[int, ...]
@@ -89,6 +91,7 @@ class Study:
         options += [] if self.patch_px is None else [f"--patch {self.patch_px}"]
         options += [f"--row {shlex.quote(title)}" for title in self.rows]
         options += [f"--set {shlex.quote(setting)}" for setting in self.settings]
+        options += [] if self.out == OUT else [f"--out {shlex.quote(str(self.out))}"]
         options += ["--finished"] if self.finished else []
         asked = f"--preset {self.preset.name} --data {shlex.quote(str(self.data))} --seeds {len(self.seeds)}"
         return " ".join(["python -m training table", name, asked, *options])
@@ -143,11 +146,13 @@ def run(
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
     there = _folds_of(data, folds=folds, patch_px=patch_px)
+    folds = tuple(dict.fromkeys(folds))  # one that is named twice is no second sample
     chosen = folds or (there if wanted.every_fold else there[:1])
     divisions = list(_divisions(data, out, windows, rule, chosen, finished=finished))
     for division in divisions if wanted.of_maps else ():
         read_visible(division.folder)  # what is wrong with it is said before anything is trained
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
+    asked_for = len(wanted.rows) * len(seeds) * max(1, len(chosen))  # a fold that was never begun has no division
     train = partial(_cell, preset=preset, settings=settings, out=out, of_maps=wanted.of_maps, finished=finished)
     cells = _trained(work, train, console)
     found = {cell.row for cell in cells}
@@ -157,13 +162,14 @@ def run(
         table=replace(wanted, rows=tuple(row for row in wanted.rows if row.title in found)),
         preset=preset,
         data=data,
+        out=out,
         folds_there=max(1, len(there)),
         seeds=tuple(seeds),
         folds=tuple(folds),
         patch_px=patch_px,
         rows=tuple(rows),
         settings=told,
-        finished=f"{len(cells)} of {len(work)} cells are finished" if finished else "",
+        finished=f"{len(cells)} of {asked_for} cells are finished" if finished else "",
         cells=cells,
     )
 

@@ -280,6 +280,7 @@ def _left_open(preset: PresetName, base: Config) -> StudyTable:
             Row(title="edges in both directions", settings=("network.symmetric=true",)),
             Row(title="a leaky ReLU in Eq. 7", settings=("network.relation_activation=leaky_relu",)),
             Row(title="nodes of unit length", settings=("network.normalise_nodes=true",)),
+            Row(title="classifier 2 begins as classifier 1", settings=("network.scores_from=classifier1",)),
             Row(title="features of unit length in stage 2", settings=("network.reasoned_features=unit",)),
         ),
     )
@@ -299,6 +300,7 @@ def _variants(preset: PresetName, base: Config) -> StudyTable:
                 title="map loss, contrast 0.1, no reasoning",
                 settings=("network.method=feature_clustering", *taught, *one_stage(base, "loss.contrast=0.1")),
             ),
+            Row(title=f"{BEST}, classifier 2 as classifier 1", settings=(*BETTER, "network.scores_from=classifier1")),
             # what the loss on the maps is worth without anything of the paper's:
             # a linear layer on each label's pooled map
             Row(

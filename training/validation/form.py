@@ -9,7 +9,7 @@ import numpy as np
 
 from training.boxes import SIDES, Mask, read_masks
 from training.conversion.names import LABEL, SCREEN
-from training.cutting import NO_SCREEN, SUFFIXES, draw_validation
+from training.cutting import NO_SCREEN, SUFFIXES, draw_validation, is_utf8
 from training.validation.findings import Finding, Picture, Report
 from training.validation.parts import Parts, find_absent, find_groups, find_leaks, listed, rank, read_parts
 from training.validation.sight import Sight, see_all
@@ -41,17 +41,20 @@ def validate_form(folder: Path, *, labels: Sequence[str] = (), patch_px: int = 1
         ValueError: it has no screen at all.
     """
     files, findings = _find_screens(folder)
-    boxes, found = _read_boxes(folder / "boxes.csv")
-    findings += found
+    boxes, unread = _read_boxes(folder / "boxes.csv")
+    findings += unread
     parts, found = read_parts(folder, files)
     findings += found
     if set(parts.of.values()) <= {"train", "test"}:
-        parts.of.update(draw_validation(parts.of))  # as `cut` would
+        parts.of.update(draw_validation(parts.of, parts.columns))  # as `cut` would
     sights, found = see_all(files)
     findings += found
     findings += _check_sizes(files, sights, patch_px)
     findings += _check_boxes(files, boxes, sights)
     findings += _check_labels(boxes, labels)
+    if not boxes and not labels and not unread:
+        findings.append(Finding("label", "boxes.csv names no label: name those that there should be by --label"))
+    findings += _check_conditions(folder / "conditions.csv", boxes)
     findings += _check_masks(folder, files, boxes) if boxes else []  # of a table that cannot be read none would fit
     divided = {name: sight for name, sight in sights.items() if name in parts.of}
     findings += find_leaks(divided, files, parts.of)
@@ -69,6 +72,8 @@ def _find_screens(folder: Path) -> tuple[dict[str, Path], list[Finding]]:
     for path in entries:
         if path.suffix.lower() not in SUFFIXES:
             findings.append(Finding("ignored", f"screens/{path.name} is no {NO_SCREEN}"))
+        elif not is_utf8(path.name):
+            findings.append(Finding("image", f"screens/{path.name!a}: its name is not UTF-8, and no table can hold it"))
         elif path.stem in files:
             findings.append(Finding("twice", f"screens/{files[path.stem].name} and {path.name} are one screen"))
         else:
@@ -140,6 +145,25 @@ def _check_labels(boxes: Sequence[Box], labels: Sequence[str]) -> list[Finding]:
             findings.append(Finding("label", f"boxes.csv has {label!r} {count} times: a-z, 0-9 and _ make a label"))
         elif labels and label not in labels:
             findings.append(Finding("label", f"boxes.csv has {label!r} {count} times, which was not asked for"))
+    return findings
+
+
+def _check_conditions(table: Path, boxes: Sequence[Box]) -> list[Finding]:
+    """What `cut` would refuse: contrasts that are no numbers, or of other rows than they say."""
+    if not table.is_file():
+        return []
+    rows, findings = read_table(table, ["id", "contrast"])
+    by_row = {box.row: box for box in boxes}
+    for number, row in rows:
+        what = f"{table.name}, row {number}"
+        try:
+            box, _ = by_row.get(int(row["id"])), float(row["contrast"])
+        except ValueError:
+            findings.append(Finding("table", f"{what}: {row['id']!r} and {row['contrast']!r} are to be numbers"))
+            continue
+        theirs = box and (row.get("screen", box.screen), row.get("label", box.label))
+        if box is not None and theirs != (box.screen, box.label):
+            findings.append(Finding("table", f"{what}: row {row['id']} of boxes.csv is of another screen or label"))
     return findings
 
 

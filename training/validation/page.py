@@ -40,7 +40,7 @@ def write_page(report: Report, file: Path) -> None:
         sections=[_section(key, findings) for key, findings in report.by_check().items()],
         when=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M"),
     )
-    file.write_text(text, encoding="utf-8")
+    file.write_text(text, encoding="utf-8", errors="backslashreplace")  # a name of a file need not be UTF-8
 
 
 def _section(key: str, findings: list[Finding]) -> _Section:
@@ -58,13 +58,18 @@ def draw(picture: Picture) -> str:
 
     What an incomplete file still shows is shown: that is what is looked for here.
     """
-    image = cv2.imread(str(picture.file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    try:
+        image = cv2.imread(str(picture.file), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:  # of more pixels than it reads
+        image = None
     if image is None:
         return ""
     if picture.box is not None:
-        left, top, right, bottom = picture.box
         height, width = image.shape[:2]
-        thick = max(1, round(max(min(right, width) - left, min(bottom, height) - top) / 100))
+        # a side that lies outside stays so, but not by more than can be drawn
+        left, right = (min(max(side, -1), width + 1) for side in picture.box[::2])
+        top, bottom = (min(max(side, -1), height + 1) for side in picture.box[1::2])
+        thick = max(1, round(max(right - left, bottom - top) / 100))
         cv2.rectangle(image, (left, top), (right - 1, bottom - 1), (40, 40, 230), thick)
         image = image[_around(top, bottom, height), _around(left, right, width)]
     scale = min(SIDE_PX / max(image.shape[:2]), 4.0)

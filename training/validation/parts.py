@@ -86,6 +86,8 @@ def find_groups(parts: Parts) -> list[Finding]:
     for column, values in parts.columns.items():
         inside: dict[str, list[str]] = {}
         for screen, value in values.items():
+            if not value:  # of which it is not told
+                continue
             inside.setdefault(value, []).append(parts.of[screen])
         for value, found in sorted(inside.items()):
             if len(set(found)) > 1:
