@@ -17,8 +17,8 @@ from training.config import Augmentation
 class Augment(nn.Module):
     """Flips, rotation and jitter; geometry moves the pixels and the maps alike, light the pixels alone.
 
-    A shift leaves the maps, and what a shift or a free rotation moves out of the patch keeps its label: of pinholes of 4
-    px on patches of 256 px a shift by up to 15 px loses 4 in 100, by up to 3 none, a free rotation 9.
+    A shift leaves the maps, and what a shift or a free rotation moves out of the patch keeps its label: of pinholes of
+    4 px on patches of 256 px a shift by up to 15 px loses 4 in 100, by up to 3 none, a free rotation 9.
     """
 
     def __init__(self, config: Augmentation) -> None:

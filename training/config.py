@@ -83,6 +83,8 @@ class Config(_Section):
     # weights (.safetensors) of an earlier run with the same network and labels. A phase 2 that learns begins the label
     # graph anew all the same, from its classifier 1
     start: Path | None = None
+    # "trunk": of those weights the trunk's alone, and labels and heads may be others
+    start_part: Literal["network", "trunk"] = "network"
     start_share: float = Field(0.0, ge=0, lt=1)  # of those weights in the finished run's: see `training.folder`
     seed: int = Field(0, ge=0)
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
@@ -103,6 +105,8 @@ class Config(_Section):
         """Refuse what cannot work together."""
         if self.start_share and self.start is None:
             raise ValueError("start_share needs start: there are no other weights to take a share of")
+        if self.start_part == "trunk" and (self.start is None or self.start_share):
+            raise ValueError("start_part = 'trunk' needs start, and leaves no network for a start_share")
         if any(phase.hold and phase.schedule == "constant" for phase in self.phases):
             raise ValueError("hold needs schedule = 'cosine': a constant rate never falls")
         if self.phase1.freeze:

@@ -94,7 +94,7 @@ class Run:
         fabric.seed_everything(config.seed, verbose=False)
         network = build_network(len(labels), config.network)
         if config.start is not None:
-            start_from(network, config.start)
+            start_from(network, config.start, part=config.start_part)
         self.network = network.to(memory_format=torch.channels_last)
 
     def _training_set(self, phase: Phase) -> PatchSet:

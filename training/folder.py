@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -33,6 +33,7 @@ STAGE2 = (
     *("projection_width", "relation_width", "relation_activation", "relation_scores", "relate_to", "bank"),
     *("relation_similarity", "reasoned_features", "symmetric", "normalise_nodes", "scores_from"),
 )
+TRUNK = "trunk."  # how the names of its weights begin
 LEARNT_DATA = "learnt_data_ids"  # of a manifest's facts: `data_id` of each folder that its network has learnt from
 
 
@@ -84,7 +85,8 @@ class RunFolder:
                 another order of them.
         """
         if config.start is not None:
-            _refuse_other_labels(config.start, labels)
+            if config.start_part == "network":
+                _refuse_other_labels(config.start, labels)
             _refuse_other_network(config.start, config)
         self.path.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
@@ -97,7 +99,7 @@ class RunFolder:
             own = [data_id([folder]) for folder in config.all_folders]
             learnt = [*own, *(start.learnt if start else ())]
             phases = [name for name in ("phase1", "phase2") if getattr(config, name).epochs]
-            phases += [] if start is None else start.phases
+            phases += [] if start is None or config.start_part == "trunk" else start.phases
             more = {"learnt": list(dict.fromkeys(learnt)), "phases": sorted(set(phases)), "content": content}
             told = {**data, **more}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
@@ -223,14 +225,18 @@ def ending(config: Config) -> str:
     return MIXED if config.start_share else "phase2"
 
 
-def start_from(network: Network, weights: Path) -> None:
-    """Give a network the weights of a file; that its labels are the network's is taken on trust.
+def start_from(network: Network, weights: Path, *, part: Literal["network", "trunk"] = "network") -> None:
+    """Give a network, or its trunk alone, the weights of a file; that its labels are the network's is taken on trust.
 
     Raises:
         ValueError: they cannot be read, or are another network's.
     """
     try:
-        network.load_state_dict(load_file(weights))
+        state = load_file(weights)
+        if part == "trunk":
+            heads = {key: value for key, value in network.state_dict().items() if not key.startswith(TRUNK)}
+            state = {**heads, **{key: value for key, value in state.items() if key.startswith(TRUNK)}}
+        network.load_state_dict(state)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ValueError(f"{weights} does not fit: {error}") from error
 
@@ -310,8 +316,9 @@ def _refuse_other_network(start: Path, config: Config) -> None:
         return
     before, now = Config.model_validate_json(file.read_text()).network, config.network
     free = {"trunk_weights", *(STAGE2 if config.phase2.epochs and not config.start_share else ())}
-    for name in (field.name for field in dataclasses.fields(now)):
-        if name not in free and getattr(before, name) != getattr(now, name):
+    held = {field.name for field in dataclasses.fields(now)} - free
+    for name in sorted(held if config.start_part == "network" else {"trunk", "light"}):
+        if getattr(before, name) != getattr(now, name):
             told = f"network.{name} = {getattr(before, name)!r}, here it is {getattr(now, name)!r}"
             raise ValueError(f"{start} is of another network: {told}")
 

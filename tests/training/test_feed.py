@@ -27,7 +27,7 @@ def test_a_patch_that_is_drawn_again_is_another_image_and_a_resumed_epoch_draws_
     assert len({index for batch in order for index in batch}) < 96 / 2  # many are drawn twice or more
     batches = list(feed.batches(order, epoch=0, step=0))
     seen = torch.cat([batch.pixels for batch in batches]).flatten(1)
-    assert len(seen.unique(dim=0)) == 96
+    assert len({bytes(one.numpy()) for one in seen}) == 96
     resumed = list(feed.batches(order[4:], epoch=0, step=4))
     assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(resumed, batches[4:], strict=True))
 

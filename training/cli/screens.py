@@ -42,6 +42,25 @@ def render(
 
 
 @app.command()
+def paste(
+    source: Annotated[Path, typer.Argument(help="Folder of screens/; what else is there is no label.", exists=True)],
+    out: Annotated[Path, typer.Option(help="Folder to write; the data form, with the label pasted.")],
+    patch: Annotated[int, typer.Option(help="Side of the patches that it will be cut into.", min=32)] = 1024,
+    times: Annotated[int, typer.Option(help="Copies of each training screen.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="The same seed pastes the same.", min=0)] = 0,
+    test_fold: Annotated[int | None, typer.Option(help="Fold of folds.csv to leave out.")] = None,
+) -> None:
+    """Paste pieces of screens into others: to learn a trunk from screens that nobody labelled (no torch needed)."""
+    from training import pasting
+
+    counted = pasting.paste(source, out, patch_px=patch, times=times, seed=seed, test_fold=test_fold)
+    table = Table("", "count")
+    for name, count in counted.items():
+        table.add_row(name, str(count))
+    console.print(table)
+
+
+@app.command()
 def cut(
     source: Annotated[Path, typer.Argument(help="Folder in the data form.", exists=True, file_okay=False)],
     out: Annotated[Path, typer.Option(help="Folder to write.")],
