@@ -195,7 +195,7 @@ def export_run(
 
 def _refuse_unfit(run: Path, config: Config, precisions: Sequence[str], turned_look: TurnedLook) -> None:
     """Refuse a run that cannot do what the bundle is to do."""
-    learnt = RunFolder(run).phases
+    learnt = RunFolder(run).learnt_phases
     if not learnt or (config.network.stages == 2 and "phase2" not in learnt):
         what = "stage 2 of " if learnt else ""
         raise ValueError(f"{what}{run} has learnt nothing: no run of it had epochs")
@@ -278,17 +278,17 @@ def _temper(network: Network, seen: Sequence[_Seen]) -> tuple[dict[str, Sureness
 
 def _calibrate(config: Config, sets: Sequence[_Served], costs: Costs) -> Calibration:
     """Limits by all sets together, but for a validation part from which patches were dropped."""
-    sets = sets[1:] if dropped(config.data.folders) else sets
+    lacks = bool(dropped(config.data.folders))
+    sets = sets[1:] if lacks else sets
     patches = [one.patches for one in sets]
     chose = np.arange(sum(len(one) for one in patches)) < len(patches[0])  # the validation part
-    if dropped(config.data.folders) or all(phase.keep == "last" or not phase.epochs for phase in config.phases):
-        chose[:] = False
+    last = config.start is None and all(phase.keep == "last" or not phase.epochs for phase in config.phases)
     return calibrate(
         np.concatenate([one.probability for one in sets]),
         *_truth(patches),
         labels=patches[0].label_names,
         costs=costs,
-        chose_weights=chose if chose.any() else None,
+        chose_weights=None if lacks or last else chose,
     )
 
 

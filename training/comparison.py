@@ -11,10 +11,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from training.config import Config, flat
+from training.config import PHASES, Config, flat
 from training.rows import read_rows
-
-PHASES = ("phase1", "phase2")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

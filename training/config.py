@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from training.architecture import NetworkConfig
 from training.faults import faults_of
 
+PHASES = ("phase1", "phase2")
+
 
 class _Section(BaseModel):
     # finite alone: JSON has null for the rest, and a run whose config.json holds that can never be continued
@@ -113,10 +115,11 @@ class Config(_Section):
             raise ValueError("phase1.freeze: phase 1 trains stage 1, and would learn nothing")
         if self.phase2.freeze and (self.network.stages == 1 or self.phase2.statistics):
             raise ValueError("phase2.freeze keeps stage 1: it needs a network with two, and statistics = 0")
-        if self.phase2.freeze and not self.phase1.epochs and self.start is None:
+        begins = self.start is not None and self.start_part == "network"
+        if self.phase2.freeze and not self.phase1.epochs and not begins:
             raise ValueError("phase2.freeze keeps a stage 1 that has learnt nothing: phase1.epochs = 0, and no start")
         world = self.devices * self.nodes
-        for name, phase in zip(("phase1", "phase2"), self.phases, strict=True):
+        for name, phase in zip(PHASES, self.phases, strict=True):
             if phase.epochs and phase.batch % world:
                 raise ValueError(f"{name}.batch = {phase.batch} does not divide over {world} devices")
         if self.data.resident and self.augmentation.rotation_degrees:

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from training.comparison import PHASES, Trained
+from training.comparison import Trained
+from training.config import PHASES
 from training.plots import require
 
 SIZE_IN, DOTS_PER_IN = (10.0, 6.0), 160

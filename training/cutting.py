@@ -210,27 +210,29 @@ def _columns(table: Path) -> dict[str, dict[str, str]]:
     """What else a division tells of each screen, such as its board or phone, by column."""
     rows = read_rows(table, "screen")
     names = rows[0].keys() - {"screen", "part", "fold"} if rows else ()
-    return {name: {row["screen"]: row.get(name) or "" for row in rows} for name in sorted(names)}
+    return {name: {row["screen"]: row.get(name) or "" for row in rows} for name in names}
 
 
 def draw_validation(parts: Mapping[str, str], columns: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Parts by screen with 15 % of the training screens, drawn with a fixed seed, as validation part.
 
     Whole groups are drawn where `columns` tell of some, such as phones, that the parts hold apart: a network that is
-    chosen by phones it has learnt is flattered. Of several such columns that with the fewest groups counts.
+    chosen by phones it has learnt is flattered. They may be up to 30 % together, and where no group is as small as that
+    single screens are drawn. Of several such columns that with the fewest groups counts.
 
     Args:
         parts: train or test, by screen.
         columns: values of each screen; an empty one is a group of that screen alone.
     """
     training = sorted(screen for screen, part in parts.items() if part == "train")
-    held = [groups for values in columns.values() if (groups := _groups_apart(parts, values))]
-    groups = min(held, key=len, default=[[screen] for screen in training])
+    wanted = round(PART_OF_TRAINING_FOR_VALIDATION * len(training))
+    held = [groups for _, values in sorted(columns.items()) if (groups := _groups_apart(parts, values))]
+    small = [[group for group in groups if len(group) <= 2 * wanted] for groups in held]
+    groups = min(filter(None, small), key=len, default=[[screen] for screen in training])
     drawn: list[str] = []
     for index in np.random.default_rng(0).permutation(len(groups)):
-        if len(drawn) >= round(PART_OF_TRAINING_FOR_VALIDATION * len(training)):
-            break
-        drawn += groups[index]
+        if len(drawn) < wanted and len(drawn) + len(groups[index]) <= 2 * wanted:
+            drawn += groups[index]
     return {screen: "validation" if screen in drawn else part for screen, part in parts.items()}
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from training import devices
 from training.augment import Augment
 from training.baselines import build_network, refuse_small_patches
-from training.config import Config, Phase
+from training.config import PHASES, Config, Phase
 from training.datasets import Batch, PatchSet, refuse_leaks
 from training.evaluation import Report, report
 from training.feed import Feed
@@ -34,7 +34,6 @@ from training.losses import cooccurrence, known_bce, map_loss, supervised_contra
 from training.network import Network, Output
 from training.record import begin_session, describe_data
 
-PHASES = ("phase1", "phase2")
 MEASURED = 512  # patches by which the lengths of label features are told
 
 
@@ -82,19 +81,20 @@ class Run:
             self.validation = PatchSet(config.data.folders, "validation")
             # what cannot be trained begins no run: its folder would take no other configuration
             labels = self.validation.label_names
-            build_network(len(labels), config.network)
             training = {name: self._training_set(getattr(config, name)) for name in PHASES}
             for side in sorted({patches.patch_px for patches in (self.validation, *training.values())}):
                 refuse_small_patches(len(labels), config.network, side)
             self.feeds = {name: Feed(name, patches, config, fabric) for name, patches in training.items()}
             for feed in self.feeds.values():
                 feed.refuse_unfit()
-            self.folder.begin(config, labels)
-        self.kept_at = time.monotonic()
+            self.folder.refuse_start(config, labels)
         fabric.seed_everything(config.seed, verbose=False)
         network = build_network(len(labels), config.network)
         if config.start is not None:
             start_from(network, config.start, part=config.start_part)
+        with fabric.rank_zero_first():
+            self.folder.begin(config, labels)
+        self.kept_at = time.monotonic()
         self.network = network.to(memory_format=torch.channels_last)
 
     def _training_set(self, phase: Phase) -> PatchSet:
@@ -258,7 +258,7 @@ class Run:
                 network(batch.pixels, reason=False).feature_NLF.float()
                 for batch in feed.batches(order, epoch=0, step=len(feed.order(0)))
             ]
-        found: Tensor = self._mean(torch.cat(features).norm(dim=-1).mean(dim=0)).cpu()
+        found: Tensor = self._mean(torch.cat(features).norm(dim=-1).mean(dim=0))
         return found
 
     def _measure_statistics(self, feed: Feed, at: Standing) -> None:

@@ -21,17 +21,17 @@ from torch import Tensor
 
 from engine import Manifest, alone
 from training.baselines import build_network
-from training.config import Config, flat
+from training.config import PHASES, Config, flat
 from training.evaluation import Report
 from training.network import Network
 from training.whole import replace
 
 TOLD = 5  # differing keys of a configuration at most
 MIXED = "mixed"  # weights of the end of a run, in part those that it started with
-# what of a network is of stage 2 alone
-STAGE2 = (
-    *("projection_width", "relation_width", "relation_activation", "relation_scores", "relate_to", "bank"),
-    *("relation_similarity", "reasoned_features", "symmetric", "normalise_nodes", "scores_from"),
+# of a stage 2 that begins anew, what does not change its weights' shapes
+ANEW = (
+    *("relation_activation", "relation_scores", "relation_similarity", "reasoned_features"),
+    *("symmetric", "normalise_nodes", "scores_from"),
 )
 TRUNK = "trunk."  # how the names of its weights begin
 LEARNT_DATA = "learnt_data_ids"  # of a manifest's facts: `data_id` of each folder that its network has learnt from
@@ -75,19 +75,24 @@ class RunFolder:
     def _lock(self) -> Path:
         return self.path / ".lock"
 
+    def refuse_start(self, config: Config, labels: Sequence[str]) -> None:
+        """Refuse weights of a run of another network; those that lie in no run's folder are taken on trust.
+
+        Raises:
+            ValueError: its network is another one, or its labels or their order are others.
+        """
+        if config.start is None or (self.path / "config.json").is_file():  # what has begun goes on
+            return
+        if config.start_part == "network":
+            _refuse_other_labels(config.start, labels)
+        _refuse_other_network(config.start, config)
+
     def begin(self, config: Config, labels: Sequence[str]) -> None:
         """Begin the folder, or check that it was begun with the same configuration and data.
 
-        Weights to begin with that lie in no run's folder are taken on trust: nothing tells what labels they know.
-
         Raises:
-            ValueError: it was not, or the run whose weights it begins with has another network, or other labels or
-                another order of them.
+            ValueError: it was not.
         """
-        if config.start is not None:
-            if config.start_part == "network":
-                _refuse_other_labels(config.start, labels)
-            _refuse_other_network(config.start, config)
         self.path.mkdir(parents=True, exist_ok=True)
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
         if config.start is not None:
@@ -98,9 +103,7 @@ class RunFolder:
             start = None if config.start is None else RunFolder(config.start.parent)
             own = [data_id([folder]) for folder in config.all_folders]
             learnt = [*own, *(start.learnt if start else ())]
-            phases = [name for name in ("phase1", "phase2") if getattr(config, name).epochs]
-            phases += [] if start is None or config.start_part == "trunk" else start.phases
-            more = {"learnt": list(dict.fromkeys(learnt)), "phases": sorted(set(phases)), "content": content}
+            more = {"learnt": list(dict.fromkeys(learnt)), "phases": _learnt_phases(config), "content": content}
             told = {**data, **more}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
@@ -118,9 +121,12 @@ class RunFolder:
         return str(self._data["data_id"])
 
     @property
-    def phases(self) -> list[str]:
+    def learnt_phases(self) -> list[str]:
         """The phases that its weights have learnt in, here or in runs before it; all where that is not known."""
-        return list(self._data.get("phases", ("phase1", "phase2")))
+        if "phases" in self._data:
+            return list(self._data["phases"])
+        file = self.path / "config.json"  # of a run of an earlier version, or of none
+        return _learnt_phases(Config.model_validate_json(file.read_text())) if file.is_file() else list(PHASES)
 
     @property
     def content(self) -> list[str] | None:
@@ -302,6 +308,16 @@ def refuse_changed(run: Path, config: Config) -> None:
         raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
 
 
+def _learnt_phases(config: Config) -> list[str]:
+    """Those that have epochs, and those that the weights have learnt in which it begins with."""
+    before: list[str] = []
+    if config.start is not None and config.start_part == "network":
+        before = RunFolder(config.start.parent).learnt_phases
+        if config.start.stem == "phase1":  # which were kept before phase 2 learnt
+            before = [name for name in before if name == "phase1"]
+    return [name for name in PHASES if getattr(config, name).epochs or name in before]
+
+
 def _refuse_other_labels(start: Path, labels: Sequence[str]) -> None:
     """Refuse a run's weights where its labels are not these, in their order: each would begin as another one."""
     before = RunFolder(start.parent)._data.get("labels", list(labels))
@@ -315,7 +331,8 @@ def _refuse_other_network(start: Path, config: Config) -> None:
     if not file.is_file():  # weights in no run's folder are taken on trust
         return
     before, now = Config.model_validate_json(file.read_text()).network, config.network
-    free = {"trunk_weights", *(STAGE2 if config.phase2.epochs and not config.start_share else ())}
+    free = {"trunk_weights", "learn_scale", "cosine_scale"}  # which decide nothing of weights that are there
+    free |= set(ANEW) if config.phase2.epochs and not config.start_share else set()
     held = {field.name for field in dataclasses.fields(now)} - free
     for name in sorted(held if config.start_part == "network" else {"trunk", "light"}):
         if getattr(before, name) != getattr(now, name):

@@ -234,6 +234,7 @@ class TwoStageNetwork(Clustering):
         if self.config.scores_from == "classifier1":
             if length_L is None:
                 raise ValueError("network.scores_from = 'classifier1' needs the lengths of the features")
+            length_L = length_L.to(self.classifier1.weight.device)
             weight_LF = self.classifier1.as_linear(length_L)
             self.reasoning.start_classifier(
                 weight_LF * length_L[:, None] if self.reasoning.unit_features else weight_LF

@@ -6,6 +6,7 @@ knows how the screens look, and what does not belong there; a run on the labels 
 Writes the data form with one label: `screens/*.png`, `boxes.csv`, `masks/*.npz` and `splits.csv`.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from rich.progress import track
 
 from training.boxes import box_row, write_boxes, write_masks
+from training.conversion.names import shortened
 from training.conversion.regions import regions
 from training.cutting import read_parts, screen_files
 from training.images import read_whole
@@ -45,12 +47,14 @@ def paste(
 
     Raises:
         ValueError: there are fewer than two screens, one is smaller than a patch or cannot be read, its part is not
-            told, or `out` is not empty.
+            told, there is no such fold, or `out` is not empty.
     """
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out} is not empty")
     files = screen_files(source)
     divided = any((source / table).is_file() for table in ("splits.csv", "folds.csv"))
+    if test_fold is not None and not divided:
+        raise ValueError(f"--test-fold {test_fold}: {source} has no folds.csv")
     parts = read_parts(source, list(files), test_fold=test_fold) if divided else dict.fromkeys(files, "train")
     learnt = [name for name, part in parts.items() if part == "train"]
     if len(learnt) < 2:
@@ -61,21 +65,20 @@ def paste(
     (out / "screens").mkdir(parents=True)
     (out / "masks").mkdir()
     boxes: list[tuple[object, ...]] = []
-    rows: list[tuple[str, str]] = []
+    rows: list[tuple[str, str, str]] = []
     for number, (name, k) in enumerate(track(copies, description="paste")):
         rng = np.random.default_rng([seed, number])
         donor = rng.choice([other for other in learnt if other != name])
         frame, defects = pasted(read_whole(files[name]), read_whole(files[donor]), rng, patch_px=patch_px)
-        copy = f"{name}-{k}"
+        copy = shortened(f"{name}-{k}")
         if not cv2.imwrite(str(out / "screens" / f"{copy}.png"), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
             raise OSError(f"{out / 'screens' / copy}.png could not be written")
         write_masks(out / "masks" / f"{copy}.npz", defects, first=len(boxes))
         boxes += [box_row(copy, defect) for defect in defects]
-        rows.append((copy, parts[name]))
+        rows.append((copy, parts[name], name))
     write_boxes(out, boxes)
-    write_rows(out / "splits.csv", ["screen", "part"], rows)
-    counted = {part: sum(told == part for _, told in rows) for part in dict.fromkeys(part for _, part in rows)}
-    return {**counted, "pieces": len(boxes)}
+    write_rows(out / "splits.csv", ["screen", "part", "of"], rows)  # by the last `cut` holds copies of one together
+    return {**Counter(part for _, part, _ in rows), "pieces": len(boxes)}
 
 
 def pasted(

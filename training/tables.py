@@ -10,7 +10,8 @@ from rich.text import Text
 from training.bands import BORDER_BANDS, CONTRAST_BANDS, SIZE_BANDS, Bands
 from training.borders import Manner
 from training.calibration import Calibration
-from training.comparison import PHASES, Comparison, Trained
+from training.comparison import Comparison, Trained
+from training.config import PHASES
 from training.intervals import Interval, span
 from training.judging import Judgement, Weighed
 from training.measures import Share

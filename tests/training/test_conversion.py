@@ -178,10 +178,21 @@ def test_a_hair_is_as_long_as_it_was_drawn(angle: int) -> None:
 
 def test_a_mask_of_many_spots_is_as_many_defects() -> None:
     mask = np.zeros((40, 60), bool)
-    mask[2:5, 2:5] = mask[5, 5] = mask[20:30, 40:41] = True  # two corners that touch are one
+    mask[2:5, 2:5] = mask[9, 5:8] = True  # with a gap of 4 px
+    mask[20:34, 40] = True
+    mask[35, 30:33] = True  # a speck: of the largest
     rows, columns = (at.astype(np.int32) for at in np.nonzero(mask))
-    first, second = regions(rows, columns, "tin_ash")
-    assert (first.box, first.area_px, second.box, second.area_px) == ((2, 2, 6, 6), 10, (40, 20, 41, 30), 10)
+    first, second = sorted(regions(rows, columns, "tin_ash"), key=lambda one: one.top)
+    assert (first.box, first.area_px) == ((2, 2, 8, 10), 12)
+    assert (second.box, second.area_px) == ((30, 20, 41, 36), 14 + 3)
+
+
+def test_a_thin_neck_thickens_nothing_but_itself() -> None:
+    dumbbell = [0, 0, 8, 0, 8, 3.6, 20, 3.6, 20, 0, 28, 0, 28, 8, 20, 8, 20, 3.8, 8, 3.8, 8, 8, 0, 8]
+    rows, columns = polygon_pixels([dumbbell], 10, 30)
+    (whole,) = regions(rows, columns, "scratch")
+    assert whole.box == (0, 0, 28, 8)
+    assert 2 * 64 + 12 <= len(rows) <= 2 * 64 + 24
 
 
 def test_a_box_turns_clockwise_about_its_centre() -> None:

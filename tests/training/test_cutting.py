@@ -143,6 +143,15 @@ def test_validation_takes_whole_phones_where_the_parts_hold_them_apart(tmp_path:
     assert drawn.isdisjoint(phone[name] for name in names if parts[name] != "validation")
 
 
+def test_a_group_that_is_most_of_the_training_part_stays_in_it() -> None:
+    for sizes in ((97, 1, 1, 1), (1, 1, 1, 97), (80, *[2] * 10), (30, 30, 30, 10), (30, 30, 30, 31)):
+        names = [f"t{n:03d}" for n in range(sum(sizes))]
+        lot = dict(zip(names, np.repeat(range(len(sizes)), sizes).astype(str).tolist(), strict=True))
+        parts = draw_validation(dict.fromkeys(names, "train"), {"lot": lot, "line": dict.fromkeys(names, "1")})
+        drawn = [name for name, part in parts.items() if part == "validation"]
+        assert 0 < len(drawn) <= 0.31 * len(names), sizes
+
+
 def test_groups_that_are_in_two_parts_already_are_not_held_together() -> None:
     parts = {f"t{n:03d}": "test" if n % 5 == 0 else "train" for n in range(40)}
     boards = {name: f"B{n // 10}" for n, name in enumerate(parts)}

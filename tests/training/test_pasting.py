@@ -12,7 +12,7 @@ from tests.training.data_form import write_screens, write_toy
 from training.__main__ import app
 from training.boxes import read_defects
 from training.config import read_config
-from training.cutting import cut, screen_files
+from training.cutting import cut, read_parts, screen_files
 from training.fit import fit
 from training.images import read_whole
 from training.pasting import LABEL, paste, pasted
@@ -54,6 +54,21 @@ def test_what_differs_from_the_screen_is_what_is_marked_and_the_test_part_is_lef
     assert sum(cut(out, tmp_path / "cut", patch_px=PATCH).patches.values()) > 0
 
 
+def test_copies_of_one_screen_stay_together_and_their_names_are_those_of_screens(source: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare" / "screens"
+    bare.mkdir(parents=True)
+    for number, file in enumerate(sorted((source / "screens").iterdir())):
+        (bare / f"{'s' * 63}{number}.png").write_bytes(file.read_bytes())
+    paste(bare.parent, tmp_path / "out", patch_px=PATCH, times=2)
+    names = list(screen_files(tmp_path / "out"))
+    assert max(map(len, names)) == 64
+    of = {row["screen"]: row["of"] for row in read_rows(tmp_path / "out" / "splits.csv")}
+    parts = read_parts(tmp_path / "out", names, test_fold=None)
+    drawn = {of[name] for name, part in parts.items() if part == "validation"}
+    assert drawn
+    assert drawn.isdisjoint(of[name] for name, part in parts.items() if part == "train")
+
+
 def test_a_copy_hangs_on_the_seed_alone() -> None:
     rng = np.random.default_rng(0)
     frame, donor = (rng.integers(0, 255, (200, 300), dtype=np.uint8) for _ in range(2))
@@ -72,6 +87,8 @@ def test_screens_alone_are_enough_and_one_is_too_few(source: Path, tmp_path: Pat
     )
     assert answer.exit_code == 0, answer.output
     assert len(list((tmp_path / "out" / "screens").iterdir())) == 6
+    with pytest.raises(ValueError, match=r"--test-fold 3: .* has no folds.csv"):
+        paste(bare.parent, tmp_path / "folded", patch_px=PATCH, test_fold=3)
     with pytest.raises(ValueError, match="is not empty"):
         paste(bare.parent, tmp_path / "out", patch_px=PATCH)
     with pytest.raises(ValueError, match="256 x 192 px is smaller than a patch of 1024"):

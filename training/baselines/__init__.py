@@ -48,6 +48,8 @@ def refuse_small_patches(labels: int, config: NetworkConfig, patch_px: int) -> N
         network = build_network(labels, replace(config, trunk_weights=None)).eval()
         try:
             network(torch.zeros(1, 1, patch_px, patch_px, dtype=torch.uint8))
+        except NotImplementedError:
+            raise
         except RuntimeError as error:
             method = f"network.method = {config.method!r} (trunk: {config.trunk_name})"
             raise ValueError(f"patches of {patch_px} px are too small for {method}: {error}") from error

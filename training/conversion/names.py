@@ -27,13 +27,17 @@ def screen_name(file_name: str) -> str:
         remedy = "make it one in the file, and name that folder by --images"
         raise ValueError(f"{file_name!r} is no path below the folder of images: {remedy}")
     stem = path.with_suffix("") if path.suffix.lower() in IMAGE_SUFFIXES else path
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(stem.parts))
-    if len(name) > _LONGEST:
-        told = hashlib.sha256(str(stem).encode()).hexdigest()[:_TOLD]
-        name = f"{name[: _LONGEST - _TOLD - 1]}-{told}"
+    name = shortened(re.sub(r"[^A-Za-z0-9._-]", "_", "-".join(stem.parts)), of=str(stem))
     if not SCREEN.fullmatch(name):
         raise ValueError(f"{file_name!r} makes the screen {name!r}, which is dots alone")
     return name
+
+
+def shortened(name: str, *, of: str | None = None) -> str:
+    """A name that is no longer than a screen_id may be: its beginning, and a hash of it or of what it stands for."""
+    if len(name) <= _LONGEST:
+        return name
+    return f"{name[: _LONGEST - _TOLD - 1]}-{hashlib.sha256((of or name).encode()).hexdigest()[:_TOLD]}"
 
 
 def label_name(original: str, renamed: Mapping[str, str]) -> str:

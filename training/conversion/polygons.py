@@ -37,15 +37,10 @@ def polygon_pixels(
         if leaves and not cut:
             raise ValueError(f"a polygon leaves the image of {width} x {height} px")
         shapes.append(points)
-    corners = np.concatenate(shapes)
-    low = np.floor(corners.min(axis=0)).clip(0, [width - 1, height - 1]).astype(int)
-    high = np.ceil(corners.max(axis=0)).clip(low + 1, [width, height]).astype(int)
-    size = int(high[1] - low[1]), int(high[0] - low[0])
-    mask = np.zeros(size, bool)
-    for points in shapes:
-        mask |= _with_thin_parts(_centres_inside(points - low, *size), _outline(points - low, *size, cut=cut))
-    rows, columns = np.nonzero(mask)
-    return (rows + low[1]).astype(np.int32), (columns + low[0]).astype(np.int32)
+    places = [_drawn(points, height, width, cut=cut) for points in shapes]
+    rows, columns = (np.concatenate(each) for each in zip(*places, strict=True))
+    once = np.unique(rows.astype(np.int64) * width + columns)  # several may share pixels
+    return (once // width).astype(np.int32), (once % width).astype(np.int32)
 
 
 def turned_corners(bbox: tuple[float, float, float, float], degrees: float) -> list[float]:
@@ -71,12 +66,29 @@ def _centres_inside(points: NDArray[np.float64], height: int, width: int) -> NDA
     return inside
 
 
+def _drawn(
+    points: NDArray[np.float64], height: int, width: int, *, cut: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows and columns of one polygon."""
+    low = np.floor(points.min(axis=0)).clip(0, [width - 1, height - 1]).astype(int)
+    high = np.ceil(points.max(axis=0)).clip(low + 1, [width, height]).astype(int)
+    size = int(high[1] - low[1]), int(high[0] - low[0])
+    mask = _with_thin_parts(_centres_inside(points - low, *size), _outline(points - low, *size, cut=cut))
+    rows, columns = np.nonzero(mask)
+    return rows + low[1], columns + low[0]
+
+
 def _with_thin_parts(inside: NDArray[np.bool_], outline: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels inside, and of the outline those far from any; all of them where it would not hang together."""
+    """The pixels inside, and of the outline those far from any, and those between pieces that it joins."""
     thin = outline & ~_widened(inside)
     found = inside | outline & _widened(thin)  # a pixel further, which joins the thin part to the rest
-    pieces, _ = cv2.connectedComponents(found.astype(np.uint8), connectivity=8)
-    return found if pieces <= 2 else found | outline  # one of them is what lies around
+    pieces, numbers = cv2.connectedComponents(found.astype(np.uint8), connectivity=8)
+    if pieces <= 2:  # one of them is what lies around
+        return found
+    near = np.ones((5, 5), np.uint8)
+    highest = cv2.dilate(numbers.astype(np.float32), near)
+    lowest = cv2.erode(np.where(found, numbers, pieces).astype(np.float32), near)
+    return found | outline & (lowest < highest)
 
 
 def _widened(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

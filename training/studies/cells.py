@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from training import devices, whole
 from training.calibration import best_threshold
-from training.config import Config, read_config
+from training.config import PHASES, Config, read_config
 from training.datasets import PatchSet
 from training.evaluation import Report, by_image, report
-from training.fit import PHASES, fit
+from training.fit import fit
 from training.folder import RunFolder, content_id, data_id, load_run
 from training.inference import reasoned, see, to_probability
 from training.record import revision_of
