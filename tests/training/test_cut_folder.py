@@ -54,7 +54,8 @@ FAULTS: list[tuple[Change, str]] = [
     (lines("labels.csv", lambda rows: [rows[0][:-1] + "2", *rows[1:]]), r"labels.csv, line 2: a label is 1, 0 or -1"),
     (lines("labels.csv", lambda rows: [rows[0] + ",1", *rows[1:]]), r"labels.csv, line 2: more values"),
     (lines("labels.csv", lambda rows: [rows[0].split(",")[0], *rows[1:]]), r"labels.csv, line 2: fewer values"),
-    (lambda f: (f / "labels.csv").write_text("img_names;dot\n"), r"labels.csv has the header 'img_names;dot'"),
+    (lambda f: (f / "labels.csv").write_text("img_names dot\n"), r"labels.csv has the header 'img_names dot'"),
+    (lambda f: (f / "labels.csv").write_text("img_names;dot\n"), r"labels.csv has ';' between its columns"),
     (
         lines("splits.csv", lambda rows: [rows[0] + "n", *rows[1:]]),
         r"screen t000 is in '\w+n', which is none",

@@ -132,11 +132,11 @@ def test_weights_of_other_labels_or_of_another_order_begin_no_run(tmp_path: Path
         config = read_config(toml, ["run=second", "start=first/weights.safetensors"])
         told = rf"first/weights\.safetensors knows the labels dot, line, the data has {', '.join(labels)}$"
         with pytest.raises(ValueError, match=told):
-            RunFolder(config.run).begin(config, labels)
+            RunFolder(config.run).refuse_start(config, labels)
         assert not config.run.exists()
     for number, start in enumerate(["first/weights.safetensors", "weights.safetensors"]):
         config = read_config(toml, [f"run=other-{number}", f"start={start}"])
-        RunFolder(config.run).begin(config, ("dot", "line"))
+        RunFolder(config.run).refuse_start(config, ("dot", "line"))
 
 
 def test_another_configuration_is_told_by_the_keys_that_differ(tmp_path: Path) -> None:

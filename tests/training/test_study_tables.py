@@ -18,7 +18,7 @@ def test_every_row_of_every_table_is_a_network_and_a_training(name: str, preset:
     wanted = table(name, preset, base)
     assert len({row.title for row in wanted.rows}) == len(wanted.rows)
     for row in wanted.rows:
-        config = read_config(file, list(row.settings))
+        config = read_config(file, [*wanted.settings, *row.settings])
         if config.network.trunk in ("light", "compact"):
             build_network(3, config.network)
         if not row.heavy and not row.from_phase1:  # the same budget for every method

@@ -5,8 +5,9 @@ bbox [x, y, width, height], segmentation). An image without an annotation is a s
 
 - A segmentation, polygons or run lengths, compressed or not, becomes a mask, and its pixels decide the box; several
   polygons of one annotation add up. A pixel belongs to a polygon where its centre lies inside (even-odd); where one is
-  thinner than that it has the pixels that its outline runs through. Each connected region (8 neighbours) of an
-  annotation's mask becomes one defect (`training.conversion.regions`), gaps of a few pixels and specks aside. A polygon without a point, `[[]]`, is none.
+  thinner than that it has the pixels that its outline runs through. Each connected region of an annotation's mask
+  becomes one defect, gaps of a few pixels and specks aside (`training.conversion.regions`). A polygon without a point,
+  `[[]]`, is none.
 - Without one, the box is the bbox, outwards to whole pixels. It may leave its image by one pixel, as tools round;
   that pixel is cut off.
 - A bbox that CVAT has turned (`attributes.rotation`, degrees, clockwise about its centre) becomes a mask of the turned

@@ -3,8 +3,8 @@
 `train.csv` in both layouts that Kaggle gave out, `train_images/*.jpg`, and the official 8:1:1 division with its
 image-level labels, which Table 9 of Zhou et al. 2023 is made with; the masks and the division have to agree.
 
-A class has one row for an image, however many defects that are: each connected region (8 neighbours) becomes one
-defect, or a window could hold too small a share of "the" defect to be labelled.
+A class has one row for an image, however many defects that are: each connected region becomes one defect
+(`training.conversion.regions`), or a window could hold too small a share of "the" defect to be labelled.
 
 How the whole images of Table 9 go on from here: `cut --patch 256 --stride 224` covers an image by seven windows, evenly
 spaced, and labels each by the masks; `export --overlap 32` serves it by the same. A label's score on a screen is its
