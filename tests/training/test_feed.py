@@ -13,7 +13,7 @@ from training.datasets import PatchSet
 from training.feed import Feed
 
 
-@pytest.mark.parametrize("hands", ["data.workers=0", "data.workers=2", "data.resident=true"])
+@pytest.mark.parametrize("hands", ["data.workers=0", "data.workers=1", "data.resident=true"])
 def test_a_patch_that_is_drawn_again_is_another_image_and_a_resumed_epoch_draws_the_same(
     tmp_path: Path, hands: str
 ) -> None:
