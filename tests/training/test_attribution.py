@@ -258,7 +258,10 @@ def test_each_stage_says_in_what_its_maps_are(bundles: dict[str, Path], one_stag
     assert Attribution(bundle).units() == {"stage 1": "dot product", "stage 2": "logit"}
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - set(MAPPED)))
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(one, marks=[pytest.mark.slow] * (one == "tdrg")) for one in sorted(METHODS.keys() - set(MAPPED))],
+)
 def test_a_method_without_such_a_map_is_refused_in_a_sentence(method: str, tmp_path: Path) -> None:
     """By both commands; it names all methods that have one and all that do not."""
     torch.manual_seed(0)

@@ -341,6 +341,7 @@ def test_what_stands_for_a_cleared_window_must_pass(glancing: Path, spots: Path)
                     seen.choose(low)
 
 
+@pytest.mark.slow
 def test_the_command_tells_what_the_glance_clears(glancing: Path, spots: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "training", "calibrate", str(glancing), "--data", str(spots), "--version", "2"]
     command += ["--out", str(tmp_path / "new")]
