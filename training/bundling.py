@@ -110,7 +110,7 @@ def export_run(
     network, config, _ = load_run(run)
     refuse_changed(run, config)
     refuse_other_windows([*config.data.folders, *calibration], overlap_px=overlap_px)
-    refuse_dropped(calibration if calibration else config.data.folders)
+    refuse_dropped(calibration or config.data.folders)
     _refuse_unfit(run, config, precisions, turned_look)
     refuse_known(calibration, config.all_folders)
     learnt = learnt_by_run(run, config)

@@ -153,15 +153,17 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
     Raises:
         ValueError: neither splits.csv nor folds.csv, a screen is missing from it, or the fold does not exist.
     """
-    if (source / "folds.csv").is_file():
+    table = source / "folds.csv"
+    if table.is_file():
         folds = read_folds(source)
         if test_fold not in folds.values():
             raise ValueError(f"--test-fold must be one of {sorted(set(folds.values()))}")
         parts = {screen: "test" if fold == test_fold else "train" for screen, fold in folds.items()}
     elif (source / "splits.csv").is_file():
         if test_fold is not None:
-            raise ValueError(f"--test-fold needs {source / 'folds.csv'}")
-        parts = _one_each(source / "splits.csv", "part")
+            raise ValueError(f"--test-fold needs {table}")
+        table = source / "splits.csv"
+        parts = _one_each(table, "part")
     else:
         raise ValueError(f"{source} has neither splits.csv nor folds.csv")
     missing = [screen for screen in screens if screen not in parts]
@@ -179,7 +181,7 @@ def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -
     kept = {screen: parts[screen] for screen in screens}
     if "validation" in parts.values():
         return kept
-    return draw_validation(kept, _columns(source / ("folds.csv" if test_fold is not None else "splits.csv")))
+    return draw_validation(kept, _columns(table))
 
 
 def read_folds(source: Path) -> dict[str, int]:

@@ -77,7 +77,7 @@ class Run:
         self._gather, self._mean = partial(devices.gather, fabric), partial(devices.mean, fabric)
         self.folder = RunFolder(config.run)
         refuse_leaks(config.all_folders)
-        with fabric.rank_zero_first():  # the first device decodes the pixels and begins the folder
+        with fabric.rank_zero_first():  # the first device decodes the pixels
             self.validation = PatchSet(config.data.folders, "validation")
             # what cannot be trained begins no run: its folder would take no other configuration
             labels = self.validation.label_names

@@ -6,7 +6,7 @@ zones are chosen again without each fifth of the screens, and judged on it (cros
 
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -89,9 +89,11 @@ def choose(
     def as_chosen(rest: NDArray[np.int64], chosen: Zones, part: NDArray[np.int64]) -> Screens:
         return screens.take(part)
 
+    def moved(step: float) -> Iterator[tuple[NDArray[np.int64], Zones, NDArray[np.int64]]]:
+        return ((rest, lowered(chosen, step), part) for rest, chosen, part in left_out)
+
     def judged(step: float, seen: Served) -> Tally:
-        moved = [(rest, lowered(chosen, step), part) for rest, chosen, part in left_out]
-        tallies = [tally(seen(rest, chosen, part), chosen) for rest, chosen, part in moved]
+        tallies = [tally(seen(rest, chosen, part), chosen) for rest, chosen, part in moved(step)]
         # of screens of one kind no zones were chosen: all of them go to review, and prove nothing
         return functools.reduce(operator.add, tallies) if tallies else of_all(step)
 
@@ -110,12 +112,14 @@ def choose(
             return judged(step, as_served).review(costs) <= limit and of_all(step).review(costs) <= most
 
         step = _largest_step(fits)
-    held_out, whole = (judged(step, seen) if left_out else None for seen in (as_served, as_chosen))
     judges, escaped = (np.zeros(len(screens), np.bool_) for _ in range(2))
-    for rest, best, part in left_out:
-        chosen = lowered(best, step)
-        seen = as_served(rest, chosen, part)
+    tallies = []
+    for rest, chosen, part in moved(step):
+        seen = as_served(rest, chosen, part)  # which may choose a glance's limit anew: once is enough
         judges[part], escaped[part] = True, seen.defective & (outcomes(seen, chosen) == PASS)
+        tallies.append(tally(seen, chosen))
+    held_out = functools.reduce(operator.add, tallies) if tallies else None
+    whole = judged(step, as_chosen) if left_out else None
     return Choice(thresholds, lowered(zones, step), step, held_out, whole, judges, escaped)
 
 

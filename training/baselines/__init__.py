@@ -48,7 +48,7 @@ def refuse_small_patches(labels: int, config: NetworkConfig, patch_px: int) -> N
         network = build_network(labels, replace(config, trunk_weights=None)).eval()
         try:
             network(torch.zeros(1, 1, patch_px, patch_px, dtype=torch.uint8))
-        except NotImplementedError:
+        except NotImplementedError:  # a RuntimeError too: of an operator that knows no shapes alone
             raise
         except RuntimeError as error:
             method = f"network.method = {config.method!r} (trunk: {config.trunk_name})"
