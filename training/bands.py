@@ -13,8 +13,12 @@ from training.visible import CROSSED, Visible
 Bands = Mapping[str, tuple[float, float]]  # from the first to the second, the second exclusive
 
 SIZE_BANDS: Bands = {"0-8 px": (0, 8), "8-32 px": (8, 32), "32-128 px": (32, 128), "from 128 px": (128, math.inf)}
-# in multiples of the local noise
+# which `CONTRAST` says the meaning of
 CONTRAST_BANDS: Bands = {"0-6": (0, 6), "6-12": (6, 12), "12-24": (12, 24), "24-inf": (24, math.inf)}
+CONTRAST = (
+    "in multiples of the local noise: what conditions.csv tells, of rendered defects their strongest pixel; where it "
+    "tells nothing, the mean of the strongest nine pixels"
+)
 # of a defect's box to the nearest border inside the frame
 BORDER_BANDS: Bands = {
     "crossed": (CROSSED, 0),

@@ -66,9 +66,7 @@ def bare_bundle(
     )
 
 
-def untrained_bundle(
-    out: Path, *, labels: int, patch_px: int = 1024, network: NetworkConfig | None = None, seed: int = 0
-) -> Manifest:
+def untrained_bundle(out: Path, *, labels: int, patch_px: int, network: NetworkConfig | None = None) -> Manifest:
     """Write a verified bundle with random weights, whose every screen is clean.
 
     Cost follows from shapes alone, so that nobody has to train a network of 64 labels to know what it would take.
@@ -78,7 +76,6 @@ def untrained_bundle(
         labels: how many, `label_0` and so on.
         patch_px: side of a patch in pixels, a multiple of 32.
         network: its form; that of the embedded bundle by default.
-        seed: of the weights and the golden patches.
 
     Raises:
         ValueError: `out` exists and is no bundle, there is no label, or the side is no multiple of 32.
@@ -86,11 +83,11 @@ def untrained_bundle(
     """
     if patch_px % CELL_PX:
         raise ValueError(f"--patch must be a multiple of {CELL_PX}, not {patch_px}")
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     module = build_network(labels, network or read_config(EMBEDDED).network).eval()
-    pixels = np.random.default_rng(seed).integers(0, 256, (2, 1, patch_px, patch_px), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 1, patch_px, patch_px), np.uint8)
     names = [f"label_{number}" for number in range(labels)]
-    bare_bundle(out, module, name="untrained", labels=names, pixels=pixels, seed=seed)
+    bare_bundle(out, module, name="untrained", labels=names, pixels=pixels, seed=0)
     return Manifest.read(out)
 
 
@@ -104,7 +101,7 @@ def attribution_of(run: Path) -> Attribution:
     network, config, labels = load_run(run)
     refuse_changed(run, config)
     validation = PatchSet(config.data.folders, "validation")
-    pixels = np.stack([validation.patch(index) for index in range(min(2, len(validation)))])[:, None]
+    pixels = validation.pixels(range(min(2, len(validation))))
     with tempfile.TemporaryDirectory() as folder:
         bundle = Path(folder) / "bundle"
         bare_bundle(bundle, network, name=config.name, labels=labels, pixels=pixels, seed=config.seed)

@@ -1,6 +1,5 @@
 """A run's features graph in PyTorch, eager and compiled, as contestants of `engine.bench`."""
 
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from engine.bench import Contestant
 from training.folder import load_run
 from training.network import FeaturesGraph
+from training.patches import cut_facts
 
 BATCH = 5
 
@@ -20,12 +20,10 @@ def patch_of(run: Path) -> int:
     """Side of the patches in pixels that a finished run was judged by.
 
     Raises:
-        ValueError: the run is not finished.
-        OSError: its data is gone, which alone tells.
+        ValueError: the run is not finished, or its data is gone, which alone tells.
     """
     _, config, _ = load_run(run)
-    facts = json.loads((config.data.folders[0] / "cut.json").read_text())
-    return int(facts["patch_px"])
+    return int(cut_facts(config.data.folders[0])["patch_px"])
 
 
 def contestants(run: Path, *, batch_size: int | None, patch_px: int) -> tuple[list[Contestant], dict[str, str]]:

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine import NO_SECOND_LOOK, NO_TURNED_LOOK, POSITIONS, Manifest, SecondLook, TurnedLook, changed_copy, cover
-from training.bands import BORDER_BANDS
+from training.bands import BORDER_BANDS, by_band
 from training.boxes import read_defects
-from training.cutting import screen_files
-from training.images import read_whole
+from training.images import read_whole, screen_files
 from training.judging import Judgement, judge, overlap, read_answers
-from training.measures import Share, wilson
+from training.measures import Share
 from training.truth import Defect
 from training.visible import CROSSED
 
@@ -157,8 +156,8 @@ def distance(low: int, high: int, starts: set[int], patch_px: int) -> int:
 class _Look(NamedTuple):
     """A defect as it was found: `overlap` is that of the best box of its label, 0 where there is none over it."""
 
-    band: str
     label: str
+    border_px: int
     overlap: float
 
 
@@ -170,10 +169,9 @@ def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Scree
         proof, boxes = answers[name]["proof"], answers[name]["defects"]
         turned = (POSITIONS - 1) * proof["windows_turned"]
         costs.append((proof["windows_inferred"] + proof["windows_extra"] + turned) / screen.windows)
-        for defect, pixels in screen.defects:
-            band = next(band for band, (low, high) in BORDER_BANDS.items() if low <= pixels < high)
+        for defect, border_px in screen.defects:
             best = max((iou(defect, b["box"]) for b in boxes if b["label"] == defect.label), default=0.0)
-            looks.append(_Look(band, defect.label, best))
+            looks.append(_Look(defect.label, border_px, best))
         wrong = sum(not any(d.label == b["label"] and overlap(d, b["box"]) for d, _ in screen.defects) for b in boxes)
         false_boxes += wrong
         false_clean += 0 if screen.defects else wrong
@@ -191,12 +189,12 @@ def _manner(judgement: Judgement, answers: Answers, screens: Mapping[str, _Scree
 
 
 def _found(looks: Sequence[_Look]) -> dict[str, Share]:
-    bands = {band: [look.overlap > 0 for look in looks if look.band == band] for band in BORDER_BANDS}
-    return {band: wilson(sum(found), len(found)) for band, found in bands.items() if found}
+    return by_band(((look.overlap > 0, look.border_px) for look in looks), BORDER_BANDS)
 
 
 def _box_overlap(looks: Sequence[_Look]) -> dict[str, float]:
-    bands = {band: [look.overlap for look in looks if look.band == band] for band in BORDER_BANDS}
+    ends = BORDER_BANDS.items()
+    bands = {band: [look.overlap for look in looks if low <= look.border_px < high] for band, (low, high) in ends}
     return {band: float(np.mean(found)) for band, found in bands.items() if found}
 
 

@@ -42,6 +42,8 @@ from training.temperature import Sureness, fit_temperatures, sigmoid, temperatur
 FP32_TOLERANCE = 1e-3  # of probability; the two runtimes sum in different orders
 PARITY_PATCHES = 16
 STAGE_BY_STAGE = ("kssnet", "tdrg")
+# the darkest of rendered frames have a contrast of 2 grey levels, a frame without light has not
+FRAME = FrameLimits(saturated_ratio_max=0.2, contrast_min=2)
 GOLDEN_PATCHES = 8  # at most: pixels of noise do not compress, and a bundle should stay small
 
 
@@ -78,7 +80,6 @@ def export_run(
     second_look: SecondLook = NO_SECOND_LOOK,
     turned_look: TurnedLook = NO_TURNED_LOOK,
     notes: str = "",
-    frame: FrameLimits | None = None,
     precisions: Sequence[str] = (),
     calibration: Sequence[Path] = (),
     costs: Costs | None = None,
@@ -94,8 +95,6 @@ def export_run(
         second_look: whether the service looks again where a border may cut a defect.
         turned_look: whether it looks at windows in doubt in all positions; the limits are chosen for it then.
         notes: Markdown that the model card carries as it is.
-        frame: limits of the frame checks; None: 20 % saturated pixels and a contrast of 2 grey levels,
-            which the darkest of rendered frames have and a frame without light has not.
         precisions: others to make beside float32: fp16, bf16, int8, int8-trt.
         calibration: cut folders whose screens, all of them, decide temperatures, thresholds and review bands together
             with the validation part: screens in the shares that the line sees, none of them learnt from.
@@ -134,7 +133,7 @@ def export_run(
         second_look=second_look,
         turned_look=turned_look,
         batch_size=batch_size,
-        frame=frame or FrameLimits(saturated_ratio_max=0.2, contrast_min=2),
+        frame=FRAME,
         files={},
         parity_tolerance={"fp32": FP32_TOLERANCE},
         data_id=data_id([*config.all_folders, *calibration]),
@@ -158,7 +157,7 @@ def export_run(
     )
     thresholds = [limit.threshold for limit in found.limits.values()]
     golden = golden_patches(sets[0].once, sets[0].patches.labels, thresholds)
-    pixels = sets[0].pixels(parity_patches(sets[0].once, golden, thresholds))
+    pixels = sets[0].patches.pixels(parity_patches(sets[0].once, golden, thresholds))
     features = FeaturesGraph(network)
     made: dict[str, Made] = {}
 
@@ -222,10 +221,6 @@ class _Served:
         """Its figures at the thresholds."""
         thresholds = [limit.threshold for limit in limits.values()]
         return report(self.probability, self.patches.labels, labels=self.patches.label_names, thresholds=thresholds)
-
-    def pixels(self, which: Sequence[int]) -> NDArray[np.uint8]:
-        """Of some patches (K, 1, P, P)."""
-        return np.stack([self.patches.patch(one) for one in which])[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

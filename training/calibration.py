@@ -18,8 +18,8 @@ from training.zones import Tally, Zones, rounded, tally, worse
 FEW = 5  # screens with a label, or with it alone: of fewer nothing follows
 UNLIKE = 1.5  # times as many windows: screens of other sizes
 LESS_GLANCE = "Where it may clear less (--lost), or is left out (--drop-glance), the whole network sees more"
-_DIGITS = 4  # of a threshold
-_NEAREST = 1e-6  # to 0 and 1, which are no thresholds
+DIGITS = 4  # of a threshold
+NEAREST = 1e-6  # to 0 and 1, which are no thresholds
 
 # highest scores (S, L) of S screens, each given by the numbers of its patches, as a glance leaves them whose limit was
 # chosen, by these zones, on the patches (N,) that come first
@@ -258,7 +258,7 @@ def calibrate(
         those = patches_of(numbers)
         pairs = zip(probability[those].T, target[those].T, strict=True)
         chosen = [best_threshold(score[truth >= 0], truth[truth >= 0] == 1) for score, truth in pairs]
-        return rounded(np.array(chosen), _DIGITS)
+        return rounded(np.array(chosen), DIGITS)
 
     everything = np.arange(len(whole))
     unknown = np.setdiff1d(np.arange(len(target)), patches_of(everything))  # which a glance must not clear all the same
@@ -347,24 +347,6 @@ def whole_screens(
     return Screens(highest[known], np.asarray(has[known].any(axis=1))), has[known], rows
 
 
-def best_within(score: NDArray[np.floating], truth: NDArray[np.bool_], low: float, high: float) -> float:
-    """The threshold with the best F inside a band, in the middle of its gap to four digits; the highest of several.
-
-    Raises:
-        ValueError: there is no positive.
-    """
-    if not truth.any():
-        raise ValueError("no patch has the label: no threshold can be chosen")
-    low, high = max(low, _NEAREST), min(high, 1 - _NEAREST)
-    ranked, hits = np.sort(score), np.sort(score[truth])
-    gaps = ((ranked[1:] + ranked[:-1]) / 2).astype(np.float64)
-    inside = np.unique(np.clip(rounded(gaps[(gaps >= low) & (gaps <= high)], _DIGITS), low, high))[::-1]
-    tried = np.array([*inside, low, high])  # its ends only where they are better than all between
-    present = len(ranked) - np.searchsorted(ranked, tried)
-    right = len(hits) - np.searchsorted(hits, tried)
-    return float(tried[np.argmax(2 * right / (present + len(hits)))])
-
-
 def best_threshold(score: NDArray[np.floating], truth: NDArray[np.bool_]) -> float:
     """The threshold with the best F, in the middle of the gap it lies in; 0.5 where there is no positive."""
     if not truth.any():
@@ -375,4 +357,4 @@ def best_threshold(score: NDArray[np.floating], truth: NDArray[np.bool_]) -> flo
     ends = np.append(ranked[1:] < ranked[:-1], True)  # equal scores fall together
     best = int(np.argmax(np.where(ends, f, -1)))
     below = ranked[best + 1] if best + 1 < len(ranked) else 0.0
-    return float(np.clip((float(ranked[best]) + float(below)) / 2, _NEAREST, 1 - _NEAREST))
+    return float(np.clip((float(ranked[best]) + float(below)) / 2, NEAREST, 1 - NEAREST))

@@ -55,7 +55,7 @@ class Clearing:
         once = np.zeros(patches.labels.shape, np.float32)
         self.probability = np.zeros_like(once)
         for rows in track(patches.by_screen(), "screens seen whole", transient=True):
-            features, once[rows] = infer(backend, self._pixels(rows), glance=False)
+            features, once[rows] = infer(backend, patches.pixels(rows), glance=False)
             self._features[int(rows[0])] = _without_maps(features)
             self.probability[rows] = self._reasoned(rows, np.zeros(len(rows), np.bool_))
         self._once = once
@@ -135,9 +135,6 @@ class Clearing:
             self._others[row] = _without_maps(found)
         return self._others[row]
 
-    def _pixels(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return np.stack([self._patches.patch(int(row)) for row in rows])[:, None]
-
 
 @contextmanager
 def clearing(bundle: Path, patches: PatchSet, *, lost: float, blind: bool = True) -> Iterator[Clearing]:
@@ -158,7 +155,7 @@ def clearing(bundle: Path, patches: PatchSet, *, lost: float, blind: bool = True
     with changed_copy(bundle, glance=CLEARS_ALL) as copy:
         doubts = doubts_of(copy, patches)
         with closing(load(copy, "onnxruntime", precision="fp32")) as backend:
-            clean = backend.features(patches.patch(int(doubts.windows.argmin()))[None, None])
+            clean = backend.features(patches.pixels([int(doubts.windows.argmin())]))
     with closing(load(bundle)) as backend:
         yield Clearing(backend, patches, doubts, clean, lost=lost, most=backend.manifest.glance.doubt_min, blind=blind)
 

@@ -14,6 +14,9 @@ from pydantic import ValidationError
 from training.config import PHASES, Config, flat
 from training.rows import read_rows
 
+EPOCH_COLUMNS = ("phase", "epoch", "loss", "f_measure")  # that metrics.csv has in every version
+SHOWN = 12  # digits of a hash
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Epoch:
@@ -31,19 +34,22 @@ class Trained:
     """What is known of one run; None or nothing where it is not known, as of a run that has not ended."""
 
     run: str
-    config: dict[str, Any]  # flat, the keys dotted
+    config: dict[str, Any]  # flat, the keys dotted; start_sha256 is of the weights that it starts from
     data_id: str
     content: tuple[str, ...] | None  # identities of the pixels and of where defects are, of each folder
-    validation_id: str | None
+    validation_id: str | None  # of names and labels, and after a dash of pixels, which earlier versions lack
     revision: str | None  # of the last session; with a + where the code differed from it
     machine: str | None
     sessions: int
+    ran: dict[str, list[str]]  # revision, machine and version of each library: of all sessions, each once
     epochs: list[Epoch]
     finished: dict[str, Any] | None  # last validation figures at 0.5
 
     def best(self, phase: str) -> Epoch | None:
-        """The epoch of the highest validation F of a phase."""
-        return max((e for e in self.epochs if e.phase == phase), key=lambda e: e.f_measure, default=None)
+        """The epoch whose weights a phase keeps: of the highest validation F, of equals the later; or the last one."""
+        keeps_last = self.config.get(f"{phase}.keep") == "last"
+        epochs = (e for e in self.epochs if e.phase == phase)
+        return max(epochs, key=lambda e: (0.0 if keeps_last else e.f_measure, e.epoch), default=None)
 
     @property
     def seconds(self) -> float | None:
@@ -74,7 +80,7 @@ def compare(runs: Sequence[Path]) -> Comparison:
     """Read runs, finished or not, and set them beside each other.
 
     Raises:
-        ValueError: a folder is not a run's.
+        ValueError: a folder is not a run's, or a file of it cannot be read.
     """
     read = [_read(run, name) for run, name in zip(runs, _names(runs), strict=True)]
     keys = dict.fromkeys(key for one in read for key in one.config)
@@ -83,23 +89,25 @@ def compare(runs: Sequence[Path]) -> Comparison:
 
 
 def _read(run: Path, name: str) -> Trained:
-    if not (run / "config.json").is_file():
-        raise ValueError(f"{run} is not the folder of a run (config.json is missing)")
+    for file in ("config.json", "data.json"):
+        if not (run / file).is_file():
+            raise ValueError(f"{run} is not the folder of a run ({file} is missing)")
     record = _json(run / "run.json") or {"data": {}, "sessions": []}
     session = record["sessions"][-1] if record["sessions"] else None
-    config = dict(flat(_config(run / "config.json")))
+    data, metrics = _json(run / "data.json"), run / "metrics.csv"
+    config = {**dict(flat(_config(run / "config.json"))), "start_sha256": data.get("start", "")[:SHOWN] or None}
     config.pop("run")
-    data = _json(run / "data.json")
     return Trained(
         run=name,
         config=config,
         data_id=data["data_id"],
         content=tuple(data["content"]) if "content" in data else None,
         validation_id=record["data"].get("validation_id"),
-        revision=session and session["revision"] and session["revision"] + "+" * bool(session["changed"]),
+        revision=session and _revision(session),
         machine=session and _machine(session["machine"]),
         sessions=len(record["sessions"]),
-        epochs=[_epoch(row) for row in read_rows(run / "metrics.csv")] if (run / "metrics.csv").is_file() else [],
+        ran=_ran(record["sessions"]),
+        epochs=[_epoch(row) for row in read_rows(metrics, *EPOCH_COLUMNS)] if metrics.is_file() else [],
         finished=_json(run / "finished.json"),
     )
 
@@ -135,6 +143,19 @@ def _epoch(row: dict[str, str]) -> Epoch:
     )
 
 
+def _ran(sessions: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
+    found: dict[str, dict[str, None]] = {}
+    for one in sessions:
+        told = {"revision": _revision(one), "machine": _machine(one["machine"]), **one["versions"]}
+        for what, value in told.items():
+            found.setdefault(what, {})[value or "unknown"] = None
+    return {what: list(values) for what, values in found.items()}
+
+
+def _revision(session: dict[str, Any]) -> str | None:
+    return None if session["revision"] is None else session["revision"] + "+" * bool(session["changed"])
+
+
 def _machine(machine: dict[str, Any]) -> str:
     learns_on = machine["cpu"] if machine["learns_on"] == "cpu" else machine["gpus"][0]
     processes, threads = machine["processes"], machine["threads"]
@@ -151,12 +172,22 @@ def _warnings(runs: Sequence[Trained]) -> Iterator[str]:
             yield "whether they are judged by the same validation patches is not known: a run has no run.json"
     elif len({one.content for one in runs} - {None}) > 1:
         yield "the runs have the same tables of data, but other pixels, or defects elsewhere"
-    if len(judged - {None}) > 1:
+    ids = [(one.validation_id or "").partition("-") for one in runs]
+    if any(len({told[k] for told in ids} - {""}) > 1 for k in (0, 2)):  # what a run does not tell is no difference
         yield "the runs are judged by different validation patches: their F is not comparable"
+    for library in sorted({what for one in runs for what in one.ran} - {"revision", "machine"}):
+        if len(told := dict.fromkeys(", ".join(one.ran[library]) for one in runs if library in one.ran)) > 1:
+            yield f"the runs have different versions of {library}: {' | '.join(told)}"
     for one in runs:
+        for what, values in one.ran.items():
+            if len(values) > 1:
+                yield f"{one.run} was trained with more than one {what}: {' | '.join(values)}"
         if one.finished is None:
             yield f"{one.run} has not ended: {len(one.epochs)} epochs so far"
 
 
 def _json(file: Path) -> Any:  # noqa: ANN401 - JSON
-    return json.loads(file.read_text()) if file.is_file() else None
+    try:
+        return json.loads(file.read_text()) if file.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error

@@ -16,7 +16,7 @@ from ptflops import get_model_complexity_info
 from torch import Tensor, nn
 
 from training.architecture import NetworkConfig
-from training.baselines import build_network
+from training.baselines import build_network, refuse_small_patches
 from training.methods import METHODS
 from training.network import parameter_table
 
@@ -71,7 +71,7 @@ def describe(name: str, *, size_px: int = SIZE_PX, labels: int = LABELS) -> Desc
         labels: L; the paper's is 4.
 
     Raises:
-        ValueError: there is no such method.
+        ValueError: there is no such method, or the patch is too small for it.
     """
     if name not in METHODS:
         raise ValueError(f"no method {name!r}: there are {', '.join(METHODS)}")
@@ -92,7 +92,12 @@ def describe(name: str, *, size_px: int = SIZE_PX, labels: int = LABELS) -> Desc
 
 
 def count(config: NetworkConfig, *, size_px: int, labels: int, channels: int = 1) -> Complexity:
-    """Count a network on a patch of `size_px`. Pretrained weights change no count, and are not fetched."""
+    """Count a network on a patch of `size_px`. Pretrained weights change no count, and are not fetched.
+
+    Raises:
+        ValueError: the patch is too small for it, or its parts do not fit each other.
+    """
+    refuse_small_patches(labels, config, size_px)
     with torch.device("meta"):
         network = build_network(labels, replace(config, trunk_weights=None), channels=channels).eval()
         pixels = torch.zeros(1, channels, size_px, size_px)

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from training.architecture import NetworkConfig
-from training.faults import faults_of
+from training.faults import read_toml, validated
 
 PHASES = ("phase1", "phase2")
 
@@ -124,6 +124,8 @@ class Config(_Section):
                 raise ValueError(f"{name}.batch = {phase.batch} does not divide over {world} devices")
         if self.data.resident and self.augmentation.rotation_degrees:
             raise ValueError("data.resident has no free rotation: set augmentation.rotation_degrees = 0")
+        if self.loss.map > 0 and not self.network.has_label_features:
+            raise ValueError(f"network.method = {self.network.method!r} has no map of each label: set loss.map = 0")
         if self.loss.map > 0 and not self.network.has_label_maps:
             raise ValueError("loss.map needs network.pooling = 'attention': average pooling has no map")
         if self.network.pooling == "attention" and not self.network.has_label_features:
@@ -170,18 +172,11 @@ def read_config(path: Path, overrides: list[Override] | None = None) -> Config:
     Raises:
         ValueError: not TOML, or a key is unknown, missing or out of range; the message names it.
     """
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-        for override in overrides or []:
-            _apply(values, override)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {faults_of(error)}") from error
+    values = read_toml(path)
+    for override in overrides or []:
+        _apply(values, override)
     folder = path.resolve().parent
-    return config.moved(lambda place: folder / place)
+    return validated(Config, values, path).moved(lambda place: folder / place)
 
 
 def _apply(values: dict[str, Any], override: str) -> None:

@@ -21,7 +21,8 @@ def measured(frame: NDArray[np.uint8], defects: Sequence[Defect]) -> list[Defect
     It is the mean of the strongest nine pixels' distances from the grey level around them, over the noise there: the
     median of what is no defect in the box and 16 pixels around, and what neighbours in a row differ by (a mean, as
     grey levels are whole). What `conditions.csv` tells of rendered defects is the strongest pixel's amplitude over the
-    noise of the sensor. On a board with its tracks, or on an edge, what is around says little, and so does this.
+    noise, both as they were drawn: of sensor, stripes, lattice and dirt. On a board with its tracks, or on an edge,
+    what is around says little, and so does this.
     """
     if all(one.contrast is not None for one in defects):
         return list(defects)

@@ -1,26 +1,21 @@
 """What a wrong verdict costs a line and what the line bears: `limits.toml`, checked at the boundary."""
 
-import tomllib
 from pathlib import Path
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from training.faults import faults_of
+from training.faults import read_toml, validated
 
 
 class Costs(BaseModel):
     """Costs of one screen each, in any one unit, and what the line bears; all of whole screens."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    escape_cost: float = Field(
-        100.0, gt=0, allow_inf_nan=False
-    )  # of a defective screen that passed; what must never happen is capped
-    overkill_cost: float = Field(10.0, gt=0, allow_inf_nan=False)  # of a clean one that failed
-    review_cost: float = Field(
-        1.0, gt=0, allow_inf_nan=False
-    )  # of any that a person looks at, who is taken to find the truth
+    escape_cost: float = Field(100.0, gt=0)  # of a defective screen that passed; what must never happen is capped
+    overkill_cost: float = Field(10.0, gt=0)  # of a clean one that failed
+    review_cost: float = Field(1.0, gt=0)  # of any that a person looks at, who is taken to find the truth
     review_capacity: float = Field(0.15, ge=0, le=1)  # largest share of the line's screens that people can look at
     escape_cap: float = Field(0.02, gt=0, lt=1)  # largest share of the defective screens that may pass, at any cost
     prevalence: float = Field(0.1, gt=0, lt=1)  # share of the line's screens that are defective
@@ -59,9 +54,4 @@ def read_costs(path: Path) -> Costs:
     Raises:
         ValueError: not TOML, or a key is unknown or out of range; the message names it.
     """
-    try:
-        return Costs.model_validate(tomllib.loads(path.read_text(encoding="utf-8-sig")))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    except ValidationError as error:
-        raise ValueError(f"{path}: {faults_of(error)}") from error
+    return validated(Costs, read_toml(path), path)

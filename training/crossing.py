@@ -11,8 +11,7 @@ import numpy as np
 from rich.progress import track
 
 from training.boxes import box_row, read_defects, write_boxes
-from training.cutting import screen_files
-from training.images import read_whole
+from training.images import read_whole, screen_files
 from training.truth import Defect
 
 BESIDE_PX = 16  # a border passes a defect nearer than this

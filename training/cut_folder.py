@@ -38,6 +38,8 @@ class CutFolder:
         self.folder = folder
         facts = cut_facts(folder)
         self.patch_px: int = facts["patch_px"]
+        self.stride_px: int = facts.get("stride_px", self.patch_px)
+        self.shrink: int = facts.get("shrink", 1)
         self.source: str = facts["source"]
         self.pixels_of: dict[str, str] = facts.get("screens", {})
         self.label_names, self.names, self.labels = _read_labels(folder / "labels.csv")
@@ -132,6 +134,20 @@ def is_decoded(folder: Path, names: Sequence[str], patch_px: int) -> bool:
     if told is None:
         return sizes.keys().isdisjoint(names)
     return [name for name, _ in told] == list(names) and all(sizes.get(name, size) == size for name, size in told)
+
+
+def image_sizes(folder: Path) -> list[tuple[str, int]]:
+    """Names and sizes in bytes of the patches' images, by name; of those that are gone, what `pixels.json` tells.
+
+    Raises:
+        ValueError: labels.csv, which names them, is malformed.
+        OSError: an image is gone, and nothing tells of it.
+    """
+    _, names, _ = _read_labels(folder / "labels.csv")
+    sizes = dict(_told(folder / PIXELS_FILE) or ()) | _sizes(folder)
+    if gone := sorted(set(names) - sizes.keys()):
+        raise FileNotFoundError(f"{folder / 'images' / gone[0]} is missing, and no pixels.json tells of it")
+    return sorted((name, sizes[name]) for name in names)
 
 
 def _told(cache: Path) -> list[tuple[str, int]] | None:

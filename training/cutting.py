@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -23,16 +23,11 @@ from engine import Window, cover
 from training.boxes import read_defects
 from training.contrast import measured
 from training.conversion.names import LABEL, LABEL_RULE
-from training.images import read_whole
+from training.images import read_whole, screen_files, write_png
+from training.membership import read_parts
 from training.patches import CutSummary, Patches, summarise, write_tables
-from training.rows import read_rows
-from training.truth import CELL_PX, PARTS, Defect, Rule
+from training.truth import CELL_PX, Defect, Rule
 from training.visible import Visible, border_px
-
-PART_OF_TRAINING_FOR_VALIDATION = 0.15
-_FEWEST_GROUPS = 4  # of training screens, of which one may be drawn whole
-SUFFIXES = (".png", ".jpg", ".jpeg")  # of screens, in capitals or not
-NO_SCREEN = ".png or .jpg"
 
 
 def cut(
@@ -123,135 +118,6 @@ def _choose_labels(defects: dict[str, list[Defect]], wanted: Sequence[str]) -> l
     return list(wanted) or sorted(found)
 
 
-def is_utf8(name: str) -> bool:
-    """Whether tables can hold the name of a file: one out of an archive of another system may be other bytes."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
-
-
-def screen_files(source: Path) -> dict[str, Path]:
-    """Screen name to image file, sorted by name.
-
-    Raises:
-        ValueError: there are none, two of one name, or one whose name is not UTF-8.
-    """
-    files: dict[str, Path] = {}
-    for path in sorted((source / "screens").glob("*")):
-        if not is_utf8(path.name):
-            raise ValueError(f"{source / 'screens'} holds {path.name!a}, whose name is not UTF-8: no table can hold it")
-        if path.suffix.lower() in SUFFIXES and files.setdefault(path.stem, path) != path:
-            raise ValueError(f"{files[path.stem]} and {path.name} are one screen: names are told apart without suffix")
-    if not files:
-        raise ValueError(f"{source / 'screens'} holds no {NO_SCREEN}")
-    return files
-
-
-def read_parts(source: Path, screens: Sequence[str], *, test_fold: int | None) -> dict[str, str]:
-    """Part of each screen: train, validation or test.
-
-    Where the folder names no validation part, 15 % of the training screens, see `draw_validation`.
-
-    Raises:
-        ValueError: neither splits.csv nor folds.csv, a screen is missing from it, or the fold does not exist.
-    """
-    table = source / "folds.csv"
-    if table.is_file():
-        folds = read_folds(source)
-        if test_fold not in folds.values():
-            raise ValueError(f"--test-fold must be one of {sorted(set(folds.values()))}")
-        parts = {screen: "test" if fold == test_fold else "train" for screen, fold in folds.items()}
-    elif (source / "splits.csv").is_file():
-        if test_fold is not None:
-            raise ValueError(f"--test-fold needs {table}")
-        table = source / "splits.csv"
-        parts = _one_each(table, "part")
-    else:
-        raise ValueError(f"{source} has neither splits.csv nor folds.csv")
-    missing = [screen for screen in screens if screen not in parts]
-    if missing:
-        raise ValueError(f"no part is given for screen {missing[0]} (and {len(missing) - 1} more)")
-    known = set(screens)
-    absent = [screen for screen in parts if screen not in known]
-    if absent:
-        raise ValueError(
-            f"a part is given for {absent[0]} (and {len(absent) - 1} more), but no such {NO_SCREEN} is there"
-        )
-    unknown = set(parts.values()) - set(PARTS)
-    if unknown:
-        raise ValueError(f"unknown part {sorted(unknown)[0]!r}: train, validation or test")
-    kept = {screen: parts[screen] for screen in screens}
-    if "validation" in parts.values():
-        return kept
-    return draw_validation(kept, _columns(table))
-
-
-def read_folds(source: Path) -> dict[str, int]:
-    """Fold of each screen.
-
-    Raises:
-        ValueError: folds.csv cannot be read, or has a fold that is no number.
-    """
-    table = source / "folds.csv"
-    folds = _one_each(table, "fold")
-    try:
-        return {screen: int(fold) for screen, fold in folds.items()}
-    except ValueError as error:
-        raise ValueError(f"{table}: {error}") from error
-
-
-def _one_each(table: Path, column: str) -> dict[str, str]:
-    """What a table says of each screen, of which it may say nothing twice."""
-    found: dict[str, str] = {}
-    for row in read_rows(table, "screen", column):
-        screen, told = row["screen"], row[column]
-        if found.setdefault(screen, told) != told:
-            raise ValueError(f"{table}: screen {screen!r} is in {column} {found[screen]} and {told}")
-    return found
-
-
-def _columns(table: Path) -> dict[str, dict[str, str]]:
-    """What else a division tells of each screen, such as its board or phone, by column."""
-    rows = read_rows(table, "screen")
-    names = rows[0].keys() - {"screen", "part", "fold"} if rows else ()
-    return {name: {row["screen"]: row.get(name) or "" for row in rows} for name in names}
-
-
-def draw_validation(parts: Mapping[str, str], columns: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
-    """Parts by screen with 15 % of the training screens, drawn with a fixed seed, as validation part.
-
-    Whole groups are drawn where `columns` tell of some, such as phones, that the parts hold apart: a network that is
-    chosen by phones it has learnt is flattered. They may be up to 30 % together, and where no group is as small as that
-    single screens are drawn. Of several such columns that with the fewest groups counts.
-
-    Args:
-        parts: train or test, by screen.
-        columns: values of each screen; an empty one is a group of that screen alone.
-    """
-    training = sorted(screen for screen, part in parts.items() if part == "train")
-    wanted = round(PART_OF_TRAINING_FOR_VALIDATION * len(training))
-    held = [groups for _, values in sorted(columns.items()) if (groups := _groups_apart(parts, values))]
-    small = [[group for group in groups if len(group) <= 2 * wanted] for groups in held]
-    groups = min(filter(None, small), key=len, default=[[screen] for screen in training])
-    drawn: list[str] = []
-    for index in np.random.default_rng(0).permutation(len(groups)):
-        if len(drawn) < wanted and len(drawn) + len(groups[index]) <= 2 * wanted:
-            drawn += groups[index]
-    return {screen: "validation" if screen in drawn else part for screen, part in parts.items()}
-
-
-def _groups_apart(parts: Mapping[str, str], values: Mapping[str, str]) -> list[list[str]]:
-    """The training screens by their value, where no value is in two parts; none where that groups nothing."""
-    inside: dict[str, set[str]] = {}
-    groups: dict[str, list[str]] = {}
-    for screen, part in sorted(parts.items()):
-        value = values.get(screen, "")
-        if value:
-            inside.setdefault(value, set()).add(part)
-        if part == "train":
-            groups.setdefault(value or f"\n{screen}", []).append(screen)
-    apart = all(len(found) == 1 for found in inside.values())
-    return list(groups.values()) if apart and _FEWEST_GROUPS <= len(groups) < sum(map(len, groups.values())) else []
-
-
 def _frame_of(path: Path, defects: list[Defect]) -> NDArray[np.uint8]:
     frame = read_whole(path)
     for defect in defects:  # of a frame of another size, or rows and columns confused: it would be labelled elsewhere
@@ -296,7 +162,7 @@ def _cut_frame(
             continue
         name = f"{screen}_{window.row:02d}_{window.column:02d}"
         patch = frame[window.top : window.top + patch_px, window.left : window.left + patch_px]
-        _write_png(out / "images" / f"{name}.png", patch)
+        write_png(out / "images" / f"{name}.png", patch)
         cells.append(np.insert(touched, 0, len(names), axis=1))
         windows.append(window)
         names.append(name)
@@ -340,9 +206,3 @@ def _label_window(
         maps[index][touched & (maps[index] != 1)] = found
     where = np.argwhere(maps != 0)
     return presence, np.column_stack([where, maps[maps != 0]])
-
-
-def _write_png(path: Path, patch: NDArray[np.uint8]) -> None:
-    # level 1: a noisy frame hardly compresses, and higher levels take four times as long
-    if not cv2.imwrite(str(path), patch, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-        raise OSError(f"{path} could not be written")

@@ -1,6 +1,6 @@
 """Cut folders as torch datasets: patches, labels, maps and screens. Knows nothing of the network."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,17 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 from training.cut_folder import CutFolder
 from training.truth import CELL_PX
 from training.visible import VISIBLE_FILE, Visible, read_visible
 
-_EASIEST, _HARDEST = (
-    0.02,
-    3.0,
-)  # bounds of the difficulty: what is easy comes back at times, what is hopeless not always
+# bounds of the difficulty: what is easy comes back at times, what is hopeless not always
+_EASIEST, _HARDEST = 0.02, 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +90,10 @@ class PatchSet(Dataset[tuple[Tensor, Tensor, Tensor, int, int]]):
         folder, row = self._rows[index]
         pixels: NDArray[np.uint8] = self._pixels[folder][row]
         return pixels
+
+    def pixels(self, indices: Iterable[int]) -> NDArray[np.uint8]:
+        """The pixels (K, 1, P, P) of some patches, without augmentation."""
+        return np.stack([self.patch(index) for index in indices])[:, None]
 
     def by_screen(self) -> list[NDArray[np.int64]]:
         """Indices of the patches of each screen."""
@@ -184,116 +186,81 @@ class _Known:
                 self._without_pixels.setdefault(name, set()).add(part)
 
 
-def collate(rows: list[tuple[Tensor, Tensor, Tensor, int, int]]) -> Batch:
-    """Stack what `PatchSet` gives."""
-    pixels, labels, maps, screens, indices = zip(*rows, strict=True)
-    stacked = torch.stack(pixels), torch.stack(labels), torch.stack(maps)
-    return Batch(*stacked, torch.tensor(screens), torch.tensor(indices))
-
-
-class BalancedSampler(Sampler[int]):
+def balanced_order(
+    labels: NDArray[np.int8],
+    *,
+    positives: float | None,
+    difficulty: NDArray[np.float32] | None = None,
+    hard: float = 0.0,
+    count: int | None,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+) -> list[int]:
     """Indices of one epoch: shuffled, with a given share of patches that have a defect where one is asked for.
 
     Args:
         labels: (N, L) of the set.
         positives: share with a label that is 1, or None for the set's own.
-        difficulty: (N,) how badly each patch was told when it was last seen; read when the order is drawn.
+        difficulty: (N,) how badly each patch was told when it was last seen.
         hard: share of the epoch that is drawn in proportion to the difficulty, with positives and others apart.
         count: patches in an epoch, or None for all of them.
         seed: with the epoch it decides the order.
         epoch: number of the epoch.
-        rank, world: this device's number and how many there are; each takes its share.
+        rank: this device's number.
+        world: how many devices there are; each takes its share.
 
     Raises:
         ValueError: there are more devices than patches in an epoch.
     """
+    count = (len(labels) if count is None else count) // world * world
+    if not count:
+        raise ValueError(f"an epoch has fewer patches than the {world} devices that share it")
+    rng = np.random.default_rng([seed, epoch])
 
-    def __init__(
-        self,
-        labels: NDArray[np.int8],
-        *,
-        positives: float | None,
-        difficulty: NDArray[np.float32] | None = None,
-        hard: float = 0.0,
-        count: int | None,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        present = (labels == 1).any(axis=1)
-        self._pools = [np.flatnonzero(present), np.flatnonzero(~present)]
-        self._positives = positives if min(map(len, self._pools)) else None
-        self._count = (count if count is not None else len(labels)) // world * world
-        if not self._count:
-            raise ValueError(f"an epoch has fewer patches than the {world} devices that share it")
-        self._seed = [seed, epoch]
-        self._rank, self._world = rank, world
-        self._difficulty = None if difficulty is None or not hard else np.clip(difficulty, _EASIEST, _HARDEST)
-        self._hard = hard
-
-    def __len__(self) -> int:
-        return self._count // self._world
-
-    def __iter__(self) -> Iterator[int]:
-        yield from self._order()[self._rank :: self._world].tolist()
-
-    def _order(self) -> NDArray[np.int64]:
-        rng = np.random.default_rng(self._seed)
-        if self._positives is None:
-            return rng.permutation(self._draw(rng, np.concatenate(self._pools), self._count))
-        positive = round(self._positives * self._count)
-        drawn = [self._draw(rng, self._pools[0], positive), self._draw(rng, self._pools[1], self._count - positive)]
-        return rng.permutation(np.concatenate(drawn))
-
-    def _draw(self, rng: np.random.Generator, pool: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-        """`count` of the pool: the hard share by difficulty, of the rest each as often as any other but for one."""
-        hard = 0 if self._difficulty is None else round(self._hard * count)
-        rounds = [rng.permutation(pool) for _ in range(-(-(count - hard) // len(pool)))]
-        even = np.concatenate([pool[:0], *rounds])[: count - hard]
-        if self._difficulty is None:
+    def draw(pool: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+        """So many of the pool: the hard share by difficulty, of the rest each as often as any other but for one."""
+        by_difficulty = 0 if difficulty is None else round(hard * size)
+        evenly = size - by_difficulty
+        rounds = [rng.permutation(pool) for _ in range(-(-evenly // len(pool)))]
+        even = np.concatenate([pool[:0], *rounds])[:evenly]
+        if difficulty is None:
             return even
-        weight = self._difficulty[pool]
-        return np.concatenate([even, rng.choice(pool, size=hard, p=weight / weight.sum())])
+        weight = np.clip(difficulty[pool], _EASIEST, _HARDEST)
+        return np.concatenate([even, rng.choice(pool, size=by_difficulty, p=weight / weight.sum())])
+
+    present = (labels == 1).any(axis=1)
+    pools = np.flatnonzero(present), np.flatnonzero(~present)
+    if positives is None or not all(map(len, pools)):
+        drawn = draw(np.concatenate(pools), count)
+    else:
+        positive = round(positives * count)
+        drawn = np.concatenate([draw(pools[0], positive), draw(pools[1], count - positive)])
+    order: list[int] = rng.permutation(drawn)[rank::world].tolist()
+    return order
 
 
-class ScreenBatches(Sampler[list[int]]):
+def screen_batches(
+    patches: PatchSet, *, batch: int, count: int | None, seed: int, epoch: int, rank: int = 0, world: int = 1
+) -> list[list[int]]:
     """Batches of whole screens of one epoch, at least `batch` patches each; a screen is never divided.
 
-    The arguments are those of `BalancedSampler`. A last batch that is too small is left out, and so are batches that
+    The arguments are those of `balanced_order`. A last batch that is too small is left out, and so are batches that
     would give one device more work than another.
 
     Raises:
         ValueError: there are more devices than such batches.
     """
-
-    def __init__(
-        self,
-        patches: PatchSet,
-        *,
-        batch: int,
-        count: int | None,
-        seed: int,
-        epoch: int,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        screens = patches.by_screen()
-        order = np.random.default_rng([seed, epoch]).permutation(len(screens))
-        batches: list[list[int]] = [[]]
-        for number in order:
-            batches[-1].extend(screens[number].tolist())
-            if len(batches[-1]) >= batch:
-                batches.append([])
-        whole = batches[:-1] or batches  # fewer patches than one batch: that is the batch
-        if len(whole) < world:
-            raise ValueError(f"there are {len(whole)} batches of {batch} patches in whole screens for {world} devices")
-        sizes = np.cumsum([len(one) for one in whole])
-        limit = len(whole) if count is None else max(1, int(np.searchsorted(sizes, count, side="right")))
-        self._batches = whole[: max(limit // world, 1) * world][rank::world]
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        yield from self._batches
+    screens = patches.by_screen()
+    batches: list[list[int]] = [[]]
+    for number in np.random.default_rng([seed, epoch]).permutation(len(screens)):
+        batches[-1].extend(screens[number].tolist())
+        if len(batches[-1]) >= batch:
+            batches.append([])
+    whole = batches[:-1] or batches  # fewer patches than one batch: that is the batch
+    if len(whole) < world:
+        raise ValueError(f"there are {len(whole)} batches of {batch} patches in whole screens for {world} devices")
+    sizes = np.cumsum([len(one) for one in whole])
+    limit = len(whole) if count is None else max(1, int(np.searchsorted(sizes, count, side="right")))
+    return whole[: max(limit // world, 1) * world][rank::world]

@@ -1,6 +1,6 @@
 """How good: probabilities against labels, macro as in Zhou et al. 2023. Unknown labels take part in no figure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from rich.progress import Progress
 
 from engine import NO_TURNED_LOOK, Backend, Features, Manifest, TurnedLook, in_doubt, infer, look_turned, turned
-from training.bands import recall_by_band
+from training.bands import CONTRAST, recall_by_band
 from training.datasets import PatchSet, refuse_known
 from training.measures import Share, f_measure, wilson
+from training.patches import cut_facts
 from training.reliability import Bin, calibration_error, reliability
 
 
@@ -50,6 +51,34 @@ class Report:
     patches: int
     per_label: dict[str, LabelReport]
     bands: dict[str, dict[str, dict[str, Share]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What the figures of a bundle are of, and how they came about.
+
+    Attributes:
+        folders: that were measured; `stride_px`, `shrink` and `rule`, by which they were cut, are in their order.
+        part: train, validation, test or all.
+        group: see `groups`.
+        thresholds: from what score each label counts as present, in [0, 1].
+        patch_px: side of a patch.
+        runtime: that executed the bundle, such as `onnxruntime`.
+        precision: of the features graph, see `Backend.precision`.
+        contrast: what the values behind the bands of contrast mean.
+    """
+
+    folders: list[str]
+    part: str
+    group: str
+    thresholds: dict[str, float]
+    patch_px: int
+    stride_px: list[int]
+    shrink: list[int]
+    rule: list[str]
+    runtime: str
+    precision: str
+    contrast: str
 
 
 def report(
@@ -157,8 +186,7 @@ def bundle_probability(
     with Progress() as progress:
         task = progress.add_task("evaluate", total=len(patches))
         for indices in groups(patches, group):
-            pixels = np.stack([patches.patch(int(index)) for index in indices])[:, None]
-            probability[indices] = _served(backend, pixels, look)
+            probability[indices] = _served(backend, patches.pixels(indices), look)
             progress.advance(task, len(indices))
     return probability
 
@@ -192,8 +220,48 @@ def fitting_patches(manifest: Manifest, folders: Sequence[Path], *, part: str | 
     return patches
 
 
+def measured(backend: Backend, folders: Sequence[Path], *, part: str | None, group: str) -> Measured:
+    """What `evaluate` measures by the same arguments.
+
+    Raises:
+        ValueError: a folder is not cut.
+    """
+    facts = [cut_facts(folder) for folder in folders]
+    return Measured(
+        folders=[str(folder) for folder in folders],
+        part=part or "all",
+        group=group,
+        thresholds={label: limits.threshold for label, limits in backend.manifest.labels.items()},
+        patch_px=backend.manifest.patch_px,
+        stride_px=[one["stride_px"] for one in facts],
+        shrink=[one.get("shrink", 1) for one in facts],
+        rule=[one["rule"] for one in facts],
+        runtime=backend.runtime,
+        precision=backend.precision,
+        contrast=CONTRAST,
+    )
+
+
+def not_served(manifest: Manifest, folders: Sequence[Path]) -> Iterator[str]:
+    """In what the windows of cut folders are not those that a service with this bundle looks at, in words.
+
+    Raises:
+        ValueError: a folder is not cut.
+    """
+    for folder in folders:
+        facts = cut_facts(folder)
+        if (shrink := facts.get("shrink", 1)) != 1:
+            yield f"{folder} was cut from screens {shrink} times smaller, and the service shrinks none"
+        if (overlap := facts["patch_px"] - facts["stride_px"]) != manifest.overlap_px:
+            yield f"the windows of {folder} overlap by {overlap} px, those of the service by {manifest.overlap_px}"
+        if facts["rule"] == "paper":
+            yield f"{folder} was cut by --rule paper, which drops patches that the service looks at"
+
+
 def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, group: str) -> Report:
     """A bundle on cut folders, at the manifest's thresholds; screens as they are served, turned looks and all.
+
+    Their windows are the folders', which may be cut otherwise than the service does, see `not_served`.
 
     Args:
         backend: a loaded bundle.

@@ -33,6 +33,7 @@ from training.pictures import (
     crop,
     heated,
     outline,
+    over_pixels,
     stretched,
     words,
     wrapped,
@@ -43,6 +44,7 @@ from training.scans import KINDS, read_scan
 from training.visible import VISIBLE_FILE
 
 PANEL_PX = (480, 960)  # at most so wide and so high
+LEAST_WIDTH_PX = 400  # of a panel with its words, which are whole there
 LEAST_CELL_PX = 9  # what speaks for a label is drawn at least so large, to be seen on a small picture of a screen
 LEAST_FULL = 0.5  # of what the strongest cell of a golden patch adds: an image of noise alone has no full colour
 CLOSE_PX = 192  # of the frame, in a close-up
@@ -89,6 +91,9 @@ def explain(
     written = []
     for image in track(images, "explain"):
         frame = read_scan(image) if image.suffix.lower() in KINDS else read_whole(image)
+        if min(frame.shape) < (side := attribution.manifest.patch_px):
+            size = f"{frame.shape[1]} x {frame.shape[0]} px"
+            raise ValueError(f"{image} is of {size}, smaller than a patch of the bundle, {side}")
         boxes = truth.get(image.stem, [])
         picture = draw(attribution, frame, boxes, name=image.stem, labels=labels, least=least)
         written.append(pictures[image])
@@ -278,7 +283,7 @@ class View:
             right, bottom = window.left + self.patch_px, window.top + self.patch_px
             left, top, right, bottom = self.placed((window.left, window.top, right, bottom))
             place = canvas[top:bottom, left:right]
-            here = cv2.resize(of_window, place.shape[::-1], interpolation=cv2.INTER_LINEAR)
+            here = over_pixels(of_window, place.shape)
             canvas[top:bottom, left:right] = np.where(np.abs(here) > np.abs(place), here, place)
         grow = round(LEAST_CELL_PX - self.patch_px * self.zoom / part.shape[-1])
         if grow <= 0:
@@ -307,7 +312,7 @@ def _maps(
         for box in boxes:
             outline(panel, view.placed(box), TRUTH)
         titled = _titled(panel, f"{name}: {score}", _sum(stage, best, column))
-        panels.append(np.vstack([titled, colour_bar(panel.shape[1], most, f"{unit} a cell")]))
+        panels.append(np.vstack([titled, colour_bar(titled.shape[1], most, f"{unit} a cell")]))
     return panels
 
 
@@ -345,7 +350,9 @@ def _window(looked: Looked, k: int) -> str:
 
 
 def _titled(panel: Picture, title: str, facts: str) -> Picture:
-    return np.vstack([words([(title, PAPER), (facts, QUIET)], panel.shape[1]), panel])
+    spare = max(0, LEAST_WIDTH_PX - panel.shape[1])
+    wide = np.pad(panel, ((0, 0), (0, spare), (0, 0)), constant_values=BACKGROUND[0])
+    return np.vstack([words([(title, PAPER), (facts, QUIET)], wide.shape[1]), wide])
 
 
 def _sum(stage: Stage, patch: int, column: int) -> str:

@@ -4,7 +4,6 @@ All of it hangs on the run's seed, the phase, the epoch and the step, and on the
 came before, nor on how many processes load it.
 """
 
-import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch.utils.data import BatchSampler, DataLoader
 
 from training import devices
 from training.config import Config, Phase
-from training.datasets import BalancedSampler, Batch, PatchSet, ScreenBatches, collate
+from training.datasets import Batch, PatchSet, balanced_order, screen_batches
 from training.losses import patch_bce
 from training.resident import Resident, refuse_too_large
 
@@ -79,8 +78,8 @@ class Feed:
             raise ValueError(f"{self.name}.batch = {batch} does not divide over {world} devices")
         drawn = self._drawn(epoch, data.patches_per_epoch)
         if self.by_screen:
-            return list(ScreenBatches(self.patches, batch=batch // world, **drawn))
-        shuffled = BalancedSampler(
+            return screen_batches(self.patches, batch=batch // world, **drawn)
+        shuffled = balanced_order(
             self.patches.labels, positives=data.positives, difficulty=self._drawn_by, hard=data.hard, **drawn
         )
         return self._batched(shuffled)
@@ -88,14 +87,14 @@ class Feed:
     def even_order(self, epoch: int, count: int) -> list[list[int]]:
         """The same of about `count` patches, each as likely as any other."""
         count = max(self._fabric.world_size, min(count, len(self.patches)))
-        return self._batched(BalancedSampler(self.patches.labels, positives=None, **self._drawn(epoch, count)))
+        return self._batched(balanced_order(self.patches.labels, positives=None, **self._drawn(epoch, count)))
 
     def _drawn(self, epoch: int, count: int | None) -> dict[str, Any]:
-        """How this device's share of `count` patches is drawn, as samplers take it."""
+        """How this device's share of `count` patches is drawn."""
         rank, world = self._fabric.global_rank, self._fabric.world_size
         return {"count": count, "seed": self._seed, "epoch": epoch, "rank": rank, "world": world}
 
-    def _batched(self, shuffled: BalancedSampler) -> list[list[int]]:
+    def _batched(self, shuffled: list[int]) -> list[list[int]]:
         """Whole batches of a device's share, or one of what there is."""
         share = self.phase.batch // self._fabric.world_size
         return list(BatchSampler(shuffled, share, drop_last=len(shuffled) >= share))
@@ -117,8 +116,8 @@ class Feed:
             [(index, number, place * world + rank) for place, index in enumerate(indices)]
             for number, indices in enumerate(order, step)
         ]
-        for batch in DataLoader(self.patches, batch_sampler=keys, **workers, collate_fn=collate):
-            yield Batch(*(self._fabric.to_device(getattr(batch, one.name)) for one in dataclasses.fields(Batch)))
+        for rows in DataLoader(self.patches, batch_sampler=keys, **workers):
+            yield Batch(*self._fabric.to_device(rows))
 
     def step_seed(self, epoch: int, step: int, *stream: int) -> int:
         """What a step draws, as dropout does, hangs on nothing that came before; each device draws its own."""

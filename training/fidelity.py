@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,15 +98,12 @@ def opened(bundle: Path, precision: str) -> Iterator[Backend]:
         BundleError: the bundle is not whole, or has no such precision.
         RuntimeUnavailable: it is bf16, and there is no OpenVINO, or the CPU does not compute in it.
     """
-    with ExitStack() as stack:
-        folder = stack.enter_context(seen_whole(bundle))
-        if precision == "fp16":
-            folder = stack.enter_context(rounded_copy(folder))
-        backend = load(folder, runtime_of(precision), precision=precision)
-        try:
-            yield backend
-        finally:
-            backend.close()
+    with (
+        seen_whole(bundle) as whole,
+        rounded_copy(whole) if precision == "fp16" else nullcontext(whole) as folder,
+        closing(load(folder, runtime_of(precision), precision=precision)) as backend,
+    ):
+        yield backend
 
 
 def fidelity(bundle: Path, folders: Sequence[Path], *, part: str | None) -> dict[str, Fidelity]:

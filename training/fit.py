@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import update_bn
 
 from training import devices
 from training.augment import Augment
@@ -42,8 +43,9 @@ def fit(config: Config) -> Report:
 
     Raises:
         BeingTrainedError: another process is at it.
-        ValueError: the run's folder was begun with another configuration, the data does not fit the network, the
-            devices or their memory, or the loss is no longer finite.
+        DivergedError: the loss is no longer finite.
+        ValueError: the run's folder was begun with another configuration, or the data does not fit the network, the
+            devices or their memory.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
@@ -57,6 +59,10 @@ def fit(config: Config) -> Report:
         raise ValueError(f"the GPU's memory is too small ({error}): {remedy}") from error
 
 
+class DivergedError(ValueError):
+    """The loss is no longer finite."""
+
+
 @dataclass(slots=True)
 class Standing:
     """How far a phase has come, and what goes with that besides weights."""
@@ -64,6 +70,7 @@ class Standing:
     epoch: int = 0  # that is learnt next, or is being learnt
     step: int = 0  # steps of it that are done
     best: float = -1.0  # highest validation F so far
+    kept: bool = False  # whether the phase keeps the weights of the epoch that ended last
     sums: dict[str, float] = field(default_factory=dict)  # of the parts of the loss over the steps done
     seconds: float = 0.0  # that they took
 
@@ -112,7 +119,7 @@ class Run:
             return self._validate(reason=True)
         if self.fabric.is_global_zero:
             training = {name: feed.patches for name, feed in self.feeds.items()}
-            data = describe_data(self.folder.data_id, self.validation, training)
+            data = describe_data(self.folder.data_id, self.config.data.folders, self.validation, training)
             begin_session(self.config.run, seed=self.config.seed, data=data, fabric=self.fabric)
         last = self.folder.load_last()
         for number, name in enumerate(PHASES):
@@ -140,6 +147,8 @@ class Run:
             self.network.keep_stage1()
         module, optimiser = self.fabric.setup(self.network, _optimiser(self.network, phase))
         at = Standing() if resumed is None else self._resume(feed, optimiser, resumed)
+        if at.kept and at.step == 0:  # a kill may have come before they were written
+            self._save_weights(name)
         with Journal(self.config.run, self.fabric.is_global_zero) as log:
             while at.epoch < phase.epochs:
                 feed.hold()
@@ -150,15 +159,15 @@ class Run:
                 devices.share_statistics(self.fabric, self.network)
                 found = self._validate(reason=name == "phase2")
                 at.seconds += time.monotonic() - began
-                best = found.f_measure >= at.best  # of equals the later one, which has learnt longer
-                at.best = max(at.best, found.f_measure)
-                if best or phase.keep == "last":
-                    self._save_weights(name)
                 figures = {"accuracy": found.accuracy, "f_measure": found.f_measure, "seconds": at.seconds}
                 log.write(name, at.epoch, {**losses, **figures})
-                at = Standing(epoch=at.epoch + 1, best=at.best)
+                # of equals the later one, which has learnt longer
+                kept = phase.keep == "last" or found.f_measure >= at.best
+                at = Standing(epoch=at.epoch + 1, best=max(at.best, found.f_measure), kept=kept)
                 feed.end_epoch()
                 self._save_last(feed, at, optimiser)
+                if kept:  # only now: an epoch that is learnt again may end otherwise
+                    self._save_weights(name)
         feed.release()
         if phase.epochs == 0:
             self._save_weights(name)
@@ -209,9 +218,10 @@ class Run:
         means = self._mean(torch.stack([*parts.values(), loss]).detach()).tolist()
         if not math.isfinite(means[-1]):
             where = f"{name}, epoch {at.epoch + 1}, step {at.step}"
-            raise ValueError(f"{where}: the loss is {means[-1]}; a lower {name}.learning_rate may keep it finite")
+            raise DivergedError(f"{where}: the loss is {means[-1]}; a lower {name}.learning_rate may keep it finite")
         self.fabric.backward(loss)
         optimiser.step()
+        self.network.end_step()
         optimiser.zero_grad()
         return dict(zip((*parts, "loss"), means, strict=True))
 
@@ -268,18 +278,11 @@ class Run:
         The running means are of the last batches alone. Where those are whole screens they may be of one or two, whose
         light is not that of the others: validation and the service would see with the eyes of the last screen.
         """
-        norms = [part for part in self.network.modules() if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d))]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.reset_running_stats()
-            norm.momentum = None  # the plain mean of all batches
         order = feed.even_order(at.epoch, feed.phase.statistics)
-        with torch.no_grad(), self.fabric.autocast():
-            # from the step after the epoch's last on: they draw like none of its own
-            for batch in feed.batches(order, epoch=at.epoch, step=at.step):
-                self.network(batch.pixels, reason=False)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        # from the step after the epoch's last on: they draw like none of its own
+        batches = feed.batches(order, epoch=at.epoch, step=at.step)
+        with self.fabric.autocast():
+            update_bn((batch.pixels for batch in batches), self.network)
 
     def _validate(self, *, reason: bool) -> Report:
         """Figures on the validation part, patches of one screen reasoned together, at 0.5."""

@@ -22,10 +22,12 @@ from torch import Tensor
 from engine import Manifest, alone
 from training.baselines import build_network
 from training.config import PHASES, Config, flat
+from training.cut_folder import image_sizes
 from training.evaluation import Report
 from training.network import Network
 from training.whole import replace
 
+TABLES = ("labels.csv", "windows.csv", "splits.csv")  # of a cut folder
 TOLD = 5  # differing keys of a configuration at most
 MIXED = "mixed"  # weights of the end of a run, in part those that it started with
 # of a stage 2 that begins anew, what does not change its weights' shapes
@@ -97,12 +99,12 @@ class RunFolder:
         data: dict[str, Any] = {"labels": list(labels), "data_id": data_id(config.all_folders)}
         if config.start is not None:
             data["start"] = hashlib.sha256(config.start.read_bytes()).hexdigest()
-        content = [content_id(folder) for folder in config.all_folders]
         file = self.path / "config.json"
         if not file.is_file():
             start = None if config.start is None else RunFolder(config.start.parent)
             own = [data_id([folder]) for folder in config.all_folders]
             learnt = [*own, *(start.learnt if start else ())]
+            content = [content_id(folder) for folder in config.all_folders]
             more = {"learnt": list(dict.fromkeys(learnt)), "phases": _learnt_phases(config), "content": content}
             told = {**data, **more}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
@@ -110,10 +112,22 @@ class RunFolder:
         if differing := _differing(Config.model_validate_json(file.read_text()), config):
             keys = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if differing[TOLD:] else "")
             raise ValueError(f"{self.path} was begun with another configuration ({keys}): choose another run folder")
-        told = self._data
-        same = all(told.get(key) == value for key, value in data.items()) and told.get("start") == data.get("start")
-        if not same or told.get("content", content) != content:  # of earlier versions it is not known
-            raise ValueError(f"{self.path} was begun with other data or weights there: choose another run folder")
+        others = [key for key in ("labels", "start") if self._data.get(key) != data.get(key)]
+        if others := [*others, *self.changed_data(config)]:
+            what = f"other data or weights there ({', '.join(others)})"
+            raise ValueError(f"{self.path} was begun with {what}: choose another run folder")
+
+    def changed_data(self, config: Config) -> list[str]:
+        """What of the data is not as the folder was begun with; empty where all is.
+
+        Raises:
+            OSError: it is gone.
+        """
+        if data_id(config.all_folders) != self._data.get("data_id"):
+            return [f"one of {', '.join(TABLES)}"]
+        now = [content_id(folder) for folder in config.all_folders]
+        ids = zip(config.all_folders, self.content or now, now, strict=True)  # of earlier versions it is not known
+        return [f"images or maps.npz of {folder}" for folder, before, after in ids if before != after]
 
     @property
     def data_id(self) -> str:
@@ -274,7 +288,7 @@ def data_id(folders: Sequence[Path]) -> str:
     """
     digest = hashlib.sha256()
     for folder in folders:
-        for table in ("labels.csv", "windows.csv", "splits.csv"):
+        for table in TABLES:
             digest.update((folder / table).read_bytes())
     return digest.hexdigest()[:16]
 
@@ -283,10 +297,10 @@ def content_id(folder: Path) -> str:
     """Identity of what `data_id` leaves out: where the defects are, and the pixels, told by the sizes of their files.
 
     Raises:
-        OSError: the maps cannot be read, or there are no images.
+        OSError: the maps cannot be read, or an image is gone of which `pixels.json` tells nothing.
     """
     digest = hashlib.sha256((folder / "maps.npz").read_bytes())
-    digest.update(sizes_of((folder / "images").iterdir()))
+    digest.update(json.dumps(image_sizes(folder)).encode())
     return digest.hexdigest()[:16]
 
 
@@ -302,10 +316,9 @@ def refuse_changed(run: Path, config: Config) -> None:
         ValueError: it has changed since.
         OSError: it is gone.
     """
-    content = [content_id(folder) for folder in config.all_folders]
-    folder = RunFolder(run)
-    if data_id(config.all_folders) != folder.data_id or folder.content not in (None, content):
-        raise ValueError(f"the data of {run} has changed since it was trained: what it was judged by is gone")
+    if changed := RunFolder(run).changed_data(config):
+        told = f"has changed since it was trained ({', '.join(changed)}): what it was judged by is gone"
+        raise ValueError(f"the data of {run} {told}")
 
 
 def _learnt_phases(config: Config) -> list[str]:

@@ -326,7 +326,7 @@ def doubts_of(bundle: Path, patches: PatchSet) -> Doubts:
     for backend in _served(bundle):
         with closing(backend):
             for k in track(range(len(patches)), f"doubts, {backend.runtime} {backend.precision}", transient=True):
-                windows[k] = min(windows[k], backend.features(patches.patch(k)[None, None]).doubt[0])
+                windows[k] = min(windows[k], backend.features(patches.pixels([k])).doubt[0])
             for k, pixels in enumerate(golden.pixels):
                 shown[k] = min(shown[k], backend.features(pixels[None]).doubt[0])
     return Doubts(windows=windows, golden=shown, golden_probability=golden.probability)
@@ -341,7 +341,7 @@ def _clean(backend: Backend, patches: PatchSet, clean: NDArray[np.int64]) -> dic
     if not len(clean):
         raise ValueError("every window tells something, or may have a label: nothing can be cleared")
     chosen = clean[np.linspace(0, len(clean) - 1, min(CLEAN_WINDOWS, len(clean))).astype(int)]
-    seen = [backend.features(patches.patch(int(k))[None, None]) for k in chosen]
+    seen = [backend.features(patches.pixels([k])) for k in chosen]
     label_features = np.concatenate([one.label_features for one in seen]).mean(axis=0, keepdims=True)
     stage1 = np.concatenate([one.stage1 for one in seen]).mean(axis=0, keepdims=True)
     probability = backend.reason(label_features, stage1)

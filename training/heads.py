@@ -3,8 +3,8 @@
 The equations stand in `attribution`, which uses this and checks what comes out.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import onnx
@@ -21,15 +21,12 @@ class Pooled:
     """Stage 1 of the two-stage network; L labels, D channels of the trunk's map, F label-feature width, S cells.
 
     Attributes:
-        trunk, attention: values of the graph; there is attention with attention pooling alone.
         largest: whether the largest value of each channel is taken.
         weight_LD, constant_L: u_j . W_j and u_j . b_j.
         cosine: whether the score is divided by the norm of the label's feature.
         linear_LFD, bias_LF: W and b.
     """
 
-    trunk: str
-    attention: tuple[str, ...]
     largest: bool
     weight_LD: Array
     constant_L: Array
@@ -64,22 +61,19 @@ def only_largest(trunk_DHW: Array) -> Array:
     return only_DS
 
 
-def undivided(feature_NLF: Array) -> Array:
-    """`Head.shares` of what is one part, (N, 1)."""
-    return np.ones((len(feature_NLF), 1))
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Head(ABC):
+    """How the scores of both stages are linear, and which values of the two graphs tell it.
 
+    Attributes:
+        features: values of the features graph, from `label_features` and `stage1` on.
+        reasoning: values of the reasoning graph, from `probability` on.
+    """
 
-class Head(Protocol):
-    """How the scores of both stages are linear, and which values of the two graphs tell it."""
+    features: tuple[str, ...]
+    reasoning: tuple[str, ...]
 
-    @property
-    def features(self) -> tuple[str, ...]:
-        """Values of the features graph, from `label_features` and `stage1` on."""
-
-    @property
-    def reasoning(self) -> tuple[str, ...]:
-        """Values of the reasoning graph, from `probability` on."""
-
+    @abstractmethod
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
         """Map and constant of stage 1, map and constant of stage 2 of one patch, from its values of the graph.
 
@@ -88,29 +82,25 @@ class Head(Protocol):
 
     def shares(self, feature_NLF: Array) -> Array:
         """What each part of stage 2 is multiplied by in its score, (N, J), from the features that are reasoned."""
+        return np.ones((len(feature_NLF), 1))
 
     def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
         """Scores of stage 2, and the graph's part in them, from the values behind `probability`."""
+        return score_NL, np.zeros_like(score_NL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class TwoStage:
+class TwoStage(Head):
     """Both stages; `weight_LLD` is c_ij . W_j, `constant_LL` is c_ij . b_j, `relation_LR` c_iR.
 
     `unit`: stage 2 takes label features of unit length, so that what it makes of each label j is a part of its own.
     """
 
     first: Pooled
-    reasoning: tuple[str, ...]
     weight_LLD: Array
     constant_LL: Array
     relation_LR: Array
     unit: bool
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """See `Head`."""
-        return ("label_features", "stage1", self.first.trunk, *self.first.attention)
 
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
         """See `Head`."""
@@ -125,7 +115,7 @@ class TwoStage:
     def shares(self, feature_NLF: Array) -> Array:
         """See `Head`."""
         if not self.unit:
-            return undivided(feature_NLF)
+            return np.ones((len(feature_NLF), 1))
         share_NL: Array = 1 / np.maximum(np.linalg.norm(feature_NLF, axis=2), 1e-12)  # as the graph bounds it
         return share_NL
 
@@ -135,17 +125,11 @@ class TwoStage:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class FirstStage:
+class FirstStage(Head):
     """Stage 1 alone, which decides by `scale_L` times its score."""
 
     first: Pooled
-    reasoning: tuple[str, ...]
     scale_L: Array
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """See `Head`."""
-        return ("label_features", "stage1", self.first.trunk, *self.first.attention)
 
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
         """See `Head`."""
@@ -153,24 +137,14 @@ class FirstStage:
         part_LHW, constant_L = self.first.take_apart(feature_LF, looked_LDS, others[0].shape[1:])
         return part_LHW, constant_L, self.scale_L[:, None, None] * part_LHW, self.scale_L * constant_L
 
-    def shares(self, feature_NLF: Array) -> Array:
-        """See `Head`."""
-        return undivided(feature_NLF)
-
-    def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
-        """See `Head`."""
-        return score_NL, np.zeros_like(score_NL)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class OneStage:
+class OneStage(Head):
     """A network of which both outputs are its logits, each a constant and the mean of its activation map.
 
     Or, with `weight_LD`, a constant and what those weights make of the largest value of each of the trunk's channels.
     """
 
-    features: tuple[str, ...]
-    reasoning: tuple[str, ...]
     weight_LD: Array | None = None
 
     def take_apart(self, feature_LF: Array, score_L: Array, *others: Array) -> tuple[Array, Array, Array, Array]:
@@ -182,16 +156,8 @@ class OneStage:
         constant_L = score_L - part_LHW.sum(axis=(1, 2))
         return part_LHW, constant_L, part_LHW, constant_L
 
-    def shares(self, feature_NLF: Array) -> Array:
-        """See `Head`."""
-        return undivided(feature_NLF)
 
-    def reasoned(self, score_NL: Array, *others: Array) -> tuple[Array, Array]:
-        """See `Head`."""
-        return score_NL, np.zeros_like(score_NL)
-
-
-def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage | FirstStage | OneStage:
+def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> Head:
     """The form of a bundle's scores.
 
     Raises:
@@ -210,19 +176,21 @@ def read_head(features: onnx.ModelProto, reasoning: onnx.ModelProto) -> TwoStage
             features=("label_features", "stage1", source), reasoning=("probability", score), weight_LD=weight_LD
         )
     first = _read_first(seen, trunk)
+    values = ("label_features", "stage1", trunk, *seen.outputs("Softmax"))  # of attention, where it pools
     temperature_L, scaled = reasoned.tempered(score)
     if scaled == "stage1" or reasoned.kind(scaled) == "Mul":
         scale, _ = (np.ones(()), "") if scaled == "stage1" else reasoned.factor(scaled, "Mul")
         scale_L = np.broadcast_to(scale / temperature_L.ravel(), len(first.bias_LF))
-        return FirstStage(first=first, reasoning=("probability", score), scale_L=scale_L)
+        return FirstStage(features=values, first=first, reasoning=("probability", score), scale_L=scale_L)
     enhanced, weight = reasoned.maker(score, "Gemm").input  # classifier 2 on concat(X, R'), without bias
     classifier = reasoned.constant(weight)
     labels, width = first.bias_LF.shape
     own_LLF = classifier[:, : labels * width].reshape(labels, labels, width)
     flat, related = reasoned.maker(enhanced, "Concat").input
     return TwoStage(
-        first=first,
+        features=values,
         reasoning=("probability", score, related),
+        first=first,
         weight_LLD=np.einsum("ijf,jfd->ijd", own_LLF, first.linear_LFD),
         constant_LL=np.einsum("ijf,jf->ij", own_LLF, first.bias_LF),
         relation_LR=classifier[:, labels * width :],
@@ -235,8 +203,6 @@ def _read_first(graph: "_Graph", trunk: str) -> Pooled:
     classifier_LF, feature = graph.factor(summed, "Mul")
     linear_LFD, bias_LF = _read_linear(graph, *classifier_LF.shape)
     return Pooled(
-        trunk=trunk,
-        attention=graph.outputs("Softmax"),
         largest=graph.takes_largest(trunk),
         weight_LD=np.einsum("lf,lfd->ld", classifier_LF, linear_LFD),
         constant_L=(classifier_LF * bias_LF).sum(axis=1),

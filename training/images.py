@@ -9,6 +9,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
@@ -16,6 +17,8 @@ from PIL import ExifTags, Image
 
 from engine import to_grey
 
+SUFFIXES = (".png", ".jpg", ".jpeg")  # of screens, in capitals or not
+NO_SCREEN = ".png or .jpg"
 TAKEN = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp"}
 END = {"PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 _PNG_DEPTH = 24  # the byte that tells the bits of a value
@@ -35,6 +38,28 @@ class Header:
     kind: str
     size: tuple[int, int]
     turned: bool
+
+
+def is_utf8(name: str) -> bool:
+    """Whether tables can hold the name of a file: one out of an archive of another system may be other bytes."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+
+
+def screen_files(source: Path) -> dict[str, Path]:
+    """Screen name to image file, sorted by name.
+
+    Raises:
+        ValueError: there are none, two of one name, or one whose name is not UTF-8.
+    """
+    files: dict[str, Path] = {}
+    for path in sorted((source / "screens").glob("*")):
+        if not is_utf8(path.name):
+            raise ValueError(f"{source / 'screens'} holds {path.name!a}, whose name is not UTF-8: no table can hold it")
+        if path.suffix.lower() in SUFFIXES and files.setdefault(path.stem, path) != path:
+            raise ValueError(f"{files[path.stem]} and {path.name} are one screen: names are told apart without suffix")
+    if not files:
+        raise ValueError(f"{source / 'screens'} holds no {NO_SCREEN}")
+    return files
 
 
 def read_header(path: Path) -> Header:
@@ -106,6 +131,17 @@ def read_whole(path: Path) -> NDArray[np.uint8]:
             return to_grey(np.asarray(_made_plain(image)), red_first=True)
     except FOREIGN_ERRORS as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    """Write grey pixels (H, W).
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    # level 1: a noisy frame hardly compresses, and higher levels take four times as long
+    if not cv2.imwrite(str(path), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
+        raise OSError(f"{path} could not be written")
 
 
 def _read_jpeg(data: bytes) -> NDArray[np.uint8]:

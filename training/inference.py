@@ -22,25 +22,16 @@ CHUNK = 8  # patches at a time on a CPU: a whole screen of activations of a larg
 
 
 def network_probability(
-    network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
+    network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True
 ) -> NDArray[np.float32]:
-    """Probabilities (N, L) by the module; the arguments are those of `network_score`."""
-    return to_probability(network_score(network, patches, fabric, reason=reason, group=group))
-
-
-def network_score(
-    network: Network, patches: PatchSet, fabric: Fabric, *, reason: bool = True, group: str = "screen"
-) -> NDArray[np.float32]:
-    """Scores (N, L) before the sigmoid; what is reasoned together is one of `training.evaluation.groups`."""
+    """Probabilities (N, L) by the module, the patches of each screen reasoned together; or else those of stage 1."""
     seen = see(network, patches, fabric)
-    if reason:
-        return reasoned(network, seen, patches, fabric, group=group)
-    score: NDArray[np.float32] = seen.logit_NL.cpu().numpy()
-    return score
+    score = reasoned(network, seen, patches, fabric, group="screen") if reason else seen.logit_NL.cpu().numpy()
+    return to_probability(score)
 
 
 def reasoned(network: Network, seen: Output, patches: PatchSet, fabric: Fabric, *, group: str) -> NDArray[np.float32]:
-    """Scores (N, L) of a set that was seen, some of its patches reasoned together at a time.
+    """Scores (N, L) before the sigmoid of a set that was seen, in one of `training.evaluation.groups` at a time.
 
     In float32, as the service reasons and training does: squares of features are beyond the range of half precision.
     """
@@ -111,7 +102,7 @@ def see(network: Network, patches: PatchSet, fabric: Fabric) -> Output:
     parts: dict[int, Output] = {}
     with torch.inference_mode(), fabric.autocast():
         for number in track(own, "probabilities", transient=True, disable=not fabric.is_global_zero):
-            pixels = torch.from_numpy(np.stack([patches.patch(int(index)) for index in chunks[number]]))[:, None]
+            pixels = torch.from_numpy(patches.pixels(chunks[number]))
             parts[number] = network(fabric.to_device(pixels), reason=False)
 
     def whole(field: str, *width: int) -> Tensor:

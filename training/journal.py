@@ -44,6 +44,7 @@ class Journal:
         if self._board is None:
             return
         row = {"phase": phase, "epoch": str(epoch + 1), **{key: f"{value:.6g}" for key, value in values.items()}}
+        row["f_measure"] = str(values["f_measure"])  # all its digits: they decide which epoch is the best
         kept = read_rows(self._file) if self._file.is_file() else []
         kept = [old for old in kept if (old["phase"], old["epoch"]) != (row["phase"], row["epoch"])]
         table = [[one.get(column, "") for column in self.columns] for one in (*kept, row)]

@@ -17,10 +17,10 @@ from training.bands import CONTRAST_BANDS, by_band
 from training.boxes import read_defects
 from training.contrast import measured
 from training.costs import Costs
-from training.cutting import read_parts, screen_files
 from training.faults import faults_of
-from training.images import read_whole
+from training.images import read_whole, screen_files
 from training.measures import Share, f_measure, wilson
+from training.membership import read_parts
 from training.truth import Defect
 from training.zones import Tally
 

@@ -8,11 +8,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import ImageFont
 
 from engine import Backend, load, warm_cells
 from training.datasets import PatchSet
 from training.evaluation import bundle_probability, fitting_patches
 from training.pictures import (
+    EDGE_PX,
     FOR,
     PAPER,
     QUIET,
@@ -28,6 +30,7 @@ from training.pictures import (
 )
 
 CROP_PX = 256
+CAPTION_PX = 14  # of its words
 COLUMNS = 6
 
 
@@ -42,6 +45,33 @@ class Mistakes:
 
     missed: list[int]
     false_alarms: list[int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tile:
+    """One patch on the sheet.
+
+    Attributes:
+        label: that was told wrongly.
+        mistake: "missed" or "false alarm".
+        patch: name of its image.
+        score: of the label, in [0, 1]; where a glance cleared the patch, that of a clean window.
+        doubt: of the glance that cleared the patch before the network saw it; None where none did.
+    """
+
+    label: str
+    mistake: str
+    patch: str
+    score: float
+    doubt: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sheet:
+    """What `worst` found: all the mistakes of each label, and the tiles that were drawn, in the order of the sheet."""
+
+    mistakes: dict[str, Mistakes]
+    tiles: list[Tile]
 
 
 def mistakes(probability: NDArray[np.float32], target: NDArray[np.int8], thresholds: Sequence[float]) -> list[Mistakes]:
@@ -64,8 +94,11 @@ def mistakes(probability: NDArray[np.float32], target: NDArray[np.int8], thresho
     ]
 
 
-def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None, count: int) -> dict[str, Mistakes]:
+def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None, count: int) -> Sheet:
     """Draw the worst mistakes of each label into one picture.
+
+    Scores are as they are served on this machine, a glance and all; maps are the whole network's, of what it would have
+    seen.
 
     Args:
         bundle: its folder.
@@ -73,9 +106,6 @@ def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None,
         out: the picture, in the format that its name ends with.
         part: train, validation or test; None takes all.
         count: patches of a label at most, half of them missed ones and half false alarms, unless there are fewer.
-
-    Returns:
-        All the mistakes of each label.
 
     Raises:
         ValueError: the bundle does not fit the data, or the picture's name ends with no format.
@@ -86,26 +116,28 @@ def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None,
         probability = bundle_probability(backend, patches, group="screen", look=manifest.turned_look)
         thresholds = [limits.threshold for limits in manifest.labels.values()]
         found = mistakes(probability, patches.labels, thresholds)
-        title = (
-            f"{manifest.name} {manifest.version}   green: where the defect is; orange: where the label's map is warm"
-        )
+        title = f"{manifest.name} {manifest.version}   green: where the defect is; "
+        title += "orange: where the whole network's map of the label is warm"
         width = COLUMNS * (CROP_PX + 2)
         strips = [words([(title, QUIET)], width)]
+        drawn: list[Tile] = []
         for column, (label, threshold, wrong) in enumerate(zip(manifest.labels, thresholds, found, strict=True)):
             missed, false_alarms = shown(wrong.missed, wrong.false_alarms, count)
             with_it, without = ((patches.labels[:, column] == truth).sum() for truth in (1, 0))
             head = f"{label}, threshold {threshold:.2f}: missed {len(wrong.missed)} of {with_it}, "
             head += f"false alarms {len(wrong.false_alarms)} of {without}"
             strips.append(words([(head, PAPER)], width, size=20))
-            for said, chosen in (
-                ("missed, the lowest score first", missed),
-                ("false alarms, the highest score first", false_alarms),
+            for mistake, said, chosen in (
+                ("missed", "missed, the lowest score first", missed),
+                ("false alarm", "false alarms, the highest score first", false_alarms),
             ):
                 if chosen:
-                    drawn = [_tile(backend, patches, k, column, float(probability[k, column])) for k in chosen]
-                    strips += [words([(said, PAPER)], width), tiles(drawn, COLUMNS)]
+                    now = [_tile(backend, patches, k, column, mistake, float(probability[k, column])) for k in chosen]
+                    pictures = [_drawn(backend, patches, k, column, tile) for k, tile in zip(chosen, now, strict=True)]
+                    strips += [words([(said, PAPER)], width), tiles(pictures, COLUMNS)]
+                    drawn += now
     write(out, np.vstack(strips))
-    return dict(zip(manifest.labels, found, strict=True))
+    return Sheet(mistakes=dict(zip(manifest.labels, found, strict=True)), tiles=drawn)
 
 
 def shown(missed: list[int], false_alarms: list[int], count: int) -> tuple[list[int], list[int]]:
@@ -115,11 +147,32 @@ def shown(missed: list[int], false_alarms: list[int], count: int) -> tuple[list[
     return first, false_alarms[: count - len(first)]
 
 
-def _tile(backend: Backend, patches: PatchSet, index: int, column: int, score: float) -> Picture:
-    """One patch at the place of its defect, or else where the label's map is warmest, under its score and name."""
+def fitted(name: str, width: int) -> str:
+    """A name that so many pixels of a caption show whole: of a longer one both ends, as patches differ in the last."""
+    font = ImageFont.load_default(CAPTION_PX)
+    told, kept = name, len(name)
+    while font.getlength(told) > width and kept > 1:
+        kept -= 1
+        told = f"{name[: kept // 2]}...{name[kept // 2 - kept :]}"
+    return told
+
+
+def _tile(backend: Backend, patches: PatchSet, index: int, column: int, mistake: str, score: float) -> Tile:
+    doubt = backend.features(patches.patch(index)[None, None]).doubt
+    return Tile(
+        label=patches.label_names[column],
+        mistake=mistake,
+        patch=patches.names[index],
+        score=score,
+        doubt=float(doubt[0]) if backend.manifest.glance.clears(doubt)[0] else None,
+    )
+
+
+def _drawn(backend: Backend, patches: PatchSet, index: int, column: int, tile: Tile) -> Picture:
+    """One patch at the place of its defect, or else where the label's map is warmest, under its name and facts."""
     patch, side = patches.patch(index), patches.patch_px
     defect = patches.cells(index)[column] == 1
-    activation = backend.features(patch[None, None]).activation[0, column]
+    activation = backend.features(patch[None, None], glance=False).activation[0, column]
     seen = warm_cells(activation)
     cells = defect if defect.any() else activation == activation.max()
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
@@ -132,9 +185,10 @@ def _tile(backend: Backend, patches: PatchSet, index: int, column: int, score: f
         whole = cv2.resize(region.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST)
         part = np.asarray(whole[top : top + len(piece), left : left + len(piece)], np.uint8)
         outline_cells(picture, _resized(part, cv2.INTER_NEAREST) > 0, colour)
-    name = patches.names[index].removesuffix(".png")
-    facts = [(f"{score:.3f}  {name}", PAPER), (f"{len(piece)} px", QUIET)]
-    return np.vstack([words(facts, CROP_PX), picture])
+    name = fitted(tile.patch.removesuffix(".png"), CROP_PX - 2 * EDGE_PX)
+    cleared = "" if tile.doubt is None else f"cleared by the glance, doubt {tile.doubt:.3g}"
+    facts = [(name, PAPER), (f"{tile.score:.3f}   {len(piece)} px", QUIET), (cleared, FOR)]
+    return np.vstack([words(facts, CROP_PX, size=CAPTION_PX), picture])
 
 
 def _resized(picture: NDArray[np.uint8], how: int) -> NDArray[np.uint8]:

@@ -22,6 +22,8 @@ from training.pooling import CategoryPooling
 from training.reasoning import GraphReasoning
 from training.trunks import build_trunk
 
+Gather = Callable[[Tensor], Tensor]  # makes the global batch of the batches of several devices
+
 
 class CosineClassifier(nn.Module):
     """Classifier 1: S_ij = cos(X_ij, w_j), and a learnt positive scale that makes logits of cosines.
@@ -96,7 +98,7 @@ class Network(nn.Module, ABC):
         *,
         reason: bool = True,
         group_N: Tensor | None = None,
-        gather: Callable[[Tensor], Tensor] | None = None,
+        gather: Gather | None = None,
         parts: int = 1,
     ) -> Output:
         """One pass.
@@ -105,7 +107,7 @@ class Network(nn.Module, ABC):
             pixel_NGPP: grey pixels (N, 1, P, P) in [0, 255], any dtype.
             reason: run stage 2 as well (phase 2, evaluation), where there is one.
             group_N: screen of each patch, see `GraphReasoning.forward`.
-            gather: makes the global batch of the batches of several devices; relations are taken over it.
+            gather: where a batch is shared by several devices; relations are taken over the whole of it.
             parts: in so many the patches go through the trunk while it learns, see `in_parts`.
         """
 
@@ -138,12 +140,20 @@ class Network(nn.Module, ABC):
             length_L: mean length of each label's features there, where `scores_from` asks for it.
         """
 
+    def end_step(self) -> None:
+        """Bring weights back to where they may be, after a step that moved them."""
+
     def keep_stage1(self) -> None:
         """Let stage 1 stay as it is from now on while the network learns, its batch normalisation too."""
 
 
 class Clustering(Network):
-    """Stage 1: trunk, category pooling and classifier 1. `channels` is 1, or 3 to count as the paper does."""
+    """Stage 1, which decides where it is alone: what stage 2 is worth is measured against it.
+
+    Trunk, category pooling and classifier 1. `channels` is 1, or 3 to count as the paper does.
+    """
+
+    temperature_L: Tensor | None = None
 
     def __init__(self, labels: int, config: NetworkConfig, *, channels: int = 1) -> None:
         super().__init__(labels, config)
@@ -159,6 +169,20 @@ class Clustering(Network):
             normalised=config.classifier == "cosine",
         )
 
+    def forward(
+        self,
+        pixel_NGPP: Tensor,
+        *,
+        reason: bool = True,
+        group_N: Tensor | None = None,
+        gather: Gather | None = None,
+        parts: int = 1,
+    ) -> Output:
+        """One pass, see `Network.forward`."""
+        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP, parts=parts)
+        seen = Output(feature_NLF, cosine_NL, self.classifier1.logits(cosine_NL), None, map_NLHW)
+        return seen._replace(score_NL=self.scores(seen, group_N, gather)) if reason else seen
+
     def stage1(self, pixel_NGPP: Tensor, *, parts: int = 1) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         """Label features (N, L, F), cosines (N, L), the labels' map logits (N, L, H, W) if any, the trunk's map."""
         trunk_NDHW = in_parts(self.trunk, preprocess(pixel_NGPP, light=self.config.light), parts)
@@ -166,9 +190,37 @@ class Clustering(Network):
         feature_NLF = feature_NLF.to(torch.promote_types(feature_NLF.dtype, torch.float32))
         return feature_NLF, self.classifier1(feature_NLF), map_NLHW, trunk_NDHW
 
+    def scores(self, seen: Output, group_N: Tensor | None, gather: Gather | None) -> Tensor:
+        """Deciding scores (N, L) of what stage 1 gave: its logits, with nothing to reason, to group or to gather."""
+        return seen.logit_NL
+
+    def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
+        """The scaled cosines."""
+        logit_KL = self.classifier1.logits(cosine_KL)
+        return logit_KL if self.temperature_L is None else logit_KL / self.temperature_L
+
+    def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Label features, cosines and activation.
+
+        With attention the activation is the map by which the features were pooled: a score depends on the trunk's map
+        through it, so no linear part of a classifier says where the label was seen.
+        """
+        feature_NLF, cosine_NL, map_NLHW, trunk_NDHW = self.stage1(pixel_NGPP)
+        return feature_NLF, cosine_NL, self.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
+
     def components(self) -> dict[str, nn.Module]:
         """Trunk, category pooling, classifier 1."""
         return {"trunk": self.trunk, "category pooling": self.pooling, "classifier 1": self.classifier1}
+
+    def temper(self, temperature_L: Tensor) -> None:
+        """Divide the scaled cosines; the cosines themselves stay."""
+        self.temperature_L = temperature_L
+
+    def activation(self, trunk_NDHW: Tensor) -> Tensor:
+        """Where each label's score comes from with average pooling, (N, L, H, W): the cosine's linear part."""
+        linear_LFD = self.pooling.linear.weight.reshape(self.labels, self.config.feature_width, -1)
+        weight_LD = (self.classifier1.weight[:, :, None] * linear_LFD).sum(dim=1)
+        return functional.conv2d(trunk_NDHW, weight_LD[:, :, None, None])
 
 
 class TwoStageNetwork(Clustering):
@@ -192,38 +244,18 @@ class TwoStageNetwork(Clustering):
             part.eval()
         return self
 
-    def forward(
-        self,
-        pixel_NGPP: Tensor,
-        *,
-        reason: bool = True,
-        group_N: Tensor | None = None,
-        gather: Callable[[Tensor], Tensor] | None = None,
-        parts: int = 1,
-    ) -> Output:
-        """One pass, see `Network.forward`."""
-        feature_NLF, cosine_NL, map_NLHW, _ = self.stage1(pixel_NGPP, parts=parts)
-        logit_NL = self.classifier1.logits(cosine_NL)
-        score_NL = None
-        if reason:
-            relate_to = None if gather is None else (gather(feature_NLF), gather(cosine_NL), gather(logit_NL))
-            with _in_float32(feature_NLF.device):  # as it is served
-                score_NL = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
-        return Output(feature_NLF, cosine_NL, logit_NL, score_NL, map_NLHW)
+    def scores(self, seen: Output, group_N: Tensor | None, gather: Gather | None) -> Tensor:
+        """Scores S' (N, L) of what stage 1 gave."""
+        feature_NLF, cosine_NL, logit_NL = seen.feature_NLF, seen.cosine_NL, seen.logit_NL
+        relate_to = None if gather is None else (gather(feature_NLF), gather(cosine_NL), gather(logit_NL))
+        with _in_float32(feature_NLF.device):  # as it is served
+            score_NL: Tensor = self.reasoning(feature_NLF, cosine_NL, logit_NL, group_N, relate_to)
+        return score_NL
 
     def reason(self, feature_KLF: Tensor, cosine_KL: Tensor) -> Tensor:
         """Scores S' (K, L) of the patches of one screen."""
         score_KL: Tensor = self.reasoning(feature_KLF, cosine_KL, self.classifier1.logits(cosine_KL))
         return score_KL
-
-    def features(self, pixel_NGPP: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Label features, cosines and activation.
-
-        With attention the activation is the map by which the features were pooled: the score depends on the trunk's
-        map through it, so no linear part of classifier 2 says where the label was seen.
-        """
-        feature_NLF, cosine_NL, map_NLHW, trunk_NDHW = self.stage1(pixel_NGPP)
-        return feature_NLF, cosine_NL, self.activation(trunk_NDHW) if map_NLHW is None else map_NLHW
 
     @torch.no_grad()
     def begin_phase(self, phase: str, counts_LL: Tensor, length_L: Tensor | None = None) -> None:
@@ -239,6 +271,11 @@ class TwoStageNetwork(Clustering):
             self.reasoning.start_classifier(
                 weight_LF * length_L[:, None] if self.reasoning.unit_features else weight_LF
             )
+
+    @torch.no_grad()
+    def end_step(self) -> None:
+        """An edge that has turned negative is none, as which it has no gradient: from zero it may come back."""
+        self.reasoning.edges.clamp_(min=0)
 
     def components(self) -> dict[str, nn.Module]:
         """Those of stage 1, and graph reasoning with the nodes that begin as classifier 1's."""

@@ -17,8 +17,8 @@ from rich.progress import track
 from training.boxes import box_row, write_boxes, write_masks
 from training.conversion.names import shortened
 from training.conversion.regions import regions
-from training.cutting import read_parts, screen_files
-from training.images import read_whole
+from training.images import read_whole, screen_files, write_png
+from training.membership import read_parts
 from training.rows import write_rows
 from training.truth import Defect
 
@@ -71,8 +71,7 @@ def paste(
         donor = rng.choice([other for other in learnt if other != name])
         frame, defects = pasted(read_whole(files[name]), read_whole(files[donor]), rng, patch_px=patch_px)
         copy = shortened(f"{name}-{k}")
-        if not cv2.imwrite(str(out / "screens" / f"{copy}.png"), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-            raise OSError(f"{out / 'screens' / copy}.png could not be written")
+        write_png(out / "screens" / f"{copy}.png", frame)
         write_masks(out / "masks" / f"{copy}.npz", defects, first=len(boxes))
         boxes += [box_row(copy, defect) for defect in defects]
         rows.append((copy, parts[name], name))

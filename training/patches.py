@@ -120,9 +120,12 @@ def cut_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
     try:
         facts: dict[str, Any] = json.loads(file.read_text())
-        return {**facts, "patch_px": facts["patch_px"], "source": facts["source"]}  # which every version wrote
+        patch_px, _ = facts["patch_px"], facts["source"]  # which every version wrote
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is none that `cut` wrote: {error!r}") from error
+    if not isinstance(patch_px, int) or patch_px < 1:
+        raise ValueError(f"{file}: patch_px is {patch_px!r}")
+    return facts
 
 
 def summarise(done: dict[str, Patches], labels: list[str], parts: dict[str, str]) -> CutSummary:

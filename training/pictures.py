@@ -19,7 +19,8 @@ Rectangle = tuple[int, int, int, int]  # left, top, right, bottom; right and bot
 FOR, STRONGLY_FOR, AGAINST, TRUTH = (240, 150, 0), (225, 20, 0), (0, 114, 200), (0, 220, 150)
 INK, PAPER, BACKGROUND, QUIET = (0, 0, 0), (255, 255, 255), (32, 32, 32), (170, 170, 170)
 FRAME = (110, 110, 110)
-LINE_PX = 4  # of words, between two lines
+WORDS_PX = 14  # size of words
+LINE_PX = 4  # between two lines of them
 EDGE_PX = 6  # left and right of words
 BAR_PX = 12  # of a scale of colours
 
@@ -50,6 +51,20 @@ def tiles(pictures: Sequence[Picture], columns: int) -> Picture:
     return np.asarray(np.vstack(rows), np.uint8)
 
 
+def over_pixels(part: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.float64]:
+    """A map (h, w) over so many rows and columns of pixels: smooth between cells, in the middle of each its own value.
+
+    Between pixels that lie further apart than cells, or beside their middles, a single cell would be lost.
+    """
+    over = np.asarray(cv2.resize(part, shape[::-1], interpolation=cv2.INTER_LINEAR), np.float64)
+    row, column = (
+        ((np.arange(cells) + 0.5) * pixels / cells).astype(int) for cells, pixels in zip(part.shape, shape, strict=True)
+    )
+    by_strength = np.unravel_index(np.argsort(np.abs(part), axis=None), part.shape)  # the last of a pixel's cells stays
+    over[row[by_strength[0]], column[by_strength[1]]] = part[by_strength]
+    return over
+
+
 def heated(picture: Picture, heat: NDArray[np.float64]) -> Picture:
     """Heat over a picture, both (h, w): from 0 to 1 orange to red, from 0 to -1 blue, 0 leaves it as it is."""
     warm = np.clip(heat, 0, 1)[..., None]
@@ -72,22 +87,20 @@ def outline_cells(picture: Picture, cells: NDArray[np.bool_], colour: Colour) ->
         cv2.drawContours(picture, contours, -1, line, thickness)
 
 
-def words(
-    lines: Sequence[tuple[str, Colour]], width: int, *, size: int = 14, background: Colour = BACKGROUND
-) -> Picture:
+def words(lines: Sequence[tuple[str, Colour]], width: int, *, size: int = WORDS_PX) -> Picture:
     """A strip of `width` pixels with one line of words under the other, each in its colour; too long a line is cut."""
     font = ImageFont.load_default(size)
     row = size + 2 * LINE_PX
-    strip = Image.new("RGB", (width, row * len(lines) + LINE_PX), background)
+    strip = Image.new("RGB", (width, row * len(lines) + LINE_PX), BACKGROUND)
     draw = ImageDraw.Draw(strip)
     for number, (text, colour) in enumerate(lines):
         draw.text((EDGE_PX, LINE_PX + number * row), text, fill=colour, font=font)
     return np.asarray(strip, np.uint8)
 
 
-def wrapped(text: str, width: int, *, size: int = 14) -> list[str]:
+def wrapped(text: str, width: int) -> list[str]:
     """Words in lines that a strip of `width` pixels shows whole, but for a single word that is wider."""
-    font = ImageFont.load_default(size)
+    font = ImageFont.load_default(WORDS_PX)
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -98,23 +111,22 @@ def wrapped(text: str, width: int, *, size: int = 14) -> list[str]:
     return lines
 
 
-def colour_bar(width: int, most: float, unit: str, *, size: int = 14) -> Picture:
+def colour_bar(width: int, most: float, unit: str) -> Picture:
     """What the colours of `heated` stand for: a bar over `width` pixels, under it its numbers, under these their unit.
 
     Args:
         width: of the strip.
         most: what has full colour; against the label it is as much below 0.
         unit: of the numbers, in words.
-        size: of the numbers, in pixels.
     """
     heat = np.tile(np.linspace(-1, 1, width), (BAR_PX, 1))
     bar = heated(np.full((BAR_PX, width, 3), BACKGROUND, np.uint8), heat)
     bar[:, width // 2] = PAPER
-    strip = Image.new("RGB", (width, 2 * (size + LINE_PX) + LINE_PX), BACKGROUND)
-    draw, font, middle = ImageDraw.Draw(strip), ImageFont.load_default(size), width // 2
+    strip = Image.new("RGB", (width, 2 * (WORDS_PX + LINE_PX) + LINE_PX), BACKGROUND)
+    draw, font, middle = ImageDraw.Draw(strip), ImageFont.load_default(WORDS_PX), width // 2
     for x, text, anchor in ((0, f"-{most:.2g}", "la"), (middle, "0", "ma"), (width, f"+{most:.2g}", "ra")):
         draw.text((x, LINE_PX), text, fill=QUIET, font=font, anchor=anchor)
-    draw.text((middle, LINE_PX + size + LINE_PX), unit, fill=QUIET, font=font, anchor="ma")
+    draw.text((middle, LINE_PX + WORDS_PX + LINE_PX), unit, fill=QUIET, font=font, anchor="ma")
     return np.vstack([bar, np.asarray(strip, np.uint8)])
 
 

@@ -126,7 +126,7 @@ def calibration_patches(patches: PatchSet, *, seed: int) -> NDArray[np.uint8]:
     half = CALIBRATION_PATCHES // 2
     first = [*order[labelled[order]][:half], *order[~labelled[order]][:half]]
     chosen = list(dict.fromkeys([*first, *order]))[:CALIBRATION_PATCHES]
-    return np.stack([patches.patch(int(index)) for index in chosen])[:, None]
+    return patches.pixels(chosen)
 
 
 def _narrow_what_holds(

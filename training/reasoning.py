@@ -101,7 +101,7 @@ class GraphReasoning(nn.Module):
             feature_NLF, feature_MLF = (functional.normalize(x, dim=-1) for x in (feature_NLF, feature_MLF))
         to_label_NL = self._to_labels(feature_NLF, (feature_MLF, cosine_ML, score_ML), group_N)
 
-        # learnt edges may turn negative; zeros stay reachable, which in some versions of PyTorch a clamp's bound is not
+        # those of earlier versions may be negative; a zero is learnt from, as a clamp's bound in some of PyTorch is not
         edges_LL = torch.where(self.edges < 0, 0.0, self.edges)
         if self.symmetric:
             edges_LL = (edges_LL + edges_LL.T) / 2

@@ -1,22 +1,20 @@
 """Other limits for a bundle, from other screens or other costs, without training: the graphs stay as they are.
 
 Review bands decide verdicts, thresholds what labels are called present. What a glance may clear follows from the bands,
-so its limit is chosen with them. The thresholds alone may be chosen anew, and leave it: the best F on patches is a flat
-maximum, and where it lies takes many of them to tell.
+so its limit is chosen with them. `training.thresholds` chooses the thresholds alone, and leaves it.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from engine import GLANCE_FILE, NO_GLANCE, Glance, LabelLimits, Manifest, load, seen_whole
-from training.calibration import Calibration, best_within, calibrate
-from training.card import CARD_FILE, THRESHOLDS, card_with, card_without, recalibrated_card
+from engine import GLANCE_FILE, NO_GLANCE, Glance, Manifest, load, seen_whole
+from training.calibration import Calibration, calibrate
+from training.card import CARD_FILE, card_with, card_without, recalibrated_card
 from training.clearing import clearing
 from training.costs import Costs
 from training.cut_folder import CutFolder
@@ -25,7 +23,6 @@ from training.evaluation import Report, bundle_probability, fitting_patches, rep
 from training.folder import data_id, learnt_by_bundle
 from training.glance import GLANCE_DATA, SECTION, SHARE, Chosen, prove, said
 from training.patches import refuse_dropped, refuse_other_windows
-from training.temperature import FOLDS, folds_by_screen
 from training.whole import drafted
 
 THRESHOLDS_DATA = "thresholds_data_id"  # of a manifest's facts: what they alone were chosen on
@@ -85,7 +82,7 @@ def recalibrate(
         BundleError: the bundle is not whole, or the version is no name.
         InferenceError: with its new limit the glance clears golden patches that show something.
     """
-    before, patches, chose = _fitting(bundle, folders, out, version=version, part=part)
+    before, patches, chose = fitting(bundle, folders, out, version=version, part=part)
     if before.glance == NO_GLANCE and (drop_glance or lost is not None):
         raise ValueError(f"{bundle} has no glance that could be left out, or lose windows")
     if drop_glance and lost is not None:
@@ -117,7 +114,7 @@ def recalibrate(
             **of_glance,
         },
     )
-    _write(bundle, out, manifest, lambda card: _card(card, manifest, found, chosen, before=before))
+    write_changed(bundle, out, manifest, lambda card: _card(card, manifest, found, chosen, before=before))
     thresholds = [limits.threshold for limits in found.limits.values()]
     return Recalibrated(
         manifest=Manifest.read(out),
@@ -179,153 +176,17 @@ def _card(card: str, manifest: Manifest, found: Calibration, chosen: Chosen | No
     return card_with(card, manifest, SECTION, said(chosen, origin))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Rethresholded:
-    """A bundle with other thresholds, the one before, and what patches say at the thresholds of both.
-
-    Attributes:
-        before: its manifest before.
-        manifest: of it.
-        report_before: of the patches, at the thresholds before.
-        report: of the same, at its own.
-        left_out: by label, F of the same patches, each at a threshold that was chosen without its screen and those of
-            its fold; of a label that some patch has.
-        kept: labels whose thresholds stay, and why.
-    """
-
-    before: Manifest
-    manifest: Manifest
-    report_before: Report
-    report: Report
-    left_out: dict[str, float]
-    kept: dict[str, str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "before": _at(self.before, self.report_before),
-            "now": _at(self.manifest, self.report),
-            "left_out": self.left_out,
-            "kept": self.kept,
-        }
-
-
-def _at(manifest: Manifest, found: Report) -> dict[str, Any]:
-    thresholds = {label: one.threshold for label, one in manifest.labels.items()}
-    return {"thresholds": thresholds, "report": asdict(found)}
-
-
-def rethreshold(
-    bundle: Path, folders: Sequence[Path], out: Path, *, version: str, part: str | None = None
-) -> Rethresholded:
-    """Write a bundle with the graphs, bands and glance of another one and thresholds of its own.
-
-    Each gives the best F on the known patches that there is inside its label's band: where thresholds chosen so without
-    a fifth of the screens do no better on it than the one before, that one stays. Verdicts stay, but where a second
-    look, which is at scores up to the threshold, shows more or less; labels and boxes become others.
-
-    Args:
-        bundle: whose graphs, golden patches, bands and glance are taken.
-        folders: cut folders with the bundle's labels and patch size, in the shares of the line, not learnt from.
-        out: folder of the new bundle, which must not exist.
-        version: of the new bundle.
-        part: train, validation or test; None takes all screens.
-
-    Raises:
-        ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
-            learnt from.
-        BundleError: the bundle is not whole, or the version is no name.
-        InferenceError: its glance clears golden patches that show something, as this CPU computes it.
-    """
-    before, patches, _ = _fitting(bundle, folders, out, version=version, part=part)
-    with closing(load(bundle)) as backend:
-        probability = bundle_probability(backend, patches, group="screen", look=before.turned_look)
-    limits = dict(before.labels)
-    left_out: dict[str, float] = {}
-    kept: dict[str, str] = {}
-    fold = folds_by_screen(patches.screens)
-    for (label, old), score, target in zip(before.labels.items(), probability.T, patches.labels.T, strict=True):
-        known = target >= 0
-        seen, truth = score[known], target[known] == 1
-        if not truth.any():
-            kept[label] = "no patch has it"
-            continue
-        left_out[label] = _f(_left_out(seen, truth, fold[known], old), truth)
-        if left_out[label] > _f(seen >= np.float64(old.threshold), truth):
-            limits[label] = replace(old, threshold=best_within(seen, truth, *old.review))
-        else:
-            kept[label] = "no better on screens left out"
-
-    def at(those: Mapping[str, LabelLimits]) -> Report:
-        thresholds = [one.threshold for one in those.values()]
-        return report(probability, patches.labels, labels=patches.label_names, thresholds=thresholds)
-
-    manifest = replace(
-        before,
-        version=version,
-        limits_version=before.limits_version + 1,
-        labels=limits,
-        training={
-            **before.training,
-            THRESHOLDS_DATA: data_id(folders),
-            "limits_before": f"{before.name} {before.version}",
-        },
-    )
-    found = Rethresholded(
-        before=before,
-        manifest=manifest,
-        report_before=at(before.labels),
-        report=at(limits),
-        left_out=left_out,
-        kept=kept,
-    )
-    _write(bundle, out, manifest, lambda card: card_with(card, manifest, THRESHOLDS, list(_said(found))))
-    return replace(found, manifest=Manifest.read(out))
-
-
-def _left_out(
-    score: NDArray[np.float32], truth: NDArray[np.bool_], fold: NDArray[np.int64], limits: LabelLimits
-) -> NDArray[np.bool_]:
-    """Whether each patch (N,) reaches the threshold that the other folds would choose; without positives, the old."""
-    present = np.zeros(len(score), np.bool_)
-    for part in range(FOLDS):
-        own, rest = fold == part, fold != part
-        threshold = best_within(score[rest], truth[rest], *limits.review) if truth[rest].any() else limits.threshold
-        present[own] = score[own] >= np.float64(threshold)
-    return present
-
-
-def _f(present: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
-    return float(2 * (present & truth).sum() / (present.sum() + truth.sum()))
-
-
-def _said(found: Rethresholded) -> Iterator[str]:
-    before = found.before
-    yield (
-        f"Version {found.manifest.limits_version} of the limits, for the graphs and bands of {before.name} "
-        f"{before.version}. The best F inside them on {found.report.patches} patches, and on those of screens that had "
-        "no part in the choice. The tables of patches above, and verdicts and F of precisions beside float32, are by "
-        "the thresholds before:"
-    )
-    yield ""
-    yield "| label | before | F | threshold | F | F left out |"
-    yield "| --- | --- | --- | --- | --- | --- |"
-    for label, limits in found.manifest.labels.items():
-        old, new = found.report_before.per_label[label].f_measure, found.report.per_label[label].f_measure
-        now = found.kept.get(label, f"{new:.3f}")
-        other = f"{found.left_out[label]:.3f}" if label in found.left_out else "-"
-        yield (
-            f"| {label} | {before.labels[label].threshold:.3f} | {old:.3f} | {limits.threshold:.3f} | {now} | {other} |"
-        )
-    yield ""
-
-
-def _fitting(
+def fitting(
     bundle: Path, folders: Sequence[Path], out: Path, *, version: str, part: str | None
 ) -> tuple[Manifest, PatchSet, NDArray[np.bool_]]:
     """The bundle's manifest, patches that limits of it may be chosen on, and which (N,) may have chosen its epoch.
 
     A folder that it has learnt from is known by its tables: another cut of the same screens is not recognised.
+
+    Raises:
+        ValueError: the version is the bundle's own, `out` exists, or the data does not fit the bundle or is what it has
+            learnt from.
+        BundleError: there is no bundle.
     """
     before = Manifest.read(bundle)
     if version == before.version:
@@ -346,8 +207,13 @@ def _fitting(
     return before, fitting_patches(before, folders, part=part), chose
 
 
-def _write(bundle: Path, out: Path, manifest: Manifest, card_of: Callable[[str], str]) -> None:
-    """Write it beside `out`, and move it there once it is whole."""
+def write_changed(bundle: Path, out: Path, manifest: Manifest, card_of: Callable[[str], str]) -> None:
+    """Write a bundle with another manifest and card beside `out`, and move it there once it is whole.
+
+    Raises:
+        BundleError: the bundle is not whole, or the manifest's version is no name.
+        InferenceError: its glance clears golden patches that show something, as this CPU computes it.
+    """
     with drafted(bundle, out) as draft:
         card = draft / CARD_FILE
         card.write_text(card_of(card.read_text()))

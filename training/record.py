@@ -6,7 +6,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 from lightning_fabric import Fabric
 
 from engine.cpus import available_cpus, cpu_name
+from training.cut_folder import CutFolder
 from training.datasets import PatchSet
 from training.whole import replace
 
@@ -56,19 +57,35 @@ def begin_session(run: Path, *, seed: int, data: dict[str, Any], fabric: Fabric)
     replace(file, lambda partial: partial.write_text(text + "\n"))
 
 
-def describe_data(data_id: str, validation: PatchSet, training: Mapping[str, PatchSet]) -> dict[str, Any]:
+def describe_data(
+    data_id: str, folders: Sequence[Path], validation: PatchSet, training: Mapping[str, PatchSet]
+) -> dict[str, Any]:
     """What is learnt from and judged by: identities, patches, screens and labels of each part.
 
-    Runs with the same `validation_id` are judged by the same patches with the same labels.
+    Runs with the same `validation_id` are judged by the same patches with the same labels. It is of names and labels,
+    and after a dash, which earlier versions lack, of the pixels.
+
+    Args:
+        data_id: of all that is learnt from and judged by.
+        folders: that the validation part lies in, cut.
+        validation: that part.
+        training: what each phase learns from.
     """
     judged = hashlib.sha256(json.dumps([validation.label_names, validation.screen_names, validation.names]).encode())
     judged.update(validation.labels.tobytes())
+    pixels = hashlib.sha256(json.dumps([_judged_pixels(CutFolder(folder)) for folder in folders]).encode())
     parts = {"validation": validation, **training}
     return {
         "id": data_id,
-        "validation_id": judged.hexdigest()[:16],
+        "validation_id": f"{judged.hexdigest()[:16]}-{pixels.hexdigest()[:8]}",
         "parts": {name: _counts(patches) for name, patches in parts.items()},
     }
+
+
+def _judged_pixels(cut: CutFolder) -> list[object]:
+    """How a folder's screens were cut, and by their names the pixels of those that are for validation."""
+    screens = sorted({cut.screens[k] for k in cut.rows_of("validation")})
+    return [cut.patch_px, cut.stride_px, cut.shrink, [cut.pixels_of.get(screen) for screen in screens]]
 
 
 def _counts(patches: PatchSet) -> dict[str, Any]:

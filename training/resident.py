@@ -55,8 +55,7 @@ class Resident:
 
         def copy(start: int) -> None:
             end = min(start + at_once, len(patches))
-            pixels = np.stack([patches.patch(index) for index in range(start, end)])
-            self._pixels[start:end] = torch.from_numpy(pixels).to(device)
+            self._pixels[start:end] = torch.from_numpy(patches.pixels(range(start, end))[:, 0]).to(device)
 
         starts = range(0, len(patches), at_once)
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -55,14 +55,16 @@ def read_rows(path: Path, *columns: str) -> list[dict[str, str]]:
 
     Args:
         path: of the file.
-        columns: that it must have, in every row.
+        columns: that it must have, in its header and in every row.
 
     Raises:
         ValueError: the file is no CSV file, lacks a column, or a row has more values or one of several lines; the
-            message names the line.
+            message names the header or the line.
     """
     found = []
-    _, rows = read_lines(path)
+    header, rows = read_lines(path)
+    if missing := [column for column in columns if column not in header]:
+        raise ValueError(f"{path} has the header {','.join(header)!r}: no {missing[0]}")
     for line, row, wrong in rows:
         absent = [column for column in columns if row.get(column) is None]
         if absent:

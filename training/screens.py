@@ -7,8 +7,9 @@ number of processes changes nothing.
 
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -164,11 +165,11 @@ def render(
         raise ValueError(f"{out} already holds screens")
     (out / "screens").mkdir(parents=True, exist_ok=True)
     (out / "masks").mkdir(exist_ok=True)
-    tasks = [_Task(plan, out, seed, height, width, faintest, dirt) for plan in plans]
+    one = partial(_render_one, out=out, seed=seed, height=height, width=width, faintest=faintest, dirt=dirt)
     workers = min(processes or os.cpu_count() or 1, screens)
     boxes: list[tuple[object, ...]] = []
     conditions: list[tuple[object, ...]] = []
-    for plan, defects in zip(plans, track(_run(tasks, workers), "render", total=screens), strict=True):
+    for plan, defects in zip(plans, track(_run(one, plans, workers), "render", total=screens), strict=True):
         first = len(boxes)
         for number, defect in enumerate(defects, first):
             boxes.append(box_row(plan.name, defect))
@@ -183,24 +184,13 @@ def render(
         write_previews(out)
 
 
-@dataclass(frozen=True, slots=True)
-class _Task:
-    plan: Plan
-    out: Path
-    seed: int
-    height: int
-    width: int
-    faintest: float
-    dirt: float
-
-
-def _run(tasks: list[_Task], workers: int) -> Iterator[list[Defect]]:
+def _run(one: Callable[[Plan], list[Defect]], plans: Sequence[Plan], workers: int) -> Iterator[list[Defect]]:
     """The defects of each screen, in order, as the screens are written."""
     if workers == 1:
-        yield from map(_render_one, tasks)
+        yield from map(one, plans)
         return
     with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
-        yield from pool.imap(_render_one, tasks)
+        yield from pool.imap(one, plans)
 
 
 def _one_thread() -> None:
@@ -208,17 +198,13 @@ def _one_thread() -> None:
     cv2.setNumThreads(1)
 
 
-def _render_one(task: _Task) -> list[Defect]:
+def _render_one(
+    plan: Plan, *, out: Path, seed: int, height: int, width: int, faintest: float, dirt: float
+) -> list[Defect]:
     frame, defects = draw_screen(
-        task.plan.labels,
-        seed=task.seed,
-        index=task.plan.index,
-        height=task.height,
-        width=task.width,
-        faintest=task.faintest,
-        dirt=task.dirt,
+        plan.labels, seed=seed, index=plan.index, height=height, width=width, faintest=faintest, dirt=dirt
     )
-    path = task.out / "screens" / f"{task.plan.name}.png"
+    path = out / "screens" / f"{plan.name}.png"
     if not cv2.imwrite(str(path), frame, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
         raise OSError(f"cannot write {path}")
     return defects

@@ -18,9 +18,8 @@ from rich.progress import track
 
 from engine import Features, Manifest, Window, cover, in_doubt, look_again, look_turned, read_golden, turned
 from engine import cut as cut_windows
-from training.cutting import screen_files
 from training.folder import load_run
-from training.images import read_header, read_whole
+from training.images import read_header, read_whole, screen_files
 from training.inference import CHUNK
 from training.network import FeaturesGraph, Network, ReasoningGraph
 from training.temperature import temperatures_of

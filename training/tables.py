@@ -1,13 +1,13 @@
 """Judgements, limits and comparisons as tables for people, on a console without markup: what is told has names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from training.bands import BORDER_BANDS, CONTRAST_BANDS, SIZE_BANDS, Bands
+from training.bands import BORDER_BANDS, CONTRAST, CONTRAST_BANDS, SIZE_BANDS, Bands
 from training.borders import Manner
 from training.calibration import Calibration
 from training.comparison import Comparison, Trained
@@ -18,8 +18,9 @@ from training.measures import Share
 from training.temperature import Sureness
 from training.validation.findings import CHECKS, Report
 
-if TYPE_CHECKING:  # it needs torch, which runs are compared without
-    from training.recalibration import Rethresholded
+if TYPE_CHECKING:  # they need torch, which runs are compared without
+    from training.mistakes import Sheet
+    from training.thresholds import Rethresholded
 
 SPREAD = "2.5-97.5 % of draws"
 
@@ -185,7 +186,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
     table.add_section()
     for phase in PHASES:
         table.add_row(f"{phase}: epochs", *(str(sum(e.phase == phase for e in one.epochs)) for one in runs))
-        table.add_row(f"{phase}: best validation F", *(_best(one, phase) for one in runs))
+        table.add_row(f"{phase}: validation F of the epoch kept", *(_best(one, phase) for one in runs))
     table.add_row("seconds", *("-" if one.seconds is None else f"{one.seconds:.0f}" for one in runs))
     table.add_section()
     table.add_row("macro F in the end", *(_final(one, None) for one in runs), style="bold")
@@ -226,12 +227,33 @@ def _add_decisions(table: Table, manners: Sequence[Manner]) -> None:
     table.add_row("false boxes (on clean screens)", *(f"{m.false_boxes} ({m.false_boxes_clean})" for m in manners))
 
 
-def print_recall(bands: Mapping[str, Mapping[str, Mapping[str, Share]]], console: Console) -> None:
-    """Recall of patches by size, contrast and distance to a border; see `recall_by_band`."""
+def print_mistakes(found: "Sheet", console: Console) -> None:
+    """How many mistakes each label has, and the tiles of the sheet in its order."""
+    for label, wrong in found.mistakes.items():
+        console.print(f"{label}: {len(wrong.missed)} missed, {len(wrong.false_alarms)} false alarms")
+    table = Table("label", "mistake", "score", "cleared by the glance", Column("patch", overflow="fold"))
+    for tile in found.tiles:
+        cleared = "" if tile.doubt is None else f"doubt {tile.doubt:.3g}"
+        table.add_row(tile.label, tile.mistake, f"{tile.score:.3f}", cleared, tile.patch)
+    console.print(table)
+
+
+def print_recall(
+    bands: Mapping[str, Mapping[str, Mapping[str, Share]]], console: Console, *, shrinks: Iterable[int] = (1,)
+) -> None:
+    """Recall of patches by size, contrast and distance to a border; see `recall_by_band`.
+
+    Args:
+        bands: shares by kind, label and band.
+        console: to print to.
+        shrinks: how many times smaller screens were taken before they were cut, whose pixels are then larger.
+    """
+    smaller = " or ".join(str(one) for one in sorted(set(shrinks)))
+    unit = "" if smaller == "1" else f", px of screens taken {smaller} times smaller"
     for kind, title, order in (
-        ("size", "recall by the longer side of what lies in the patch", SIZE_BANDS),
-        ("contrast", "recall by contrast, in multiples of the local noise", CONTRAST_BANDS),
-        ("border", "recall by distance to a border of the window", BORDER_BANDS),
+        ("size", f"recall by the longer side of what lies in the patch{unit}", SIZE_BANDS),
+        ("contrast", f"recall by contrast, {CONTRAST}", CONTRAST_BANDS),
+        ("border", f"recall by distance to a border of the window{unit}", BORDER_BANDS),
     ):
         _print_bands(title, bands.get(kind, {}), order, console)
 

@@ -60,7 +60,8 @@ def build_trunk(name: str, *, weights: str | None = None, channels: int = 1) -> 
     if name in OURS:
         if weights is not None:
             raise ValueError(f"the {name} trunk has no pretrained weights")
-        return OURS[name](channels)
+        ours = OURS[name](channels)
+        return ours, staged(ours).widths[-1]
     if name not in ("vgg16", "inception_v3", *torchvision.models.list_models(include="resnet*")):
         raise ValueError(
             f"unknown trunk {name!r}: {', '.join(map(repr, OURS))}, 'vgg16', 'inception_v3' or a torchvision ResNet"
@@ -233,9 +234,5 @@ def glance_trunk(channels: int = 1) -> Trunk:
     )
 
 
-# those that stand in no library, with their channels
-OURS: Mapping[str, Callable[[int], tuple[nn.Module, int]]] = {
-    "light": lambda channels: (LightTrunk(channels), LightTrunk.channels),
-    "glance": lambda channels: (glance_trunk(channels), GLANCE_WIDTH),
-    "compact": lambda channels: (compact_trunk(channels), COMPACT[-1]),
-}
+# those that stand in no library
+OURS: Mapping[str, Callable[[int], nn.Module]] = {"light": LightTrunk, "glance": glance_trunk, "compact": compact_trunk}

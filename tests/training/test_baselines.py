@@ -1,5 +1,6 @@
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,6 +137,26 @@ def test_describe_prints_them(tmp_path: Path) -> None:
     assert CliRunner().invoke(app, ["describe", "vgg17"]).exception is not None
 
 
+@pytest.mark.parametrize("size", [64, 72])
+def test_describe_says_which_methods_take_no_patches_that_small(size: int, tmp_path: Path) -> None:
+    file = tmp_path / "d.json"
+    answer = CliRunner().invoke(app, ["describe", "--size", str(size), "--json", str(file)])
+    assert answer.exit_code == 0, answer.output
+    small = {"inception_v3", *(["tdrg"] if size == 64 else [])}
+    found = json.loads(file.read_text())
+    assert {name for name in PAPER if found[name] is None} == small
+    for name, row in PAPER.items():
+        (line,) = (one.split() for one in answer.output.splitlines() if one.strip().startswith(f"{row.title} "))
+        assert (line[1:] == ["too", "small"]) == (name in small)
+    alone = CliRunner().invoke(app, ["describe", "inception_v3", "--size", str(size)])
+    assert str(alone.exception).startswith(
+        f"patches of {size} px are too small for network.method = 'plain' (trunk: inc"
+    )
+    (tmp_path / "toy.toml").write_text(f"{TOML}\n".replace('trunk = "light"', 'trunk = "inception_v3"'))
+    own = CliRunner().invoke(app, ["describe", "--config", str(tmp_path / "toy.toml"), "--size", str(size)])
+    assert str(own.exception).startswith(f"patches of {size} px are too small for")
+
+
 def test_describe_counts_the_network_of_a_configuration(tmp_path: Path) -> None:
     file = tmp_path / "d.json"
     answer = CliRunner().invoke(app, ["describe", "--config", str(EMBEDDED), "--json", str(file)])
@@ -219,6 +240,16 @@ def test_a_rival_that_has_no_stage_2_says_so(tmp_path: Path) -> None:
         read_config(tmp_path / "toy.toml", ["network.method=resnet"])
 
 
+@pytest.fixture
+def double() -> Iterator[None]:
+    """What is made meanwhile is float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("double")
 def test_label_embeddings_are_the_ones_written_out() -> None:
     """A (E W) + b, layer by layer: the graph mixes what the weights make, and not their bias."""
     network = rival("kssnet")
@@ -233,8 +264,10 @@ def test_label_embeddings_are_the_ones_written_out() -> None:
             [sum(float(network.graph[i, k]) * made[k][d] for k in range(3)) + bias[d] for d in range(len(bias))]
             for i in range(3)
         ]
-        torch.testing.assert_close(found, torch.tensor(raw), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, torch.tensor(raw), atol=1e-10, rtol=1e-10)
         before = [[x if x > 0 else SLOPE * x for x in row] for row in raw]
+    weights = tuple(network.convolutions.parameters())
+    assert torch.autograd.gradcheck(lambda *_: tuple(network.embeddings()), weights, fast_mode=True)
 
 
 def test_the_label_graph_is_the_one_written_out() -> None:
@@ -270,6 +303,9 @@ def test_scales_are_mixed_at_the_largest() -> None:
     maps = [torch.full((1, 2, side, side), float(value)) for side, value in ((8, 2), (4, 3), (1, 5))]
     for found, own in zip(mixed(*maps), maps, strict=True):
         torch.testing.assert_close(found, own + 30)
+    generator = torch.Generator().manual_seed(0)
+    drawn = [torch.randn(1, 2, n, n, generator=generator, dtype=torch.float64).requires_grad_() for n in (4, 2, 1)]
+    assert torch.autograd.gradcheck(lambda *x: tuple(mixed(*x)), tuple(drawn))
 
 
 def test_the_stages_of_a_trunk_are_the_trunk() -> None:

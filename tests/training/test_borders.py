@@ -17,7 +17,7 @@ from training.bands import BORDER_BANDS
 from training.borders import _inspect, compare, distance, iou, manners
 from training.boxes import read_defects
 from training.crossing import BESIDE_PX, cross
-from training.cutting import screen_files
+from training.images import screen_files
 from training.rows import read_rows
 from training.truth import Defect
 

@@ -14,7 +14,9 @@ from typer.testing import CliRunner
 from training.__main__ import app
 from training.boxes import read_defects
 from training.conversion.coco import convert_coco
-from training.cutting import cut, read_parts, screen_files
+from training.cutting import cut
+from training.images import screen_files
+from training.membership import read_parts
 from training.rows import read_rows
 
 HEIGHT, WIDTH = 96, 128

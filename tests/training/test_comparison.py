@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ from tests.training.data_form import TOML, write_screens
 from training.__main__ import app
 from training.comparison import compare
 from training.curves import draw
+from training.cut_folder import CutFolder
 from training.cutting import cut
-from training.record import revision, revision_of
+from training.datasets import PatchSet
+from training.record import describe_data, revision, revision_of
 from training.rows import read_rows
 
 
@@ -97,6 +100,70 @@ def test_runs_of_the_same_tables_and_other_pixels_are_told_apart(base: Path, tmp
     assert compare(runs).warnings == []
 
 
+def judged_by(folder: Path) -> str:
+    of = [folder]
+    told: str = describe_data("", of, PatchSet(of, "validation"), {})["validation_id"]
+    return told
+
+
+def test_runs_are_judged_by_the_same_where_patches_and_pixels_are(base: Path, tmp_path: Path) -> None:
+    """Of screens that are not for validation it does not matter which they are."""
+    folder = Path(shutil.copytree(base / "cut", tmp_path / "cut"))
+    file, before = folder / "cut.json", judged_by(folder)
+    facts, parts = json.loads(file.read_text()), CutFolder(folder).parts
+    seen, unseen = (next(n for n in parts if (parts[n] == "validation") is judged) for judged in (True, False))
+    for changes, same in (
+        ({"screens": {**facts["screens"], seen: "another"}}, False),
+        ({"screens": {**facts["screens"], unseen: "another"}}, True),
+        ({"shrink": 3}, False),
+        ({"stride_px": 96}, False),
+    ):
+        file.write_text(json.dumps({**facts, **changes}))
+        assert judged_by(folder).split("-")[0] == before.split("-")[0]
+        assert (judged_by(folder) == before) is same
+
+
+def test_a_run_whose_record_tells_no_pixels_is_no_other_one_for_that(base: Path, tmp_path: Path) -> None:
+    """Of an earlier version; what it tells of names and labels is held against the others'."""
+    runs = [base / "first", Path(shutil.copytree(base / "second", tmp_path / "earlier"))]
+    warning = "the runs are judged by different validation patches: their F is not comparable"
+    file = runs[1] / "run.json"
+    record = json.loads(file.read_text())
+    names = record["data"]["validation_id"].split("-")[0]
+    for told, warned in ((names, []), ("another", [warning]), (f"{names}-another", [warning])):
+        file.write_text(json.dumps({**record, "data": {**record["data"], "validation_id": told}}))
+        assert compare(runs).warnings == warned
+
+
+def test_other_weights_of_the_same_name_are_a_difference(base: Path, tmp_path: Path) -> None:
+    runs = [Path(shutil.copytree(base / "first", tmp_path / name)) for name in ("one", "two")]
+    for run, digit in zip(runs, "ab", strict=True):
+        data = json.loads((run / "data.json").read_text())
+        (run / "data.json").write_text(json.dumps({**data, "start": digit * 64}))
+    found = compare(runs)
+    assert found.differing == ["start_sha256"]
+    assert [one.config["start_sha256"] for one in found.runs] == ["a" * 12, "b" * 12]
+
+
+def test_what_changed_while_a_run_was_trained_or_from_run_to_run_is_said(base: Path, tmp_path: Path) -> None:
+    for name in ("own", "other"):
+        shutil.copytree(base / "first", tmp_path / name)
+    file = tmp_path / "own" / "run.json"
+    record = json.loads(file.read_text())
+    (session,) = record["sessions"]
+    session |= {"revision": "abc", "changed": False, "versions": {"torch": "2.8"}}
+    session["machine"] |= {"cpu": "one", "threads": 1}
+    later = {**session, "changed": True, "versions": {"torch": "2.9"}, "machine": {**session["machine"], "threads": 2}}
+    file.write_text(json.dumps({**record, "sessions": [session, session, later]}))
+    (tmp_path / "other" / "run.json").write_text(json.dumps({**record, "sessions": [session]}))
+    assert compare([tmp_path / "own", tmp_path / "other"]).warnings == [
+        "the runs have different versions of torch: 2.8, 2.9 | 2.8",
+        "own was trained with more than one revision: abc | abc+",
+        "own was trained with more than one machine: one, threads 1 | one, threads 2",
+        "own was trained with more than one torch: 2.8 | 2.9",
+    ]
+
+
 def test_a_run_without_a_record_or_an_end_is_shown_as_far_as_it_is_known(base: Path, tmp_path: Path) -> None:
     """As runs of earlier versions are, whose rows name no seconds either."""
     old = tmp_path / "first"
@@ -137,6 +204,35 @@ def test_other_folders_and_formats_are_refused(base: Path, tmp_path: Path) -> No
         compare([base / "first", tmp_path])
     with pytest.raises(ValueError, match="Format 'txt'"):
         draw(compare([base / "first"]).runs, tmp_path / "curves.txt")
+    broken = Path(shutil.copytree(base / "first", tmp_path / "broken"))
+    (broken / "run.json").write_text('{"seed": 0, "da')
+    with pytest.raises(ValueError, match=r"broken/run\.json cannot be read: "):
+        compare([broken])
+    (broken / "data.json").unlink()
+    with pytest.raises(ValueError, match=r"data\.json is missing"):
+        compare([broken])
+
+
+def test_every_run_is_in_the_legend_by_its_name_and_looks_like_no_other(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    (first,) = compare([base / "first"]).runs
+    names = ["_old", "x$_$", *(f"run-{number}" for number in range(6))]
+    drawn: list[Figure] = []
+    save = Figure.savefig
+
+    def keep_and_save(figure: Figure, path: Path, *, dpi: int) -> None:
+        drawn.append(figure)
+        save(figure, path, dpi=dpi)
+
+    monkeypatch.setattr(Figure, "savefig", keep_and_save)
+    draw([replace(first, run=name) for name in names], tmp_path / "curves.png")
+    (figure,) = drawn
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+    looks = [(line.get_color(), line.get_linestyle()) for line in figure.axes[0].get_lines()]
+    assert len(set(looks)) == len(names)
 
 
 def test_the_revision_is_that_of_the_code(tmp_path: Path) -> None:

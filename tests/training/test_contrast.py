@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 
 from training.boxes import read_defects
 from training.contrast import LEAST_NOISE, measured
-from training.cutting import screen_files
-from training.images import read_whole
+from training.images import read_whole, screen_files
 from training.screens import render
 from training.truth import Defect
 

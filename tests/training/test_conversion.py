@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training.conversion.form import draw_division, read_division
 from training.conversion.names import label_name, label_names, screen_name
 from training.conversion.polygons import polygon_pixels, turned_corners
 from training.conversion.regions import regions
 from training.conversion.runs import Runs, runs_of_counts, runs_of_pairs, unpack_counts
+from training.membership import draw_division, read_division
 
 
 def mask_of(runs: Runs, height: int, width: int) -> list[list[int]]:

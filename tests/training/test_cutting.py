@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from engine import Window, cover
 from tests.training.data_form import write_screens
 from training.boxes import read_defects
-from training.cutting import cut, draw_validation, read_parts, screen_files
+from training.cutting import cut
+from training.images import screen_files
+from training.membership import draw_validation, read_parts
 from training.truth import CELL_PX, Defect
 
 PATCH = 128
@@ -255,7 +257,7 @@ def rows(source: Path, change: Callable[[list[str]], list[str]]) -> None:
         (lambda s: (s / "boxes.csv").unlink(), "boxes.csv is missing"),
         (lambda s: (s / "splits.csv").unlink(), "neither splits.csv nor folds.csv"),
         (lambda s: (s / "splits.csv").write_text("screen,part\nt000,train\n"), "no part is given"),
-        (lambda s: (s / "splits.csv").write_text("screen\nt000\n"), "splits.csv, line 2: no part"),
+        (lambda s: (s / "splits.csv").write_text("screen\nt000\n"), "splits.csv has the header 'screen': no part"),
         (
             lambda s: (s / "splits.csv").write_text("screen,part\nt000,train\nt000,test\n"),
             "splits.csv: screen 't000' is in part train and test",
@@ -265,6 +267,11 @@ def rows(source: Path, change: Callable[[list[str]], list[str]]) -> None:
         (lambda s: boxes(s, "t001,dot,5,5,5,9"), "row 0 below the header: an empty or negative box"),
         (lambda s: boxes(s, "t001,dot,5,5.5,9,9"), "row 0 below the header: top is '5.5', which is no whole number"),
         (lambda s: boxes(s, "t001,dot,5"), "boxes.csv, line 2: no top"),
+        (lambda s: (s / "boxes.csv").write_text(""), "boxes.csv has the header '': no screen"),
+        (
+            lambda s: (s / "boxes.csv").write_text("screen,klass,x,y,w,h\n"),
+            "boxes.csv has the header 'screen,klass,x,y,w,h': no label",
+        ),
         (lambda s: boxes(s, "t001,dot,5,5,9,9,7"), "boxes.csv, line 2: more values than the header has"),
         (lambda s: boxes(s, 't001,dot,5,5,9,"9\nt002,dot,5,5,9,9'), "boxes.csv cannot be read: unexpected end of data"),
         (lambda s: boxes(s, 't001,dot,5,5,9,"9\nt002,dot,5,5,9,9"'), "line 3: bottom goes on over several lines"),

@@ -9,13 +9,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch.utils.data import default_collate
 
 from engine import NO_TURNED_LOOK, FakeBackend, TurnedLook, fake_manifest
 from tests.training.data_form import write_screens
 from training.augment import Augment
 from training.config import Augmentation
 from training.cutting import cut
-from training.datasets import BalancedSampler, PatchSet, ScreenBatches, collate, refuse_known, refuse_leaks
+from training.datasets import Batch, PatchSet, balanced_order, refuse_known, refuse_leaks, screen_batches
 from training.evaluation import bundle_probability, by_image, evaluate, fitting_patches, groups, report
 from training.measures import wilson
 from training.reliability import calibration_error, reliability
@@ -237,16 +238,16 @@ def test_a_screen_is_known_by_its_pixels(tmp_path: Path) -> None:
 def test_batches_of_whole_screens_are_no_more_patches_than_asked_for(folder: Path, batch: int) -> None:
     patches = PatchSet([folder], "train")
     for count in (10, 24, 40):
-        sizes = [len(one) for one in ScreenBatches(patches, batch=batch, count=count, seed=0, epoch=0)]
+        sizes = [len(one) for one in screen_batches(patches, batch=batch, count=count, seed=0, epoch=0)]
         assert sum(sizes) <= max(count, sizes[0])
         assert sum(sizes) > count - 2 * batch - 4
 
 
 def test_a_share_that_rounds_to_nothing_is_nothing() -> None:
     labels, same = np.eye(8, 2, dtype=np.int8), np.ones(8, np.float32)
-    few = BalancedSampler(labels, positives=0.05, count=8, seed=0, epoch=0)
-    hard = BalancedSampler(labels, positives=None, count=3, difficulty=same, hard=0.9, seed=0, epoch=0)
-    assert (len(list(few)), len(list(hard))) == (8, 3)
+    few = balanced_order(labels, positives=0.05, count=8, seed=0, epoch=0)
+    hard = balanced_order(labels, positives=None, count=3, difficulty=same, hard=0.9, seed=0, epoch=0)
+    assert (len(few), len(hard)) == (8, 3)
 
 
 def test_one_label_is_told_as_well_as_several() -> None:
@@ -285,7 +286,7 @@ def test_two_folders_are_one_set_with_screens_of_their_own(folder: Path) -> None
 
 def test_a_batch_holds_what_the_tables_say(folder: Path) -> None:
     patches = PatchSet([folder], "train")
-    batch = collate([patches[k] for k in range(5)])
+    batch = Batch(*default_collate([patches[k] for k in range(5)]))
     assert batch.pixels.shape == (5, 1, 128, 128)
     assert batch.labels.tolist() == patches.labels[:5].tolist()
     assert batch.maps.shape == (5, 2, 4, 4)
@@ -296,14 +297,14 @@ def test_a_batch_holds_what_the_tables_say(folder: Path) -> None:
 @pytest.mark.parametrize("world", [1, 2])
 def test_balanced_epochs_have_the_share_and_divide_over_devices(folder: Path, world: int) -> None:
     labels = PatchSet([folder], "train").labels
-    samplers = [
-        BalancedSampler(labels, positives=0.5, count=40, seed=0, epoch=3, rank=rank, world=world)
+    shares = [
+        balanced_order(labels, positives=0.5, count=40, seed=0, epoch=3, rank=rank, world=world)
         for rank in range(world)
     ]
-    drawn = [index for sampler in samplers for index in sampler]
+    drawn = [index for share in shares for index in share]
     assert len(drawn) == 40
     assert sum(bool((labels[index] == 1).any()) for index in drawn) == 20
-    assert {len(sampler) for sampler in samplers} == {40 // world}
+    assert {len(share) for share in shares} == {40 // world}
 
 
 def test_hard_patches_come_more_often_and_every_patch_comes(folder: Path) -> None:
@@ -312,20 +313,20 @@ def test_hard_patches_come_more_often_and_every_patch_comes(folder: Path) -> Non
     hard = [int(np.flatnonzero((labels == 1).any(axis=1))[0]), int(np.flatnonzero((labels != 1).all(axis=1))[0])]
     difficulty[hard] = 3.0
     count = 4 * len(labels)
-    sampler = BalancedSampler(labels, positives=0.5, difficulty=difficulty, hard=0.5, count=count, seed=0, epoch=0)
-    drawn = np.bincount(list(sampler), minlength=len(labels))
+    order = balanced_order(labels, positives=0.5, difficulty=difficulty, hard=0.5, count=count, seed=0, epoch=0)
+    drawn = np.bincount(order, minlength=len(labels))
     assert drawn.sum() == count
     assert drawn.min() >= 1
     assert set(np.argsort(drawn)[-2:].tolist()) == set(hard)
     present = (labels == 1).any(axis=1)
     assert drawn[present].sum() == count // 2  # the share of patches with a defect is kept
-    even = np.bincount(list(BalancedSampler(labels, positives=0.5, count=count, seed=0, epoch=0)))
+    even = np.bincount(balanced_order(labels, positives=0.5, count=count, seed=0, epoch=0))
     assert (drawn[hard] > even[hard]).all()
 
 
 def test_epochs_differ_and_repeat(folder: Path) -> None:
     labels = PatchSet([folder], "train").labels
-    orders = [list(BalancedSampler(labels, positives=None, count=None, seed=0, epoch=epoch)) for epoch in (0, 1, 0)]
+    orders = [balanced_order(labels, positives=None, count=None, seed=0, epoch=epoch) for epoch in (0, 1, 0)]
     assert orders[0] == orders[2] != orders[1]
     assert sorted(orders[0]) == list(range(len(labels)))
 
@@ -333,7 +334,7 @@ def test_epochs_differ_and_repeat(folder: Path) -> None:
 def test_screens_are_never_divided(folder: Path) -> None:
     patches = PatchSet([folder], "train")
     whole = {tuple(indices.tolist()) for indices in patches.by_screen()}
-    for batch in ScreenBatches(patches, batch=8, count=None, seed=0, epoch=0):
+    for batch in screen_batches(patches, batch=8, count=None, seed=0, epoch=0):
         assert len(batch) >= 8
         screens = patches.screens[batch]
         for number in set(screens.tolist()):

@@ -23,7 +23,8 @@ from training.datasets import PatchSet
 from training.evaluation import evaluate
 from training.fit import Run, _learning_rate, fit
 from training.folder import LEARNT_DATA, data_id, load_run, refuse_changed
-from training.inference import network_probability, network_score
+from training.inference import network_probability, reasoned, see
+from training.network import TwoStageNetwork
 from training.record import revision_of
 from training.rows import read_rows
 from training.temperature import Sureness, sigmoid
@@ -224,6 +225,16 @@ def test_statistics_may_be_those_of_shuffled_patches(toml: Path) -> None:
     assert all(difference.abs().max() > 1e-2 for difference in found[0])
 
 
+def test_no_step_leaves_an_edge_below_zero(toml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.fit.cooccurrence", lambda labels: torch.eye(labels.shape[1]) + 1e-6)
+    steep = ["phase1.epochs=0", "phase2.epochs=1", "phase2.optimiser=adamw", "phase2.learning_rate=0.5"]
+    config = read_config(toml, ["run=steep", *steep, "phase2.keep=last"])
+    fit(config)
+    network, _, _ = load_run(config.run)
+    assert isinstance(network, TwoStageNetwork)
+    assert network.reasoning.edges.min() >= 0  # without it -1.8
+
+
 def test_a_phase_may_learn_from_smaller_patches(run: Config, toml: Path) -> None:
     cut(toml.parent / "source", toml.parent / "cut-small", patch_px=64)
     config = read_config(toml, ["run=small", 'phase1.folders=["cut-small"]', "phase1.epochs=1", "phase2.epochs=1"])
@@ -258,8 +269,10 @@ def test_exported_graphs_give_the_modules_probabilities_at_its_temperatures(
     assert manifest.training["temperature_dot"] == 2.0
     network, config, _ = load_run(run.run)  # as it was trained
     patches = PatchSet(config.data.folders, "test")
-    expected = sigmoid(network_score(network, patches, Fabric(accelerator="cpu")) / temperature)
-    tempered = network_probability(done.network, patches, Fabric(accelerator="cpu"))
+    fabric = Fabric(accelerator="cpu")
+    score = reasoned(network, see(network, patches, fabric), patches, fabric, group="screen")
+    expected = sigmoid(score / temperature)
+    tempered = network_probability(done.network, patches, fabric)
     np.testing.assert_allclose(tempered, expected, atol=1e-4)
     backend = load(tmp_path / "bundle", threads=1)
     for indices in patches.by_screen():

@@ -1,6 +1,7 @@
 """What a run's folder remembers of what was learnt from, and whose it is."""
 
 import errno
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -11,9 +12,10 @@ from safetensors import SafetensorError
 from tests.training.data_form import write_screens, write_toy
 from training.bundling import export_run
 from training.config import read_config
+from training.cut_folder import CutFolder
 from training.cutting import cut
 from training.fit import fit
-from training.folder import BeingTrainedError, RunFolder, data_id, learnt_by_run, load_run, refuse_changed
+from training.folder import BeingTrainedError, RunFolder, content_id, data_id, learnt_by_run, load_run, refuse_changed
 from training.whole import replace
 
 
@@ -60,9 +62,10 @@ def test_a_run_knows_its_data_by_pixels_and_places_as_well(tmp_path: Path) -> No
     for file, other in ((image, b"painted"), (maps, b"moved")):
         kept = file.read_bytes()
         file.write_bytes(other)
-        with pytest.raises(ValueError, match="begun with other data"):
+        told = rf"\(images or maps.npz of {cut_folder}\)"
+        with pytest.raises(ValueError, match=f"begun with other data or weights there {told}: choose another"):
             folder.begin(config, ("dot", "line"))
-        with pytest.raises(ValueError, match="has changed since"):
+        with pytest.raises(ValueError, match=f"has changed since it was trained {told}: what it was judged by is gone"):
             refuse_changed(config.run, config)
         file.write_bytes(kept)
     folder.begin(config, ("dot", "line"))
@@ -75,6 +78,26 @@ def test_a_run_knows_its_data_by_pixels_and_places_as_well(tmp_path: Path) -> No
     refuse_changed(config.run, config)
 
 
+def test_a_run_goes_on_beside_a_stray_file_and_where_decoded_pixels_stand_in_for_images(tmp_path: Path) -> None:
+    config = read_config(write_toy(tmp_path, screens=3))
+    folder, images = RunFolder(config.run), tmp_path / "cut" / "images"
+    sizes = sorted((image.name, image.stat().st_size) for image in images.iterdir())
+    whole = hashlib.sha256((tmp_path / "cut" / "maps.npz").read_bytes() + json.dumps(sizes).encode()).hexdigest()
+    assert content_id(tmp_path / "cut") == whole[:16]  # as in every version: cells of studies are named by it
+    folder.begin(config, ("dot", "line"))
+
+    (images / ".DS_Store").write_bytes(b"stray")
+    (images / ".ipynb_checkpoints").mkdir()
+    CutFolder(tmp_path / "cut").pixels()
+    for _ in range(2):  # the second time without images
+        folder.begin(config, ("dot", "line"))
+        refuse_changed(config.run, config)
+        shutil.rmtree(images, ignore_errors=True)
+    (tmp_path / "cut" / "pixels.json").unlink()  # as of an earlier version
+    with pytest.raises(FileNotFoundError, match=r"images/t000_00_00.png is missing, and no pixels.json tells of it"):
+        refuse_changed(config.run, config)
+
+
 def test_a_run_whose_data_is_gone_still_gives_its_network(tmp_path: Path) -> None:
     """For a glance, or to seal screens by it; a bundle's limits are chosen on that data, so none is made of it."""
     config = read_config(write_toy(tmp_path, screens=10), ["phase1.epochs=1", "phase2.epochs=1"])
@@ -83,7 +106,8 @@ def test_a_run_whose_data_is_gone_still_gives_its_network(tmp_path: Path) -> Non
     learnt = [data_id([folder]) for folder in config.all_folders]
     splits = tmp_path / "cut" / "splits.csv"
     splits.write_text(splits.read_text() + "\n")
-    with pytest.raises(ValueError, match="has changed since it was trained"):
+    told = r"has changed since it was trained \(one of labels.csv, windows.csv, splits.csv\)"
+    with pytest.raises(ValueError, match=told):
         export_run(config.run, tmp_path / "bundle", version="1")
     assert learnt_by_run(config.run, config) == [*learnt, data_id(config.all_folders)]  # it is still its own
     shutil.rmtree(tmp_path / "cut")

@@ -14,11 +14,11 @@ from tests.bundles import tiny_bundle
 from tests.training.data_form import TOML, write_screens
 from training.bundling import export_run
 from training.config import read_config
-from training.cutting import cut, screen_files
+from training.cutting import cut
 from training.datasets import PatchSet
 from training.fit import fit
 from training.folder import load_run
-from training.images import read_whole
+from training.images import read_whole, screen_files
 from training.patches import refuse_dropped, refuse_other_windows
 from training.whole import drafted
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -19,6 +20,7 @@ from training.cutting import cut
 from training.datasets import PatchSet
 from training.localisation import TOLERANCE_PX, Hit, energy, inside, localisation_tables, localise, near
 from training.measures import Mean, bootstrap_means
+from training.trunks import build_trunk
 from training.visible import Visible
 
 LABELS = ["bubble", "pinhole", "scratch", "tin_ash"]
@@ -44,7 +46,7 @@ MAPS = hnp.arrays(np.float64, st.sampled_from([(2, 2), (4, 4), (8, 8)]), element
 
 
 @given(MAPS, boxes())
-def test_energy_is_the_share_of_the_cells_that_hold_a_pixel_of_a_box(
+def test_energy_is_the_share_of_the_cells_that_are_half_a_cell_from_a_pixel_of_a_box(
     part: NDArray[np.float64], found: list[Visible]
 ) -> None:
     side = PATCH // len(part)
@@ -58,10 +60,28 @@ def test_energy_is_the_share_of_the_cells_that_hold_a_pixel_of_a_box(
         for column in range(len(part)):
             value = max(0.0, float(part[row, column]))
             total += value
-            touched = pixels[row * side : (row + 1) * side, column * side : (column + 1) * side].any()
+            top, left = row * side - side // 2, column * side - side // 2
+            touched = pixels[max(0, top) : top + 2 * side, max(0, left) : left + 2 * side].any()
             assert touched == inside(found, part.shape, PATCH)[row, column]
             within += value if touched else 0.0
     assert energy(part, found, PATCH) == pytest.approx(within / total if total else 0.0)
+
+
+@pytest.mark.parametrize("trunk", ["light", "compact", "resnet18"])
+def test_what_a_cell_sees_lies_within_half_a_cell_of_it(trunk: str) -> None:
+    """By the gradient of a cell in the middle, of a network that has learnt nothing."""
+    torch.manual_seed(0)
+    network, _ = build_trunk(trunk)
+    side = 256
+    pixels = torch.rand(4, 1, side, side, requires_grad=True)
+    made = network.eval()(pixels)
+    at = made.shape[-1] // 2
+    made[:, :, at, at].abs().sum().backward()
+    assert pixels.grad is not None
+    weight_S = pixels.grad.abs().sum(dim=(0, 1, 2))
+    middle = float((weight_S * (torch.arange(side) + 0.5)).sum() / weight_S.sum())
+    cell = side / made.shape[-1]
+    assert at * cell - 1 <= middle <= (at + 0.5) * cell + 1  # from its left edge to its middle
 
 
 @given(MAPS, boxes())

@@ -12,9 +12,10 @@ from tests.training.data_form import write_screens, write_toy
 from training.__main__ import app
 from training.boxes import read_defects
 from training.config import read_config
-from training.cutting import cut, read_parts, screen_files
+from training.cutting import cut
 from training.fit import fit
-from training.images import read_whole
+from training.images import read_whole, screen_files
+from training.membership import read_parts
 from training.pasting import LABEL, paste, pasted
 from training.rows import read_rows
 from training.validation.form import validate_form

@@ -114,7 +114,7 @@ def test_what_activates_the_relations_is_chosen(activation: str) -> None:
 
 
 def test_an_unknown_activation_is_refused() -> None:
-    with pytest.raises(ValueError, match="relation_activation must be one of relu, leaky_relu, tanh, not 'gelu'"):
+    with pytest.raises(ValueError, match=r"relation_activation\n.*'relu', 'leaky_relu' or 'tanh'"):
         small_network(relation_activation="gelu")
 
 
@@ -271,3 +271,16 @@ def test_classifier_2_may_begin_with_what_classifier_1_knows(options: dict[str, 
     network.begin_phase("phase2", torch.eye(3), length_L)
     cosine = network.classifier1(feature)
     torch.testing.assert_close(network.reason(feature, cosine), network.classifier1.logits(cosine))
+
+
+def test_an_edge_that_a_step_made_negative_comes_back() -> None:
+    """First each step lowers the edge between two labels, then one raises it, and it is heard at once."""
+    network = small_network()
+    optimiser = torch.optim.SGD([network.reasoning.edges], lr=0.1)
+    for direction, steps in ((1.0, 8), (-1.0, 1)):
+        for _ in range(steps):
+            network.reasoning.edges.grad = torch.full_like(network.reasoning.edges, direction)
+            optimiser.step()
+            network.end_step()
+        assert (network.reasoning.edges >= 0).all()
+    assert network.reasoning.edges[0, 1].item() == pytest.approx(0.1)

@@ -18,13 +18,14 @@ from engine.manifest import parse
 from tests.bundles import tiny_bundle
 from tests.training.spots import LABELS, cut_spots
 from training import calibration_picture, plots
-from training.calibration import best_within, calibrate
+from training.calibration import calibrate
 from training.card import MEASURED, THRESHOLDS, recalibrated_card
 from training.costs import Costs
 from training.datasets import PatchSet
 from training.folder import LEARNT_DATA, data_id
-from training.recalibration import THRESHOLDS_DATA, Recalibrated, recalibrate, rethreshold
+from training.recalibration import THRESHOLDS_DATA, Recalibrated, recalibrate
 from training.reliability import Bin
+from training.thresholds import best_within, rethreshold
 
 CARD = f"""# tiny 1.0.0
 
@@ -147,7 +148,7 @@ def test_a_threshold_is_judged_on_screens_that_had_no_part_in_it(
         chosen.append(len(score))
         return best_within(score, truth, low, high)
 
-    monkeypatch.setattr("training.recalibration.best_within", noted)
+    monkeypatch.setattr("training.thresholds.best_within", noted)
     found = rethreshold(bundle, [data], tmp_path / "new", version="1.1")
     for name, count in zip(LABELS, (patches.labels >= 0).sum(axis=0).tolist(), strict=True):
         folds, chosen = chosen[:5], chosen[5:]

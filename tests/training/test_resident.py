@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import default_collate
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
@@ -16,7 +17,7 @@ from tests.training.data_form import TOML, write_screens
 from training.augment import Augment, RandomGamma
 from training.config import Augmentation, read_config
 from training.cutting import cut
-from training.datasets import Batch, PatchSet, collate
+from training.datasets import Batch, PatchSet
 from training.fit import fit
 from training.resident import (
     _MIRRORED,
@@ -68,7 +69,7 @@ def brightest(pixels: torch.Tensor) -> torch.Tensor:
 
 def test_without_augmentation_a_batch_is_the_loaders(patches: PatchSet) -> None:
     indices = [7, 0, len(patches) - 1, 7]
-    expected = collate([patches[index] for index in indices])
+    expected = Batch(*default_collate([patches[index] for index in indices]))
     found = Resident(patches, NOTHING, CPU).batch(indices, seed=3)
     for name in ("pixels", "labels", "maps", "screens", "indices"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name

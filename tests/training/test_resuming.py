@@ -113,8 +113,8 @@ def test_a_run_that_was_killed_anywhere_ends_like_one_that_was_not(toml: Path, u
     last = STEPS_OF_AN_EPOCH  # after which nothing is kept before the epoch has ended
     # where, and at which time that this is come to; each process goes on where the one before was killed
     at_step = ("step", int(rng.integers(2, last + 1)))
-    anywhere = [at_step, ("validation", 2), ("weights", 1), ("row", 1), ("checkpoint", 1)]
-    second_epoch = ("checkpoint", last)
+    anywhere = [at_step, ("validation", 2), ("row", 1), ("checkpoint", 1), ("weights", 1)]
+    second_epoch = ("checkpoint", last - 1)
     third_step_or_less = ("step", last - 1 + int(rng.integers(1, last + 1)))  # of the second phase
     kills = {
         "phase1": [*anywhere, second_epoch],

@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from training.__main__ import app
 from training.boxes import read_defects
 from training.conversion.severstal import FILES, convert_severstal
-from training.cutting import cut, read_parts, screen_files
+from training.cutting import cut
+from training.images import screen_files
+from training.membership import read_parts
 from training.rows import read_rows, write_rows
 
 HEIGHT, WIDTH = 256, 1600

@@ -18,7 +18,8 @@ from typer.testing import CliRunner
 from tests.test_architecture import TRAINING_LIBRARIES, loaded_by
 from tests.training.data_form import write_screens
 from training.__main__ import app
-from training.cutting import read_parts, screen_files
+from training.images import screen_files
+from training.membership import read_parts
 from training.validation.findings import CHECKS, Picture, Report
 from training.validation.form import validate_form
 from training.validation.page import draw, write_page

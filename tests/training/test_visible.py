@@ -10,9 +10,9 @@ from engine import Window
 from tests.training.data_form import write_screens
 from training.boxes import read_defects
 from training.contrast import measured
-from training.cutting import cut, screen_files
+from training.cutting import cut
 from training.datasets import PatchSet
-from training.images import read_whole
+from training.images import read_whole, screen_files
 from training.truth import Defect
 from training.visible import border_px, read_visible
 

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from training.config import Config, read_config
-from training.datasets import collate
+from training.datasets import Batch
 from training.devices import launch, mean
 from training.fit import Run
 from training.inference import network_probability
@@ -79,7 +80,7 @@ def step(config: Config, fabric: Fabric, name: str) -> Step:
             nn.init.normal_(parameter, generator=generator)
     module, _ = fabric.setup(run.network, torch.optim.SGD(run.network.parameters(), lr=0.1))
     run.network.train()
-    batch = collate([patches[index] for index in share(run, config.relations == "screen")])
+    batch = Batch(*default_collate([patches[index] for index in share(run, config.relations == "screen")]))
     losses = run._losses(module, batch, name)
     loss = torch.stack(list(losses.values())).sum()
     fabric.backward(loss)

@@ -5,16 +5,15 @@ from dataclasses import replace
 import torch
 
 from training.architecture import NetworkConfig
-from training.baselines.clustering import FeatureClustering
 from training.baselines.kssnet import KSSNet
 from training.baselines.plain import Plain
 from training.baselines.sewerml import SewerML
 from training.baselines.tdrg import TDRG
-from training.network import Network, TwoStageNetwork
+from training.network import Clustering, Network, TwoStageNetwork
 
-METHODS: dict[str, type[TwoStageNetwork | FeatureClustering | Plain | KSSNet | TDRG | SewerML]] = {
+METHODS: dict[str, type[Clustering | Plain | KSSNet | TDRG | SewerML]] = {
     "two_stage": TwoStageNetwork,
-    "feature_clustering": FeatureClustering,
+    "feature_clustering": Clustering,
     "plain": Plain,
     "kssnet": KSSNet,
     "tdrg": TDRG,

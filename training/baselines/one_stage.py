@@ -1,11 +1,10 @@
 """What every rival is: pixels to logits in one stage, without relations between patches."""
 
 from abc import abstractmethod
-from collections.abc import Callable
 
 from torch import Tensor
 
-from training.network import Network, Output, preprocess
+from training.network import Gather, Network, Output, preprocess
 
 
 class OneStage(Network):
@@ -31,7 +30,7 @@ class OneStage(Network):
         *,
         reason: bool = True,
         group_N: Tensor | None = None,
-        gather: Callable[[Tensor], Tensor] | None = None,
+        gather: Gather | None = None,
         parts: int = 1,
     ) -> Output:
         """One pass, see `Network.forward`; there is nothing to reason, to group or to gather."""

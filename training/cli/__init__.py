@@ -48,12 +48,15 @@ def _json(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
-def _part(part: str) -> str:
+def _part(part: str) -> str | None:
+    """A part as the functions behind the commands take it: None for all."""
     if part != ALL and part not in PARTS:
         raise typer.BadParameter(f"{', '.join(PARTS)} or {ALL}, not {part!r}")
-    return part
+    return None if part == ALL else part
 
 
+Bundle = Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)]
+Data = Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)]
 CostsFile = Annotated[
     Path | None, typer.Option(help="What wrong verdicts cost the line, as in configs/limits.toml.", exists=True)
 ]
@@ -65,12 +68,7 @@ Json = Annotated[
     Path | None,
     typer.Option("--json", help="Write the figures to this file as well; - is standard output.", callback=_json),
 ]
-Part = Annotated[str, typer.Option(help="train, validation, test or all.", callback=_part)]
-
-
-def part_of(part: str) -> str | None:
-    """A part as the functions behind the commands take it: None for all."""
-    return None if part == ALL else part
+Part = Annotated[str | None, typer.Option(help="train, validation, test or all.", callback=_part)]
 
 
 def write_json(file: Path | None, figures: object) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from training.cli import CostsFile, Json, Part, Picture, app, console, part_of, write_json
+from training.cli import Bundle, CostsFile, Data, Json, Part, Picture, app, console, write_json
 
 
 @app.command()
@@ -53,8 +53,9 @@ def calibrate(
     """Choose other limits for a bundle by what wrong verdicts cost, without training; that of its glance with them."""
     from training.calibration_picture import draw
     from training.costs import Costs, read_costs
-    from training.recalibration import recalibrate, rethreshold
+    from training.recalibration import recalibrate
     from training.tables import print_calibration, print_thresholds
+    from training.thresholds import rethreshold
 
     if thresholds:
         if costs is not None or picture is not None:
@@ -65,7 +66,7 @@ def calibrate(
             raise typer.BadParameter(
                 "it leaves the glance, which --lost and --drop-glance change", param_hint="--thresholds"
             )
-        chosen = rethreshold(bundle, data, out, version=version, part=part_of(part))
+        chosen = rethreshold(bundle, data, out, version=version, part=part)
         print_thresholds(chosen, console)
         write_json(json_file, chosen.as_dict())
         console.print(
@@ -74,9 +75,7 @@ def calibrate(
         )
         return
     stated = Costs() if costs is None else read_costs(costs)
-    done = recalibrate(
-        bundle, data, out, version=version, costs=stated, part=part_of(part), lost=lost, drop_glance=drop_glance
-    )
+    done = recalibrate(bundle, data, out, version=version, costs=stated, part=part, lost=lost, drop_glance=drop_glance)
     print_calibration(done.calibration, console)
     if done.glance is not None:
         console.print(f"its glance looks from a doubt of {done.glance.doubt_min:.4f} on: {done.glance}", soft_wrap=True)
@@ -111,7 +110,7 @@ def glance(
     """Let a small network clear windows before the whole one sees them, on CPUs."""
     from training.glance import add_glance
 
-    manifest, chosen = add_glance(bundle, by, data, out, version=version, lost=lost, part=part_of(part))
+    manifest, chosen = add_glance(bundle, by, data, out, version=version, lost=lost, part=part)
     console.print(f"{manifest.name} {manifest.version} in {out}: {chosen}; evaluate and release it before its service")
     write_json(json_file, chosen)
 
@@ -133,7 +132,7 @@ def seal(
 @app.command()
 def fidelity(
     bundle: Annotated[Path, typer.Argument(help="A bundle.", exists=True, file_okay=False)],
-    data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
+    data: Data,
     part: Part = "test",
     json_file: Json = None,
 ) -> None:
@@ -141,7 +140,7 @@ def fidelity(
     from training.fidelity import fidelity as measure
     from training.fidelity import fidelity_table
 
-    found = measure(bundle, data, part=part_of(part))
+    found = measure(bundle, data, part=part)
     console.print(fidelity_table(found), markup=True)
     write_json(json_file, found)
     raise typer.Exit(0 if all(one.holds for one in found.values()) else 1)
@@ -149,7 +148,7 @@ def fidelity(
 
 @app.command()
 def borders(
-    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    bundle: Bundle,
     data: Annotated[Path, typer.Option(help="Folder in the data form.", exists=True, file_okay=False)],
     crossing: Annotated[
         int, typer.Option(help="Besides, so many frames whose border runs through a defect of those screens.", min=0)

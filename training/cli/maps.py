@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from training.cli import Json, Part, app, console, in_a_folder, part_of, write_json
-
-Data = Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)]
+from training.cli import Bundle, Data, Json, Part, app, console, in_a_folder, write_json
 
 
 def _drawn(file: Path) -> Path:
@@ -23,7 +21,7 @@ def _drawn(file: Path) -> Path:
 @app.command()
 def explain(
     images: Annotated[list[Path], typer.Argument(help="Screens or patches.", exists=True, dir_okay=False)],
-    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    bundle: Bundle,
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("explained"),
     label: Annotated[
         list[str] | None, typer.Option(help="A label; may be given again. Default: the present ones.")
@@ -67,7 +65,7 @@ def localise(
         from training.bare import attribution_of  # which needs torch
 
         networks |= {str(one): attribution_of(one) for one in run}
-    found = {name: measure(one, data, part=part_of(part)) for name, one in networks.items()}
+    found = {name: measure(one, data, part=part) for name, one in networks.items()}
     for table in localisation_tables(found):
         console.print(table, markup=True)
     write_json(json_file, found)
@@ -75,15 +73,22 @@ def localise(
 
 @app.command()
 def worst(
-    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
+    bundle: Bundle,
     data: Data,
     out: Annotated[Path, typer.Option(help="The picture, such as worst.jpg.", callback=_drawn)],
     part: Part = "test",
     count: Annotated[int, typer.Option(help="Patches of a label at most.", min=1)] = 24,
+    json_file: Json = None,
 ) -> None:
     """Draw each label's worst mistakes: defects missed by the lowest scores, false alarms by the highest."""
     from training import mistakes
+    from training.tables import print_mistakes
 
-    for label, wrong in mistakes.worst(bundle, data, out, part=part_of(part), count=count).items():
-        console.print(f"{label}: {len(wrong.missed)} missed, {len(wrong.false_alarms)} false alarms")
+    sheet = mistakes.worst(bundle, data, out, part=part, count=count)
+    print_mistakes(sheet, console)
     console.print(str(out))
+    counts = {
+        label: {"missed": len(wrong.missed), "false_alarms": len(wrong.false_alarms)}
+        for label, wrong in sheet.mistakes.items()
+    }
+    write_json(json_file, {"mistakes": counts, "tiles": sheet.tiles})

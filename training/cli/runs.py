@@ -1,6 +1,7 @@
 """Runs: trained, measured, timed, exported."""
 
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from training.cli import CostsFile, Json, Part, Picture, Plot, app, console, part_of, write_json
+from training.cli import Bundle, CostsFile, Data, Json, Part, Picture, Plot, app, console, write_json
 from training.methods import METHODS
 
 
@@ -64,6 +65,7 @@ def describe(
     json_file: Json = None,
 ) -> None:
     """Count parameters and multiply-accumulates of a method, beside the paper's Table 8, or of a configuration."""
+    from training.complexity import Description
     from training.complexity import count as count_network
     from training.complexity import describe as count
     from training.config import read_config
@@ -79,12 +81,18 @@ def describe(
         _print_parts(own.parts)
         write_json(json_file, own)
         return
-    found = {name: count(name, size_px=size, labels=labels) for name in (METHODS if method == "all" else [method])}
+    found: dict[str, Description | None] = {}
+    for name in METHODS if method == "all" else [method]:
+        try:
+            found[name] = count(name, size_px=size, labels=labels)
+        except ValueError:  # of all, those that take such patches are counted
+            if method != "all":
+                raise
+            found[name] = None
     console.print(f"{labels} labels, one patch of {size} px; beside Table 8; grey is what runs here")
-    show(list(found.values()), console)
-    if len(found) == 1:
-        for one in found.values():
-            _print_parts(one.colour.parts)
+    show(found, console)
+    if (one := found.get(method)) is not None:
+        _print_parts(one.colour.parts)
     write_json(json_file, found)
 
 
@@ -95,8 +103,8 @@ def _print_parts(parts: Mapping[str, int]) -> None:
 
 @app.command()
 def evaluate(
-    bundle: Annotated[Path, typer.Option(help="A bundle.", exists=True, file_okay=False)],
-    data: Annotated[list[Path], typer.Option(help="A cut folder; may be given again.", exists=True)],
+    bundle: Bundle,
+    data: Data,
     group: Annotated[str, typer.Option(help="Patches reasoned together: screen, batch:N or single.")] = "screen",
     part: Part = "test",
     picture: Picture = None,
@@ -106,14 +114,16 @@ def evaluate(
     from engine import load
     from training.calibration_picture import draw
     from training.evaluation import evaluate as measure
+    from training.evaluation import measured, not_served
+    from training.folder import data_id
     from training.judging import model_of
     from training.tables import print_recall
 
-    backend = load(bundle)
-    try:
-        found = measure(backend, data, part=part_of(part), group=group)
-    finally:
-        backend.close()
+    with closing(load(bundle)) as backend:
+        for told in not_served(backend.manifest, data):
+            typer.secho(f"not as served: {told}", err=True, fg="yellow")
+        about = measured(backend, data, part=part, group=group)
+        found = measure(backend, data, part=part, group=group)
     table = Table("label", "accuracy", "precision", "recall", "F", "calibration error", "with it", "without")
     for name, r in found.per_label.items():
         figures = (f"{v:.4f}" for v in (r.accuracy, r.precision, r.recall, r.f_measure, r.calibration_error))
@@ -121,16 +131,19 @@ def evaluate(
     macro = (f"{v:.4f}" for v in (found.accuracy, found.precision, found.recall, found.f_measure))
     table.add_row("macro", *macro, "", "", "", style="bold")
     console.print(table)
+    if absent := [name for name, r in found.per_label.items() if not r.positives]:
+        console.print(f"without {', '.join(absent)} in the macro figures, which no patch has")
     if found.bands:
-        print_recall(found.bands, console)
+        print_recall(found.bands, console, shrinks=about.shrink)
     else:
         console.print("no recall by size, contrast and border: a folder has no defects.csv; cut it anew")
     if picture is not None:
         draw(
             picture, calibration=None, curves={name: {"as it is": r.reliability} for name, r in found.per_label.items()}
         )
-    told = model_of(backend.manifest.name, backend.manifest.version, backend.manifest.limits_version)
-    write_json(json_file, {"models": [told], **asdict(found)})
+    model = model_of(backend.manifest.name, backend.manifest.version, backend.manifest.limits_version)
+    told_of = {"models": [model], "measured": {"data_id": data_id(data), **asdict(about)}}
+    write_json(json_file, {**told_of, **asdict(found)})
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from training.cli import Json, Part, app, console, part_of, write_json
+from training.cli import Json, Part, app, console, write_json
 
 
 @app.command()
@@ -114,9 +114,9 @@ def judge(
     from training import judging, tables
     from training.costs import read_costs
 
-    if test_fold is not None and part_of(part) is None:
+    if test_fold is not None and part is None:
         raise typer.BadParameter("says what --part test is: give that as well", param_hint="--test-fold")
     stated = None if costs is None else read_costs(costs)
-    found = judging.judge(verdicts, source, part=part_of(part), test_fold=test_fold, costs=stated)
+    found = judging.judge(verdicts, source, part=part, test_fold=test_fold, costs=stated)
     tables.print_judgement(found, console)
     write_json(json_file, found)

@@ -10,6 +10,7 @@ import typer
 from training.cli import app, console
 
 SEEDS = 3
+PRESET = "cpu"
 
 
 @app.command()
@@ -19,7 +20,7 @@ def table(
         Path | None, typer.Option(help="Folder in the data form, or one that is cut; 8 takes none.", exists=True)
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the study; tables share its cells.")] = Path("study"),
-    preset: Annotated[str, typer.Option(help="cpu: minutes a cell; full: the paper's protocol.")] = "cpu",
+    preset: Annotated[str, typer.Option(help="cpu: minutes a cell; full: the paper's protocol.")] = PRESET,
     seeds: Annotated[int, typer.Option(help="How many, from 0.", min=1)] = SEEDS,
     fold: Annotated[
         list[int] | None, typer.Option(help="Folds of folds.csv; default: all for methods and maps, else the first.")
@@ -33,13 +34,21 @@ def table(
         bool, typer.Option("--finished", help="Train nothing: the table of the cells that are there.")
     ] = False,
 ) -> None:
-    """Train what a table compares and write it as Markdown, CSV and a plot; finished cells are kept."""
+    """Train what a table compares and write it as Markdown, CSV and a plot; finished cells are kept.
+
+    It ends with 1 where the loss of a cell did not stay finite: the table tells which, and has the others.
+    """
     from rich.console import Console
 
     from training.devices import is_first
     from training.studies import counts, report, study
 
     if name == "8":
+        given: dict[str, object] = {"--data": data, "--preset": preset != PRESET, "--seeds": seeds != SEEDS}
+        given |= {"--fold": fold, "--patch": patch, "--row": row, "--set": set_, "--finished": finished}
+        for option, value in given.items():
+            if value:
+                raise typer.BadParameter("table 8 counts, and takes no option but --out", param_hint=option)
         counts.write(out, console)
         return
     if data is None:
@@ -60,12 +69,13 @@ def table(
         finished=finished,
     )
     # what was asked for otherwise does not replace the table itself, nor each other
-    earlier = out / f"table-{name}-{preset}-{data.name}.md"  # of other data of that name?
+    whole = f"table-{name}-{preset}-{study.name_of(data)}"
+    earlier = out / f"{whole}.md"  # of other data of that name?
     other = earlier.is_file() and f"--data {shlex.quote(str(data))} " not in earlier.read_text()
     asked = [row, fold, patch, set_, seeds if seeds != SEEDS else None, str(data) if other else None]
     asked += [finished] if finished else []  # without it the names stay those of earlier versions
     mark = hashlib.sha256(repr(asked).encode()).hexdigest()[:6]
-    stem = f"table-{name}-{preset}-{data.name}{f'-{mark}' if any(asked) else ''}"
+    stem = f"{whole}-{mark}" if any(asked) else whole
     if not is_first():
         return
     (out / f"{stem}.md").write_text(report.markdown(found, name))
@@ -75,3 +85,5 @@ def table(
     if found.finished:
         console.print(found.finished)
     console.print(f"{out / stem}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}")
+    if found.diverged:
+        raise typer.Exit(1)

@@ -33,21 +33,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 
-from training.conversion.form import (
-    Converted,
-    Division,
-    Labelled,
-    division_of,
-    draw_division,
-    faulty,
-    read_division,
-    refuse_twins,
-    write_form,
-)
+from training.conversion.form import Converted, Labelled, faulty, refuse_twins, write_form
 from training.conversion.names import IMAGE_SUFFIXES, label_names, screen_name
 from training.conversion.polygons import ROUNDING_PX, polygon_pixels, turned_corners
 from training.conversion.regions import regions
 from training.conversion.runs import runs_of_counts, unpack_counts
+from training.membership import Division, division_of, draw_division, read_division
 from training.truth import PARTS, Defect
 
 OFF_PX = 2.0  # by which the bbox beside a segmentation may differ from it: tools round, or count the last pixel or not

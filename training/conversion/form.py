@@ -3,21 +3,18 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-import numpy as np
 from rich.progress import track
 
 from training.boxes import box_row, write_boxes, write_masks
-from training.conversion.names import screen_name
-from training.images import TAKEN, Header, read_upright, read_whole
-from training.rows import read_lines, write_rows
-from training.truth import PARTS, Defect
+from training.images import TAKEN, Header, read_upright, read_whole, write_png
+from training.membership import Division
+from training.rows import write_rows
+from training.truth import Defect
 
-DRAWN_SHARE = 0.1  # of the screens, for the test part
 MOST_FAULTS = 20  # in one message
 
 
@@ -47,74 +44,6 @@ class Converted:
     defects: dict[str, int]
     masks: int
     unnamed: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True)
-class Division:
-    """Which screen is in which part: a table of the data form, `splits.csv` or `folds.csv`, by screen."""
-
-    table: str
-    rows: dict[str, dict[str, str]]
-
-    @property
-    def column(self) -> str:
-        """Where a row names the part or the fold."""
-        return "fold" if self.table == "folds.csv" else "part"
-
-
-def read_division(table: Path, screens: Sequence[str]) -> Division:
-    """A CSV file with a column `screen`, a column `part` or `fold`, and any others, such as the phone, which are kept.
-
-    `screen` may also be the name of the image file.
-
-    Raises:
-        ValueError: it lacks a column, a screen, has one twice or one that is not there, or both a part and a fold.
-    """
-    header, lines = read_lines(table)
-    rows = list(lines)
-    column = next((name for name in ("fold", "part") if rows and name in header), None)
-    if column is None or "screen" not in header:
-        raise ValueError(f"{table} needs the columns screen and part, or screen and fold, and a row")
-    if {"part", "fold"} <= set(header):  # one of them would count for nothing
-        raise ValueError(f"{table} has the columns part and fold: leave one out")
-    divided: dict[str, dict[str, str]] = {}
-    for number, row, wrong in rows:
-        if wrong:
-            raise ValueError(f"{table}, line {number}: {wrong}")
-        if column == "part" and row["part"] not in PARTS:
-            raise ValueError(f"{table}, line {number}: unknown part {row['part']!r}: {', '.join(PARTS)}")
-        if column == "fold" and not row["fold"].isdecimal():
-            raise ValueError(f"{table}, line {number}: the fold {row['fold']!r} is no number")
-        name = screen_name(row["screen"])
-        if name in divided:
-            raise ValueError(f"{table}, line {number}: screen {name!r} is there twice")
-        divided[name] = {**row, "screen": name}
-    known = set(screens)
-    stranger = next((name for name in divided if name not in known), None)
-    if stranger is not None:
-        raise ValueError(f"{table} names the screen {stranger!r}, which is not there")
-    missing = [name for name in screens if name not in divided]
-    if missing:
-        raise ValueError(f"{table} lacks screen {missing[0]} (and {len(missing) - 1} more)")
-    return Division("folds.csv" if column == "fold" else "splits.csv", {name: divided[name] for name in screens})
-
-
-def division_of(parts: Mapping[str, str]) -> Division:
-    """Parts by screen as a table."""
-    return Division("splits.csv", {name: {"screen": name, "part": part} for name, part in parts.items()})
-
-
-def draw_division(screens: Sequence[str], *, test_share: float | None) -> Division:
-    """A test part drawn by screen, with a fixed seed; `cut` draws the validation part out of the rest.
-
-    One of two screens or more is in it at least, unless the share is 0; None stands for `DRAWN_SHARE`. Frames of one
-    board or phone may come apart by it: where there are such, a table has to say what belongs together.
-    """
-    ordered = sorted(screens)
-    share = DRAWN_SHARE if test_share is None else test_share
-    count = max(round(share * len(ordered)), int(share > 0 and len(ordered) > 1))
-    test = {ordered[i] for i in np.random.default_rng(0).permutation(len(ordered))[:count]}
-    return division_of({name: "test" if name in test else "train" for name in screens})
 
 
 def write_form(out: Path, screens: Sequence[Labelled], division: Division, *, link: bool) -> Converted:
@@ -208,8 +137,7 @@ def _place_image(screen: Labelled, folder: Path, *, link: bool) -> None:
     target = folder / f"{screen.name}{TAKEN[header.kind]}"
     pixels = read_whole(screen.file)  # what `cut` would refuse is refused while its labels are at hand
     if header.kind == "BMP":  # larger, and not read by `cut`; nothing is lost
-        if not cv2.imwrite(str(target.with_suffix(".png")), pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1]):
-            raise OSError(f"{target} could not be written")
+        write_png(target.with_suffix(".png"), pixels)
     elif link:
         target.symlink_to(screen.file.resolve())
     else:

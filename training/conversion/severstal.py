@@ -17,10 +17,11 @@ it does not state: here the window is learnt and the image judged.
 from collections.abc import Mapping
 from pathlib import Path
 
-from training.conversion.form import Converted, Labelled, division_of, draw_division, refuse_twins, write_form
+from training.conversion.form import Converted, Labelled, refuse_twins, write_form
 from training.conversion.names import label_names, screen_name
 from training.conversion.regions import regions
 from training.conversion.runs import Runs, runs_of_pairs
+from training.membership import division_of, draw_division
 from training.rows import read_lines
 
 HEIGHT, WIDTH = 256, 1600

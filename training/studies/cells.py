@@ -99,7 +99,9 @@ def run_cell(
     Raises:
         BeingTrainedError: another process is at it.
         NotTrainedError: nothing is to be trained, and it is not there.
-        ValueError: a setting is wrong, the data does not fit, or the run is gone that this one begins with.
+        DivergedError: its loss is no longer finite.
+        ValueError: a setting is wrong, the data does not fit, the run is gone that this one begins with, or the cell's
+            file is of another version.
     """
     config = _config(row, division, seed, preset=preset, settings=settings, base=base)
     name = _name(config, base)
@@ -112,7 +114,11 @@ def run_cell(
         if base is not None and not RunFolder(base).finished:
             first = file.with_stem(base.name)
             raise ValueError(f"{base} is gone, whose phase 1 {row.title!r} begins with: remove {first} to train it")
-        fit(config.model_copy(update={"run": run}))
+        config = config.model_copy(update={"run": run})
+        with devices.first_first() as here:
+            if here:
+                _tell_where(config)
+        fit(config)
     with devices.first_first() as here:
         if here:
             with RunFolder(run).alone():  # another process may have come here for the same cell
@@ -122,14 +128,39 @@ def run_cell(
                     file.parent.mkdir(parents=True, exist_ok=True)
                     whole.replace(file, lambda draft: draft.write_text(told))
                 (run / "last.ckpt").unlink(missing_ok=True)
-    return Cell(**json.loads(file.read_text())), run
+    return dataclasses.replace(_read(file), row=row.title, division=division.name), run
+
+
+def _tell_where(config: Config) -> None:
+    """Have a run that was begun where data and study lay before go on: its name says that they are the same."""
+    file = config.run / "config.json"
+    if not file.is_file():
+        return
+    with RunFolder(config.run).alone():
+        before = Config.model_validate_json(file.read_text())
+        data = before.data.model_copy(update={"folders": config.data.folders})
+        now = before.model_copy(update={"run": config.run, "start": config.start, "data": data})
+        if now != before:
+            whole.replace(file, lambda draft: draft.write_text(now.model_dump_json(indent=2) + "\n"))
+
+
+def _read(file: Path) -> Cell:
+    """A finished cell.
+
+    Raises:
+        ValueError: the file is none, or one of a version that tells more or less.
+    """
+    try:
+        return Cell(**json.loads(file.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no cell of this version ({error}): remove it to train it again") from error
 
 
 def _kept(file: Path, run: Path) -> Cell | None:
     """A finished cell; None also for one of a version that did not count whole images, if it can be measured again."""
     if not file.is_file():
         return None
-    kept = Cell(**json.loads(file.read_text()))
+    kept = _read(file)
     return kept if kept.steps_only or IMAGE in kept.figures or not RunFolder(run).finished else None
 
 
@@ -179,7 +210,7 @@ def measure(run: Path, row: Row, division: Division, seed: int, *, settings: Seq
     network, config, labels = load_run(run)
     fabric = Fabric(accelerator=config.accelerator, devices=1)
     network.to(fabric.device)
-    validation, test = (PatchSet(config.data.folders, part) for part in ("validation", "test"))
+    validation, test = (PatchSet([division.folder], part) for part in ("validation", "test"))
     known, seen = see(network, validation, fabric), see(network, test, fabric)
     for group in GROUPS:
         validated = to_probability(reasoned(network, known, validation, fabric, group=group))

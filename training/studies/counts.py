@@ -1,7 +1,7 @@
 """Table 8 of Zhou et al. 2023: what every method costs, counted and as the paper has it. Nothing is trained for it."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from rich import box
@@ -25,7 +25,8 @@ def write(out: Path, console: Console) -> None:
         out: a folder, which is made where it is missing.
         console: where to show the table.
     """
-    found = [describe(name) for name in track(METHODS, "count", transient=True)]
+    counted = {name: describe(name) for name in track(METHODS, "count", transient=True)}
+    found = list(counted.values())
     out.mkdir(parents=True, exist_ok=True)
     text = "\n".join([f"## {TITLE}", "", "`python -m training table 8`", "", *_lines(found), ""])
     (out / "table-8.md").write_text(text)
@@ -41,20 +42,28 @@ def write(out: Path, console: Console) -> None:
     drawn = can_draw()
     if drawn:
         _draw(found, out / "table-8.png")
-    show(found, console)
+    show(counted, console)
     console.print(f"{out / 'table-8'}.md, .csv{', .png' if drawn else '; a plot needs matplotlib'}", markup=False)
 
 
-def show(found: Sequence[Description], console: Console) -> None:
-    """Beside the paper's figures, for people; beneath, why one is further from them than it should be."""
+def show(found: Mapping[str, Description | None], console: Console) -> None:
+    """Beside the paper's figures, for people; beneath, why one is further from them than it should be.
+
+    Args:
+        found: by the names of methods; None where the patch is too small for one.
+        console: where to show them.
+    """
     table = Table(box=box.SIMPLE)
     for heading in ("method", "param.\ne7", "paper", "of it", "prod.\ne10", "paper", "of it", "grey"):
         table.add_column(heading, justify="left" if heading == "method" else "right", no_wrap=True)
-    for one in found:
+    for name, one in found.items():
+        if one is None:
+            table.add_row(METHODS[name].title, "too small")
+            continue
         counted = [cell for figure in UNITS for cell in _cells(one, figure)]
         table.add_row(one.title, *counted, f"{one.grey.products / UNITS['products']:.3f}")
     console.print(table)
-    for note in _notes(found).values():
+    for note in _notes([one for one in found.values() if one is not None]).values():
         console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 

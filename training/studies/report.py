@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student_t
 
-from training.cutting import PART_OF_TRAINING_FOR_VALIDATION
 from training.localisation import TOLERANCE_PX
+from training.membership import PART_OF_TRAINING_FOR_VALIDATION
 from training.plots import OURS, THEIRS, can_draw
 from training.rows import write_rows
 from training.studies.cells import FIGURES, Cell
@@ -48,7 +48,7 @@ def show(study: Study, console: Console) -> None:
         figures = ["ran"] * len(columns) if row.heavy else [_told(cells, group, key) for group, key in columns]
         table.add_row(row.title, *figures, str(len(cells)))
     console.print(table)
-    for line in _leads(study):
+    for line in (*_leads(study), *_diverged(study)):
         console.print(line, markup=False)
 
 
@@ -69,7 +69,7 @@ def markdown(study: Study, name: str) -> str:
         lines += _plain(study)
     else:
         lines += _by_group(study)
-    return "\n".join([*lines, "", *_leads(study), ""])
+    return "\n".join([*lines, "", *_leads(study), *_diverged(study), ""])
 
 
 def _plain(study: Study) -> Iterator[str]:
@@ -98,6 +98,13 @@ def _by_group(study: Study) -> Iterator[str]:
         cells = study.of(study.table.rows[0])  # it is the same for every row
         flat = [_told(cells, FLAT, key) for _, key in columns]
         yield f"| a map that is the same everywhere | {' | '.join(flat)} | {len(cells)} |"
+
+
+def _diverged(study: Study) -> Iterator[str]:
+    """The cells that are missing because their loss did not stay finite."""
+    if study.diverged:
+        yield from ("", f"Diverged, and in no figure above, {len(study.diverged)}:", "")
+        yield from (f"- {told}" for told in study.diverged)
 
 
 def _columns(study: Study) -> list[tuple[str, str]]:

@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,16 +12,25 @@ from rich.console import Console
 
 from engine import alone
 from training import devices
+from training.baselines import refuse_small_patches
 from training.config import Config, read_config
-from training.cutting import cut, read_folds
+from training.cutting import cut
+from training.datasets import PatchSet
+from training.fit import DivergedError
 from training.folder import BeingTrainedError, sizes_of
+from training.membership import read_folds
 from training.studies.cells import Cell, Division, NotTrainedError, run_cell
 from training.studies.maps import with_maps
-from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, table
-from training.truth import Rule
+from training.studies.tables import OURS_TITLE, PresetName, Row, StudyTable, Windows, refuse_unclear_hold, table
+from training.truth import PARTS, Rule
 from training.visible import read_visible
 
-OWN_SETTINGS = ("run", "seed", "start", "data.folders")  # cells would be taken for others if `--set` changed them
+# cells would be taken for others if `--set` changed them
+OWN_SETTINGS = (
+    *("run", "seed", "start", "start_part", "start_share"),
+    *("data.folders", "phase1.folders", "phase2.folders"),
+)
+RATE = "phase1.learning_rate"
 OUT = Path("study")  # where nothing else is asked for
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -49,13 +58,20 @@ class Preset:
         """That configuration, with changes for every row.
 
         Raises:
-            ValueError: a change is wrong, or one of what the study sets for each cell.
+            ValueError: a change is wrong, or one of what the study sets for each cell, or of a section that holds it.
         """
-        for setting in settings:
-            key = setting.partition("=")[0].strip()
-            if key in OWN_SETTINGS:
-                raise ValueError(f"--set {key}: a study sets that itself, for each of its cells")
+        for key in map(_key, settings):
+            for own in OWN_SETTINGS:
+                if key == own or key.startswith(f"{own}."):
+                    raise ValueError(f"--set {key}: a study sets that itself, for each of its cells")
+                if own.startswith(f"{key}."):
+                    remedy = f"set what else {key} holds key by key"
+                    raise ValueError(f"--set {key}: a study sets {own} itself, for each of its cells: {remedy}")
         return read_config(self.file, list(settings))
+
+
+def _key(setting: str) -> str:
+    return setting.partition("=")[0].strip()
 
 
 PRESETS = {
@@ -69,7 +85,8 @@ class Study:
     """What was asked for, and the cells that were found.
 
     `folds_there` is how many folds the data is divided into. `finished` tells how many of its cells there are, where no
-    others were asked for: the table has the rows of which there is one then. Else it is empty.
+    others were asked for: the table has the rows of which there is one then. Else it is empty. `diverged` tells of each
+    cell whose loss did not stay finite, which is none of the cells.
     """
 
     table: StudyTable
@@ -84,6 +101,7 @@ class Study:
     settings: tuple[str, ...]
     finished: str
     cells: list[Cell]
+    diverged: tuple[str, ...] = ()
 
     def command(self, name: str) -> str:
         """What makes it again."""
@@ -133,15 +151,18 @@ def run(
 
     Raises:
         ValueError: there is no such table or row, or no finished cell of it; the data does not fit; the machine lacks
-            GPUs that are asked for; or a run is gone that another begins with.
+            GPUs that are asked for; a run is gone that another begins with; or all cells diverged.
     """
     base = preset.base(settings)
-    wanted = _only(table(name, preset.name, base), rows)
+    own_rates = RATE not in map(_key, settings)
+    wanted = _only(table(name, preset.name, base, own_rates=own_rates), rows)
     told, settings = tuple(settings), (*settings, *wanted.settings)
+    configs: dict[str, Config] = {}
     for row in wanted.rows:  # what is wrong with any of them is said before the first is trained
-        config = read_config(preset.file, [*settings, *row.settings])
+        refuse_unclear_hold(row, base)
+        configs[row.title] = read_config(preset.file, [*settings, *row.settings])
         if not finished:
-            _refuse_lacking(config)
+            _refuse_lacking(configs[row.title])
     windows, rule = wanted.windows or preset.windows, preset.rule if wanted.windows is None else "known"
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
@@ -149,15 +170,18 @@ def run(
     folds = tuple(dict.fromkeys(folds))  # one that is named twice is no second sample
     chosen = folds or (there if wanted.every_fold else there[:1])
     divisions = list(_divisions(data, out, windows, rule, chosen, finished=finished))
-    for division in divisions if wanted.of_maps else ():
-        read_visible(division.folder)  # what is wrong with it is said before anything is trained
+    for division in divisions:  # what is wrong with them is said before anything is trained
+        if wanted.of_maps:
+            read_visible(division.folder)
+        if not finished:
+            _refuse_unfit(configs, division)
     work = [(row, division, seed) for division in divisions for seed in seeds for row in wanted.rows]
     asked_for = len(wanted.rows) * len(seeds) * max(1, len(chosen))  # a fold that was never begun has no division
-    train = partial(_cell, preset=preset, settings=settings, out=out, of_maps=wanted.of_maps, finished=finished)
-    cells = _trained(work, train, console)
+    train = partial(_cell, preset=preset, settings=settings, out=out, wanted=wanted, finished=finished)
+    cells, diverged = _trained(work, train, console)
     found = {cell.row for cell in cells}
     if not found:
-        raise ValueError(f"{out} has no finished cell of table {name}")
+        raise ValueError("; ".join(diverged) or f"{out} has no finished cell of table {name}")
     return Study(
         table=replace(wanted, rows=tuple(row for row in wanted.rows if row.title in found)),
         preset=preset,
@@ -171,6 +195,7 @@ def run(
         settings=told,
         finished=f"{len(cells)} of {asked_for} cells are finished" if finished else "",
         cells=cells,
+        diverged=tuple(diverged),
     )
 
 
@@ -181,11 +206,25 @@ def _refuse_lacking(config: Config) -> None:
         raise ValueError(f"{error}; --finished trains nothing, and shows the cells that are there") from error
 
 
+def _refuse_unfit(configs: Mapping[str, Config], division: Division) -> None:
+    """Refuse data that lacks a part, and rows, by their titles, whose network does not fit its patches."""
+    patches, *_ = (PatchSet([division.folder], part) for part in PARTS)
+    for title, config in configs.items():
+        try:
+            refuse_small_patches(len(patches.label_names), config.network, patches.patch_px)
+        except ValueError as error:
+            raise ValueError(f"{title!r}: {error}") from error
+
+
 def _trained(
     work: Sequence[tuple[Row, Division, int]], train: Callable[[Row, Division, int], Cell], console: Console
-) -> list[Cell]:
-    """All cells, in order, but those that are not to be trained; those that other processes are at come last."""
+) -> tuple[list[Cell], list[str]]:
+    """All cells, in order, but those that are not to be trained, and what is to be told of those that diverged.
+
+    Those that other processes are at come last.
+    """
     cells: dict[int, Cell | None] = {}
+    diverged: dict[int, str] = {}
     while left := [number for number in range(len(work)) if number not in cells]:
         busy = None
         for number in left:
@@ -195,6 +234,11 @@ def _trained(
                 cells[number] = cell = train(row, division, seed)
             except NotTrainedError:
                 cells[number] = None
+                continue
+            except DivergedError as error:
+                cells[number] = None
+                diverged[number] = f"{row.title}, {division.name}, seed {seed}: {error}"
+                console.print(f"  diverged: {error}", markup=False)
                 continue
             except BeingTrainedError as error:
                 if devices.together():  # of which the first alone knows
@@ -206,7 +250,8 @@ def _trained(
             console.print(f"  {found} in {cell.seconds:.0f} s", markup=False)
         if busy is not None:
             busy.wait()
-    return [cell for _, cell in sorted(cells.items()) if cell is not None]
+    there = [cell for _, cell in sorted(cells.items()) if cell is not None]
+    return there, [told for _, told in sorted(diverged.items())]
 
 
 def _cell(
@@ -217,23 +262,31 @@ def _cell(
     preset: Preset,
     settings: Sequence[str],
     out: Path,
-    of_maps: bool,
+    wanted: StudyTable,
     finished: bool,
 ) -> Cell:
     """A cell, and what it begins with.
 
     Raises:
         BeingTrainedError: another process is at one of them.
-        NotTrainedError: one of them is not there, and nothing is to be trained.
+        DivergedError: the loss of one of them is no longer finite.
+        NotTrainedError: one of them is not there, or without the table's columns, and nothing is to be trained.
+        ValueError: see `run_cell`; or the cell lacks one of the table's columns.
     """
     train = partial(run_cell, preset=preset.file, settings=settings, out=out, finished=finished)
     begun = None
     if row.from_phase1:
         _, begun = train(Row(title=OURS_TITLE), division, seed, base=None)
     cell, its_run = train(row, division, seed, base=begun)
-    if of_maps:
+    if wanted.of_maps:
         with devices.first_first():
-            cell = with_maps(cell, its_run, division, out, finished=finished)
+            return with_maps(cell, its_run, division, out, finished=finished)
+    lacking = [] if cell.steps_only else [column for column in wanted.columns if column not in cell.figures]
+    if lacking:
+        told = f"{out / 'cells' / its_run.name}.json has no figures by {', '.join(lacking)}, which are asked for"
+        if finished:
+            raise NotTrainedError(told)
+        raise ValueError(f"{told}: remove it to train it again")
     return cell
 
 
@@ -275,15 +328,15 @@ def _divisions(
     Of a fold that was never cut nothing is `finished`.
     """
     if (data / "cut.json").is_file():
-        yield Division(name=data.name, folder=data)
+        yield Division(name=name_of(data), folder=data)
         return
     content = _content(data)  # other data may have the same name
     each: Sequence[int | None] = folds or [None]
     for fold in each:
-        name = data.name if fold is None else f"{data.name}, fold {fold}"
+        name = name_of(data) if fold is None else f"{name_of(data)}, fold {fold}"
         stride = "" if windows.stride_px is None else f"+{windows.stride_px}"
         how = f"{windows.patch_px}{stride}-{windows.shrink}{'' if rule == 'known' else f'-{rule}'}"
-        cut_name = f"{data.name}-{content}-{how}{'' if fold is None else f'-{fold}'}"
+        cut_name = f"{name_of(data)}-{content}-{how}{'' if fold is None else f'-{fold}'}"
         folder, draft = out / "cut" / cut_name, out / "cut" / f".{cut_name}"
         if finished and not folder.is_dir():
             continue
@@ -302,6 +355,11 @@ def _divisions(
                 )
                 draft.rename(folder)
         yield Division(name=name, folder=folder)
+
+
+def name_of(data: Path) -> str:
+    """Of a folder; of one that is told by where it lies from here, `.` or `..`, its own."""
+    return data.resolve().name if data.name in ("", "..") else data.name
 
 
 def _content(data: Path) -> str:

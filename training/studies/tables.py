@@ -5,7 +5,7 @@ A row is a title and settings in the language of `fit --set`; what it does not s
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from training.config import Config
@@ -122,8 +122,7 @@ def _epochs(base: Config) -> int:
 
 def _rates(phase: str, base: Config) -> tuple[str, ...]:
     """Settings of one phase that does the work of both: it holds phase 1's rate where that does, and then falls."""
-    held = (base.phase1.schedule, base.phase2.schedule) == ("constant", "cosine") and base.phase2.epochs > 0
-    hold = base.phase1.epochs / _epochs(base) if held else 0.0
+    hold = _hold(base) or 0.0
     return (
         f"{phase}.learning_rate={base.phase1.learning_rate}",
         f"{phase}.schedule={base.phase2.schedule}",
@@ -131,7 +130,30 @@ def _rates(phase: str, base: Config) -> tuple[str, ...]:
     )
 
 
-def table(name: str, preset: PresetName, base: Config) -> StudyTable:
+def _hold(base: Config) -> float | None:
+    """Share of its steps that one phase in the place of both keeps the rate; None where they say no one thing of it."""
+    first, second = base.phases
+    if (first.schedule, second.schedule) == ("constant", "cosine") and second.epochs:
+        return (first.epochs + second.hold * second.epochs) / _epochs(base)
+    holds = {phase.hold for phase in base.phases if phase.epochs}
+    if len(holds) > 1 or (any(holds) and second.schedule == "constant"):
+        return None
+    return max(holds, default=0.0)
+
+
+def refuse_unclear_hold(row: Row, base: Config) -> None:
+    """Refuse a row of one phase that cannot hold its rate as two phases do.
+
+    Raises:
+        ValueError: it cannot, and is one.
+    """
+    if _hold(base) is None and any(".hold=" in setting for setting in row.settings):
+        holds = f"phase1.hold = {base.phase1.hold:g} and phase2.hold = {base.phase2.hold:g}"
+        remedy = "give both the same, with schedule = 'cosine', or leave the row out"
+        raise ValueError(f"{row.title!r} has one phase, in which {holds} mean no one thing: {remedy}")
+
+
+def table(name: str, preset: PresetName, base: Config, *, own_rates: bool = True) -> StudyTable:
     """A table by its name.
 
     Args:
@@ -139,13 +161,17 @@ def table(name: str, preset: PresetName, base: Config) -> StudyTable:
             measured); 8, for which nothing is trained, is `training.studies.counts`.
         preset: whose rows.
         base: the preset's configuration.
+        own_rates: methods that learn little at the others' rate have one of their own; False: where it was chosen.
 
     Raises:
         ValueError: there is no such table.
     """
     if name not in TABLES:
         raise ValueError(f"no table {name!r}: there are 8, {', '.join(TABLES)}")
-    return TABLES[name](preset, base)
+    wanted = TABLES[name](preset, base)
+    own = () if own_rates else sum(OWN_RATES.values(), ())
+    rows = (replace(row, settings=tuple(one for one in row.settings if one not in own)) for row in wanted.rows)
+    return replace(wanted, rows=tuple(rows))
 
 
 def _methods(preset: PresetName, base: Config) -> StudyTable:

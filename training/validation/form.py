@@ -9,7 +9,8 @@ import numpy as np
 
 from training.boxes import SIDES, Mask, read_masks
 from training.conversion.names import LABEL, SCREEN
-from training.cutting import NO_SCREEN, SUFFIXES, draw_validation, is_utf8
+from training.images import NO_SCREEN, SUFFIXES, is_utf8
+from training.membership import draw_validation
 from training.validation.findings import Finding, Picture, Report
 from training.validation.parts import Parts, find_absent, find_groups, find_leaks, listed, rank, read_parts
 from training.validation.sight import Sight, see_all

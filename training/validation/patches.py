@@ -3,7 +3,6 @@
 Whether two screens look alike is asked of whole screens, put together in little from their patches.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from rich.progress import track
 from training.conversion.names import LABEL
 from training.cut_folder import PIXELS_FILE, is_decoded
 from training.images import read_whole
+from training.patches import cut_facts
 from training.rows import read_arrays
 from training.truth import CELL_PX
 from training.validation.findings import Finding, Picture, Report
@@ -51,7 +51,7 @@ def validate_cut(folder: Path, *, labels: Sequence[str] = ()) -> Report:
     Raises:
         ValueError: cut.json cannot be read, or no row of the tables: there is nothing to look at.
     """
-    patch_px = _read_patch_px(folder / "cut.json")
+    patch_px = cut_facts(folder)["patch_px"]
     patches, findings = _read_patches(folder)
     if not patches:
         raise ValueError(f"{folder}: " + "; ".join(finding.text for finding in findings))
@@ -80,16 +80,6 @@ def validate_cut(folder: Path, *, labels: Sequence[str] = ()) -> Report:
     counts = _count(parts, patches)
     findings += find_absent(counts, labels or names, "patch")
     return Report(folder, "cut", counts, findings)
-
-
-def _read_patch_px(file: Path) -> int:
-    try:
-        patch_px = json.loads(file.read_text())["patch_px"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{file} is not what `cut` writes: {error!r}") from error
-    if not isinstance(patch_px, int) or patch_px < 1:
-        raise ValueError(f"{file}: patch_px is {patch_px!r}")
-    return patch_px
 
 
 def _read_patches(folder: Path) -> tuple[list[Patch], list[Finding]]:
