@@ -91,14 +91,21 @@ def untrained_bundle(out: Path, *, labels: int, patch_px: int, network: NetworkC
     return Manifest.read(out)
 
 
-def attribution_of(run: Path) -> Attribution:
+def attribution_of(run: Path, *, data: Path | None = None) -> Attribution:
     """What takes the scores of a finished run's network apart, without making a bundle of it that could serve.
 
+    Args:
+        run: its folder.
+        data: the cut folder of a run that had one, where it may have been moved since; None: where it was.
+
     Raises:
-        ValueError: the run is not finished, its data is gone, or its scores cannot be taken apart.
+        ValueError: the run is not finished, its data has changed, or its scores cannot be taken apart.
+        OSError: its data is gone.
         ParityError: the exported graphs do not give the network's probabilities.
     """
     network, config, labels = load_run(run)
+    if data is not None:
+        config = config.moved(lambda _: data)
     refuse_changed(run, config)
     validation = PatchSet(config.data.folders, "validation")
     pixels = validation.pixels(range(min(2, len(validation))))

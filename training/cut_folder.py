@@ -38,7 +38,7 @@ class CutFolder:
         self.folder = folder
         facts = cut_facts(folder)
         self.patch_px: int = facts["patch_px"]
-        self.stride_px: int = facts.get("stride_px", self.patch_px)
+        self.stride_px: int = facts["stride_px"]
         self.shrink: int = facts.get("shrink", 1)
         self.source: str = facts["source"]
         self.pixels_of: dict[str, str] = facts.get("screens", {})

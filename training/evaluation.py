@@ -12,7 +12,7 @@ from engine import NO_TURNED_LOOK, Backend, Features, Manifest, TurnedLook, in_d
 from training.bands import CONTRAST, recall_by_band
 from training.datasets import PatchSet, refuse_known
 from training.measures import Share, f_measure, wilson
-from training.patches import cut_facts
+from training.patches import DROPPED, cut_facts, dropped, other_windows
 from training.reliability import Bin, calibration_error, reliability
 
 
@@ -249,13 +249,9 @@ def not_served(manifest: Manifest, folders: Sequence[Path]) -> Iterator[str]:
         ValueError: a folder is not cut.
     """
     for folder in folders:
-        facts = cut_facts(folder)
-        if (shrink := facts.get("shrink", 1)) != 1:
-            yield f"{folder} was cut from screens {shrink} times smaller, and the service shrinks none"
-        if (overlap := facts["patch_px"] - facts["stride_px"]) != manifest.overlap_px:
-            yield f"the windows of {folder} overlap by {overlap} px, those of the service by {manifest.overlap_px}"
-        if facts["rule"] == "paper":
-            yield f"{folder} was cut by --rule paper, which drops patches that the service looks at"
+        yield from other_windows(folder, overlap_px=manifest.overlap_px)
+        if dropped([folder]):
+            yield f"{folder} {DROPPED}"
 
 
 def evaluate(backend: Backend, folders: Sequence[Path], *, part: str | None, group: str) -> Report:

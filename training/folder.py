@@ -109,13 +109,16 @@ class RunFolder:
             told = {**data, **more}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
-        if differing := _differing(Config.model_validate_json(file.read_text()), config):
+        begun = Config.model_validate_json(file.read_text())
+        if differing := _differing(begun, config):
             keys = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if differing[TOLD:] else "")
             raise ValueError(f"{self.path} was begun with another configuration ({keys}): choose another run folder")
         others = [key for key in ("labels", "start") if self._data.get(key) != data.get(key)]
         if others := [*others, *self.changed_data(config)]:
             what = f"other data or weights there ({', '.join(others)})"
             raise ValueError(f"{self.path} was begun with {what}: choose another run folder")
+        if (begun.all_folders, begun.start) != (config.all_folders, config.start):  # the same, elsewhere
+            replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
 
     def changed_data(self, config: Config) -> list[str]:
         """What of the data is not as the folder was begun with; empty where all is.
@@ -360,7 +363,10 @@ def _differing(before: Config, now: Config) -> list[str]:
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    """What decides the outcome of a run: not where its folders are, whose hands it has, how often it is kept."""
-    kept = config.moved(Path.resolve)
+    """What decides the outcome of a run: not where its folders are, whose hands it has, how often it is kept.
+
+    What is in the folders and in the weights that it starts from is told by `data.json`.
+    """
+    kept = config.moved(lambda _: Path())
     others = dict.fromkeys(("run", "accelerator", "threads", "checkpoint_minutes"), True)
     return kept.model_dump(mode="json", exclude={**others, "data": {"workers"}})

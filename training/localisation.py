@@ -2,8 +2,8 @@
 
 Two figures, over the patches that have a label: the share of the map's positive part that lies in the label's boxes
 (Wang et al. 2020, the energy-based pointing game), and whether its strongest cell lies within 32 px of one (Zhang et
-al. 2018, the pointing game, whose tolerance is 15). For the share a cell counts as in a box from which it is no more
-than half a cell away: a pinhole is a hundredth of a cell, and what a cell sees has its middle anywhere between the
+al. 2018, the pointing game, whose tolerance is 15). For the share a cell counts as in a box from which it is less than
+half a cell away: a pinhole is a hundredth of a cell, and what a cell sees has its middle anywhere between the
 cell's own and its upper left corner. That is where padded convolutions of stride 2 put it, from which a loss on maps
 brings it back.
 """
@@ -61,7 +61,7 @@ class Localisation:
 
 
 def inside(boxes: Sequence[Visible], shape: tuple[int, ...], patch_px: int) -> NDArray[np.bool_]:
-    """The cells (h, w) of a map of a patch that are no more than half a cell away from any of the boxes."""
+    """The cells (h, w) of a map of a patch that are less than half a cell away from any of the boxes."""
     cells = np.zeros(shape, np.bool_)
     down, across = shape[0] / patch_px, shape[1] / patch_px
     for box in boxes:

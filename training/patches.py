@@ -1,7 +1,7 @@
 """What `cut` writes of its patches besides their pixels: the tables of a cut folder. numpy only."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from engine import Window
 from training.rows import write_rows
 from training.truth import PARTS
 from training.visible import Visible, write_visible
+
+DROPPED = "was cut by --rule paper, which drops patches that the service looks at"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,19 +76,25 @@ def refuse_other_windows(folders: Sequence[Path], *, overlap_px: int) -> None:
     """
     for folder in folders:
         facts = cut_facts(folder)
-        if overlap_px >= facts["patch_px"]:
-            raise ValueError(f"--overlap {overlap_px} must be below the patches' side, {facts['patch_px']} px")
-        if facts.get("shrink", 1) != 1:
-            raise ValueError(
-                f"{folder} was cut from screens {facts['shrink']} times smaller, and the service shrinks none"
-            )
-        overlap = facts["patch_px"] - facts["stride_px"]
-        if overlap != overlap_px:
-            raise ValueError(
-                f"the windows of {folder} overlap by {overlap} px, those of the service by {overlap_px}, and limits "
-                f"are chosen on windows as they are served: cut it by --stride {facts['patch_px'] - overlap_px}, or "
-                f"export with --overlap {overlap}"
-            )
+        if overlap_px >= (patch_px := facts["patch_px"]):
+            raise ValueError(f"--overlap {overlap_px} must be below the patches' side, {patch_px} px")
+        for told in other_windows(folder, overlap_px=overlap_px):
+            remedy = f"by --stride {patch_px - overlap_px}, or export with --overlap {patch_px - facts['stride_px']}"
+            remedy = "without --shrink" if facts.get("shrink", 1) != 1 else remedy
+            raise ValueError(f"{told}, and limits are chosen on windows as they are served: cut it {remedy}")
+
+
+def other_windows(folder: Path, *, overlap_px: int) -> Iterator[str]:
+    """In what the windows of a cut folder are not those that the service looks at, in words.
+
+    Raises:
+        ValueError: the folder is not cut.
+    """
+    facts = cut_facts(folder)
+    if (shrink := facts.get("shrink", 1)) != 1:
+        yield f"{folder} was cut from screens {shrink} times smaller, and the service shrinks none"
+    elif (overlap := facts["patch_px"] - facts["stride_px"]) != overlap_px:
+        yield f"the windows of {folder} overlap by {overlap} px, those of the service by {overlap_px}"
 
 
 def dropped(folders: Sequence[Path]) -> list[Path]:
@@ -106,7 +114,7 @@ def refuse_dropped(folders: Sequence[Path]) -> None:
     """
     if found := dropped(folders):
         remedy = "choose limits on screens cut by --rule known (--calibrate)"
-        raise ValueError(f"{found[0]} was cut by --rule paper, which drops patches that the service looks at: {remedy}")
+        raise ValueError(f"{found[0]} {DROPPED}: {remedy}")
 
 
 def cut_facts(folder: Path) -> dict[str, Any]:
@@ -120,7 +128,7 @@ def cut_facts(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder} holds no cut.json: make it by `python -m training cut`")
     try:
         facts: dict[str, Any] = json.loads(file.read_text())
-        patch_px, _ = facts["patch_px"], facts["source"]  # which every version wrote
+        patch_px, *_ = (facts[key] for key in ("patch_px", "stride_px", "rule", "source"))  # which every version wrote
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{file} is none that `cut` wrote: {error!r}") from error
     if not isinstance(patch_px, int) or patch_px < 1:

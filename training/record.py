@@ -63,7 +63,7 @@ def describe_data(
     """What is learnt from and judged by: identities, patches, screens and labels of each part.
 
     Runs with the same `validation_id` are judged by the same patches with the same labels. It is of names and labels,
-    and after a dash, which earlier versions lack, of the pixels.
+    and after a dash, where folder and version tell of them, of the pixels.
 
     Args:
         data_id: of all that is learnt from and judged by.
@@ -73,19 +73,23 @@ def describe_data(
     """
     judged = hashlib.sha256(json.dumps([validation.label_names, validation.screen_names, validation.names]).encode())
     judged.update(validation.labels.tobytes())
-    pixels = hashlib.sha256(json.dumps([_judged_pixels(CutFolder(folder)) for folder in folders]).encode())
     parts = {"validation": validation, **training}
     return {
         "id": data_id,
-        "validation_id": f"{judged.hexdigest()[:16]}-{pixels.hexdigest()[:8]}",
+        "validation_id": judged.hexdigest()[:16] + _judged_pixels(folders),
         "parts": {name: _counts(patches) for name, patches in parts.items()},
     }
 
 
-def _judged_pixels(cut: CutFolder) -> list[object]:
-    """How a folder's screens were cut, and by their names the pixels of those that are for validation."""
-    screens = sorted({cut.screens[k] for k in cut.rows_of("validation")})
-    return [cut.patch_px, cut.stride_px, cut.shrink, [cut.pixels_of.get(screen) for screen in screens]]
+def _judged_pixels(folders: Sequence[Path]) -> str:
+    """Of how the folders' screens were cut, and of the pixels of those that are for validation; empty if unknown."""
+    told = []
+    for cut in map(CutFolder, folders):
+        pixels = [cut.pixels_of.get(screen) for screen in sorted({cut.screens[k] for k in cut.rows_of("validation")})]
+        if None in pixels:
+            return ""
+        told.append([cut.patch_px, cut.stride_px, cut.shrink, pixels])
+    return "-" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
 def _counts(patches: PatchSet) -> dict[str, Any]:

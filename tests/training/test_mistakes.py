@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageFont
 from typer.testing import CliRunner
 
 from engine import Glance
@@ -82,10 +82,17 @@ def test_each_tile_is_told_by_patch_label_and_score(data: Path, tmp_path: Path) 
 
 @given(st.text(st.sampled_from("abWi_-0"), min_size=1, max_size=80))
 def test_a_long_name_keeps_both_ends(name: str) -> None:
-    first, cut_out, last = fitted(name, 244).partition("...")
+    told, font = fitted(name, 244), ImageFont.load_default(14)
+    assert font.getlength(told) <= 244
+    first, cut_out, last = told.partition("...")
     assert name.startswith(first)
     assert name.endswith(last)
-    assert abs(len(first) - len(last)) <= 1 if cut_out else first == name
+    if cut_out:
+        assert abs(len(first) - len(last)) <= 1
+        more = len(first) + len(last) + 1  # for which there is no room
+        assert font.getlength(f"{name[: more // 2]}...{name[more // 2 - more :]}") > 244
+    else:
+        assert first == name
 
 
 def test_two_patches_of_a_screen_with_a_long_name_have_captions_of_their_own() -> None:

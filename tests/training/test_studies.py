@@ -266,6 +266,11 @@ def test_a_run_that_cannot_be_taken_apart_is_named(source: Path, tmp_path: Path)
     )
     with pytest.raises(ValueError, match=f"^{run}: its scores are not"):
         attribution_of(run)
+    division.folder.rename(tmp_path / "moved")
+    with pytest.raises(OSError, match=r"cut/labels\.csv"):
+        attribution_of(run)
+    with pytest.raises(ValueError, match=f"^{run}: its scores are not"):
+        attribution_of(run, data=tmp_path / "moved")
 
 
 def test_what_decides_a_cells_figures_is_in_its_name(source: Path, tmp_path: Path) -> None:

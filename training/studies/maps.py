@@ -15,6 +15,7 @@ from training.studies.tables import POINTS, STAGES
 from training.visible import VISIBLE_FILE
 
 ONE_STAGE, FLAT = "one stage", "flat"
+VERSION = 2  # one more wherever `training.localisation` measures otherwise: what was measured before is measured anew
 
 
 def with_maps(cell: Cell, run: Path, division: Division, out: Path, *, finished: bool) -> Cell:
@@ -33,14 +34,14 @@ def with_maps(cell: Cell, run: Path, division: Division, out: Path, *, finished:
         OSError: the data tells no boxes.
     """
     boxes = hashlib.sha256((division.folder / VISIBLE_FILE).read_bytes()).hexdigest()[:8]  # the run's name tells none
-    file = out / "maps" / f"{run.name}-{boxes}.json"
+    file = out / "maps" / f"{run.name}-{boxes}-{VERSION}.json"
     if not file.is_file():
         if not RunFolder(run).finished:
             if finished:
                 raise NotTrainedError(f"{run} is gone, whose maps are asked for")
             its_cell = out / "cells" / f"{run.name}.json"
             raise ValueError(f"{run} is gone, whose maps are asked for: remove {its_cell} to train it")
-        found = localise(attribution_of(run), [division.folder], part="test")
+        found = localise(attribution_of(run, data=division.folder), [division.folder], part="test")
         figures = {
             STAGES[-1] if stage == ONE_STAGE else stage: {
                 POINTS[0]: one.energy_mean.value,

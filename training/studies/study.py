@@ -14,8 +14,8 @@ from engine import alone
 from training import devices
 from training.baselines import refuse_small_patches
 from training.config import Config, read_config
+from training.cut_folder import CutFolder
 from training.cutting import cut
-from training.datasets import PatchSet
 from training.fit import DivergedError
 from training.folder import BeingTrainedError, sizes_of
 from training.membership import read_folds
@@ -208,10 +208,13 @@ def _refuse_lacking(config: Config) -> None:
 
 def _refuse_unfit(configs: Mapping[str, Config], division: Division) -> None:
     """Refuse data that lacks a part, and rows, by their titles, whose network does not fit its patches."""
-    patches, *_ = (PatchSet([division.folder], part) for part in PARTS)
+    data = CutFolder(division.folder)
+    for part in PARTS:
+        if not data.rows_of(part):
+            raise ValueError(f"no patch of the part {part!r} in {division.folder}")
     for title, config in configs.items():
         try:
-            refuse_small_patches(len(patches.label_names), config.network, patches.patch_px)
+            refuse_small_patches(len(data.label_names), config.network, data.patch_px)
         except ValueError as error:
             raise ValueError(f"{title!r}: {error}") from error
 
@@ -276,7 +279,10 @@ def _cell(
     train = partial(run_cell, preset=preset.file, settings=settings, out=out, finished=finished)
     begun = None
     if row.from_phase1:
-        _, begun = train(Row(title=OURS_TITLE), division, seed, base=None)
+        try:
+            _, begun = train(Row(title=OURS_TITLE), division, seed, base=None)
+        except DivergedError as error:
+            raise DivergedError(f"{OURS_TITLE}, which it begins with: {error}") from error
     cell, its_run = train(row, division, seed, base=begun)
     if wanted.of_maps:
         with devices.first_first():
