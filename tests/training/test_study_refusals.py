@@ -55,6 +55,7 @@ def test_data_without_a_part(part: str, folder: Path, tmp_path: Path, refusal: R
         ([], "'Inception-v3': patches of 64 px are too small for network.method = 'plain' (trunk: inception_v3)"),
         (["--set", "network.feature_width=10", "--row", "KSSNet", "--row", "TDRG"], "'TDRG': network.method = 'tdrg'"),
         (["--set", "network.trunk=vgg16", "--row", "KSSNet"], "'KSSNet': this method takes a trunk in stages"),
+        (["--set", "phase2.epochs=0", "--row", "two-stage"], "'two-stage': with phase2.epochs = 0 the stage that"),
     ],
 )
 def test_a_row_whose_network_does_not_fit(options: list[str], told: str, folder: Path, refusal: Refusal) -> None:

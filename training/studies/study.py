@@ -160,9 +160,11 @@ def run(
     configs: dict[str, Config] = {}
     for row in wanted.rows:  # what is wrong with any of them is said before the first is trained
         refuse_unclear_hold(row, base)
-        configs[row.title] = read_config(preset.file, [*settings, *row.settings])
+        configs[row.title] = config = read_config(preset.file, [*settings, *row.settings])
+        if config.network.stages == 2 and not config.phase2.epochs:
+            raise ValueError(f"{row.title!r}: with phase2.epochs = 0 the stage that decides learns nothing")
         if not finished:
-            _refuse_lacking(configs[row.title])
+            _refuse_lacking(config)
     windows, rule = wanted.windows or preset.windows, preset.rule if wanted.windows is None else "known"
     if patch_px is not None:
         windows = replace(windows, patch_px=patch_px, stride_px=None)
