@@ -191,7 +191,7 @@ def test_a_folder_that_is_none_is_refused(folder: Path) -> None:
     (folder / "windows.csv").unlink()
     with pytest.raises(ValueError, match=r"windows.csv is missing"):
         validate_cut(folder)
-    (folder / "cut.json").write_text('{"patch_px": "128", "source": "screens"}')
+    (folder / "cut.json").write_text('{"patch_px": "128", "stride_px": 128, "rule": "known", "source": "screens"}')
     with pytest.raises(ValueError, match=r"cut.json: patch_px is '128'"):
         validate_cut(folder)
     (folder / "cut.json").write_text("{")
