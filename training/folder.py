@@ -109,6 +109,7 @@ class RunFolder:
             told = {**data, **more}
             replace(self.path / "data.json", lambda partial: partial.write_text(json.dumps(told) + "\n"))
             replace(file, lambda partial: partial.write_text(config.model_dump_json(indent=2) + "\n"))
+            return
         begun = Config.model_validate_json(file.read_text())
         if differing := _differing(begun, config):
             keys = ", ".join(differing[:TOLD]) + (f" and {len(differing) - TOLD} more" if differing[TOLD:] else "")

@@ -133,9 +133,8 @@ def worst(bundle: Path, folders: Sequence[Path], out: Path, *, part: str | None,
             ):
                 if chosen:
                     now = [_tile(backend, patches, k, column, mistake, float(probability[k, column])) for k in chosen]
-                    pictures = [_drawn(backend, patches, k, column, tile) for k, tile in zip(chosen, now, strict=True)]
-                    strips += [words([(said, PAPER)], width), tiles(pictures, COLUMNS)]
-                    drawn += now
+                    strips += [words([(said, PAPER)], width), tiles([picture for _, picture in now], COLUMNS)]
+                    drawn += [tile for tile, _ in now]
     write(out, np.vstack(strips))
     return Sheet(mistakes=dict(zip(manifest.labels, found, strict=True)), tiles=drawn)
 
@@ -157,22 +156,28 @@ def fitted(name: str, width: int) -> str:
     return told
 
 
-def _tile(backend: Backend, patches: PatchSet, index: int, column: int, mistake: str, score: float) -> Tile:
-    doubt = backend.features(patches.patch(index)[None, None]).doubt
-    return Tile(
+def _tile(
+    backend: Backend, patches: PatchSet, index: int, column: int, mistake: str, score: float
+) -> tuple[Tile, Picture]:
+    """One patch, and its picture by the map of the whole network, which is asked again only where a glance cleared."""
+    pixels = patches.pixels([index])
+    seen = backend.features(pixels)
+    cleared = backend.manifest.glance.clears(seen.doubt)[0]
+    tile = Tile(
         label=patches.label_names[column],
         mistake=mistake,
         patch=patches.names[index],
         score=score,
-        doubt=float(doubt[0]) if backend.manifest.glance.clears(doubt)[0] else None,
+        doubt=float(seen.doubt[0]) if cleared else None,
     )
+    whole = backend.features(pixels, glance=False) if cleared else seen
+    return tile, _drawn(patches, index, column, whole.activation[0, column], tile)
 
 
-def _drawn(backend: Backend, patches: PatchSet, index: int, column: int, tile: Tile) -> Picture:
+def _drawn(patches: PatchSet, index: int, column: int, activation: NDArray[np.float32], tile: Tile) -> Picture:
     """One patch at the place of its defect, or else where the label's map is warmest, under its name and facts."""
     patch, side = patches.patch(index), patches.patch_px
     defect = patches.cells(index)[column] == 1
-    activation = backend.features(patch[None, None], glance=False).activation[0, column]
     seen = warm_cells(activation)
     cells = defect if defect.any() else activation == activation.max()
     rows, columns = (np.flatnonzero(cells.any(axis=axis)) for axis in (1, 0))
